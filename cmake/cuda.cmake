@@ -1,0 +1,78 @@
+# Decides whether the CUDA kernels are built and for which architectures, says so in one line, and
+# sets REALSPIKE_WITH_CUDA and REALSPIKE_BUILD_INFO in the caller.
+
+# "8.0;9.0a+PTX" or "8.0 9.0" (TORCH_CUDA_ARCH_LIST) -> 80-real;90a-real;90a-virtual
+function(realspike_torch_architectures list result)
+  string(REPLACE " " ";" list "${list}")
+  set(architectures "")
+  foreach(entry IN LISTS list)
+    if(NOT entry MATCHES "^([0-9]+)\\.([0-9][af]?)(\\+PTX)?$")
+      message(FATAL_ERROR
+        "realspike: TORCH_CUDA_ARCH_LIST has \"${entry}\"; entries look like 8.0, 9.0a or 9.0+PTX")
+    endif()
+    set(number "${CMAKE_MATCH_1}${CMAKE_MATCH_2}")
+    set(ptx "${CMAKE_MATCH_3}")
+    list(APPEND architectures "${number}-real")
+    if(ptx)
+      list(APPEND architectures "${number}-virtual")
+    endif()
+  endforeach()
+  set(${result} "${architectures}" PARENT_SCOPE)
+endfunction()
+
+# One cubin per generation that this nvcc knows (it serves the generation's later cards too), and
+# the newest's PTX for cards to come.
+function(realspike_default_architectures nvcc result)
+  execute_process(COMMAND "${nvcc}" --list-gpu-arch OUTPUT_VARIABLE known)
+  set(architectures "")
+  foreach(number 75 80 90 100 120)
+    if(known MATCHES "compute_${number}(\r?\n|$)")
+      list(APPEND architectures "${number}-real")
+      set(newest ${number})
+    endif()
+  endforeach()
+  if(newest)
+    list(APPEND architectures "${newest}-virtual")
+  endif()
+  set(${result} "${architectures}" PARENT_SCOPE)
+endfunction()
+
+macro(realspike_choose_cuda)
+  set(REALSPIKE_WITH_CUDA OFF)
+  string(TOLOWER "${REALSPIKE_CUDA}" realspike_cuda)
+  if(NOT realspike_cuda MATCHES "^(auto|on|off)$")
+    message(FATAL_ERROR "realspike: REALSPIKE_CUDA is \"${REALSPIKE_CUDA}\"; use auto, on or off")
+  endif()
+  find_program(realspike_nvcc nvcc HINTS ENV CUDACXX ENV CUDA_HOME ENV CUDA_PATH
+    PATHS /usr/local/cuda PATH_SUFFIXES bin)
+  if(realspike_cuda STREQUAL "off")
+    set(REALSPIKE_BUILD_INFO "CPU kernels only (REALSPIKE_CUDA=off)")
+  elseif(NOT realspike_nvcc)
+    if(realspike_cuda STREQUAL "on")
+      message(FATAL_ERROR "realspike: REALSPIKE_CUDA=on, but nvcc was not found on PATH, in "
+        "CUDA_HOME or in /usr/local/cuda; install the CUDA toolkit or use REALSPIKE_CUDA=off")
+    endif()
+    set(REALSPIKE_BUILD_INFO
+      "CPU kernels only (no nvcc on PATH, in CUDA_HOME or in /usr/local/cuda)")
+  else()
+    set(REALSPIKE_WITH_CUDA ON)
+    if(DEFINED CMAKE_CUDA_ARCHITECTURES)
+      set(realspike_why "CMAKE_CUDA_ARCHITECTURES")
+    elseif(NOT "$ENV{CMAKE_CUDA_ARCHITECTURES}" STREQUAL "")
+      set(CMAKE_CUDA_ARCHITECTURES "$ENV{CMAKE_CUDA_ARCHITECTURES}")
+      set(realspike_why "CMAKE_CUDA_ARCHITECTURES")
+    elseif(NOT "$ENV{TORCH_CUDA_ARCH_LIST}" STREQUAL "")
+      realspike_torch_architectures("$ENV{TORCH_CUDA_ARCH_LIST}" CMAKE_CUDA_ARCHITECTURES)
+      set(realspike_why "TORCH_CUDA_ARCH_LIST")
+    else()
+      realspike_default_architectures("${realspike_nvcc}" CMAKE_CUDA_ARCHITECTURES)
+      set(realspike_why "the default list")
+    endif()
+    set(CMAKE_CUDA_COMPILER "${realspike_nvcc}" CACHE FILEPATH "")
+    enable_language(CUDA)
+    string(JOIN " " REALSPIKE_BUILD_INFO
+      "CPU and CUDA kernels (nvcc ${CMAKE_CUDA_COMPILER_VERSION} found;"
+      "architectures from ${realspike_why}:" ${CMAKE_CUDA_ARCHITECTURES}\))
+  endif()
+  message(STATUS "realspike: building ${REALSPIKE_BUILD_INFO}")
+endmacro()

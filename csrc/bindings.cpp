@@ -1,0 +1,178 @@
+// The only file that knows Python. Pointers and streams cross as integers; realspike_ops/_native.py
+// is the only caller and has checked every argument.
+
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "core/lif.h"
+#include "core/pack_spikes.h"
+#include "core/unshared_conv.h"
+#include "cpu/isa.h"
+#include "cpu/parallel.h"
+
+#ifdef REALSPIKE_WITH_CUDA
+#include <cuda_runtime_api.h>
+#endif
+
+namespace py = pybind11;
+
+namespace realspike {
+namespace {
+
+template <class T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+#ifdef REALSPIKE_WITH_CUDA
+void check_cuda(int error, const char* op) {
+  if (error == cudaSuccess) return;
+  throw std::runtime_error(std::string(op) + ": " +
+                           cudaGetErrorString(static_cast<cudaError_t>(error)));
+}
+#endif
+
+LifParams lif_params(uintptr_t x, uintptr_t amplitude, uintptr_t v_init, uintptr_t saved, int dtype,
+                     int save, int64_t T, int64_t N, int64_t x_stride_t, int64_t amplitude_inner,
+                     int64_t amplitude_size, float decay, float v_threshold, float v_reset,
+                     bool soft_reset, bool detach_reset, int surrogate, float surrogate_scale) {
+  return {pointer<const void>(x),
+          pointer<const float>(amplitude),
+          pointer<const float>(v_init),
+          pointer<void>(saved),
+          static_cast<DType>(dtype),
+          static_cast<LifSave>(save),
+          T,
+          N,
+          x_stride_t,
+          amplitude_inner,
+          amplitude_size,
+          decay,
+          v_threshold,
+          v_reset,
+          soft_reset,
+          detach_reset,
+          static_cast<Surrogate>(surrogate),
+          surrogate_scale};
+}
+
+void lif_fwd(const LifParams& params, uintptr_t y, uintptr_t v_last, int num_threads) {
+  lif_fwd_cpu({params, pointer<void>(y), pointer<float>(v_last)}, num_threads);
+}
+
+void lif_bwd(const LifParams& params, uintptr_t grad_y, uintptr_t grad_v_last, uintptr_t grad_x,
+             uintptr_t grad_v_init, uintptr_t grad_amplitude_per_neuron, int num_threads) {
+  lif_bwd_cpu({params, pointer<const void>(grad_y), pointer<const float>(grad_v_last),
+               pointer<void>(grad_x), pointer<float>(grad_v_init),
+               pointer<float>(grad_amplitude_per_neuron)},
+              num_threads);
+}
+
+PackSpikesParams pack_params(uintptr_t spikes, uintptr_t packed, int64_t N, int64_t C, int64_t P,
+                             int64_t stride_n, int64_t stride_c, int64_t stride_p, int element_size,
+                             uint64_t one, uint64_t sign, uintptr_t not_binary) {
+  return {pointer<const void>(spikes),
+          pointer<uint32_t>(packed),
+          N,
+          C,
+          P,
+          (C + 31) / 32,
+          stride_n,
+          stride_c,
+          stride_p,
+          element_size,
+          one,
+          sign,
+          pointer<int32_t>(not_binary)};
+}
+
+UnpackSpikesParams unpack_params(uintptr_t packed, uintptr_t spikes, int64_t N, int64_t C,
+                                 int64_t P, int64_t stride_n, int64_t stride_c, int64_t stride_p) {
+  return {pointer<const uint32_t>(packed),
+          pointer<float>(spikes),
+          N,
+          C,
+          P,
+          (C + 31) / 32,
+          stride_n,
+          stride_c,
+          stride_p};
+}
+
+UnsharedConvParams unshared_conv_params(
+    uintptr_t spikes, uintptr_t weight, uintptr_t bias, uintptr_t out, int weight_dtype, int64_t N,
+    int64_t H, int64_t W, int64_t words, int64_t OH, int64_t OW, int64_t G, int64_t KH, int64_t KW,
+    int64_t Cin_g, int64_t Cout_g, int64_t stride_h, int64_t stride_w, int64_t padding_h,
+    int64_t padding_w, int64_t dilation_h, int64_t dilation_w, int64_t weight_stride_p,
+    int64_t bias_stride_c, int64_t bias_stride_p, int64_t out_stride_n, int64_t out_stride_c,
+    int64_t out_stride_p) {
+  return {pointer<const uint32_t>(spikes),
+          pointer<const void>(weight),
+          pointer<const float>(bias),
+          pointer<float>(out),
+          static_cast<DType>(weight_dtype),
+          N,
+          H,
+          W,
+          words,
+          OH,
+          OW,
+          G,
+          KH,
+          KW,
+          Cin_g,
+          Cout_g,
+          stride_h,
+          stride_w,
+          padding_h,
+          padding_w,
+          dilation_h,
+          dilation_w,
+          weight_stride_p,
+          bias_stride_c,
+          bias_stride_p,
+          out_stride_n,
+          out_stride_c,
+          out_stride_p};
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Kernels of realspike_ops; see csrc/core for the contract of each.";
+
+  py::class_<LifParams>(m, "LifParams").def(py::init(&lif_params));
+  py::class_<PackSpikesParams>(m, "PackSpikesParams").def(py::init(&pack_params));
+  py::class_<UnpackSpikesParams>(m, "UnpackSpikesParams").def(py::init(&unpack_params));
+  py::class_<UnsharedConvParams>(m, "UnsharedConvParams").def(py::init(&unshared_conv_params));
+
+  const auto no_gil = py::call_guard<py::gil_scoped_release>();
+  m.def("lif_fwd_cpu", &lif_fwd, no_gil);
+  m.def("lif_bwd_cpu", &lif_bwd, no_gil);
+  m.def("pack_spikes_cpu", &pack_spikes_cpu, no_gil);
+  m.def("unpack_spikes_cpu", &unpack_spikes_cpu, no_gil);
+  m.def("unshared_conv_cpu", &unshared_conv_cpu, no_gil);
+
+  m.def("cpu_isa", [] { return isa_kernels().name; });
+  m.def("parallel_backend", &parallel_backend);
+
+  m.attr("build_info") = REALSPIKE_BUILD_INFO;
+#ifdef REALSPIKE_WITH_CUDA
+  m.attr("with_cuda") = true;
+  m.def("pack_spikes_cuda", [](const PackSpikesParams& params, uintptr_t stream) {
+    check_cuda(pack_spikes_cuda(params, pointer<void>(stream)), "pack_spikes_cuda");
+  });
+  m.def("unpack_spikes_cuda", [](const UnpackSpikesParams& params, uintptr_t stream) {
+    check_cuda(unpack_spikes_cuda(params, pointer<void>(stream)), "unpack_spikes_cuda");
+  });
+  m.def("unshared_conv_cuda", [](const UnsharedConvParams& params, uintptr_t stream) {
+    check_cuda(unshared_conv_cuda(params, pointer<void>(stream)), "unshared_conv_cuda");
+  });
+#else
+  m.attr("with_cuda") = false;
+#endif
+}
+
+}  // namespace realspike

@@ -1,0 +1,52 @@
+#pragma once
+
+#include <cstdint>
+
+#include "core/dtype.h"
+
+namespace realspike {
+
+// out[n, co, oh, ow] = bias + sum of weight[oh, ow, g, kh, kw, ci, co] over the taps (kh, kw, ci) whose
+// input bit is set. A tap reads pixel (oh * stride_h - padding_h + kh * dilation_h, likewise w) and
+// adds nothing outside the map. A set bit selects one contiguous row of Cout_g weights, so there is
+// nothing to multiply.
+struct UnsharedConvParams {
+  const uint32_t* spikes;  // [N, H, W, words], one bit per channel (core/pack_spikes.h)
+  const void* weight;      // [OH, OW, G, KH, KW, Cin_g, Cout_g], or one position shared by all
+  const float* bias;       // [Cout] or [Cout, OH, OW] by strides, or nullptr
+  float* out;              // [N, Cout, OH, OW] by strides
+  DType weight_dtype;      // kFloat32; the others are reserved
+  int64_t N;
+  int64_t H;
+  int64_t W;
+  int64_t words;  // ceil(G * Cin_g / 32)
+  int64_t OH;
+  int64_t OW;
+  int64_t G;
+  int64_t KH;
+  int64_t KW;
+  int64_t Cin_g;   // input channels per group
+  int64_t Cout_g;  // output channels per group
+  int64_t stride_h;
+  int64_t stride_w;
+  int64_t padding_h;
+  int64_t padding_w;
+  int64_t dilation_h;
+  int64_t dilation_w;
+  int64_t weight_stride_p;  // elements from one output position to the next; 0: one kernel for all
+  int64_t bias_stride_c;    // elements from one output channel to the next
+  int64_t bias_stride_p;    // elements from one output position to the next; 0: one bias for all
+  int64_t out_stride_n;
+  int64_t out_stride_c;
+  int64_t out_stride_p;  // elements from output position oh * OW + ow to the next
+};
+
+// Each output is one float32 sum over its rows in ascending (kh, kw, ci), then the bias: the same
+// bits whatever the number of threads and the instruction set.
+void unshared_conv_cpu(const UnsharedConvParams& params, int num_threads);
+
+// Enqueue on `stream` (a cudaStream_t) and return the cudaError_t of the launch. Deterministic; the
+// order of the additions may differ from the CPU's.
+int unshared_conv_cuda(const UnsharedConvParams& params, void* stream);
+
+}  // namespace realspike

@@ -1,0 +1,37 @@
+#pragma once
+
+#include <cstdint>
+
+#include "core/lif.h"
+#include "core/pack_spikes.h"
+#include "core/unshared_conv.h"
+
+namespace realspike {
+
+struct SpikeLists;
+struct UnsharedConvTiles;
+
+// The inner loops of every op for one instruction set. isa_kernels.cpp is compiled once per set, so
+// one binary serves every CPU of an architecture.
+struct IsaKernels {
+  const char* name;
+  // Neurons [begin, end).
+  void (*lif_fwd)(const LifForward&, int64_t begin, int64_t end);
+  void (*lif_bwd)(const LifBackward&, int64_t begin, int64_t end);
+  // Pixels [begin, end) of sample n.
+  void (*pack_spikes)(const PackSpikesParams&, int64_t n, int64_t begin, int64_t end);
+  void (*unpack_spikes)(const UnpackSpikesParams&, int64_t n, int64_t begin, int64_t end);
+  // Output channels whose sums fit in the registers.
+  int64_t widest_channels;
+  // Row `row` = n * H + h of the map: its bits become lists.
+  void (*decode_spikes)(const UnsharedConvParams&, const SpikeLists&, int64_t row, uint32_t* starts,
+                        uint8_t* spikes);
+  // Task number `task` of the grid that the tiles span.
+  void (*unshared_conv)(const UnsharedConvParams&, const UnsharedConvTiles&, int64_t task);
+};
+
+// The best set that this CPU has, or the one that the environment variable REALSPIKE_CPU_ISA names
+// (baseline, avx2, avx512), as long as this CPU has it. Chosen once per process.
+const IsaKernels& isa_kernels();
+
+}  // namespace realspike

@@ -1,0 +1,49 @@
+"""Real Spike for PyTorch: fused LIF neurons and multiplication-free unshared convolution."""
+
+from realspike_ops import nn, reference
+from realspike_ops._native import build_info
+from realspike_ops._version import __version__
+from realspike_ops.functional import lif, pack_spikes, unpack_spikes, unshared_spike_conv
+from realspike_ops.nn import (
+    DirectEncoding,
+    MeanOverTime,
+    RealSpikeLIF,
+    SpikeConv2d,
+    SpikeLinear,
+    SumOverTime,
+    UnsharedSpikeConv,
+)
+from realspike_ops.reparam import (
+    MultiplicationError,
+    ReparameterizationError,
+    VerificationReport,
+    assert_multiplication_free,
+    reparameterize,
+    verify,
+)
+from realspike_ops.surrogate import Surrogate
+
+__all__ = [
+    "DirectEncoding",
+    "MeanOverTime",
+    "MultiplicationError",
+    "RealSpikeLIF",
+    "ReparameterizationError",
+    "SpikeConv2d",
+    "SpikeLinear",
+    "SumOverTime",
+    "Surrogate",
+    "UnsharedSpikeConv",
+    "VerificationReport",
+    "__version__",
+    "assert_multiplication_free",
+    "build_info",
+    "lif",
+    "nn",
+    "pack_spikes",
+    "reference",
+    "reparameterize",
+    "unpack_spikes",
+    "unshared_spike_conv",
+    "verify",
+]

@@ -1,0 +1,97 @@
+"""Argument checks: every message names the argument, what came and what is accepted."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def shape_text(tensor_or_shape) -> str:
+    shape = getattr(tensor_or_shape, "shape", tensor_or_shape)
+    return "[" + ", ".join(str(size) for size in shape) + "]"
+
+
+def check_tensor(name: str, value) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor; got {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense (strided) tensor; got layout {value.layout}")
+
+
+def check_dtype(name: str, tensor: Tensor, accepted: Sequence[torch.dtype], hint: str = "") -> None:
+    if tensor.dtype not in accepted:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in accepted)
+        got = str(tensor.dtype).removeprefix("torch.")
+        raise TypeError(f"{name} must have dtype {names}; got {got}{hint}")
+
+
+def check_device(name: str, tensor: Tensor, like_name: str, like: Tensor) -> None:
+    if tensor.device != like.device:
+        raise ValueError(
+            f"{name} must be on the device of {like_name} ({like.device}); got {tensor.device}"
+        )
+
+
+def check_supported_device(name: str, tensor: Tensor) -> None:
+    if tensor.device.type not in ("cpu", "cuda", "meta"):
+        raise ValueError(
+            f"{name} is on {tensor.device}; realspike_ops has kernels for cpu and cuda: "
+            "move it with .cpu() or .cuda(), or use realspike_ops.reference, which runs anywhere"
+        )
+
+
+def check_shape(name: str, tensor: Tensor, accepted: Sequence[int], meaning: str) -> None:
+    if tuple(tensor.shape) != tuple(accepted):
+        raise ValueError(
+            f"{name} must have shape {shape_text(accepted)} ({meaning}); got {shape_text(tensor)}"
+        )
+
+
+def check_number(name: str, value, low: float = -math.inf, high: float = math.inf) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number; got {type(value).__name__}")
+    if not (low <= value <= high and math.isfinite(value)):
+        accepted = "finite" if low == -math.inf else f"in [{low:g}, {high:g}]"
+        raise ValueError(f"{name} must be {accepted}; got {value}")
+    return float(value)
+
+
+def check_positive_int(name: str, value) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int; got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1; got {value}")
+    return value
+
+
+def pair(name: str, value, low: int) -> tuple[int, int]:
+    """Return `value` as (height, width): an int stands for both."""
+    values = (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(values, (tuple, list)) or len(values) != 2:
+        raise TypeError(f"{name} must be an int or a pair of ints; got {value!r}")
+    for item in values:
+        if isinstance(item, bool) or not isinstance(item, int):
+            raise TypeError(f"{name} must be an int or a pair of ints; got {value!r}")
+        if item < low:
+            raise ValueError(f"{name} must be at least {low}; got {value!r}")
+    return tuple(values)
+
+
+def check_amplitude(amplitude: Tensor, neuron_shape: Sequence[int]) -> None:
+    """Accept what broadcasts against `neuron_shape` without enlarging it."""
+    shape = tuple(amplitude.shape)
+    fits = len(shape) <= len(neuron_shape) and all(
+        size in (1, full) for size, full in zip(reversed(shape), reversed(neuron_shape), strict=False)
+    )
+    # [1] is one amplitude for the layer whatever the rank, also for x of shape [T, B].
+    if fits or shape == (1,):
+        return
+    C, *rest = neuron_shape or (1,)
+    channel = shape_text((C, *(1 for _ in rest)))
+    raise ValueError(
+        f"amplitude must have shape [1] (layer), {channel} (channel) or {shape_text(neuron_shape)} "
+        f"(element), to broadcast against x.shape[2:]; got {shape_text(shape)}"
+    )

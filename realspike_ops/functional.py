@@ -1,0 +1,308 @@
+"""The documented functions; each checks its arguments, then calls one op."""
+
+import torch
+from torch import Tensor
+
+import realspike_ops.ops.lif
+import realspike_ops.ops.pack_spikes
+import realspike_ops.ops.unshared_conv
+from realspike_ops import _checks as checks
+from realspike_ops.surrogate import as_surrogate
+
+__all__ = ["lif", "pack_spikes", "unpack_spikes", "unshared_spike_conv"]
+
+
+def lif(
+    x: Tensor,  # [T, B, ...]
+    amplitude: Tensor | None = None,  # [1], [C, 1, 1] or [C, H, W]
+    *,
+    decay: float = 0.25,
+    v_threshold: float = 0.5,
+    v_reset: float | None = 0.0,
+    detach_reset: bool = False,
+    surrogate: "str | tuple[str, float]" = "rectangular",
+    v_init: Tensor | None = None,  # [B, ...]
+    return_state: bool = False,
+):  # [T, B, ...] or ([T, B, ...], [B, ...])
+    r"""Run leaky integrate-and-fire neurons over all T timesteps and emit real-valued spikes.
+
+    .. math::
+        h[t] = decay \cdot v[t-1] + x[t], \quad
+        o[t] = [h[t] \ge v_{threshold}], \quad
+        v[t] = (1 - o[t])\, h[t] + o[t]\, v_{reset}, \quad
+        y[t] = amplitude \cdot o[t]
+
+    Equal to ``realspike_ops.reference.lif``, spike for spike.
+
+    Args:
+        x: Input current, in units of the membrane potential. Time-major; float32, float16 or
+            bfloat16; contiguous or channels_last, each read as it lies (other layouts are copied).
+            A current that is constant over time may be an expanded tensor: it is read once.
+        amplitude: Spike amplitude, any shape that broadcasts against ``x.shape[2:]``: ``[1]``
+            (layer), ``[C, 1, 1]`` (channel), ``[C, H, W]`` (element). None: binary spikes.
+        decay: Factor in [0, 1] by which the potential decays per timestep (the paper's tau; not a
+            time constant). 1 is the IF neuron. SpikingJelly's ``tau`` is ``decay = 1 - 1 / tau``
+            with ``decay_input=False``; snnTorch's ``beta`` is ``decay``.
+        v_threshold: Potential at which the neuron fires; a tie fires.
+        v_reset: Potential after a spike (hard reset), or None to subtract ``v_threshold`` (soft).
+        detach_reset: Stop the gradient through the reset.
+        surrogate: What replaces the derivative of the spike: a name (``rectangular``, ``atan``,
+            ``sigmoid``, ``triangle``) or ``(name, scale)``; see `realspike_ops.Surrogate`.
+        v_init: Potential before the first timestep. Default: zeros.
+        return_state: Also return the potential after the last timestep, so that a long sequence
+            can be run in pieces with the result of one run.
+
+    Returns:
+        y, in the shape, dtype and memory format of ``x``; with ``return_state``, ``(y, v_last)``,
+        where v_last is float32. Differentiable with respect to x, amplitude and v_init, through
+        both outputs.
+
+    Raises:
+        TypeError: if a tensor is not a floating tensor of an accepted dtype.
+        ValueError: if a shape, a device or a number is out of range; the message names it.
+
+    Note:
+        Deterministic, also in the backward pass. The state is float32 whatever the input dtype,
+        and products and sums are rounded separately (docs/conventions.md). With
+        ``detach_reset=True`` and the rectangular surrogate, backward keeps two bits per neuron and
+        timestep; otherwise it keeps ``x`` and recomputes. NaN never fires and stays NaN.
+
+    Reference:
+        Guo et al., "Real Spike", ECCV 2022, equations (5) to (8) and (16) to (18).
+    """
+    checks.check_tensor("x", x)
+    checks.check_supported_device("x", x)
+    hint = "; realspike_ops.reference.lif runs in float64" if x.dtype == torch.float64 else ""
+    checks.check_dtype("x", x, checks.FLOATS, hint)
+    if x.dim() < 2:
+        raise ValueError(
+            f"x must have at least 2 dimensions [T, B, ...]; got {checks.shape_text(x)}"
+        )
+    if x.shape[0] == 0:
+        raise ValueError(f"x must have T >= 1 timesteps; got shape {checks.shape_text(x)}")
+    decay = checks.check_number("decay", decay, 0.0, 1.0)
+    v_threshold = checks.check_number("v_threshold", v_threshold)
+    v_reset = None if v_reset is None else checks.check_number("v_reset", v_reset)
+    name, scale = as_surrogate(surrogate)
+    if amplitude is not None:
+        checks.check_tensor("amplitude", amplitude)
+        checks.check_dtype("amplitude", amplitude, checks.FLOATS)
+        checks.check_device("amplitude", amplitude, "x", x)
+        checks.check_amplitude(amplitude, x.shape[2:])
+        amplitude = _one_run(amplitude.to(torch.float32), x.shape[2:])
+    if v_init is not None:
+        checks.check_tensor("v_init", v_init)
+        checks.check_dtype("v_init", v_init, checks.FLOATS)
+        checks.check_device("v_init", v_init, "x", x)
+        checks.check_shape("v_init", v_init, x.shape[1:], "x.shape[1:]")
+        v_init = v_init.to(torch.float32)
+    save = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (x, amplitude, v_init)
+    )
+    y, v_last, _ = torch.ops.realspike.lif_fwd(
+        x, amplitude, v_init, decay, v_threshold, v_reset, bool(detach_reset), name, scale, save
+    )
+    return (y, v_last) if return_state else y
+
+
+def _one_run(amplitude: Tensor, shape: torch.Size) -> Tensor:
+    """Expand an amplitude such as [C, 1, W], whose varying dimensions are not neighbours."""
+    if amplitude.dim() > len(shape):
+        amplitude = amplitude.reshape(())  # [1] against no dimensions at all
+    sizes = (1,) * (len(shape) - amplitude.dim()) + tuple(amplitude.shape)
+    varying = [d for d, size in enumerate(sizes) if size > 1]
+    has_gap = bool(varying) and any(sizes[d] == 1 < shape[d] for d in range(varying[0], varying[-1]))
+    return amplitude.expand(shape) if has_gap else amplitude
+
+
+def pack_spikes(spikes: Tensor, *, check_binary: bool | None = None) -> Tensor:
+    """Pack binary spikes into one bit per channel.
+
+    Channel c of a pixel becomes bit ``c % 32`` (least significant first) of word ``c // 32``;
+    the bits beyond the last channel are 0. Equal to ``realspike_ops.reference.pack_spikes``.
+
+    Args:
+        spikes: [N, C, ...], 0 or 1, of a floating dtype, bool, uint8 or int8; any strides
+            (contiguous and channels_last are read without a copy).
+        check_binary: Raise if an element is neither 0 nor 1. Default: on the CPU, where it costs
+            nothing; on a GPU it makes the host wait for the result, so there it is on request.
+
+    Returns:
+        int32 words, [N, ..., ceil(C / 32)].
+
+    Raises:
+        TypeError: if the dtype is not accepted.
+        ValueError: if there are fewer than 2 dimensions, or an element is not 0 or 1.
+    """
+    checks.check_tensor("spikes", spikes)
+    checks.check_supported_device("spikes", spikes)
+    checks.check_dtype("spikes", spikes, realspike_ops.ops.pack_spikes.DTYPES)
+    if spikes.dim() < 2:
+        raise ValueError(
+            f"spikes must have at least 2 dimensions [N, C, ...]; got {checks.shape_text(spikes)}"
+        )
+    if check_binary is None:
+        check_binary = spikes.device.type == "cpu"
+    return torch.ops.realspike.pack_spikes(spikes.detach(), bool(check_binary))
+
+
+def unpack_spikes(packed: Tensor, channels: int) -> Tensor:
+    """Undo `pack_spikes`: [N, ..., words] int32 to [N, channels, ...] float32 of 0 and 1.
+
+    Equal to ``realspike_ops.reference.unpack_spikes``.
+
+    Args:
+        packed: int32 words, [N, ..., ceil(channels / 32)].
+        channels: Number of channels, at least 1.
+
+    Raises:
+        TypeError: if ``packed`` is not int32 or ``channels`` is not an int.
+        ValueError: if the number of words does not fit the number of channels.
+    """
+    checks.check_tensor("packed", packed)
+    checks.check_supported_device("packed", packed)
+    checks.check_dtype("packed", packed, (torch.int32,))
+    checks.check_positive_int("channels", channels)
+    _check_words("packed", packed, channels, low=2)
+    return torch.ops.realspike.unpack_spikes(packed, channels, False)
+
+
+def _check_words(name: str, packed: Tensor, channels: int, low: int) -> None:
+    words = realspike_ops.ops.pack_spikes.words_of(channels)
+    if packed.dim() < low or packed.shape[-1] != words:
+        raise ValueError(
+            f"{name} must be packed words [N, ..., {words}] for {channels} channels; "
+            f"got shape {checks.shape_text(packed)}"
+        )
+
+
+def unshared_spike_conv(
+    spikes: Tensor,  # [N, Cin, H, W], or packed [N, H, W, ceil(Cin / 32)]
+    weight: Tensor,  # [OH, OW, G, KH, KW, Cin/G, Cout/G]
+    bias: Tensor | None = None,  # [Cout] or [Cout, OH, OW]
+    *,
+    stride: "int | tuple[int, int]" = 1,
+    padding: "int | tuple[int, int] | str" = 0,
+    dilation: "int | tuple[int, int]" = 1,
+    check_binary: bool | None = None,
+) -> Tensor:  # [N, Cout, OH, OW]
+    r"""Convolve binary spikes with a kernel of its own at every output position, by additions alone.
+
+    .. math::
+        out[n, :, k, l] = bias + \sum_{i, j, m} W[k, l, i, j, m, :]\;
+            o[n, m, k s - p + i d, l s - p + j d]
+
+    A spike selects one contiguous row of weights, which is added: nothing is multiplied. Equal to
+    ``realspike_ops.reference.unshared_spike_conv`` up to the order of a float32 sum, and to
+    ``F.conv2d`` when all positions hold the same kernel.
+
+    Args:
+        spikes: 0 or 1, dense in any dtype that `pack_spikes` takes, or already packed (int32).
+        weight: float32, in kernel order. The first two sizes are the output map. A weight expanded
+            over them (``kernel.expand(OH, OW, ...)``) is one kernel that all positions share.
+        bias: float32, one per output channel or one per output element.
+        stride, padding, dilation: As in ``F.conv2d``, padding "same" and "valid" included.
+        check_binary: See `pack_spikes`; packed spikes are binary by construction.
+
+    Returns:
+        float32 currents; channels_last if the spikes are channels_last or packed.
+
+    Raises:
+        TypeError: if a dtype is not accepted.
+        ValueError: if the channels, the words or the output size do not fit the weight, spikes are
+            not binary, or the devices differ.
+        NotImplementedError: if ``weight`` or ``bias`` requires a gradient (wrap the call in
+            ``torch.no_grad()`` for inference).
+
+    Note:
+        Deterministic. Every output is one float32 sum; on the CPU in ascending (i, j, m), the same
+        bits for any number of threads.
+
+    Reference:
+        Guo et al., "Real Spike", ECCV 2022, equations (11) to (13).
+    """
+    checks.check_tensor("spikes", spikes)
+    checks.check_supported_device("spikes", spikes)
+    checks.check_tensor("weight", weight)
+    checks.check_device("weight", weight, "spikes", spikes)
+    checks.check_dtype("weight", weight, (torch.float32,))
+    if weight.dim() != 7 or 0 in weight.shape:
+        raise ValueError(
+            "weight must have shape [OH, OW, groups, KH, KW, Cin/groups, Cout/groups], all at "
+            f"least 1; got {checks.shape_text(weight)}"
+        )
+    if spikes.dim() != 4:
+        raise ValueError(
+            "spikes must have shape [N, Cin, H, W], or packed [N, H, W, ceil(Cin / 32)] int32; "
+            f"got {checks.shape_text(spikes)}"
+        )
+    if torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (spikes, weight, bias)
+    ):
+        raise NotImplementedError(
+            "unshared_spike_conv has no gradient; wrap the call in torch.no_grad() for inference"
+        )
+    OH, OW, G, KH, KW, Cin_g, Cout_g = weight.shape
+    packed = spikes.dtype == torch.int32
+    if packed:
+        _check_words("spikes", spikes, G * Cin_g, low=4)
+    elif spikes.shape[1] != G * Cin_g:
+        raise ValueError(
+            f"spikes must have {G * Cin_g} channels to fit weight {checks.shape_text(weight)}; "
+            f"got {spikes.shape[1]}"
+        )
+    H, W = spikes.shape[1:3] if packed else spikes.shape[2:]
+    before, expected = output_size((H, W), (KH, KW), stride, padding, dilation)
+    if (OH, OW) != expected:
+        raise ValueError(
+            f"weight is for an output map of {OH} x {OW}; spikes of {H} x {W} with stride {stride}, "
+            f"padding {padding}, dilation {dilation} give {expected[0]} x {expected[1]}"
+        )
+    if bias is not None:
+        checks.check_tensor("bias", bias)
+        checks.check_device("bias", bias, "spikes", spikes)
+        checks.check_dtype("bias", bias, (torch.float32,))
+        if tuple(bias.shape) not in ((G * Cout_g,), (G * Cout_g, OH, OW)):
+            raise ValueError(
+                f"bias must have shape [{G * Cout_g}] or [{G * Cout_g}, {OH}, {OW}]; "
+                f"got {checks.shape_text(bias)}"
+            )
+    channels_last = packed or (
+        not spikes.is_contiguous() and spikes.is_contiguous(memory_format=torch.channels_last)
+    )
+    if not packed:
+        spikes = pack_spikes(spikes, check_binary=check_binary)
+    return torch.ops.realspike.unshared_conv(
+        spikes,
+        weight,
+        bias,
+        checks.pair("stride", stride, 1),
+        before,
+        checks.pair("dilation", dilation, 1),
+        channels_last,
+    )
+
+
+def output_size(input_size, kernel_size, stride, padding, dilation):
+    """Return the padding before the map and the size of the output map, each (height, width)."""
+    stride = checks.pair("stride", stride, 1)
+    dilation = checks.pair("dilation", dilation, 1)
+    reach = [d * (k - 1) for k, d in zip(kernel_size, dilation, strict=True)]
+    if padding == "same":
+        if stride != (1, 1):
+            raise ValueError(f'padding="same" needs stride 1; got {stride}')
+        return tuple(r // 2 for r in reach), tuple(input_size)
+    if isinstance(padding, str) and padding != "valid":
+        raise ValueError(f'padding must be an int, a pair, "same" or "valid"; got {padding!r}')
+    before = (0, 0) if padding == "valid" else checks.pair("padding", padding, 0)
+    out = tuple(
+        (n + 2 * p - r - 1) // s + 1
+        for n, p, r, s in zip(input_size, before, reach, stride, strict=True)
+    )
+    if min(out) < 1:
+        raise ValueError(
+            f"a map of {input_size[0]} x {input_size[1]} with kernel_size {tuple(kernel_size)}, "
+            f"stride {stride}, padding {padding}, dilation {dilation} gives an output of {out[0]} x "
+            f"{out[1]}; both must be at least 1"
+        )
+    return before, out

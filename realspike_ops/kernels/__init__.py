@@ -1,0 +1,1 @@
+"""Triton source; realspike_ops/ops launches it."""

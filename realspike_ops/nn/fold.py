@@ -1,0 +1,112 @@
+"""Folding an amplitude, and a batch norm, into the weights of one layer (Eq. 11 to 13).
+
+Computed in float64 and rounded to float32 once.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from realspike_ops import _checks as checks
+
+
+def check_conv2d(conv: nn.Conv2d) -> None:
+    if not isinstance(conv, nn.Conv2d) or isinstance(conv, nn.LazyConv2d):
+        raise TypeError(f"conv must be an initialised nn.Conv2d; got {type(conv).__name__}")
+    if conv.padding_mode != "zeros":
+        raise ValueError(
+            f"conv: padding_mode must be 'zeros' (spikes outside the map are silent); "
+            f"got {conv.padding_mode!r}"
+        )
+
+
+def conv_geometry(conv: nn.Conv2d) -> dict:
+    return {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
+
+
+def batch_norm_affine(norm: nn.Module, channels: int) -> tuple[Tensor, Tensor]:  # [C], [C]
+    """Return (scale, shift) of a batch norm in eval mode, in float64."""
+    if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+        raise TypeError(f"batch_norm must be a batch norm layer; got {type(norm).__name__}")
+    if norm.running_mean is None:
+        raise ValueError("batch_norm must track running statistics (track_running_stats=True)")
+    if norm.num_features != channels:
+        raise ValueError(
+            f"batch_norm must have {channels} features to follow the convolution; "
+            f"got {norm.num_features}"
+        )
+    mean, var = norm.running_mean.double(), norm.running_var.double()
+    scale = torch.rsqrt(var + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    shift = -mean * scale
+    return scale, shift if norm.bias is None else shift + norm.bias.double()
+
+
+def affine_conv2d(
+    conv: nn.Conv2d, batch_norm: nn.Module | None
+) -> tuple[Tensor, Tensor | None]:  # [Cout, Cin/G, KH, KW], [Cout]; float64
+    """Return the weight and bias of the convolution followed by the batch norm."""
+    weight = conv.weight.detach().double()
+    bias = None if conv.bias is None else conv.bias.detach().double()
+    if batch_norm is None:
+        return weight, bias
+    scale, shift = (t.detach() for t in batch_norm_affine(batch_norm, conv.out_channels))
+    weight = weight * scale[:, None, None, None]
+    return weight, shift if bias is None else bias * scale + shift
+
+
+def kernel_order(weight: Tensor, groups: int) -> Tensor:
+    """[Cout, Cin/G, KH, KW] -> [G, KH, KW, Cin/G, Cout/G]."""
+    return weight.unflatten(0, (groups, -1)).permute(0, 3, 4, 2, 1)
+
+
+def scale_input_channels(kernel: Tensor, amplitude: Tensor) -> Tensor:
+    """Multiply [G, KH, KW, Cin/G, Cout/G] by one amplitude per layer [1] or channel [C, 1, 1]."""
+    G, _, _, Cin_g, _ = kernel.shape
+    amplitude = amplitude.reshape(-1)
+    if amplitude.numel() > 1:
+        amplitude = amplitude.view(G, 1, 1, Cin_g, 1)
+    return kernel * amplitude
+
+
+def unshare(
+    kernel: Tensor,  # [G, KH, KW, Cin/G, Cout/G] float64
+    amplitude: Tensor,  # [Cin, H, W] float64
+    output_size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> Tensor:  # [OH, OW, G, KH, KW, Cin/G, Cout/G] float32
+    """Give every output position its kernel: K~[k,l,i,j,m] = a[m, k*s-p+i*d, l*s-p+j*d] K[i,j,m].
+
+    Taps outside the map get 0. One row of positions at a time, so that little more than the result
+    is ever held.
+    """
+    G, KH, KW, Cin_g, Cout_g = kernel.shape
+    OH, OW = output_size
+    (sh, sw), (ph, pw), (dh, dw) = stride, padding, dilation
+    _, H, W = amplitude.shape
+    rows_needed = (OH - 1) * sh + (KH - 1) * dh + 1
+    columns_needed = (OW - 1) * sw + (KW - 1) * dw + 1
+    padded = F.pad(amplitude, (pw, max(0, columns_needed - W - pw), ph, max(0, rows_needed - H - ph)))
+    out = torch.empty(
+        (OH, OW, *kernel.shape), dtype=torch.float32, device=kernel.device
+    )
+    for oh in range(OH):
+        rows = padded[:, oh * sh : oh * sh + (KH - 1) * dh + 1 : dh]  # [Cin, KH, W + padding]
+        taps = [rows[:, :, j * dw : j * dw + (OW - 1) * sw + 1 : sw] for j in range(KW)]
+        window = torch.stack(taps, dim=2).view(G, Cin_g, KH, KW, OW)
+        out[oh] = window.permute(4, 0, 2, 3, 1).unsqueeze(-1) * kernel
+    return out
+
+
+def check_folded_amplitude(amplitude: Tensor, channels: int, input_size: tuple[int, int]) -> str:
+    """Return the granularity ("layer", "channel" or "element") of an amplitude over a map."""
+    checks.check_tensor("amplitude", amplitude)
+    checks.check_dtype("amplitude", amplitude, (*checks.FLOATS, torch.float64))
+    checks.check_amplitude(amplitude, (channels, *input_size))
+    sizes = (1,) * (3 - amplitude.dim()) + tuple(amplitude.shape)
+    if sizes[1] > 1 or sizes[2] > 1:
+        return "element"
+    return "channel" if sizes[0] > 1 else "layer"

@@ -1,0 +1,292 @@
+"""Gather-accumulate layers: unshared and shared convolution, and linear, from one op."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from realspike_ops import _checks as checks
+from realspike_ops import functional
+from realspike_ops.nn import fold
+
+
+class _SpikeConv(nn.Module):
+    """What the layers share. `weight` is in kernel order: a spike selects one contiguous row."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, stride=1, padding=0, dilation=1):
+        super().__init__()
+        self.stride = checks.pair("stride", stride, 1)
+        self.dilation = checks.pair("dilation", dilation, 1)
+        self.padding = padding if isinstance(padding, str) else checks.pair("padding", padding, 0)
+        self.groups = weight.shape[2]
+        self.kernel_size = tuple(weight.shape[3:5])
+        self.in_channels = self.groups * weight.shape[5]
+        self.out_channels = self.groups * weight.shape[6]
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        return self._convolve(spikes, self.weight)
+
+    def _convolve(self, spikes: Tensor, weight: Tensor) -> Tensor:
+        return functional.unshared_spike_conv(
+            spikes,
+            weight,
+            self.bias,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
+            f"stride={self.stride}, padding={self.padding}, dilation={self.dilation}, "
+            f"groups={self.groups}, bias={self.bias is not None}"
+        )
+
+
+def _initial(
+    position: tuple[int, int], in_channels, out_channels, kernel_size, groups, bias, device
+) -> tuple[Tensor, Tensor | None]:
+    """Kaiming-uniform weights and bias, as nn.Conv2d's."""
+    for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
+        checks.check_positive_int(name, value)
+        if value % checks.check_positive_int("groups", groups):
+            raise ValueError(f"{name} must be divisible by groups ({groups}); got {value}")
+    KH, KW = checks.pair("kernel_size", kernel_size, 1)
+    shape = (*position, groups, KH, KW, in_channels // groups, out_channels // groups)
+    bound = 1 / math.sqrt(KH * KW * in_channels // groups)
+    weight = torch.empty(shape, device=device).uniform_(-bound, bound)
+    return weight, torch.empty(out_channels, device=device).uniform_(-bound, bound) if bias else None
+
+
+class UnsharedSpikeConv(_SpikeConv):
+    """Convolution of binary spikes with a kernel of its own at every output position.
+
+    Takes the place of ``nn.Conv2d`` at inference: 0/1 spikes in, float32 currents out, nothing
+    multiplied. See `realspike_ops.unshared_spike_conv`.
+
+    Args:
+        input_size: (H, W) of the spike map; it fixes the output map and with it the weight.
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: As in
+            ``nn.Conv2d``.
+
+    Attributes:
+        weight: [OH, OW, groups, KH, KW, Cin/groups, Cout/groups] float32.
+        bias: [Cout] or [Cout, OH, OW] float32, or None.
+
+    Shape: [N, Cin, H, W] of 0 and 1 (or packed spikes) -> [N, Cout, OH, OW].
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: "int | tuple[int, int]",
+        input_size: "int | tuple[int, int]",
+        stride: "int | tuple[int, int]" = 1,
+        padding: "int | tuple[int, int] | str" = 0,
+        dilation: "int | tuple[int, int]" = 1,
+        groups: int = 1,
+        bias: bool = True,
+        device=None,
+    ):
+        input_size = checks.pair("input_size", input_size, 1)
+        _, output_size = functional.output_size(
+            input_size, checks.pair("kernel_size", kernel_size, 1), stride, padding, dilation
+        )
+        weight, bias = _initial(
+            output_size, in_channels, out_channels, kernel_size, groups, bias, device
+        )
+        super().__init__(weight, bias, stride, padding, dilation)
+        self.input_size = input_size
+
+    @classmethod
+    def from_conv2d(
+        cls,
+        conv: nn.Conv2d,
+        amplitude: Tensor | None = None,  # [1], [C, 1, 1] or [C, H, W]
+        input_size: "int | tuple[int, int] | None" = None,
+        batch_norm: nn.Module | None = None,
+    ) -> "UnsharedSpikeConv":
+        """Fold an amplitude, and a batch norm behind it, into a convolution (Eq. 11 to 13).
+
+        ``UnsharedSpikeConv.from_conv2d(conv, a, (H, W), bn)(o)`` equals ``bn(conv(a * o))`` in eval
+        mode, up to the order of a float32 sum.
+
+        Args:
+            conv: The trained convolution; zero padding.
+            amplitude: Amplitude of the spikes that it reads; None: 1.
+            input_size: (H, W) of its input; may be left out if the amplitude is [C, H, W].
+            batch_norm: The batch norm that follows it, if any; its running statistics are used.
+
+        Raises:
+            TypeError: if ``conv`` is not an ``nn.Conv2d``.
+            ValueError: for another padding mode, an amplitude that does not fit, a missing input
+                size, or a batch norm without running statistics.
+        """
+        fold.check_conv2d(conv)
+        if input_size is None:
+            if amplitude is None or amplitude.dim() != 3 or 1 in amplitude.shape[1:]:
+                raise ValueError(
+                    "input_size must be given as (H, W) unless amplitude has shape [C, H, W]"
+                )
+            input_size = tuple(amplitude.shape[1:])
+        H, W = input_size = checks.pair("input_size", input_size, 1)
+        geometry = fold.conv_geometry(conv)
+        before, output_size = functional.output_size(input_size, conv.kernel_size, **geometry)
+        if amplitude is None:
+            amplitude = conv.weight.new_ones(1)
+        fold.check_folded_amplitude(amplitude, conv.in_channels, input_size)
+        amplitude = amplitude.detach().to(conv.weight.device).double()
+        weight, bias = fold.affine_conv2d(conv, batch_norm)
+        unshared = fold.unshare(
+            fold.kernel_order(weight, conv.groups),
+            amplitude.expand(conv.in_channels, H, W),
+            output_size,
+            conv.stride,
+            before,
+            conv.dilation,
+        )
+        folded = cls.__new__(cls)
+        _SpikeConv.__init__(folded, unshared, None if bias is None else bias.float(), **geometry)
+        folded.input_size = input_size
+        return folded
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, input_size={self.input_size}"
+
+
+class SpikeConv2d(_SpikeConv):
+    """Convolution of binary spikes with one kernel for all positions, by additions alone.
+
+    What a re-parameterized convolution becomes when its amplitude is constant over space: the
+    gather-accumulate of `UnsharedSpikeConv` with the weights of an ``nn.Conv2d``.
+
+    Attributes:
+        weight: [1, 1, groups, KH, KW, Cin/groups, Cout/groups] float32.
+        bias: [Cout] float32, or None.
+
+    Shape: [N, Cin, H, W] of 0 and 1 (or packed spikes) -> [N, Cout, OH, OW].
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: "int | tuple[int, int]",
+        stride: "int | tuple[int, int]" = 1,
+        padding: "int | tuple[int, int] | str" = 0,
+        dilation: "int | tuple[int, int]" = 1,
+        groups: int = 1,
+        bias: bool = True,
+        device=None,
+    ):
+        weight, bias = _initial((1, 1), in_channels, out_channels, kernel_size, groups, bias, device)
+        super().__init__(weight, bias, stride, padding, dilation)
+
+    @classmethod
+    def from_conv2d(
+        cls,
+        conv: nn.Conv2d,
+        amplitude: Tensor | None = None,  # [1] or [C, 1, 1]
+        batch_norm: nn.Module | None = None,
+    ) -> "SpikeConv2d":
+        """Fold a layer- or channel-wise amplitude, and a batch norm behind it, into a convolution.
+
+        Raises:
+            TypeError: if ``conv`` is not an ``nn.Conv2d``.
+            ValueError: for another padding mode, or an amplitude that varies over space (use
+                `UnsharedSpikeConv.from_conv2d`).
+        """
+        fold.check_conv2d(conv)
+        weight, bias = fold.affine_conv2d(conv, batch_norm)
+        kernel = fold.kernel_order(weight, conv.groups)
+        if amplitude is not None:
+            if amplitude.dim() == 3 and 1 not in amplitude.shape[1:]:
+                raise ValueError(
+                    f"amplitude must have shape [1] or [{conv.in_channels}, 1, 1] for a shared "
+                    f"kernel; got {checks.shape_text(amplitude)}: use UnsharedSpikeConv.from_conv2d"
+                )
+            fold.check_folded_amplitude(amplitude, conv.in_channels, (1, 1))
+            kernel = fold.scale_input_channels(kernel, amplitude.detach().to(weight))
+        folded = cls.__new__(cls)
+        _SpikeConv.__init__(
+            folded,
+            kernel.float().contiguous()[None, None],
+            None if bias is None else bias.float(),
+            **fold.conv_geometry(conv),
+        )
+        return folded
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        packed = isinstance(spikes, Tensor) and spikes.dtype == torch.int32
+        size = tuple(spikes.shape[1:3] if packed else spikes.shape[2:])
+        if spikes.dim() != 4:
+            raise ValueError(
+                f"spikes must have shape [N, {self.in_channels}, H, W]; got {checks.shape_text(spikes)}"
+            )
+        _, out = functional.output_size(
+            size, self.kernel_size, self.stride, self.padding, self.dilation
+        )
+        return self._convolve(spikes, self.weight.expand(*out, *self.weight.shape[2:]))
+
+
+class SpikeLinear(_SpikeConv):
+    """Linear layer over binary spikes by additions alone: a 1 x 1 convolution of a 1 x 1 map.
+
+    Attributes:
+        weight: [1, 1, 1, 1, 1, in_features, out_features] float32.
+        bias: [out_features] float32, or None.
+
+    Shape: [N, in_features] of 0 and 1 -> [N, out_features].
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, device=None):
+        super().__init__(*_initial((1, 1), in_features, out_features, 1, 1, bias, device))
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        amplitude: Tensor | None = None,  # [1], [in_features], or what flattens or expands to it
+        batch_norm: nn.Module | None = None,
+        scale: float = 1.0,
+    ) -> "SpikeLinear":
+        """Fold the amplitude of the spikes, a batch norm and a scale of the output into a linear
+        layer. A channel-wise amplitude [C, 1, 1] stands for C maps that were flattened."""
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"linear must be an nn.Linear; got {type(linear).__name__}")
+        weight = linear.weight.detach().double().t()  # [in, out]
+        bias = None if linear.bias is None else linear.bias.detach().double()
+        if amplitude is not None:
+            shared_by, rest = divmod(linear.in_features, amplitude.numel())
+            if rest:
+                raise ValueError(
+                    f"amplitude must have a number of elements that divides {linear.in_features} "
+                    f"features; got shape {checks.shape_text(amplitude)}"
+                )
+            per_feature = amplitude.detach().to(weight).reshape(-1).repeat_interleave(shared_by)
+            weight = weight * per_feature[:, None]
+        if batch_norm is not None:
+            factor, shift = (
+                t.detach() for t in fold.batch_norm_affine(batch_norm, linear.out_features)
+            )
+            weight = weight * factor
+            bias = shift if bias is None else bias * factor + shift
+        weight = (weight * scale).float().contiguous()[(None,) * 5]
+        folded = cls.__new__(cls)
+        _SpikeConv.__init__(folded, weight, None if bias is None else (bias * scale).float())
+        return folded
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        checks.check_tensor("spikes", spikes)
+        if spikes.dim() != 2 or spikes.shape[1] != self.in_channels:
+            raise ValueError(
+                f"spikes must have shape [N, {self.in_channels}]; got {checks.shape_text(spikes)}"
+            )
+        return super().forward(spikes[:, :, None, None]).flatten(1)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_channels}, {self.out_channels}, bias={self.bias is not None}"

@@ -1,0 +1,84 @@
+"""Memory formats of time-major tensors.
+
+A tensor [T, B, ...] is taken as it lies in memory when each timestep is dense in one of two orders:
+contiguous [B, C, H, W], or channels_last [B, H, W, C]. Anything else is copied to contiguous.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def _contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    strides = []
+    stride = 1
+    for size in reversed(shape):
+        strides.append(stride)
+        stride *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+def step_strides(shape: Sequence[int], channels_last: bool) -> tuple[int, ...]:
+    """Strides of one dense timestep [B, ...]; channels_last needs [B, C, H, W]."""
+    if not channels_last:
+        return _contiguous_strides(shape)
+    B, C, H, W = shape
+    b, h, w, c = _contiguous_strides((B, H, W, C))
+    return (b, c, h, w)
+
+
+def is_dense(shape: Sequence[int], strides: Sequence[int], expected: Sequence[int]) -> bool:
+    """Whether the strides address memory as `expected` does (size-1 dimensions are free)."""
+    return all(
+        size <= 1 or stride == wanted
+        for size, stride, wanted in zip(shape, strides, expected, strict=True)
+    )
+
+
+def is_channels_last(x: Tensor) -> bool:  # [T, B, ...]
+    """Whether the timesteps lie [B, H, W, C] in memory, and not also [B, C, H, W]."""
+    shape, strides = x.shape[1:], x.stride()[1:]
+    return (
+        len(shape) == 4
+        and not is_dense(shape, strides, step_strides(shape, False))
+        and is_dense(shape, strides, step_strides(shape, True))
+    )
+
+
+def dense_over_time(x: Tensor) -> tuple[Tensor, bool, int]:  # [T, B, ...]
+    """Return x (copied only if it must be), whether it is channels_last, and its stride over time.
+
+    The stride is that of a dense timestep, or 0 when all timesteps are one and the same memory.
+    """
+    channels_last = is_channels_last(x)
+    step = x.shape[1:].numel()
+    dense = is_dense(x.shape[1:], x.stride()[1:], step_strides(x.shape[1:], channels_last))
+    if dense and x.stride(0) == 0 and x.shape[0] > 1:
+        return x, channels_last, 0
+    return as_dense_over_time(x, channels_last), channels_last, step
+
+
+def as_dense_over_time(x: Tensor, channels_last: bool) -> Tensor:
+    """Return x [T, B, ...] in the given memory format, copied only if it lies otherwise."""
+    step = step_strides(x.shape[1:], channels_last)
+    if is_dense(x.shape, x.stride(), (x.shape[1:].numel(), *step)):
+        return x
+    return empty_over_time(x.shape, channels_last, x.dtype, x.device).copy_(x)
+
+
+def empty_over_time(
+    shape: Sequence[int], channels_last: bool, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Allocate [T, B, ...] with dense timesteps."""
+    if not channels_last:
+        return torch.empty(shape, dtype=dtype, device=device)
+    T, B, C, H, W = shape
+    return torch.empty((T, B, H, W, C), dtype=dtype, device=device).permute(0, 1, 4, 2, 3)
+
+
+def as_step(state: Tensor, channels_last: bool) -> Tensor:  # [B, ...]
+    """Lay `state` out in memory as one timestep."""
+    if channels_last:
+        return state.contiguous(memory_format=torch.channels_last)
+    return state.contiguous()

@@ -1,0 +1,129 @@
+"""realspike::pack_spikes and realspike::unpack_spikes: one bit per channel, 32 to a word."""
+
+import torch
+from torch import Tensor
+
+from realspike_ops._native import cuda_extension, extension, pointer
+from realspike_ops.ops import LIBRARY
+
+LIBRARY.define("pack_spikes(Tensor spikes, bool check_binary) -> Tensor")
+LIBRARY.define("unpack_spikes(Tensor packed, int channels, bool channels_last) -> Tensor")
+
+# Bit patterns of 1 and of the sign.
+_PATTERNS = {
+    torch.float64: (0x3FF0_0000_0000_0000, 0x8000_0000_0000_0000),
+    torch.float32: (0x3F80_0000, 0x8000_0000),
+    torch.float16: (0x3C00, 0x8000),
+    torch.bfloat16: (0x3F80, 0x8000),
+    torch.bool: (1, 0),
+    torch.uint8: (1, 0),
+    torch.int8: (1, 0),
+}
+DTYPES = tuple(_PATTERNS)
+
+
+def words_of(channels: int) -> int:
+    return -(-channels // 32)
+
+
+def _as_n_c_p(spikes: Tensor) -> Tensor:  # [N, C, ...] -> [N, C, P]
+    """View (or else copy) the pixels as one dimension with one stride."""
+    if spikes.dim() == 2:
+        return spikes.unsqueeze(-1)
+    try:
+        return spikes.view(*spikes.shape[:2], -1) if spikes.numel() else spikes.flatten(2)
+    except RuntimeError:
+        return spikes.flatten(2)
+
+
+def _allocate_packed(spikes: Tensor) -> Tensor:
+    N, C, *pixels = spikes.shape
+    return spikes.new_empty((N, *pixels, words_of(C)), dtype=torch.int32)
+
+
+def _allocate_spikes(packed: Tensor, channels: int, channels_last: bool) -> Tensor:
+    N, *pixels, _ = packed.shape
+    if channels_last:
+        return packed.new_empty((N, *pixels, channels), dtype=torch.float32).movedim(-1, 1)
+    return packed.new_empty((N, channels, *pixels), dtype=torch.float32)
+
+
+def _pack_params(spikes: Tensor, packed: Tensor, not_binary: Tensor | None):
+    N, C, P = spikes.shape
+    one, sign = _PATTERNS[spikes.dtype]
+    return extension().PackSpikesParams(
+        *(pointer(spikes), pointer(packed), N, C, P, *spikes.stride(), spikes.element_size()),
+        *(one, sign, pointer(not_binary)),
+    )
+
+
+def _raise_unless_binary(not_binary: Tensor) -> None:
+    if not_binary.item():
+        raise ValueError(
+            "spikes must be 0 or 1; got other values. Real-valued spikes a * o are read as o, with "
+            "the amplitude a folded into the weights (UnsharedSpikeConv.from_conv2d(conv, a, ...))"
+        )
+
+
+def _pack(spikes: Tensor, check_binary: bool, launch) -> Tensor:
+    packed = _allocate_packed(spikes)
+    if packed.numel() == 0:
+        return packed
+    not_binary = (
+        torch.zeros(1, dtype=torch.int32, device=spikes.device) if check_binary else None
+    )
+    spikes = _as_n_c_p(spikes)
+    launch(_pack_params(spikes, packed, not_binary))
+    if check_binary:
+        _raise_unless_binary(not_binary)
+    return packed
+
+
+def _unpack(packed: Tensor, channels: int, channels_last: bool, launch) -> Tensor:
+    packed = packed.contiguous()
+    spikes = _allocate_spikes(packed, channels, channels_last)
+    if spikes.numel() > 0:
+        N, C, P = (view := _as_n_c_p(spikes)).shape
+        launch(
+            extension().UnpackSpikesParams(pointer(packed), pointer(view), N, C, P, *view.stride())
+        )
+    return spikes
+
+
+def _pack_cpu(spikes, check_binary):
+    def launch(params):
+        extension().pack_spikes_cpu(params, torch.get_num_threads())
+
+    return _pack(spikes, check_binary, launch)
+
+
+def _unpack_cpu(packed, channels, channels_last):
+    def launch(params):
+        extension().unpack_spikes_cpu(params, torch.get_num_threads())
+
+    return _unpack(packed, channels, channels_last, launch)
+
+
+def _pack_cuda(spikes, check_binary):
+    with torch.cuda.device_of(spikes):
+        stream = torch.cuda.current_stream().cuda_stream
+        return _pack(spikes, check_binary, lambda p: cuda_extension().pack_spikes_cuda(p, stream))
+
+
+def _unpack_cuda(packed, channels, channels_last):
+    with torch.cuda.device_of(packed):
+        stream = torch.cuda.current_stream().cuda_stream
+        return _unpack(
+            *(packed, channels, channels_last),
+            lambda p: cuda_extension().unpack_spikes_cuda(p, stream),
+        )
+
+
+LIBRARY.impl("pack_spikes", _pack_cpu, "CPU")
+LIBRARY.impl("pack_spikes", _pack_cuda, "CUDA")
+LIBRARY.impl("unpack_spikes", _unpack_cpu, "CPU")
+LIBRARY.impl("unpack_spikes", _unpack_cuda, "CUDA")
+torch.library.register_fake(
+    "realspike::pack_spikes", lambda spikes, check_binary: _allocate_packed(spikes), lib=LIBRARY
+)
+torch.library.register_fake("realspike::unpack_spikes", _allocate_spikes, lib=LIBRARY)

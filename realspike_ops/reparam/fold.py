@@ -1,0 +1,165 @@
+"""Folding: every run of linear layers between two LIF layers becomes one layer of synapses."""
+
+import copy
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+from realspike_ops import _checks as checks
+from realspike_ops.nn import (
+    MeanOverTime,
+    RealSpikeLIF,
+    SpikeConv2d,
+    SpikeLinear,
+    SumOverTime,
+    UnsharedSpikeConv,
+)
+from realspike_ops.nn.fold import check_folded_amplitude
+from realspike_ops.reparam.graph import Layer, ReparameterizationError, chain_of
+
+_IGNORED = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+
+
+@torch.no_grad()
+def reparameterize(model: nn.Module, example_input: Tensor) -> nn.Sequential:
+    """Return a network that emits only 0 and 1 and whose weight layers only add.
+
+    Every amplitude is folded into the weights that read it, every batch norm behind them into the
+    same weights; the outputs do not change but for the order of float32 sums (Eq. 11 to 13).
+    Layer- and channel-wise amplitudes become `SpikeConv2d`, element-wise ones `UnsharedSpikeConv`,
+    the classifier `SpikeLinear`. What lies before the first LIF layer reads real values (the
+    encoding) and is left as it is.
+
+    Args:
+        model: A trained network: a chain of convolution, batch norm, `RealSpikeLIF`, flatten,
+            linear, dropout, `DirectEncoding` and `MeanOverTime`, called as modules or (flatten,
+            dropout) as functions. It is not changed; it is folded as in eval mode.
+        example_input: An input of the shape that the network will see; the batch size is free.
+
+    Returns:
+        An ``nn.Sequential`` in eval mode, on the device of the model. Its layers are named as in
+        ``model``, with "." replaced by "_".
+
+    Raises:
+        TypeError: if the arguments are not a module and a tensor.
+        ReparameterizationError: for anything that it cannot fold exactly, named.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module; got {type(model).__name__}")
+    checks.check_tensor("example_input", example_input)
+    # A copy, so that neither the mode of the model nor its encoding layers are shared.
+    model = copy.deepcopy(model).eval()
+    folded: OrderedDict[str, nn.Module] = OrderedDict()
+    source: RealSpikeLIF | None = None
+    pending: list[Layer] = []
+    for layer in chain_of(model, example_input):
+        if isinstance(layer.module, RealSpikeLIF):
+            _add_synapses(folded, source, pending)
+            folded[layer.name] = _binary(layer.module)
+            source, pending = layer.module, []
+        else:
+            pending.append(layer)
+    if source is None:
+        raise ReparameterizationError("the model has no RealSpikeLIF layer: nothing emits spikes")
+    _add_synapses(folded, source, pending)
+    return nn.Sequential(
+        OrderedDict((name.replace(".", "_"), module) for name, module in folded.items())
+    ).eval()
+
+
+def _binary(lif: RealSpikeLIF) -> RealSpikeLIF:
+    return RealSpikeLIF(
+        lif.timesteps,
+        decay=lif.decay,
+        v_threshold=lif.v_threshold,
+        v_reset=lif.v_reset,
+        detach_reset=lif.detach_reset,
+        surrogate=lif.surrogate,
+    )
+
+
+def _add_synapses(folded, source: RealSpikeLIF | None, layers: list[Layer]) -> None:
+    """Append what becomes of the layers that read the spikes of `source`."""
+    if source is None:
+        folded.update((layer.name, layer.module) for layer in layers)
+        return
+    run = [layer for layer in layers if not isinstance(layer.module, _IGNORED)]
+    if any(isinstance(layer.module, nn.Conv2d) for layer in run):
+        folded.update(_fold_convolution(source, run))
+    elif any(isinstance(layer.module, nn.Linear) for layer in run):
+        folded.update(_fold_linear(source, run))
+    elif source.amplitude is None:
+        folded.update((layer.name, layer.module) for layer in run)
+    else:
+        last = f"{run[-1].name!r}" if run else "a LIF layer"
+        raise ReparameterizationError(
+            f"no weights follow {last}: there is nothing to fold the amplitude into"
+        )
+
+
+def _refuse(layer: Layer, reason: str):
+    raise ReparameterizationError(
+        f"{layer.name!r} ({type(layer.module).__name__}) reads the spikes of a LIF layer and cannot "
+        f"be folded: {reason}"
+    )
+
+
+def _fold_convolution(source: RealSpikeLIF, run: list[Layer]) -> dict[str, nn.Module]:
+    """[convolution] or [convolution, batch norm]"""
+    conv = run[0]
+    if not isinstance(conv.module, nn.Conv2d):
+        _refuse(conv, "only a convolution, then a batch norm, can stand between two LIF layers")
+    for extra in run[2:] or [layer for layer in run[1:] if not isinstance(layer.module, _BATCH_NORMS)]:
+        _refuse(extra, "only a batch norm can stand between a convolution and the next LIF layer")
+    batch_norm = run[1].module if len(run) == 2 else None
+    amplitude, input_size = source.amplitude, conv.input_shape[2:]
+    try:
+        granularity = (
+            "none"
+            if amplitude is None
+            else check_folded_amplitude(amplitude, conv.module.in_channels, input_size)
+        )
+        if granularity == "element":
+            folded = UnsharedSpikeConv.from_conv2d(conv.module, amplitude, input_size, batch_norm)
+        else:
+            folded = SpikeConv2d.from_conv2d(conv.module, amplitude, batch_norm)
+    except ValueError as error:
+        _refuse(conv, str(error))
+    return {conv.name: folded}
+
+
+def _fold_linear(source: RealSpikeLIF, run: list[Layer]) -> dict[str, nn.Module]:
+    """flatten, linear, batch norm, mean over time. The mean commutes with all of them, so it may
+    stand anywhere; it becomes a sum, its 1/T part of the weights."""
+    folded: dict[str, nn.Module] = {}
+    linear = batch_norm = mean = None
+    for layer in run:
+        module = layer.module
+        if isinstance(module, nn.Flatten) and linear is None:
+            if (module.start_dim, module.end_dim) != (1, -1):
+                _refuse(layer, "only flatten(start_dim=1) keeps the samples apart")
+            folded[layer.name] = module
+        elif isinstance(module, nn.Linear) and linear is None:
+            linear = layer
+        elif isinstance(module, _BATCH_NORMS) and linear is not None and batch_norm is None:
+            batch_norm = module
+        elif isinstance(module, MeanOverTime) and mean is None:
+            mean = layer
+        else:
+            _refuse(layer, "only flatten, one linear layer, a batch norm and the mean over time can")
+    if mean is not None and mean.module.timesteps != source.timesteps:
+        _refuse(mean, f"it averages {mean.module.timesteps} timesteps of {source.timesteps}")
+    try:
+        folded[linear.name] = SpikeLinear.from_linear(
+            linear.module,
+            source.amplitude,
+            batch_norm,
+            scale=1.0 if mean is None else 1.0 / source.timesteps,
+        )
+    except ValueError as error:
+        _refuse(linear, str(error))
+    if mean is not None:
+        folded[mean.name] = SumOverTime(source.timesteps)
+    return folded

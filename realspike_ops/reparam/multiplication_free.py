@@ -1,0 +1,71 @@
+"""The proof by execution that a folded network multiplies nothing behind its encoding layer."""
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# Operators that move, compare, add or select, and ours, whose kernels are checked at the level of
+# the instructions. Whatever is not listed is refused, so that a new operator cannot slip through.
+_FREE = frozenset(
+    """
+    add add_ sum cumsum sub sub_ neg abs maximum minimum max min amax amin argmax argmin
+    max_pool2d max_pool2d_with_indices
+    clone copy_ _to_copy contiguous detach alias view _unsafe_view reshape _reshape_alias flatten
+    unflatten expand permute transpose t squeeze unsqueeze slice select split unbind cat stack
+    as_strided empty empty_like empty_strided new_empty zeros zeros_like new_zeros fill_ zero_
+    eq ne lt le gt ge where index index_select gather
+    """.split()
+)
+_OUR_OPS = frozenset({"lif_fwd", "pack_spikes", "unpack_spikes", "unshared_conv"})
+
+
+class MultiplicationError(AssertionError):
+    """An operator behind the encoding layer multiplies, or is not known not to."""
+
+
+class _RefuseMultiplications(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.layers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        namespace, name = func.name().split("::")
+        name = name.split(".")[0]
+        if namespace == "realspike" and name == "lif_fwd":
+            self.layers += 1
+            if args[1] is not None:
+                raise MultiplicationError(
+                    f"LIF layer number {self.layers} emits real-valued spikes (it has an amplitude): "
+                    "the layer that reads them multiplies"
+                )
+        elif self.layers > 0:
+            free = name in (_OUR_OPS if namespace == "realspike" else _FREE)
+            if not free:
+                raise MultiplicationError(
+                    f"{func.name()}, behind LIF layer number {self.layers}, is not an operator that "
+                    "is known to be free of multiplications"
+                )
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def assert_multiplication_free(folded: nn.Module, x: Tensor) -> None:
+    """Run ``folded(x)`` and raise if a multiplying operator is called behind the encoding layer.
+
+    Everything up to the first LIF layer is the encoding, which multiplies real values by weights.
+    From there on only operators that move, add, compare or select are accepted, and the ops of
+    this library, as long as no LIF layer scales its spikes. The neuron's own decay is part of the
+    LIF op: one product per neuron and timestep, none per synapse.
+
+    Args:
+        folded: A network that `reparameterize` returned.
+        x: An input for it.
+
+    Raises:
+        MultiplicationError: naming the operator and the LIF layer before it, or if no LIF layer
+            was run at all.
+    """
+    with _RefuseMultiplications() as mode:
+        folded(x)
+    if mode.layers == 0:
+        raise MultiplicationError("no LIF layer was run: nothing was checked")

@@ -1,0 +1,160 @@
+"""How far a folded network is from the trained one, layer by layer."""
+
+import json
+from collections.abc import Iterable
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from realspike_ops import functional
+from realspike_ops.nn import RealSpikeLIF
+from realspike_ops.nn.time import split_time
+
+
+@dataclass
+class LayerReport:
+    """One LIF layer: trained against folded, over all samples."""
+
+    name: str
+    max_current_error: float = 0.0  # largest difference of the input currents
+    flipped_spikes: int = 0  # neuron-timesteps that fire in one network only
+    spikes: int = 0  # of the folded network
+    neuron_timesteps: int = 0
+
+    @property
+    def firing_rate(self) -> float:
+        return self.spikes / max(1, self.neuron_timesteps)
+
+
+@dataclass
+class VerificationReport:
+    """The result of `verify`; print it, or store `to_json()`."""
+
+    samples: int = 0
+    max_logit_error: float = 0.0  # largest difference of the outputs
+    agreement: float = 1.0  # fraction of samples with the same prediction
+    layers: list[LayerReport] = field(default_factory=list)
+
+    @property
+    def flipped_spikes(self) -> int:
+        return sum(layer.flipped_spikes for layer in self.layers)
+
+    def to_json(self) -> str:
+        layers = [asdict(layer) | {"firing_rate": layer.firing_rate} for layer in self.layers]
+        content = asdict(self) | {"flipped_spikes": self.flipped_spikes, "layers": layers}
+        return json.dumps(content, indent=2)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.samples} samples: same prediction for {self.agreement:.2%}, largest logit "
+            f"difference {self.max_logit_error:.3g}, {self.flipped_spikes} flipped spikes",
+            f"{'LIF layer':<24}{'current error':>14}{'flipped':>9}{'neuron-steps':>14}{'rate':>8}",
+        ]
+        lines += [
+            f"{layer.name:<24}{layer.max_current_error:>14.3g}{layer.flipped_spikes:>9}"
+            f"{layer.neuron_timesteps:>14}{layer.firing_rate:>8.2%}"
+            for layer in self.layers
+        ]
+        return "\n".join(lines)
+
+
+@contextmanager
+def record_currents(model: nn.Module):
+    """Collect (layer name, LIF module, input current) in the order of execution."""
+    calls: list[tuple[str, RealSpikeLIF, Tensor]] = []
+    handles = [
+        module.register_forward_pre_hook(
+            lambda module, args, name=name: calls.append((name, module, args[0].detach()))
+        )
+        for name, module in model.named_modules()
+        if isinstance(module, RealSpikeLIF)
+    ]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def binary_spikes(lif: RealSpikeLIF, current: Tensor) -> Tensor:  # [T*B, ...] -> [T*B, ...]
+    """Return the 0/1 spikes that the layer emits for a current, whatever its amplitude."""
+    spikes = functional.lif(
+        split_time(current, lif.timesteps),
+        decay=lif.decay,
+        v_threshold=lif.v_threshold,
+        v_reset=lif.v_reset,
+    )
+    return spikes.flatten(0, 1)
+
+
+@contextmanager
+def _eval_mode(*models: nn.Module):
+    were_training = [[m for m in model.modules() if m.training] for model in models]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for modules in were_training:
+            for module in modules:
+                module.training = True
+
+
+def _batches(data) -> Iterable[Tensor]:
+    if isinstance(data, Tensor):
+        return [data]
+    return (batch if isinstance(batch, Tensor) else batch[0] for batch in data)
+
+
+@torch.no_grad()
+def verify(model: nn.Module, folded: nn.Module, data) -> VerificationReport:
+    """Run the trained and the folded network side by side and report where they differ.
+
+    Args:
+        model: The trained network; run in eval mode, restored afterwards.
+        folded: What `reparameterize` made of it.
+        data: A batch, or an iterable of batches, or of (batch, labels) pairs such as a DataLoader.
+
+    Raises:
+        ValueError: if the two do not run the same number of LIF layers.
+    """
+    report = VerificationReport()
+    agreeing = 0
+    with _eval_mode(model, folded):
+        for batch in _batches(data):
+            with record_currents(model) as trained_calls:
+                trained_out = model(batch)
+            with record_currents(folded) as folded_calls:
+                folded_out = folded(batch)
+            if len(trained_calls) != len(folded_calls):
+                raise ValueError(
+                    f"folded must have the LIF layers of model: {len(trained_calls)} were run in "
+                    f"model, {len(folded_calls)} in folded"
+                )
+            if not report.layers:
+                report.layers = [LayerReport(name) for name, _, _ in trained_calls]
+            for layer, (_, lif, current), (_, folded_lif, folded_current) in zip(
+                report.layers, trained_calls, folded_calls, strict=True
+            ):
+                _compare(layer, lif, current, folded_lif, folded_current)
+            if batch.shape[0] > 0:
+                difference = (trained_out - folded_out).abs().max().item()
+                report.max_logit_error = max(report.max_logit_error, difference)
+            agreeing += (trained_out.argmax(-1) == folded_out.argmax(-1)).sum().item()
+            report.samples += batch.shape[0]
+    report.agreement = agreeing / max(1, report.samples)
+    return report
+
+
+def _compare(layer: LayerReport, lif, current, folded_lif, folded_current) -> None:
+    if current.numel() == 0:
+        return
+    spikes = binary_spikes(lif, current)
+    folded_spikes = binary_spikes(folded_lif, folded_current)
+    error = (current - folded_current).abs().max().item()
+    layer.max_current_error = max(layer.max_current_error, error)
+    layer.flipped_spikes += (spikes != folded_spikes).sum().item()
+    layer.spikes += int(folded_spikes.sum(dtype=torch.float64).item())
+    layer.neuron_timesteps += folded_spikes.numel()

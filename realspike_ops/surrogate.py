@@ -1,0 +1,39 @@
+"""The surrogate gradients by name: what replaces the derivative of the spike (Eq. 7)."""
+
+from typing import NamedTuple
+
+# d = h - v_threshold; each has area 1. The numbers are those of csrc/core/lif.h.
+_DEFAULT_SCALE = {"rectangular": 1.0, "atan": 2.0, "sigmoid": 4.0, "triangle": 2.0}
+NAMES = tuple(_DEFAULT_SCALE)
+
+
+class Surrogate(NamedTuple):
+    """A surrogate gradient and its scale.
+
+    ============== ============================================== ======================
+    name           d spike / d h                                  scale
+    ============== ============================================== ======================
+    rectangular    1 / width where abs(d) <= width / 2, else 0    width (1: the paper's)
+    triangle       max(0, 1 - 2 abs(d) / width) * 2 / width       width (2)
+    atan           alpha / 2 / (1 + (pi / 2 * alpha * d)^2)       alpha (2)
+    sigmoid        alpha * s * (1 - s), s = sigmoid(alpha * d)    alpha (4)
+    ============== ============================================== ======================
+    """
+
+    name: str
+    scale: float
+
+    @property
+    def index(self) -> int:
+        return NAMES.index(self.name)
+
+
+def as_surrogate(surrogate: "str | tuple[str, float]") -> Surrogate:
+    """Return `surrogate` with its default scale if it is a name alone."""
+    name, scale = (surrogate, None) if isinstance(surrogate, str) else surrogate
+    if name not in _DEFAULT_SCALE:
+        raise ValueError(f"surrogate must be one of {', '.join(NAMES)}; got {name!r}")
+    scale = _DEFAULT_SCALE[name] if scale is None else float(scale)
+    if not 0 < scale < float("inf"):
+        raise ValueError(f"surrogate: the scale of {name!r} must be positive and finite; got {scale}")
+    return Surrogate(name, scale)
