@@ -101,13 +101,15 @@ UnpackSpikesParams unpack_params(uintptr_t packed, uintptr_t spikes, int64_t N, 
           stride_p};
 }
 
-UnsharedConvParams unshared_conv_params(
-    uintptr_t spikes, uintptr_t weight, uintptr_t bias, uintptr_t out, int weight_dtype, int64_t N,
-    int64_t H, int64_t W, int64_t words, int64_t OH, int64_t OW, int64_t G, int64_t KH, int64_t KW,
-    int64_t Cin_g, int64_t Cout_g, int64_t stride_h, int64_t stride_w, int64_t padding_h,
-    int64_t padding_w, int64_t dilation_h, int64_t dilation_w, int64_t weight_stride_p,
-    int64_t bias_stride_c, int64_t bias_stride_p, int64_t out_stride_n, int64_t out_stride_c,
-    int64_t out_stride_p) {
+UnsharedConvParams unshared_conv_params(uintptr_t spikes, uintptr_t weight, uintptr_t bias,
+                                        uintptr_t out, int weight_dtype, int64_t N, int64_t H,
+                                        int64_t W, int64_t words, int64_t OH, int64_t OW, int64_t G,
+                                        int64_t KH, int64_t KW, int64_t Cin_g, int64_t Cout_g,
+                                        int64_t stride_h, int64_t stride_w, int64_t padding_h,
+                                        int64_t padding_w, int64_t dilation_h, int64_t dilation_w,
+                                        int64_t weight_stride_p, int64_t bias_stride_c,
+                                        int64_t bias_stride_p, int64_t out_stride_n,
+                                        int64_t out_stride_c, int64_t out_stride_p) {
   return {pointer<const uint32_t>(spikes),
           pointer<const void>(weight),
           pointer<const float>(bias),

@@ -84,7 +84,8 @@ def check_amplitude(amplitude: Tensor, neuron_shape: Sequence[int]) -> None:
     """Accept what broadcasts against `neuron_shape` without enlarging it."""
     shape = tuple(amplitude.shape)
     fits = len(shape) <= len(neuron_shape) and all(
-        size in (1, full) for size, full in zip(reversed(shape), reversed(neuron_shape), strict=False)
+        size in (1, full)
+        for size, full in zip(reversed(shape), reversed(neuron_shape), strict=False)
     )
     # [1] is one amplitude for the layer whatever the rank, also for x of shape [T, B].
     if fits or shape == (1,):

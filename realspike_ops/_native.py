@@ -19,13 +19,15 @@ def extension():
     try:
         from realspike_ops import _C
     except ImportError as error:
-        raise ImportError(f"realspike_ops: the compiled extension is missing ({error}); {_BUILD}") from error
+        raise ImportError(
+            f"realspike_ops: the compiled extension is missing ({error}); {_BUILD}"
+        ) from error
     return _C
 
 
 @functools.cache
 def cuda_extension():
-    """Return the extension module if it has CUDA kernels, or raise with the command that builds them."""
+    """Return the extension if it has CUDA kernels, or raise with the command that builds them."""
     module = extension()
     if not module.with_cuda:
         raise RuntimeError(
@@ -42,9 +44,8 @@ def build_info() -> str:
     Example: ``CPU kernels only (REALSPIKE_CUDA=off); this CPU runs avx512; threads: openmp``.
     """
     module = extension()
-    return (
-        f"{module.build_info}; this CPU runs {module.cpu_isa()}; threads: {module.parallel_backend()}"
-    )
+    isa, threads = module.cpu_isa(), module.parallel_backend()
+    return f"{module.build_info}; this CPU runs {isa}; threads: {threads}"
 
 
 def pointer(tensor: torch.Tensor | None) -> int:

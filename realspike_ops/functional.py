@@ -111,7 +111,9 @@ def _one_run(amplitude: Tensor, shape: torch.Size) -> Tensor:
         amplitude = amplitude.reshape(())  # [1] against no dimensions at all
     sizes = (1,) * (len(shape) - amplitude.dim()) + tuple(amplitude.shape)
     varying = [d for d, size in enumerate(sizes) if size > 1]
-    has_gap = bool(varying) and any(sizes[d] == 1 < shape[d] for d in range(varying[0], varying[-1]))
+    has_gap = bool(varying) and any(
+        sizes[d] == 1 < shape[d] for d in range(varying[0], varying[-1])
+    )
     return amplitude.expand(shape) if has_gap else amplitude
 
 
@@ -186,7 +188,7 @@ def unshared_spike_conv(
     dilation: "int | tuple[int, int]" = 1,
     check_binary: bool | None = None,
 ) -> Tensor:  # [N, Cout, OH, OW]
-    r"""Convolve binary spikes with a kernel of its own at every output position, by additions alone.
+    r"""Convolve binary spikes with a kernel for every output position, by additions alone.
 
     .. math::
         out[n, :, k, l] = bias + \sum_{i, j, m} W[k, l, i, j, m, :]\;
@@ -211,12 +213,12 @@ def unshared_spike_conv(
         TypeError: if a dtype is not accepted.
         ValueError: if the channels, the words or the output size do not fit the weight, spikes are
             not binary, or the devices differ.
-        NotImplementedError: if ``weight`` or ``bias`` requires a gradient (wrap the call in
-            ``torch.no_grad()`` for inference).
 
     Note:
         Deterministic. Every output is one float32 sum; on the CPU in ascending (i, j, m), the same
-        bits for any number of threads.
+        bits for any number of threads. Differentiable with respect to weight, bias and dense
+        spikes (for a surrogate upstream); backward keeps one bit per spike and runs on dense
+        matrix products.
 
     Reference:
         Guo et al., "Real Spike", ECCV 2022, equations (11) to (13).
@@ -236,12 +238,6 @@ def unshared_spike_conv(
             "spikes must have shape [N, Cin, H, W], or packed [N, H, W, ceil(Cin / 32)] int32; "
             f"got {checks.shape_text(spikes)}"
         )
-    if torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (spikes, weight, bias)
-    ):
-        raise NotImplementedError(
-            "unshared_spike_conv has no gradient; wrap the call in torch.no_grad() for inference"
-        )
     OH, OW, G, KH, KW, Cin_g, Cout_g = weight.shape
     packed = spikes.dtype == torch.int32
     if packed:
@@ -253,10 +249,10 @@ def unshared_spike_conv(
         )
     H, W = spikes.shape[1:3] if packed else spikes.shape[2:]
     before, expected = output_size((H, W), (KH, KW), stride, padding, dilation)
-    if (OH, OW) != expected:
+    if expected != (OH, OW):
         raise ValueError(
-            f"weight is for an output map of {OH} x {OW}; spikes of {H} x {W} with stride {stride}, "
-            f"padding {padding}, dilation {dilation} give {expected[0]} x {expected[1]}"
+            f"weight is for an output map of {OH} x {OW}; spikes of {H} x {W} with stride "
+            f"{stride}, padding {padding}, dilation {dilation} give {expected[0]} x {expected[1]}"
         )
     if bias is not None:
         checks.check_tensor("bias", bias)
@@ -271,8 +267,10 @@ def unshared_spike_conv(
         not spikes.is_contiguous() and spikes.is_contiguous(memory_format=torch.channels_last)
     )
     if not packed:
-        spikes = pack_spikes(spikes, check_binary=check_binary)
-    return torch.ops.realspike.unshared_conv(
+        checks.check_dtype("spikes", spikes, realspike_ops.ops.pack_spikes.DTYPES)
+    if check_binary is None:
+        check_binary = spikes.device.type == "cpu"
+    out, _ = torch.ops.realspike.unshared_conv(
         spikes,
         weight,
         bias,
@@ -280,7 +278,9 @@ def unshared_spike_conv(
         before,
         checks.pair("dilation", dilation, 1),
         channels_last,
+        bool(check_binary),
     )
+    return out
 
 
 def output_size(input_size, kernel_size, stride, padding, dilation):
@@ -302,7 +302,7 @@ def output_size(input_size, kernel_size, stride, padding, dilation):
     if min(out) < 1:
         raise ValueError(
             f"a map of {input_size[0]} x {input_size[1]} with kernel_size {tuple(kernel_size)}, "
-            f"stride {stride}, padding {padding}, dilation {dilation} gives an output of {out[0]} x "
-            f"{out[1]}; both must be at least 1"
+            f"stride {stride}, padding {padding}, dilation {dilation} gives an output of "
+            f"{out[0]} x {out[1]}; both must be at least 1"
         )
     return before, out

@@ -35,5 +35,7 @@ def as_surrogate(surrogate: "str | tuple[str, float]") -> Surrogate:
         raise ValueError(f"surrogate must be one of {', '.join(NAMES)}; got {name!r}")
     scale = _DEFAULT_SCALE[name] if scale is None else float(scale)
     if not 0 < scale < float("inf"):
-        raise ValueError(f"surrogate: the scale of {name!r} must be positive and finite; got {scale}")
+        raise ValueError(
+            f"surrogate: the scale of {name!r} must be positive and finite; got {scale}"
+        )
     return Surrogate(name, scale)

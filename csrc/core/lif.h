@@ -29,12 +29,12 @@ constexpr int64_t kLifPotentialInterval = 8;
 // amplitude[(n / amplitude_inner) % amplitude_size], which covers layer, channel and element
 // granularity in both memory formats.
 struct LifParams {
-  const void* x;            // [T, N]
-  const float* amplitude;   // [amplitude_size], or nullptr for binary spikes
-  const float* v_init;      // [N], or nullptr for zeros
-  void* saved;              // kBits: uint8 [ceil(T / 4), N], bits 2k (spike) and 2k + 1 (window) of
-                            // plane j belong to timestep 4j + k; kPotentials: float [ceil(T / 8) - 1, N]
-  DType dtype;              // of x, y and their gradients
+  const void* x;           // [T, N]
+  const float* amplitude;  // [amplitude_size], or nullptr for binary spikes
+  const float* v_init;     // [N], or nullptr for zeros
+  void* saved;             // kBits: uint8 [ceil(T / 4), N], bits 2k (spike) and 2k + 1 (window) of
+                // plane j belong to timestep 4j + k; kPotentials: float [ceil(T / 8) - 1, N]
+  DType dtype;  // of x, y and their gradients
   LifSave save;
   int64_t T;
   int64_t N;
@@ -56,10 +56,10 @@ struct LifForward : LifParams {
 };
 
 struct LifBackward : LifParams {
-  const void* grad_y;              // [T, N]
-  const float* grad_v_last;        // [N], or nullptr for zeros
-  void* grad_x;                    // [T, N]
-  float* grad_v_init;              // [N], or nullptr
+  const void* grad_y;                // [T, N]
+  const float* grad_v_last;          // [N], or nullptr for zeros
+  void* grad_x;                      // [T, N]
+  float* grad_v_init;                // [N], or nullptr
   float* grad_amplitude_per_neuron;  // [N]: sum over t of grad_y * o, or nullptr
 };
 

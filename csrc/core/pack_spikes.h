@@ -16,10 +16,10 @@ struct PackSpikesParams {
   int64_t stride_n;
   int64_t stride_c;
   int64_t stride_p;
-  int32_t element_size;   // 1, 2, 4 or 8
-  uint64_t one;           // bit pattern of the value 1 in the element type
-  uint64_t sign;          // bit pattern of the sign bit (0 if unsigned): -0.0 is silence too
-  int32_t* not_binary;    // set to 1 if an element is neither 0 nor 1; nullptr to skip the check
+  int32_t element_size;  // 1, 2, 4 or 8
+  uint64_t one;          // bit pattern of the value 1 in the element type
+  uint64_t sign;         // bit pattern of the sign bit (0 if unsigned): -0.0 is silence too
+  int32_t* not_binary;   // set to 1 if an element is neither 0 nor 1; nullptr to skip the check
 };
 
 struct UnpackSpikesParams {

@@ -6,10 +6,10 @@
 
 namespace realspike {
 
-// out[n, co, oh, ow] = bias + sum of weight[oh, ow, g, kh, kw, ci, co] over the taps (kh, kw, ci) whose
-// input bit is set. A tap reads pixel (oh * stride_h - padding_h + kh * dilation_h, likewise w) and
-// adds nothing outside the map. A set bit selects one contiguous row of Cout_g weights, so there is
-// nothing to multiply.
+// out[n, co, oh, ow] = bias + sum of weight[oh, ow, g, kh, kw, ci, co] over the taps (kh, kw, ci)
+// whose input bit is set. A tap reads pixel (oh * stride_h - padding_h + kh * dilation_h, likewise
+// w) and adds nothing outside the map. A set bit selects one contiguous row of Cout_g weights, so
+// there is nothing to multiply.
 struct UnsharedConvParams {
   const uint32_t* spikes;  // [N, H, W, words], one bit per channel (core/pack_spikes.h)
   const void* weight;      // [OH, OW, G, KH, KW, Cin_g, Cout_g], or one position shared by all

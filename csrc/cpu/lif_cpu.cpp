@@ -1,5 +1,4 @@
 #include "core/lif.h"
-
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 

@@ -113,10 +113,10 @@ void lif_fwd_block(const LifForward& p, int64_t n, int64_t count) {
 template <class Element>
 void lif_fwd_elements(const LifForward& p, int64_t begin, int64_t end) {
   const bool bits = p.save == LifSave::kBits;
-  const auto block =
-      bits ? (p.soft_reset ? lif_fwd_block<Element, true, true> : lif_fwd_block<Element, true, false>)
-           : (p.soft_reset ? lif_fwd_block<Element, false, true>
-                           : lif_fwd_block<Element, false, false>);
+  const auto block = bits ? (p.soft_reset ? lif_fwd_block<Element, true, true>
+                                          : lif_fwd_block<Element, true, false>)
+                          : (p.soft_reset ? lif_fwd_block<Element, false, true>
+                                          : lif_fwd_block<Element, false, false>);
   for (int64_t n = begin; n < end; n += kBlock) block(p, n, end - n < kBlock ? end - n : kBlock);
 }
 
@@ -137,12 +137,12 @@ void lif_fwd_range(const LifForward& p, int64_t begin, int64_t end) {
 // kSteps timesteps from two bits each; the reset is detached.
 template <class Element, bool kSoftReset, int kSteps>
 void lif_bwd_bits_steps(const LifBackward& p, int64_t count,
-                        const Element* __restrict grad_y,     // [kSteps, count], N apart
-                        const uint8_t* __restrict bits,       // [count]
-                        const float* __restrict amplitude,    // [count]
-                        float* __restrict q,                  // [count]
-                        float* __restrict grad_amplitude,     // [count]
-                        Element* __restrict grad_x) {         // [kSteps, count], N apart
+                        const Element* __restrict grad_y,   // [kSteps, count], N apart
+                        const uint8_t* __restrict bits,     // [count]
+                        const float* __restrict amplitude,  // [count]
+                        float* __restrict q,                // [count]
+                        float* __restrict grad_amplitude,   // [count]
+                        Element* __restrict grad_x) {       // [kSteps, count], N apart
   const float decay = p.decay;
   const float slope = 1.0f / p.surrogate_scale;
   const int64_t stride = p.N;
@@ -225,7 +225,7 @@ void lif_bwd_recompute_steps(const LifBackward& p, int64_t count, int steps,
                              float* __restrict v,                  // [count]: before these steps
                              float* __restrict q,                  // [count]
                              float* __restrict grad_amplitude,     // [count]
-                             float (*__restrict grad)[kBlock]) {   // [steps, count]: of y, then of x
+                             float (*__restrict grad)[kBlock]) {  // [steps, count]: of y, then of x
   const float decay = p.decay, v_threshold = p.v_threshold, v_reset = p.v_reset;
   const float scale = p.surrogate_scale;
   float h[kLifPotentialInterval][kBlock];

@@ -1,5 +1,4 @@
 #include "core/pack_spikes.h"
-
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 

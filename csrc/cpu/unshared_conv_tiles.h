@@ -6,7 +6,8 @@
 
 namespace realspike {
 
-// Channels of one group are cut into blocks of at most this many; a spike is a byte within its block.
+// Channels of one group are cut into blocks of at most this many; a spike is a byte within its
+// block.
 constexpr int64_t kChannelBlock = 128;
 
 // Samples of one tile: their sums stay in the L2 cache.

@@ -94,11 +94,11 @@ def lif_fwd_kernel(
     for t0 in range(0, T, CHUNK):
         if SAVE == 2:
             if t0 > 0:
-                tl.store(saved_ptr + (t0 // CHUNK - 1).to(tl.int64) * N + n, v, mask=mask)
+                tl.store(saved_ptr + tl.cast(t0 // CHUNK - 1, tl.int64) * N + n, v, mask=mask)
         bits = tl.zeros([BLOCK], tl.int32)
         for k in tl.static_range(CHUNK):
-            t = (t0 + k).to(tl.int64)
-            live = mask & (t < T)
+            t = tl.cast(t0 + k, tl.int64)
+            live = n < tl.where(t < T, N, 0)
             x = tl.load(x_ptr + t * x_stride_t + n, mask=live, other=0.0)
             h = decay * v + x.to(tl.float32)
             spike = h >= v_threshold
@@ -106,11 +106,13 @@ def lif_fwd_kernel(
             tl.store(y_ptr + t * N + n, y, mask=live)
             v = tl.where(t < T, _reset(h, spike, v_threshold, v_reset, SOFT_RESET), v)
             if SAVE == 1:
-                window = _in_window(h - v_threshold, width) & (t < T)
-                bits |= (spike & (t < T)).to(tl.int32) << (2 * k)
-                bits |= window.to(tl.int32) << (2 * k + 1)
+                one = tl.where(t < T, 1, 0)
+                bits |= tl.where(spike, one << (2 * k), 0)
+                bits |= tl.where(_in_window(h - v_threshold, width), one << (2 * k + 1), 0)
         if SAVE == 1:
-            tl.store(saved_ptr + (t0 // CHUNK).to(tl.int64) * N + n, bits.to(tl.uint8), mask=mask)
+            tl.store(
+                saved_ptr + tl.cast(t0 // CHUNK, tl.int64) * N + n, bits.to(tl.uint8), mask=mask
+            )
     tl.store(v_last_ptr + n, v, mask=mask)
 
 
@@ -159,23 +161,24 @@ def lif_bwd_kernel(
         h = ()
         bits = tl.zeros([BLOCK], tl.int32)
         if SAVE == 1:
-            bits = tl.load(saved_ptr + chunk.to(tl.int64) * N + n, mask=mask, other=0).to(tl.int32)
+            bits = tl.load(saved_ptr + tl.cast(chunk, tl.int64) * N + n, mask=mask, other=0).to(
+                tl.int32
+            )
         else:
             v = tl.zeros([BLOCK], tl.float32)
             if chunk > 0:
-                v = tl.load(saved_ptr + (chunk - 1).to(tl.int64) * N + n, mask=mask, other=0.0)
+                v = tl.load(saved_ptr + tl.cast(chunk - 1, tl.int64) * N + n, mask=mask, other=0.0)
             elif HAS_V_INIT:
                 v = tl.load(v_init_ptr + n, mask=mask, other=0.0)
             for k in tl.static_range(CHUNK):
-                t = (t0 + k).to(tl.int64)
-                x = tl.load(x_ptr + t * x_stride_t + n, mask=mask & (t < T), other=0.0)
+                t = tl.cast(t0 + k, tl.int64)
+                x = tl.load(x_ptr + t * x_stride_t + n, mask=n < tl.where(t < T, N, 0), other=0.0)
                 h_k = decay * v + x.to(tl.float32)
                 v = _reset(h_k, h_k >= v_threshold, v_threshold, v_reset, SOFT_RESET)
-                h = h + (h_k,)  # noqa: RUF005 (a tuple display does not unroll in Triton)
-        for back in tl.static_range(CHUNK):
-            k: tl.constexpr = CHUNK - 1 - back
-            t = (t0 + k).to(tl.int64)
-            live = mask & (t < T)
+                h = h + (h_k,)
+        for k in tl.static_range(CHUNK - 1, -1, -1):
+            t = tl.cast(t0 + k, tl.int64)
+            live = n < tl.where(t < T, N, 0)
             g = tl.load(grad_y_ptr + t * N + n, mask=live, other=0.0).to(tl.float32)
             grad_o = amplitude * g
             if SAVE == 1:
@@ -197,7 +200,7 @@ def lif_bwd_kernel(
                 grad_h = through_spike + tl.where(spike, 0.0, q)
             tl.store(grad_x_ptr + t * N + n, grad_h.to(grad_x_ptr.dtype.element_ty), mask=live)
             q = tl.where(t < T, decay * grad_h, q)
-            grad_amplitude += tl.where(spike & (t < T), g, 0.0)
+            grad_amplitude += tl.where(spike, g, 0.0)
     tl.store(grad_v_init_ptr + n, q, mask=mask)
     if HAS_AMPLITUDE:
         tl.store(grad_amplitude_ptr + n, grad_amplitude, mask=mask)

@@ -83,16 +83,16 @@ def unshare(
     Taps outside the map get 0. One row of positions at a time, so that little more than the result
     is ever held.
     """
-    G, KH, KW, Cin_g, Cout_g = kernel.shape
+    G, KH, KW, Cin_g, _ = kernel.shape
     OH, OW = output_size
     (sh, sw), (ph, pw), (dh, dw) = stride, padding, dilation
     _, H, W = amplitude.shape
     rows_needed = (OH - 1) * sh + (KH - 1) * dh + 1
     columns_needed = (OW - 1) * sw + (KW - 1) * dw + 1
-    padded = F.pad(amplitude, (pw, max(0, columns_needed - W - pw), ph, max(0, rows_needed - H - ph)))
-    out = torch.empty(
-        (OH, OW, *kernel.shape), dtype=torch.float32, device=kernel.device
+    padded = F.pad(
+        amplitude, (pw, max(0, columns_needed - W - pw), ph, max(0, rows_needed - H - ph))
     )
+    out = torch.empty((OH, OW, *kernel.shape), dtype=torch.float32, device=kernel.device)
     for oh in range(OH):
         rows = padded[:, oh * sh : oh * sh + (KH - 1) * dh + 1 : dh]  # [Cin, KH, W + padding]
         taps = [rows[:, :, j * dw : j * dw + (OW - 1) * sw + 1 : sw] for j in range(KW)]

@@ -22,8 +22,8 @@ class _SpikeConv(nn.Module):
         self.kernel_size = tuple(weight.shape[3:5])
         self.in_channels = self.groups * weight.shape[5]
         self.out_channels = self.groups * weight.shape[6]
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.weight = nn.Parameter(weight)
+        self.bias = None if bias is None else nn.Parameter(bias)
 
     def forward(self, spikes: Tensor) -> Tensor:
         return self._convolve(spikes, self.weight)
@@ -58,7 +58,9 @@ def _initial(
     shape = (*position, groups, KH, KW, in_channels // groups, out_channels // groups)
     bound = 1 / math.sqrt(KH * KW * in_channels // groups)
     weight = torch.empty(shape, device=device).uniform_(-bound, bound)
-    return weight, torch.empty(out_channels, device=device).uniform_(-bound, bound) if bias else None
+    return weight, torch.empty(out_channels, device=device).uniform_(
+        -bound, bound
+    ) if bias else None
 
 
 class UnsharedSpikeConv(_SpikeConv):
@@ -183,7 +185,9 @@ class SpikeConv2d(_SpikeConv):
         bias: bool = True,
         device=None,
     ):
-        weight, bias = _initial((1, 1), in_channels, out_channels, kernel_size, groups, bias, device)
+        weight, bias = _initial(
+            (1, 1), in_channels, out_channels, kernel_size, groups, bias, device
+        )
         super().__init__(weight, bias, stride, padding, dilation)
 
     @classmethod
@@ -225,7 +229,8 @@ class SpikeConv2d(_SpikeConv):
         size = tuple(spikes.shape[1:3] if packed else spikes.shape[2:])
         if spikes.dim() != 4:
             raise ValueError(
-                f"spikes must have shape [N, {self.in_channels}, H, W]; got {checks.shape_text(spikes)}"
+                f"spikes must have shape [N, {self.in_channels}, H, W]; "
+                f"got {checks.shape_text(spikes)}"
             )
         _, out = functional.output_size(
             size, self.kernel_size, self.stride, self.padding, self.dilation

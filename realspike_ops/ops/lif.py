@@ -34,7 +34,8 @@ LIBRARY.define(
 )
 LIBRARY.define(
     f"lif_bwd(Tensor grad_y, Tensor? grad_v_last, Tensor? x, Tensor? amplitude, Tensor? v_init,"
-    f" Tensor saved, bool channels_last, {_NEURON}) -> (Tensor grad_x, Tensor grad_v_init, Tensor grad_amplitude)"
+    f" Tensor saved, bool channels_last, {_NEURON})"
+    " -> (Tensor grad_x, Tensor grad_v_init, Tensor grad_amplitude)"
 )
 
 
@@ -105,7 +106,9 @@ def _sum_to_amplitude(
     else:
         per_neuron = per_neuron.view(step_shape)
     sizes = (1,) * (len(step_shape) - amplitude.dim()) + tuple(amplitude.shape)
-    dims = [d for d, (size, full) in enumerate(zip(sizes, step_shape, strict=False)) if size != full]
+    dims = [
+        d for d, (size, full) in enumerate(zip(sizes, step_shape, strict=False)) if size != full
+    ]
     return (per_neuron.sum(dims) if dims else per_neuron).reshape(amplitude.shape)
 
 
@@ -158,7 +161,11 @@ def _allocate_bwd(grad_y, amplitude, channels_last):
 
 def _bwd_fake(grad_y, grad_v_last, x, amplitude, v_init, saved, channels_last, *neuron):
     grad_x, grad_v_init, per_neuron = _allocate_bwd(grad_y, amplitude, channels_last)
-    return grad_x, grad_v_init, per_neuron if amplitude is None else amplitude.new_empty(amplitude.shape)
+    return (
+        grad_x,
+        grad_v_init,
+        per_neuron if amplitude is None else amplitude.new_empty(amplitude.shape),
+    )
 
 
 def backward_with(launch):

@@ -16,7 +16,7 @@ def _neuron_arguments(neuron):
     return neuron.decay, neuron.v_threshold, v_reset, neuron.surrogate_scale
 
 
-def _options(save):
+def options(save):
     return {
         "SAVE": save,
         "CHUNK": POTENTIAL_INTERVAL if save == SAVE_POTENTIALS else BITS_INTERVAL,
@@ -35,7 +35,7 @@ def launch_fwd(x, flat_amplitude, v_init, y, v_last, saved, neuron, save, x_stri
             HAS_AMPLITUDE=flat_amplitude is not None,
             HAS_V_INIT=v_init is not None,
             SOFT_RESET=neuron.v_reset is None,
-            **_options(save),
+            **options(save),
         )
 
 
@@ -67,5 +67,5 @@ def launch_bwd(
             SOFT_RESET=neuron.v_reset is None,
             DETACH_RESET=neuron.detach_reset,
             SURROGATE=neuron.surrogate,
-            **_options(neuron.save),
+            **options(neuron.save),
         )

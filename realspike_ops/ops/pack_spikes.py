@@ -36,7 +36,7 @@ def _as_n_c_p(spikes: Tensor) -> Tensor:  # [N, C, ...] -> [N, C, P]
         return spikes.flatten(2)
 
 
-def _allocate_packed(spikes: Tensor) -> Tensor:
+def allocate_packed(spikes: Tensor) -> Tensor:
     N, C, *pixels = spikes.shape
     return spikes.new_empty((N, *pixels, words_of(C)), dtype=torch.int32)
 
@@ -66,12 +66,10 @@ def _raise_unless_binary(not_binary: Tensor) -> None:
 
 
 def _pack(spikes: Tensor, check_binary: bool, launch) -> Tensor:
-    packed = _allocate_packed(spikes)
+    packed = allocate_packed(spikes)
     if packed.numel() == 0:
         return packed
-    not_binary = (
-        torch.zeros(1, dtype=torch.int32, device=spikes.device) if check_binary else None
-    )
+    not_binary = torch.zeros(1, dtype=torch.int32, device=spikes.device) if check_binary else None
     spikes = _as_n_c_p(spikes)
     launch(_pack_params(spikes, packed, not_binary))
     if check_binary:
@@ -124,6 +122,6 @@ LIBRARY.impl("pack_spikes", _pack_cuda, "CUDA")
 LIBRARY.impl("unpack_spikes", _unpack_cpu, "CPU")
 LIBRARY.impl("unpack_spikes", _unpack_cuda, "CUDA")
 torch.library.register_fake(
-    "realspike::pack_spikes", lambda spikes, check_binary: _allocate_packed(spikes), lib=LIBRARY
+    "realspike::pack_spikes", lambda spikes, check_binary: allocate_packed(spikes), lib=LIBRARY
 )
 torch.library.register_fake("realspike::unpack_spikes", _allocate_spikes, lib=LIBRARY)

@@ -1,27 +1,35 @@
-"""realspike::unshared_conv: gather-accumulate over packed spikes.
+"""realspike::unshared_conv: gather-accumulate over binary spikes, and its gradients.
 
 All sizes are checked by the functional layer; a weight whose first two strides are 0 (an expanded
 tensor) is one kernel shared by every position.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from realspike_ops._native import DTYPES, cuda_extension, extension, pointer
 from realspike_ops.ops import LIBRARY
+from realspike_ops.ops.pack_spikes import allocate_packed
 
+# Spikes are dense [N, Cin, H, W] or packed [N, H, W, words] int32. Dense ones are packed on the way
+# in, and the packed ones returned: backward keeps one bit per spike.
 LIBRARY.define(
-    "unshared_conv(Tensor packed, Tensor weight, Tensor? bias, int[2] stride, int[2] padding,"
-    " int[2] dilation, bool channels_last) -> Tensor"
+    "unshared_conv(Tensor spikes, Tensor weight, Tensor? bias, int[2] stride, int[2] padding,"
+    " int[2] dilation, bool channels_last, bool check_binary) -> (Tensor out, Tensor packed)"
 )
 
 
-def _allocate(packed, weight, bias, stride, padding, dilation, channels_last) -> Tensor:
-    N = packed.shape[0]
+def _allocate(spikes, weight, bias, stride, padding, dilation, channels_last, check_binary):
+    N = spikes.shape[0]
     OH, OW, G, _, _, _, Cout_g = weight.shape
-    if channels_last:
-        return packed.new_empty((N, OH, OW, G * Cout_g), dtype=torch.float32).permute(0, 3, 1, 2)
-    return packed.new_empty((N, G * Cout_g, OH, OW), dtype=torch.float32)
+    if spikes.dtype == torch.int32:
+        packed = spikes.new_empty((0,), dtype=torch.int32)
+    else:
+        packed = allocate_packed(spikes)
+    shape = (N, OH, OW, G * Cout_g) if channels_last else (N, G * Cout_g, OH, OW)
+    out = spikes.new_empty(shape, dtype=torch.float32)
+    return out.permute(0, 3, 1, 2) if channels_last else out, packed
 
 
 def is_shared(weight: Tensor) -> bool:
@@ -37,39 +45,103 @@ def _kernel_order(weight: Tensor) -> tuple[Tensor, int]:
     return weight, weight.shape[2:].numel()
 
 
-def _run(packed, weight, bias, stride, padding, dilation, channels_last, launch) -> Tensor:
-    out = _allocate(packed, weight, bias, stride, padding, dilation, channels_last)
-    if out.numel() == 0:
-        return out
-    N, H, W, words = packed.shape
-    OH, OW, G, KH, KW, Cin_g, Cout_g = weight.shape
-    packed = packed.contiguous()
-    weight, weight_stride_p = _kernel_order(weight)
-    bias_strides = (0, 0)
-    if bias is not None:
-        bias = bias.contiguous()
-        bias_strides = (1, 0) if bias.dim() == 1 else (OH * OW, 1)
-    out_stride_p = out.stride(3) if OW > 1 else out.stride(2)
-    launch(
-        extension().UnsharedConvParams(
-            *(pointer(packed), pointer(weight), pointer(bias), pointer(out), DTYPES[weight.dtype]),
-            *(N, H, W, words, OH, OW, G, KH, KW, Cin_g, Cout_g, *stride, *padding, *dilation),
-            *(weight_stride_p, *bias_strides, out.stride(0), out.stride(1), out_stride_p),
+def _implement(launch):
+    """Implement the op by `launch`, a device's function of the kernel's parameters."""
+
+    def run(spikes, weight, bias, stride, padding, dilation, channels_last, check_binary):
+        out, packed = _allocate(
+            spikes, weight, bias, stride, padding, dilation, channels_last, check_binary
         )
-    )
-    return out
+        dense = spikes.dtype != torch.int32
+        if dense:
+            packed = torch.ops.realspike.pack_spikes(spikes, check_binary)
+        if out.numel() == 0:
+            return out, packed
+        words = packed if dense else spikes.contiguous()
+        kernels, weight_stride_p = _kernel_order(weight)
+        bias_strides = (0, 0)
+        if bias is not None:
+            bias = bias.contiguous()
+            bias_strides = (1, 0) if bias.dim() == 1 else (bias[0].numel(), 1)
+        out_stride_p = out.stride(3) if out.shape[3] > 1 else out.stride(2)
+        launch(
+            extension().UnsharedConvParams(
+                *(pointer(words), pointer(kernels), pointer(bias), pointer(out)),
+                *(DTYPES[weight.dtype], *words.shape, *weight.shape),
+                *(*stride, *padding, *dilation, weight_stride_p, *bias_strides),
+                *(out.stride(0), out.stride(1), out_stride_p),
+            ),
+            spikes.device,
+        )
+        return out, packed
+
+    return run
 
 
-def _cpu(*args):
-    return _run(*args, lambda p: extension().unshared_conv_cpu(p, torch.get_num_threads()))
+def _launch_cpu(params, device):
+    extension().unshared_conv_cpu(params, torch.get_num_threads())
 
 
-def _cuda(packed, *args):
-    with torch.cuda.device_of(packed):
-        stream = torch.cuda.current_stream().cuda_stream
-        return _run(packed, *args, lambda p: cuda_extension().unshared_conv_cuda(p, stream))
+def _launch_cuda(params, device):
+    with torch.cuda.device(device):
+        cuda_extension().unshared_conv_cuda(params, torch.cuda.current_stream().cuda_stream)
 
 
-LIBRARY.impl("unshared_conv", _cpu, "CPU")
-LIBRARY.impl("unshared_conv", _cuda, "CUDA")
+def _setup_context(ctx, inputs, output):
+    spikes, weight, bias, ctx.stride, ctx.padding, ctx.dilation, *_ = inputs
+    packed = output[1]
+    ctx.is_packed = spikes.dtype == torch.int32
+    ctx.spikes_shape, ctx.spikes_dtype = spikes.shape, spikes.dtype
+    ctx.bias_dim = None if bias is None else bias.dim()
+    ctx.save_for_backward(spikes if ctx.is_packed else packed, weight)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, grad_out, _):
+    if grad_out is None:
+        return (None,) * 8
+    packed, weight = ctx.saved_tensors
+    needs_spikes, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+    OH, OW, G, KH, KW, Cin_g, Cout_g = weight.shape
+    N, H, W, _ = packed.shape
+    positions = OH * OW
+    grad = grad_out.reshape(N, G, Cout_g, positions).permute(3, 1, 0, 2)  # [P, G, N, Cout/G]
+    padded, window = _window((H, W), weight.shape, ctx.stride, ctx.padding, ctx.dilation)
+    grad_spikes = grad_weight = grad_bias = None
+    if needs_weight:
+        spikes = torch.ops.realspike.unpack_spikes(packed, G * Cin_g, False)
+        patches = F.unfold(F.pad(spikes, padded), **window)  # [N, Cin * KH * KW, P]
+        patches = patches.view(N, G, -1, positions).permute(3, 1, 2, 0)
+        grad_weight = torch.matmul(patches, grad)  # [P, G, Cin/G * KH * KW, Cout/G]
+        grad_weight = grad_weight.view(OH, OW, G, Cin_g, KH, KW, Cout_g)
+        grad_weight = grad_weight.permute(0, 1, 2, 4, 5, 3, 6).contiguous()
+    if needs_spikes and not ctx.is_packed:
+        rows = weight.permute(0, 1, 2, 5, 3, 4, 6).reshape(positions, G, -1, Cout_g)
+        patches = torch.matmul(grad, rows.transpose(2, 3))  # [P, G, N, Cin/G * KH * KW]
+        patches = patches.permute(2, 1, 3, 0).reshape(N, -1, positions)
+        left, right, top, bottom = padded
+        folded = F.fold(patches, (H + top + bottom, W + left + right), **window)
+        grad_spikes = F.pad(folded, [-p for p in padded]).to(ctx.spikes_dtype)
+    if needs_bias:
+        grad_bias = grad_out.sum((0, 2, 3) if ctx.bias_dim == 1 else 0)
+    return grad_spikes, grad_weight, grad_bias, *(None,) * 5
+
+
+def _window(size, weight_shape, stride, padding, dilation):
+    """Return the padding (left, right, top, bottom; negative cuts) and the arguments of unfold."""
+    before_after = []
+    for n, out, k, s, p, d in zip(
+        size, weight_shape[:2], weight_shape[3:5], stride, padding, dilation, strict=True
+    ):
+        before_after.append((p, (out - 1) * s + (k - 1) * d + 1 - n - p))
+    (top, bottom), (left, right) = before_after
+    window = {"kernel_size": tuple(weight_shape[3:5]), "dilation": dilation, "stride": stride}
+    return (left, right, top, bottom), window
+
+
+LIBRARY.impl("unshared_conv", _implement(_launch_cpu), "CPU")
+LIBRARY.impl("unshared_conv", _implement(_launch_cuda), "CUDA")
 torch.library.register_fake("realspike::unshared_conv", _allocate, lib=LIBRARY)
+torch.library.register_autograd(
+    "realspike::unshared_conv", _backward, setup_context=_setup_context, lib=LIBRARY
+)

@@ -15,7 +15,9 @@ def unshared_spike_conv(
     """Convolve with a kernel of its own at every output position; see
     `realspike_ops.unshared_spike_conv`. Runs in the dtype of `weight`; differentiable."""
     OH, OW, G, KH, KW, Cin_g, Cout_g = weight.shape
-    (sh, sw), (ph, pw), (dh, dw) = ((a, a) if isinstance(a, int) else a for a in (stride, padding, dilation))
+    (sh, sw), (ph, pw), (dh, dw) = (
+        (a, a) if isinstance(a, int) else a for a in (stride, padding, dilation)
+    )
     N, _, H, W = spikes.shape
     # The padding behind the map is whatever the last window needs.
     after_w = (OW - 1) * sw + (KW - 1) * dw + 1 - W - pw

@@ -101,8 +101,8 @@ def _add_synapses(folded, source: RealSpikeLIF | None, layers: list[Layer]) -> N
 
 def _refuse(layer: Layer, reason: str):
     raise ReparameterizationError(
-        f"{layer.name!r} ({type(layer.module).__name__}) reads the spikes of a LIF layer and cannot "
-        f"be folded: {reason}"
+        f"{layer.name!r} ({type(layer.module).__name__}) reads the spikes of a LIF layer and "
+        f"cannot be folded: {reason}"
     )
 
 
@@ -111,7 +111,9 @@ def _fold_convolution(source: RealSpikeLIF, run: list[Layer]) -> dict[str, nn.Mo
     conv = run[0]
     if not isinstance(conv.module, nn.Conv2d):
         _refuse(conv, "only a convolution, then a batch norm, can stand between two LIF layers")
-    for extra in run[2:] or [layer for layer in run[1:] if not isinstance(layer.module, _BATCH_NORMS)]:
+    for extra in run[2:] or [
+        layer for layer in run[1:] if not isinstance(layer.module, _BATCH_NORMS)
+    ]:
         _refuse(extra, "only a batch norm can stand between a convolution and the next LIF layer")
     batch_norm = run[1].module if len(run) == 2 else None
     amplitude, input_size = source.amplitude, conv.input_shape[2:]
@@ -148,7 +150,9 @@ def _fold_linear(source: RealSpikeLIF, run: list[Layer]) -> dict[str, nn.Module]
         elif isinstance(module, MeanOverTime) and mean is None:
             mean = layer
         else:
-            _refuse(layer, "only flatten, one linear layer, a batch norm and the mean over time can")
+            _refuse(
+                layer, "only flatten, one linear layer, a batch norm and the mean over time can"
+            )
     if mean is not None and mean.module.timesteps != source.timesteps:
         _refuse(mean, f"it averages {mean.module.timesteps} timesteps of {source.timesteps}")
     try:

@@ -45,7 +45,11 @@ def _functional_module(node: fx.Node) -> nn.Module | None:
 
 
 def _describe(node: fx.Node) -> str:
-    target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
+    target = (
+        node.target
+        if isinstance(node.target, str)
+        else getattr(node.target, "__name__", node.target)
+    )
     return f"{node.name!r} ({node.op} {target})"
 
 
@@ -69,7 +73,9 @@ def chain_of(model: nn.Module, example_input: Tensor) -> list[Layer]:
     for node in graph.nodes:
         if node.op == "placeholder":
             if previous is not None:
-                raise ReparameterizationError(f"a second input, {node.name!r}: only one is supported")
+                raise ReparameterizationError(
+                    f"a second input, {node.name!r}: only one is supported"
+                )
             previous = node
             continue
         inputs = node.all_input_nodes
@@ -88,10 +94,14 @@ def chain_of(model: nn.Module, example_input: Tensor) -> list[Layer]:
                 raise ReparameterizationError("the model must return one tensor")
             break
         module = (
-            model.get_submodule(node.target) if node.op == "call_module" else _functional_module(node)
+            model.get_submodule(node.target)
+            if node.op == "call_module"
+            else _functional_module(node)
         )
         if module is None:
-            raise ReparameterizationError(f"{_describe(node)} is not an operation that can be folded")
+            raise ReparameterizationError(
+                f"{_describe(node)} is not an operation that can be folded"
+            )
         name = node.target if node.op == "call_module" else node.name
         layers.append(Layer(str(name), module, tuple(x.shape)))
         x = module(x)

@@ -7,14 +7,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 # Operators that move, compare, add or select, and ours, whose kernels are checked at the level of
 # the instructions. Whatever is not listed is refused, so that a new operator cannot slip through.
 _FREE = frozenset(
-    """
-    add add_ sum cumsum sub sub_ neg abs maximum minimum max min amax amin argmax argmin
-    max_pool2d max_pool2d_with_indices
-    clone copy_ _to_copy contiguous detach alias view _unsafe_view reshape _reshape_alias flatten
-    unflatten expand permute transpose t squeeze unsqueeze slice select split unbind cat stack
-    as_strided empty empty_like empty_strided new_empty zeros zeros_like new_zeros fill_ zero_
-    eq ne lt le gt ge where index index_select gather
-    """.split()
+    (
+        "add add_ sum cumsum sub sub_ neg abs maximum minimum max min amax amin argmax argmin "
+        "max_pool2d max_pool2d_with_indices clone copy_ _to_copy contiguous detach alias view "
+        "_unsafe_view reshape _reshape_alias flatten unflatten expand permute transpose t squeeze "
+        "unsqueeze slice select split unbind cat stack as_strided empty empty_like empty_strided "
+        "new_empty zeros zeros_like new_zeros fill_ zero_ eq ne lt le gt ge where index gather"
+    ).split()
 )
 _OUR_OPS = frozenset({"lif_fwd", "pack_spikes", "unpack_spikes", "unshared_conv"})
 
@@ -35,15 +34,15 @@ class _RefuseMultiplications(TorchDispatchMode):
             self.layers += 1
             if args[1] is not None:
                 raise MultiplicationError(
-                    f"LIF layer number {self.layers} emits real-valued spikes (it has an amplitude): "
-                    "the layer that reads them multiplies"
+                    f"LIF layer number {self.layers} emits real-valued spikes (it has an "
+                    "amplitude): the layer that reads them multiplies"
                 )
         elif self.layers > 0:
             free = name in (_OUR_OPS if namespace == "realspike" else _FREE)
             if not free:
                 raise MultiplicationError(
-                    f"{func.name()}, behind LIF layer number {self.layers}, is not an operator that "
-                    "is known to be free of multiplications"
+                    f"{func.name()}, behind LIF layer number {self.layers}, is not an operator "
+                    "that is known to be free of multiplications"
                 )
         return func(*args, **(kwargs or {}))
 

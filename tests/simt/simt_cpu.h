@@ -91,6 +91,8 @@ constexpr unsigned kWarp = 32;
 constexpr size_t kMaxThreads = 1024;
 constexpr size_t kMaxSharedBytes = 48 << 10;
 constexpr size_t kStackBytes = 128 << 10;
+constexpr size_t kStackReserve = 8 << 10;  // a little overrun is seen before it does harm
+constexpr char kStackMark[] = "above the reserve";
 
 struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;
@@ -239,10 +241,16 @@ __attribute__((no_sanitize("address"))) inline void fiber_entry() {
   __sanitizer_finish_switch_fiber(nullptr, &machine.scheduler_stack,
                                   &machine.scheduler_stack_bytes);
 #endif
-  machine.kernel();
-  machine.current->state = State::kExited;
+  State end = State::kExited;
+  try {
+    machine.kernel();
+  } catch (const std::exception& e) {
+    machine.error = e.what();
+    end = State::kFailed;
+  }
+  machine.current->state = end;
   yield();
-  std::abort();  // an exited thread is never resumed
+  std::abort();  // it is never resumed
 }
 
 inline std::string block_text() {
@@ -250,13 +258,10 @@ inline std::string block_text() {
          std::to_string(blockIdx.z) + ")";
 }
 
-// Ends the launch with an error; called by a thread of the kernel and does not return.
+// Ends the launch with an error; called by a thread of the kernel.
 [[noreturn]] inline void fail(const std::string& what) {
-  machine.error =
-      block_text() + ", thread " + std::to_string(thread_number(machine.current)) + ": " + what;
-  machine.current->state = State::kFailed;
-  yield();
-  std::abort();
+  throw Error(block_text() + ", thread " + std::to_string(thread_number(machine.current)) + ": " +
+              what);
 }
 
 inline std::string state_text(const Thread& thread) {
@@ -299,6 +304,7 @@ void run_block(Random& random, bool shuffle) {
   std::vector<Thread*> order;
   for (Thread& thread : machine.threads) {
     thread.state = State::kReady;
+    std::memcpy(thread.stack + kStackReserve, kStackMark, sizeof(kStackMark));
     make_context(&thread.context, thread.stack, kStackBytes, fiber_entry);
     order.push_back(&thread);
   }
@@ -313,6 +319,9 @@ void run_block(Random& random, bool shuffle) {
       progress = true;
       resume(thread);
       if (thread->state == State::kFailed) throw Error(machine.error);
+      if (std::memcmp(thread->stack + kStackReserve, kStackMark, sizeof(kStackMark)) != 0) {
+        throw Error(block_text() + ": a thread needs more stack than there is");
+      }
     }
     if (progress) continue;
 
@@ -418,9 +427,11 @@ inline Thread& meet(const char* collective, unsigned mask, uint64_t given, Site 
     if (peer.state == State::kExited) {
       complain("the mask names lane " + std::to_string(lane) + ", which has exited");
     }
-    if (peer.state != State::kCollective) {
-      complete = false;
-    } else if (std::strcmp(peer.collective, collective) != 0 || peer.mask != mask) {
+    const bool same = peer.state == State::kCollective && peer.mask == mask &&
+                      std::strcmp(peer.collective, collective) == 0;
+    complete = complete && same;
+    // A peer that does not wait for this lane will go on and may still come here.
+    if (!same && peer.state == State::kCollective && (peer.mask >> (number - warp) & 1)) {
       complain("lane " + std::to_string(lane) + " " + state_text(peer) +
                (peer.mask != mask ? " with another mask" : ""));
     }

@@ -1,0 +1,53 @@
+# The front door. Every target sets up what it needs first.
+#
+#   make quickstart   train, fold, verify and run a small network on real digits (CPU, minutes)
+#   make test         the test suite
+#   make bench        the benchmarks
+#   make lint         ruff and clang-format
+#   make gpu          on a machine with a CUDA card: build for it, test, check memory, benchmark
+#   make clean        remove the environment and everything that was built
+
+PYTHON ?= python3
+VENV ?= .venv
+# The versions that the results in docs/ were measured with; the package itself accepts a range.
+TORCH ?= torch==2.13.0
+
+BIN := $(VENV)/bin
+SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.toml
+
+.PHONY: quickstart test bench lint gpu setup clean
+
+quickstart: $(VENV)/.built
+	$(BIN)/realspike quickstart --out runs/quickstart
+
+test: $(VENV)/.built
+	$(BIN)/python -m pytest tests -m "not gpu"
+
+bench: $(VENV)/.built
+	$(BIN)/python -m pytest bench --benchmark-only
+
+lint: $(VENV)/.built
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
+
+setup: $(VENV)/.built
+
+# Some systems ship python3 without ensurepip; then pip comes from the pip of the system.
+$(VENV)/.created:
+	$(PYTHON) -m venv $(VENV) || ( \
+	  $(PYTHON) -m venv --without-pip $(VENV) && \
+	  $(PYTHON) -m pip --python $(BIN)/python install pip )
+	touch $@
+
+$(VENV)/.built: $(VENV)/.created $(SOURCES)
+	$(BIN)/python -m pip install --disable-pip-version-check -q "$(TORCH)"
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e ".[dev]"
+	@$(BIN)/python -c "import realspike_ops; print('realspike:', realspike_ops.build_info())"
+	touch $@
+
+gpu:
+	bash bench/gpu.sh
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info realspike_ops/_C*.so

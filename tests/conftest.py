@@ -1,0 +1,56 @@
+"""Selects the Triton interpreter where there is no GPU, and poisons what the ops allocate."""
+
+import os
+import sys
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+
+HAS_CUDA = torch.cuda.is_available()
+if not HAS_CUDA:
+    # Read when triton is imported, which realspike_ops leaves to the first CUDA tensor.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+hypothesis.settings.register_profile(
+    "realspike", deadline=None, derandomize=True, database=None, print_blob=True
+)
+hypothesis.settings.load_profile("realspike")
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)] if HAS_CUDA else ["cpu"]
+
+# (owner, name) of every way to allocate without writing.
+ALLOCATORS = [
+    *((torch, name) for name in ("empty", "empty_like", "empty_strided")),
+    *((torch.Tensor, name) for name in ("new_empty", "new_empty_strided")),
+]
+INTEGER_POISON = 0x5A
+
+
+@pytest.fixture(scope="session", params=DEVICES)
+def device(request) -> torch.device:
+    return torch.device(request.param)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def poisoned_allocations():
+    """Fill what realspike_ops allocates with NaN (integers: a pattern): an element that a kernel
+    forgets to write shows, whatever the memory held before."""
+
+    def poisoning(allocate):
+        def allocate_poisoned(*args, **kwargs):
+            tensor = allocate(*args, **kwargs)
+            if "realspike_ops" in Path(sys._getframe(1).f_code.co_filename).parts:
+                is_real = tensor.dtype.is_floating_point
+                tensor.fill_(float("nan") if is_real else INTEGER_POISON)
+            return tensor
+
+        return allocate_poisoned
+
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in ALLOCATORS:
+            patch.setattr(owner, name, poisoning(getattr(owner, name)))
+        yield

@@ -1,0 +1,273 @@
+"""What several tests share: independent float64 computations with error bounds, and inputs.
+
+Nothing here calls realspike_ops; the equations are those of docs and paper, written once more.
+"""
+
+import math
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ROOT = Path(__file__).parents[1]
+HALF_ULP = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+SUBNORMAL = {torch.float32: 2.0**-149, torch.float16: 2.0**-24, torch.bfloat16: 2.0**-133}
+U = HALF_ULP[torch.float32]  # one float32 rounding, relative
+SLACK = 1.01  # for the products of two errors, which the bounds leave out
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def grid(shape, seed: int, step: float = 0.125, largest: float = 2.0) -> Tensor:
+    """Random multiples of `step`: sums and products of few of them are exact in float32, and ties
+    with a threshold are common."""
+    steps = round(largest / step)
+    drawn = torch.randint(-steps, steps + 1, tuple(shape), generator=generator(seed))
+    return drawn.to(torch.float32) * step
+
+
+def normal(shape, seed: int, scale: float = 1.0) -> Tensor:
+    return torch.randn(tuple(shape), generator=generator(seed)) * scale
+
+
+def binary(shape, seed: int, rate: float = 0.3) -> Tensor:
+    return (torch.rand(tuple(shape), generator=generator(seed)) < rate).to(torch.float32)
+
+
+def float32_value(x: float) -> float:
+    return torch.tensor(x, dtype=torch.float32).item()
+
+
+def run_python(source: str, **environment) -> str:
+    """Run a program in a fresh interpreter and return what it prints."""
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    result = subprocess.run(
+        [sys.executable, "-c", source],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": path} | environment,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def assert_within(actual: Tensor, expected: Tensor, bound: Tensor, what: str) -> None:
+    assert actual.shape == expected.shape, (what, actual.shape, expected.shape)
+    error = (actual.double() - expected.double()).abs()
+    wrong = ~(error <= bound)  # NaN is wrong
+    assert not wrong.any(), (
+        f"{what}: {int(wrong.sum())} of {wrong.numel()} beyond the bound, by up to a factor "
+        f"{(error / bound)[wrong].max().item():.3g}; first at {wrong.nonzero()[0].tolist()}: "
+        f"{actual[wrong][0].item()!r} for {expected[wrong][0].item()!r}"
+    )
+
+
+# --- LIF ------------------------------------------------------------------------------------------
+
+
+def surrogate_slope(name: str, d: Tensor, scale: float) -> Tensor:
+    if name == "rectangular":
+        return torch.where(d.abs() <= scale / 2, 1 / scale, 0.0).to(d.dtype)
+    if name == "triangle":
+        return 2 / scale * torch.clamp(1 - 2 / scale * d.abs(), min=0)
+    if name == "atan":
+        return scale / (2 * (1 + (math.pi / 2 * scale * d) ** 2))
+    assert name == "sigmoid"
+    return scale / (2 + torch.exp(scale * d) + torch.exp(-scale * d))
+
+
+# name -> (largest slope, largest change of the slope per unit of h), as functions of the scale
+_SLOPE_LIMITS = {
+    "rectangular": lambda width: (1 / width, 0.0),
+    "triangle": lambda width: (2 / width, 4 / width**2),
+    "atan": lambda alpha: (alpha / 2, alpha**2),
+    "sigmoid": lambda alpha: (alpha / 4, alpha**2),
+}
+
+
+@dataclass
+class LifByHand:
+    """Outputs and gradients in float64, each with a bound on the float32 error of any order of the
+    same operations. `certain` marks the neurons whose every decision (spike, window) survives that
+    error; an exact tie is certain as long as float32 computes it exactly."""
+
+    o: Tensor  # [T, B, ...]
+    y: Tensor  # [T, B, ...]
+    v_last: Tensor  # [B, ...]
+    v_last_bound: Tensor
+    certain: Tensor  # [B, ...] bool
+    grad_x: Tensor  # [T, B, ...]
+    grad_x_bound: Tensor
+    grad_v_init: Tensor  # [B, ...]
+    grad_v_init_bound: Tensor
+    grad_amplitude_terms: Tensor  # [T, B, ...]
+
+
+def is_float32(x: Tensor) -> Tensor:
+    return x.float().double() == x
+
+
+def lif_by_hand(
+    x: Tensor,  # [T, B, ...]
+    amplitude: Tensor | None,
+    v_init: Tensor | None,  # [B, ...]
+    grad_y: Tensor,  # [T, B, ...]
+    grad_v_last: Tensor,  # [B, ...]
+    *,
+    decay: float,
+    v_threshold: float,
+    v_reset: float | None,
+    detach_reset: bool,
+    surrogate: tuple[str, float],
+) -> LifByHand:
+    name, scale = surrogate[0], float32_value(surrogate[1])
+    decay, v_threshold = float32_value(decay), float32_value(v_threshold)
+    v_reset = None if v_reset is None else float32_value(v_reset)
+    x, grad_y = x.double(), grad_y.double()
+    a = torch.ones((), dtype=torch.float64) if amplitude is None else amplitude.double()
+    T = x.shape[0]
+
+    v = torch.zeros_like(x[0]) if v_init is None else v_init.double()
+    v_error = torch.zeros_like(v)
+    certain = torch.ones_like(v, dtype=torch.bool)
+    hs, h_errors, os = [], [], []
+    for t in range(T):
+        decayed = decay * v
+        h = decayed + x[t]
+        d = h - v_threshold
+        exact = (v_error == 0) & is_float32(decayed) & is_float32(h) & is_float32(d)
+        h_error = torch.where(exact, 0.0, decay * v_error + U * (decayed.abs() + h.abs()))
+        d_error = torch.where(exact, 0.0, h_error + U * d.abs())
+        certain &= exact | (d.abs() > d_error)
+        if name == "rectangular":
+            certain &= exact | ((d.abs() - scale / 2).abs() > d_error)
+        o = (h >= v_threshold).double()
+        if v_reset is None:
+            v = h - v_threshold * o
+            rounded = torch.where(is_float32(v) & exact, 0.0, h_error + U * v.abs())
+            v_error = torch.where(o == 1, rounded, h_error)
+        else:
+            v = torch.where(o == 1, v_reset, h)
+            v_error = torch.where(o == 1, 0.0, h_error)
+        hs.append(h)
+        h_errors.append(h_error)
+        os.append(o)
+    v_last, v_last_bound = v, v_error
+
+    steepest, curvature = _SLOPE_LIMITS[name](scale)
+    q = grad_v_last.double()
+    q_error = torch.zeros_like(q)
+    grad_x, grad_x_bound = [], []
+    for t in reversed(range(T)):
+        h, o, h_error = hs[t], os[t], h_errors[t]
+        grad_o = a * grad_y[t]
+        o_error = U * grad_o.abs()
+        if not detach_reset:
+            lever = torch.full_like(h, -v_threshold) if v_reset is None else v_reset - h
+            lever_error = torch.zeros_like(h) if v_reset is None else h_error + U * lever.abs()
+            through_reset = lever * q
+            grad_o = grad_o + through_reset
+            o_error = o_error + lever.abs() * q_error + lever_error * q.abs()
+            o_error = o_error + U * (through_reset.abs() + grad_o.abs())
+        slope = surrogate_slope(name, h - v_threshold, scale)
+        slope_error = curvature * (h_error + U * (h - v_threshold).abs()) + 16 * U * steepest
+        if name == "rectangular":
+            slope_error = 2 * U * slope
+        through_spike = grad_o * slope
+        passes = torch.ones_like(o) if v_reset is None else 1 - o
+        grad_h = through_spike + passes * q
+        error = slope * o_error + slope_error * grad_o.abs() + U * through_spike.abs()
+        error = error + passes * q_error + U * grad_h.abs()
+        grad_x.append(grad_h)
+        grad_x_bound.append(error * SLACK)
+        q = decay * grad_h
+        q_error = decay * error + U * q.abs()
+    o = torch.stack(os)
+    return LifByHand(
+        o=o,
+        y=a * o,
+        v_last=v_last,
+        v_last_bound=v_last_bound * SLACK,
+        certain=certain,
+        grad_x=torch.stack(grad_x[::-1]),
+        grad_x_bound=torch.stack(grad_x_bound[::-1]),
+        grad_v_init=q,
+        grad_v_init_bound=q_error * SLACK,
+        grad_amplitude_terms=grad_y * o,
+    )
+
+
+def sum_to(tensor: Tensor, shape) -> Tensor:
+    """Sum the dimensions over which `shape` would be broadcast."""
+    shape = tuple(shape)
+    tensor = tensor.flatten(0, tensor.dim() - len(shape)) if tensor.dim() > len(shape) else tensor
+    if tensor.dim() > len(shape):
+        tensor = tensor.sum(0)
+    dims = [d for d, size in enumerate(shape) if size == 1 and tensor.shape[d] != 1]
+    return tensor.sum(dims, keepdim=True) if dims else tensor
+
+
+# --- unshared convolution -------------------------------------------------------------------------
+
+
+def as_pair(value) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def paddings(padding, kernel_size, dilation) -> tuple[tuple[int, int], tuple[int, int]]:
+    """((before, after) of the rows, (before, after) of the columns), as F.conv2d defines them."""
+    if padding == "valid":
+        padding = 0
+    if padding == "same":
+        total = [d * (k - 1) for k, d in zip(kernel_size, as_pair(dilation), strict=True)]
+        return tuple((p // 2, p - p // 2) for p in total)
+    return tuple((p, p) for p in as_pair(padding))
+
+
+def windows(
+    maps: Tensor, kernel_size, stride=1, padding=0, dilation=1
+) -> Tensor:  # [N, C, H, W] -> [N, C, OH, OW, KH, KW]
+    """Return what every kernel position sees; outside the map, zeros."""
+    (KH, KW), (sh, sw), (dh, dw) = kernel_size, as_pair(stride), as_pair(dilation)
+    (top, bottom), (left, right) = paddings(padding, kernel_size, dilation)
+    padded = F.pad(maps, (left, right, top, bottom))
+    rows = padded.unfold(2, dh * (KH - 1) + 1, sh)[..., ::dh]
+    return rows.unfold(3, dw * (KW - 1) + 1, sw)[..., ::dw]  # [N, C, OH, OW, KH, KW]
+
+
+def unshared_conv_by_hand(
+    spikes: Tensor,  # [N, Cin, H, W]
+    weight: Tensor,  # [OH, OW, G, KH, KW, Cin/G, Cout/G]
+    bias: Tensor | None = None,
+    **geometry,
+) -> tuple[Tensor, Tensor]:  # [N, Cout, OH, OW] float64, and the bound on a float32 sum
+    """Return the result in float64, and n_terms * u * sum |terms|."""
+    G, KH, KW = weight.shape[2:5]
+    seen = windows(spikes.double(), (KH, KW), **geometry)
+    N, _, OH, OW = seen.shape[:4]
+    seen = seen.reshape(N, G, -1, OH, OW, KH, KW)
+    assert (OH, OW) == tuple(weight.shape[:2])
+
+    def total(weight):
+        return torch.einsum("ngmklij,klgijmo->ngokl", seen, weight.double()).flatten(1, 2)
+
+    out, magnitude, terms = total(weight), total(weight.abs()), total(torch.ones_like(weight))
+    if bias is not None:
+        bias = bias.double().reshape(-1, *(bias.shape[1:] or (1, 1)))
+        out, magnitude, terms = out + bias, magnitude + bias.abs(), terms + 1
+    return out, terms * U * magnitude * SLACK
+
+
+def kernel_order(weight: Tensor, groups: int) -> Tensor:
+    """[Cout, Cin/G, KH, KW] -> [G, KH, KW, Cin/G, Cout/G]"""
+    Cout, Cin_g, KH, KW = weight.shape
+    return weight.reshape(groups, Cout // groups, Cin_g, KH, KW).permute(0, 3, 4, 2, 1)
