@@ -45,11 +45,11 @@ def float32_value(x: float) -> float:
     return torch.tensor(x, dtype=torch.float32).item()
 
 
-def run_python(source: str, **environment) -> str:
-    """Run a program in a fresh interpreter and return what it prints."""
+def run_python(*arguments: str, **environment) -> str:
+    """Run `python *arguments` and return what it prints."""
     path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
     result = subprocess.run(
-        [sys.executable, "-c", source],
+        [sys.executable, *arguments],
         capture_output=True,
         text=True,
         timeout=120,
@@ -209,9 +209,8 @@ def lif_by_hand(
 def sum_to(tensor: Tensor, shape) -> Tensor:
     """Sum the dimensions over which `shape` would be broadcast."""
     shape = tuple(shape)
-    tensor = tensor.flatten(0, tensor.dim() - len(shape)) if tensor.dim() > len(shape) else tensor
-    if tensor.dim() > len(shape):
-        tensor = tensor.sum(0)
+    leading = tuple(range(tensor.dim() - len(shape)))
+    tensor = tensor.sum(leading) if leading else tensor
     dims = [d for d, size in enumerate(shape) if size == 1 and tensor.shape[d] != 1]
     return tensor.sum(dims, keepdim=True) if dims else tensor
 
@@ -254,7 +253,7 @@ def unshared_conv_by_hand(
     G, KH, KW = weight.shape[2:5]
     seen = windows(spikes.double(), (KH, KW), **geometry)
     N, _, OH, OW = seen.shape[:4]
-    seen = seen.reshape(N, G, -1, OH, OW, KH, KW)
+    seen = seen.reshape(N, G, weight.shape[5], OH, OW, KH, KW)
     assert (OH, OW) == tuple(weight.shape[:2])
 
     def total(weight):

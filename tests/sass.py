@@ -155,8 +155,8 @@ def read_resources(cubin: Path) -> dict[str, dict[str, int]]:
 def successors(code: list[Instruction]) -> list[list[int]]:
     """Returns, for every instruction, which ones may follow.
 
-    Threads that meet at a BSYNC go on where the BSSY of the same barrier said. As a rule that is the
-    next instruction; where it is not, every BSSY of this barrier is taken to be the one.
+    Threads that meet at a BSYNC go on where the BSSY of the same barrier said. As a rule that is
+    the next instruction; where it is not, every BSSY of this barrier is taken to be the one.
     """
     index = {instruction.address: i for i, instruction in enumerate(code)}
     rejoin: dict[str, set[int]] = {}

@@ -5,14 +5,13 @@ compiled ahead of time for three generations of cards, which also shows what the
 them: 16-byte accesses, no spills, no fused multiply-add.
 """
 
-import os
-import re
-import subprocess
-import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import run_python
+from sass import read_functions, read_resources
 
 from realspike_ops.ops import lif as lif_op
 from realspike_ops.ops import lif_cpu, lif_cuda
@@ -116,29 +115,38 @@ def test_constant_input_is_read_in_place():
         assert_same_bits(left, right, "expanded input")
 
 
-COMPILE = Path(__file__).with_name("compile_lif_triton.py")
+def accesses(code, opcode):
+    """Count the accesses of `opcode` (LDG, STG) to global memory by their width in bits."""
+    counts = Counter()
+    for instruction in code:
+        name, *flags = instruction.opcode.split(".")
+        if name == opcode:
+            counts[next((int(flag) for flag in flags if flag in ("64", "128")), 32)] += 1
+    return counts
 
 
 @pytest.mark.parametrize("arch", [80, 90, 100])
-def test_compiles_ahead_of_time(arch):
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    root = str(Path(__file__).parents[1])
-    environment["PYTHONPATH"] = os.pathsep.join([root, environment.get("PYTHONPATH", "")])
-    result = subprocess.run(
-        [sys.executable, str(COMPILE), str(arch)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
+def test_compiles_ahead_of_time(arch, tmp_path):
+    run_python(
+        str(Path(__file__).with_name("compile_lif_triton.py")),
+        *(str(arch), str(tmp_path)),
+        TRITON_INTERPRET="0",
     )
-    assert result.returncode == 0, result.stderr
-    reports = [line for line in result.stdout.splitlines() if line.startswith("kernel ")]
-    assert len(reports) == 5
-    for report in reports:
-        facts = dict(re.findall(r"(\w+)=(\S+)", report))
-        assert facts["spills"] == "0", report
-        assert facts["fma"] == "0", report
-        # float32 moves 16 bytes a thread, half precision 8.
-        wide = "128" if "float32" in report else "64"
-        assert facts["load_bits"] == wide, report
-        assert facts["store_bits"] == wide, report
+    cubins = sorted(tmp_path.glob("*.cubin"))
+    assert len(cubins) == 7
+    for cubin in cubins:
+        (resources,) = read_resources(cubin).values()
+        assert resources["STACK"] == resources["LOCAL"] == 0, (cubin.name, "spills")
+        (code,) = read_functions(cubin).values()
+        opcodes = {instruction.opcode.split(".")[0] for instruction in code}
+        # The recurrence is a product and a sum, each rounded (two at a time on sm_100).
+        assert opcodes & {"FMUL", "FMUL2"}, cubin.name
+        assert opcodes & {"FADD", "FADD2"}, cubin.name
+        assert not opcodes & {"FFMA", "FFMA2"}, cubin.name
+        kernel, dtype, saved = cubin.stem.split("-")
+        # Half precision recomputes with fewer neurons a thread (options() in ops/lif_cuda.py).
+        wide = 64 if (dtype, saved) == ("bfloat16", "potentials") else 128
+        steps = 8 if saved == "potentials" else 4
+        reads = 2 * steps if (kernel, saved) == ("lif_bwd_kernel", "potentials") else steps
+        assert accesses(code, "LDG")[wide] >= reads, cubin.name
+        assert accesses(code, "STG")[wide] >= steps, cubin.name

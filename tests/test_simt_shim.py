@@ -300,23 +300,24 @@ def program(tmp_path_factory):
 RIGHT = ("block_sum", "warp_collectives", "coordinates", "fresh_shared", "recovery")
 
 
-@pytest.mark.parametrize("sanitize", (False, True), ids=("plain", "sanitized"))
+@pytest.mark.parametrize("sanitize", [False, True], ids=("plain", "sanitized"))
 @pytest.mark.parametrize("shuffle", range(4))
-@pytest.mark.parametrize("name", (*RIGHT, "largest_block"))
+@pytest.mark.parametrize("name", [*RIGHT, "largest_block"])
 def test_right_kernels_pass_in_any_order(program, name, shuffle, sanitize):
     assert program(name, shuffle, sanitize) == (0, "")
 
 
-@pytest.mark.parametrize("shuffle", (1, 2, 3))
+@pytest.mark.parametrize("shuffle", [1, 2, 3])
 def test_missing_barrier_shows_in_a_shuffled_order(program, shuffle):
     assert program("missing_barrier", 0) == (0, "")  # the ascending order hides it
     status, output = program("missing_barrier", shuffle)
-    assert status == 3 and output.startswith("wrong at line")
+    assert status == 3
+    assert output.startswith("wrong at line")
 
 
-@pytest.mark.parametrize("sanitize", (False, True), ids=("plain", "sanitized"))
+@pytest.mark.parametrize("sanitize", [False, True], ids=("plain", "sanitized"))
 @pytest.mark.parametrize(
-    "name, parts",
+    ("name", "parts"),
     {
         "early_exit": (
             "thread 0-39 waits in __syncthreads at kernels.cpp:",
@@ -349,9 +350,10 @@ def test_mistakes_are_errors(program, name, parts, sanitize):
         assert part in output
 
 
-@pytest.mark.parametrize("memory", ("static", "dynamic"))
+@pytest.mark.parametrize("memory", ["static", "dynamic"])
 def test_address_sanitizer_sees_writes_beyond_shared_memory(program, memory):
     assert program(f"last_{memory}", sanitize=True) == (0, "")
     status, output = program(f"beyond_{memory}", sanitize=True)
     assert status != 0
-    assert "AddressSanitizer" in output and f"write_{memory.replace('static', 'shared')}" in output
+    assert "AddressSanitizer" in output
+    assert f"write_{memory.replace('static', 'shared')}" in output

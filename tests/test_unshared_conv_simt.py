@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ROOT = Path(__file__).parents[1]
+OPS = ("unshared_conv", "pack_spikes")
 SANITIZE_VARIABLE = "REALSPIKE_SIMT_SANITIZE"  # set in the run that the last test starts
 SANITIZE = SANITIZE_VARIABLE in os.environ
 SANITIZE_FLAGS = [
@@ -62,6 +63,15 @@ class UnpackSpikesParams(ctypes.Structure):
     )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_torch_thread():
+    """The expected values are small: threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def lib(tmp_path_factory) -> ctypes.CDLL:
     path = tmp_path_factory.mktemp("simt") / "realspike_simt.so"
@@ -79,9 +89,6 @@ def lib(tmp_path_factory) -> ctypes.CDLL:
     assert lib.pack_spikes_simt_sizeof_params() == ctypes.sizeof(PackSpikesParams)
     assert lib.unpack_spikes_simt_sizeof_params() == ctypes.sizeof(UnpackSpikesParams)
     return lib
-
-
-OPS = ("unshared_conv", "pack_spikes")
 
 
 def pack(spikes: Tensor) -> Tensor:
@@ -283,7 +290,8 @@ def call(lib, case: Case, spikes, weight, bias, shuffle: int = 0) -> Tensor:
     )
     forced = (ctypes.c_int64 * 5)(case.vec, case.tile, case.lanes, case.threads, case.blocks)
     check(lib.unshared_conv_simt, ctypes.byref(params), forced, ctypes.c_uint64(shuffle))
-    assert memory[:guard].isnan().all() and memory[guard + numel :].isnan().all()
+    assert memory[:guard].isnan().all()
+    assert memory[guard + numel :].isnan().all()
     return out
 
 
@@ -316,8 +324,8 @@ def test_conv_equals_float64(lib, case):
     run_and_compare(lib, case)
 
 
-@pytest.mark.parametrize("channel", (0, 31, 32, 63, 64, 69))
-@pytest.mark.parametrize("corner", ("top-left", "bottom-right"))
+@pytest.mark.parametrize("channel", [0, 31, 32, 63, 64, 69])
+@pytest.mark.parametrize("corner", ["top-left", "bottom-right"])
 def test_conv_of_a_single_spike(lib, corner, channel):
     case = Case(cin=70, cout=12, samples=3, groups=2)
     spikes = torch.zeros(3, 70, *case.size)
@@ -341,7 +349,7 @@ def test_conv_without_input_channels_is_the_bias(lib):
     assert torch.equal(out, bias.view(8, 1, 1).expand_as(out))
 
 
-@pytest.mark.parametrize("samples, cout", ((0, 4), (3, 0)))
+@pytest.mark.parametrize(("samples", "cout"), [(0, 4), (3, 0)])
 def test_conv_without_outputs_launches_nothing(lib, samples, cout):
     case = Case(samples=samples, cout=cout)
     assert call(lib, case, *make_inputs(case)).numel() == 0
@@ -359,7 +367,18 @@ def test_conv_of_unaligned_weights(lib):
 
 
 def config_of(lib, **sizes) -> dict:
-    defaults = dict(N=4, H=32, W=32, OH=32, OW=32, G=1, KH=3, KW=3, Cin_g=128, Cout_g=128)
+    defaults = {
+        "N": 4,
+        "H": 32,
+        "W": 32,
+        "OH": 32,
+        "OW": 32,
+        "G": 1,
+        "KH": 3,
+        "KW": 3,
+        "Cin_g": 128,
+        "Cout_g": 128,
+    }
     sizes = {**defaults, "weight": 4096, **sizes}
     params = UnsharedConvParams(**sizes)
     values = (ctypes.c_int64 * 8)()
@@ -369,16 +388,16 @@ def config_of(lib, **sizes) -> dict:
 
 
 def test_config_of_a_wide_layer(lib):
-    assert config_of(lib) == dict(
-        vec=4,
-        sample_tile=4,
-        lanes=32,
-        threads=256,
-        shared_bytes=16384,
-        sample_tiles=1,
-        channel_tiles=1,
-        blocks=1024,
-    )
+    assert config_of(lib) == {
+        "vec": 4,
+        "sample_tile": 4,
+        "lanes": 32,
+        "threads": 256,
+        "shared_bytes": 16384,
+        "sample_tiles": 1,
+        "channel_tiles": 1,
+        "blocks": 1024,
+    }
 
 
 def test_config_of_a_narrow_layer_shares_the_warp(lib):
@@ -395,16 +414,16 @@ def test_config_of_a_small_map_cuts_the_rows(lib):
 
 @pytest.mark.parametrize(
     "sizes",
-    (dict(Cout_g=130), dict(weight=4100), dict(weight_stride_p=4097)),
+    [{"Cout_g": 130}, {"weight": 4100}, {"weight_stride_p": 4097}],
     ids=("channels", "pointer", "stride"),
 )
 def test_config_of_unaligned_rows_reads_single_weights(lib, sizes):
     assert config_of(lib, **sizes)["vec"] == 1
 
 
-@pytest.mark.parametrize("n", (1, 2, 3, 4, 5, 8, 9, 16, 17, 1000))
-@pytest.mark.parametrize("cout", (1, 3, 4, 20, 64, 128, 132, 2048))
-@pytest.mark.parametrize("cin", (1, 33, 512))
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 8, 9, 16, 17, 1000])
+@pytest.mark.parametrize("cout", [1, 3, 4, 20, 64, 128, 132, 2048])
+@pytest.mark.parametrize("cin", [1, 33, 512])
 def test_config_covers_all_outputs_and_fits(lib, n, cout, cin):
     for size, groups in itertools.product((1, 4, 56), (1, 3)):
         config = config_of(lib, N=n, Cin_g=cin, Cout_g=cout, OH=size, OW=size, G=groups)
@@ -426,7 +445,7 @@ def test_config_counts_blocks_beyond_32_bits(lib):
     assert config["blocks"] == 62500 * 10**6
 
 
-@pytest.mark.parametrize("divisor", (1, 2, 3, 7, 10, 641, 2**31 - 1, 2**32 + 1, 2**62 + 1))
+@pytest.mark.parametrize("divisor", [1, 2, 3, 7, 10, 641, 2**31 - 1, 2**32 + 1, 2**62 + 1])
 def test_divisor_is_exact(lib, divisor):
     numbers = {0, 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63 - 2, 123456789012345678}
     numbers |= {k * divisor + d for k in (1, 2, 5, 2**62 // divisor) for d in (-1, 0, 1)}
@@ -510,12 +529,13 @@ def with_layout(spikes: Tensor, layout: str) -> Tensor:
     return spikes
 
 
-@pytest.mark.parametrize("layout", ("contiguous", "channels_last", "strided"))
-@pytest.mark.parametrize("channels", (1, 31, 32, 33, 64, 65))
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
+@pytest.mark.parametrize("channels", [1, 31, 32, 33, 64, 65])
 def test_pack_and_unpack(lib, channels, layout):
     spikes = (torch.rand(3, channels, 35) < 0.3).float()
     packed, not_binary = call_pack(lib, with_layout(spikes, layout))
-    assert torch.equal(packed, pack(spikes)) and not not_binary
+    assert torch.equal(packed, pack(spikes))
+    assert not not_binary
     unpacked = with_layout(torch.full_like(spikes, torch.nan), layout)
     assert torch.equal(call_unpack(lib, packed, unpacked), spikes)
 
@@ -524,7 +544,8 @@ def test_pack_and_unpack(lib, channels, layout):
 def test_pack_elements_of_every_size(lib, dtype):
     spikes = torch.rand(2, 40, 9) < 0.5
     packed, not_binary = call_pack(lib, spikes.to(dtype))
-    assert torch.equal(packed, pack(spikes)) and not not_binary
+    assert torch.equal(packed, pack(spikes))
+    assert not not_binary
 
 
 def test_pack_in_fewer_blocks_than_words(lib):
@@ -534,10 +555,11 @@ def test_pack_in_fewer_blocks_than_words(lib):
     assert torch.equal(call_unpack(lib, packed, torch.full_like(spikes, torch.nan), 2), spikes)
 
 
-@pytest.mark.parametrize("shape", ((0, 4, 4), (2, 0, 4), (2, 4, 0)), ids=str)
+@pytest.mark.parametrize("shape", [(0, 4, 4), (2, 0, 4), (2, 4, 0)], ids=str)
 def test_pack_of_nothing(lib, shape):
     packed, not_binary = call_pack(lib, torch.zeros(shape))
-    assert packed.numel() == 0 and not not_binary
+    assert packed.numel() == 0
+    assert not not_binary
     call_unpack(lib, packed, torch.zeros(shape))
 
 
@@ -545,15 +567,17 @@ def test_pack_of_nothing(lib, shape):
 def test_pack_takes_negative_zero_for_silence(lib, dtype):
     spikes = torch.zeros(1, 3, 1).neg().to(dtype)
     packed, not_binary = call_pack(lib, spikes)
-    assert not packed.any() and not not_binary
+    assert not packed.any()
+    assert not not_binary
 
 
-@pytest.mark.parametrize("value", (2.0, -1.0, 0.5, 1e-45, float("nan"), float("inf")))
+@pytest.mark.parametrize("value", [2.0, -1.0, 0.5, 1e-45, float("nan"), float("inf")])
 def test_pack_reports_what_is_not_a_spike(lib, value):
     spikes = torch.zeros(2, 33, 5)
     spikes[1, 32, 4] = value
     packed, not_binary = call_pack(lib, spikes)
-    assert not_binary and not packed.any()
+    assert not_binary
+    assert not packed.any()
 
 
 def test_pack_reports_integers_that_are_not_spikes(lib):
@@ -568,6 +592,7 @@ def test_pack_feeds_conv(lib):
     assert torch.equal(packed.view(*spikes[:, 0].shape, -1), pack(spikes))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(SANITIZE, reason="this is the sanitized run")
 def test_everything_again_under_the_sanitizers():
     """AddressSanitizer sees every byte outside a tensor or the block's shared memory."""

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
 #include "core/unshared_conv.h"
@@ -109,6 +108,8 @@ __device__ void add_rows(const Weight* rows, uint32_t row_bytes, const uint32_t 
 // Uniform over a block: the tile, the taps, the number of words and all barriers. Uniform over a
 // stream: the spike words, hence the rows and the loop over them. Streams share a warp if a row is
 // narrow; they diverge freely because no warp-wide operation is used.
+//
+// Two blocks on a multiprocessor leave 128 registers to a thread, which is enough for every tile.
 template <typename Weight, int VEC, int S_TILE>
 __global__ void __launch_bounds__(kUnsharedConvMaxThreads, 2)
     unshared_conv_fwd_kernel(const UnsharedConvParams p, const UnsharedConvGrid grid) {
@@ -119,6 +120,7 @@ __global__ void __launch_bounds__(kUnsharedConvMaxThreads, 2)
   const int lane = static_cast<int>(threadIdx.x) & (grid.lanes - 1);
   const int streams = static_cast<int>(blockDim.x) >> grid.lanes_log2;
   constexpr int kVecLog2 = VEC == 4 ? 2 : 0;
+  static_assert(1 << kVecLog2 == VEC, "the vector width is 1 or 4");
   const int tile_channels_log2 = grid.lanes_log2 + kVecLog2;
   const int tile_channels = 1 << tile_channels_log2;
   const int Cout_g = static_cast<int>(p.Cout_g);

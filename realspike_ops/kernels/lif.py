@@ -44,20 +44,21 @@ def _reset(h, spike, v_threshold, v_reset, SOFT_RESET: tl.constexpr):
 
 
 @triton.jit
-def _load_amplitude(amplitude_ptr, n, mask, inner, size, HAS_AMPLITUDE: tl.constexpr):
+def _load_amplitude(amplitude_ptr, first, lane, mask, inner, size, HAS_AMPLITUDE: tl.constexpr):
     if HAS_AMPLITUDE:
-        amplitude = tl.load(amplitude_ptr + (n // inner) % size, mask=mask, other=0.0)
+        index = ((first + lane) // inner) % size
+        amplitude = tl.load(amplitude_ptr + index, mask=mask, other=0.0)
     else:
-        amplitude = tl.full(n.shape, 1.0, tl.float32)
+        amplitude = tl.full(lane.shape, 1.0, tl.float32)
     return amplitude
 
 
 @triton.jit
-def _load_or_zero(ptr, n, mask, HAS: tl.constexpr):
+def _load_or_zero(ptr, first, lane, mask, HAS: tl.constexpr):
     if HAS:
-        value = tl.load(ptr + n, mask=mask, other=0.0)
+        value = tl.load(ptr + first + lane, mask=mask, other=0.0)
     else:
-        value = tl.zeros(n.shape, tl.float32)
+        value = tl.zeros(lane.shape, tl.float32)
     return value
 
 
@@ -85,25 +86,32 @@ def lif_fwd_kernel(
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = n < N
+    # 64-bit arithmetic on scalars, 32-bit on lanes.
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    lane = tl.arange(0, BLOCK)
+    neurons = tl.minimum(N - first, BLOCK).to(tl.int32)
+    mask = lane < neurons
     amplitude = _load_amplitude(
-        amplitude_ptr, n, mask, amplitude_inner, amplitude_size, HAS_AMPLITUDE
+        amplitude_ptr, first, lane, mask, amplitude_inner, amplitude_size, HAS_AMPLITUDE
     ).to(y_ptr.dtype.element_ty)
-    v = _load_or_zero(v_init_ptr, n, mask, HAS_V_INIT)
+    v = _load_or_zero(v_init_ptr, first, lane, mask, HAS_V_INIT)
     for t0 in range(0, T, CHUNK):
         if SAVE == 2:
             if t0 > 0:
-                tl.store(saved_ptr + tl.cast(t0 // CHUNK - 1, tl.int64) * N + n, v, mask=mask)
+                tl.store(
+                    saved_ptr + (tl.cast(t0 // CHUNK - 1, tl.int64) * N + first) + lane,
+                    v,
+                    mask=mask,
+                )
         bits = tl.zeros([BLOCK], tl.int32)
         for k in tl.static_range(CHUNK):
             t = tl.cast(t0 + k, tl.int64)
-            live = n < tl.where(t < T, N, 0)
-            x = tl.load(x_ptr + t * x_stride_t + n, mask=live, other=0.0)
+            live = lane < tl.where(t < T, neurons, 0)
+            x = tl.load(x_ptr + (t * x_stride_t + first) + lane, mask=live, other=0.0)
             h = decay * v + x.to(tl.float32)
             spike = h >= v_threshold
             y = tl.where(spike, amplitude, 0.0).to(y_ptr.dtype.element_ty)
-            tl.store(y_ptr + t * N + n, y, mask=live)
+            tl.store(y_ptr + (t * N + first) + lane, y, mask=live)
             v = tl.where(t < T, _reset(h, spike, v_threshold, v_reset, SOFT_RESET), v)
             if SAVE == 1:
                 one = tl.where(t < T, 1, 0)
@@ -111,9 +119,11 @@ def lif_fwd_kernel(
                 bits |= tl.where(_in_window(h - v_threshold, width), one << (2 * k + 1), 0)
         if SAVE == 1:
             tl.store(
-                saved_ptr + tl.cast(t0 // CHUNK, tl.int64) * N + n, bits.to(tl.uint8), mask=mask
+                saved_ptr + (tl.cast(t0 // CHUNK, tl.int64) * N + first) + lane,
+                bits.to(tl.uint8),
+                mask=mask,
             )
-    tl.store(v_last_ptr + n, v, mask=mask)
+    tl.store(v_last_ptr + first + lane, v, mask=mask)
 
 
 @triton.jit(do_not_specialize=["T", "amplitude_inner", "amplitude_size"])
@@ -146,14 +156,17 @@ def lif_bwd_kernel(
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = n < N
+    # 64-bit arithmetic on scalars, 32-bit on lanes.
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    lane = tl.arange(0, BLOCK)
+    neurons = tl.minimum(N - first, BLOCK).to(tl.int32)
+    mask = lane < neurons
     amplitude = _load_amplitude(
-        amplitude_ptr, n, mask, amplitude_inner, amplitude_size, HAS_AMPLITUDE
+        amplitude_ptr, first, lane, mask, amplitude_inner, amplitude_size, HAS_AMPLITUDE
     )
     grad_amplitude = tl.zeros([BLOCK], tl.float32)
     # dL/dv[t] on entering a step; decay * grad_h[t], which is dL/dv[t-1], on leaving it.
-    q = _load_or_zero(grad_v_last_ptr, n, mask, HAS_GRAD_V_LAST)
+    q = _load_or_zero(grad_v_last_ptr, first, lane, mask, HAS_GRAD_V_LAST)
     chunks = (T + CHUNK - 1) // CHUNK
     for reversed_chunk in range(0, chunks):
         chunk = chunks - 1 - reversed_chunk
@@ -161,25 +174,33 @@ def lif_bwd_kernel(
         h = ()
         bits = tl.zeros([BLOCK], tl.int32)
         if SAVE == 1:
-            bits = tl.load(saved_ptr + tl.cast(chunk, tl.int64) * N + n, mask=mask, other=0).to(
-                tl.int32
-            )
+            bits = tl.load(
+                saved_ptr + (tl.cast(chunk, tl.int64) * N + first) + lane, mask=mask, other=0
+            ).to(tl.int32)
         else:
             v = tl.zeros([BLOCK], tl.float32)
             if chunk > 0:
-                v = tl.load(saved_ptr + tl.cast(chunk - 1, tl.int64) * N + n, mask=mask, other=0.0)
+                v = tl.load(
+                    saved_ptr + (tl.cast(chunk - 1, tl.int64) * N + first) + lane,
+                    mask=mask,
+                    other=0.0,
+                )
             elif HAS_V_INIT:
-                v = tl.load(v_init_ptr + n, mask=mask, other=0.0)
+                v = tl.load(v_init_ptr + first + lane, mask=mask, other=0.0)
             for k in tl.static_range(CHUNK):
                 t = tl.cast(t0 + k, tl.int64)
-                x = tl.load(x_ptr + t * x_stride_t + n, mask=n < tl.where(t < T, N, 0), other=0.0)
+                x = tl.load(
+                    x_ptr + (t * x_stride_t + first) + lane,
+                    mask=lane < tl.where(t < T, neurons, 0),
+                    other=0.0,
+                )
                 h_k = decay * v + x.to(tl.float32)
                 v = _reset(h_k, h_k >= v_threshold, v_threshold, v_reset, SOFT_RESET)
                 h = h + (h_k,)
         for k in tl.static_range(CHUNK - 1, -1, -1):
             t = tl.cast(t0 + k, tl.int64)
-            live = n < tl.where(t < T, N, 0)
-            g = tl.load(grad_y_ptr + t * N + n, mask=live, other=0.0).to(tl.float32)
+            live = lane < tl.where(t < T, neurons, 0)
+            g = tl.load(grad_y_ptr + (t * N + first) + lane, mask=live, other=0.0).to(tl.float32)
             grad_o = amplitude * g
             if SAVE == 1:
                 spike = ((bits >> (2 * k)) & 1) != 0
@@ -198,9 +219,13 @@ def lif_bwd_kernel(
                 grad_h = through_spike + q
             else:
                 grad_h = through_spike + tl.where(spike, 0.0, q)
-            tl.store(grad_x_ptr + t * N + n, grad_h.to(grad_x_ptr.dtype.element_ty), mask=live)
+            tl.store(
+                grad_x_ptr + (t * N + first) + lane,
+                grad_h.to(grad_x_ptr.dtype.element_ty),
+                mask=live,
+            )
             q = tl.where(t < T, decay * grad_h, q)
             grad_amplitude += tl.where(spike, g, 0.0)
-    tl.store(grad_v_init_ptr + n, q, mask=mask)
+    tl.store(grad_v_init_ptr + first + lane, q, mask=mask)
     if HAS_AMPLITUDE:
-        tl.store(grad_amplitude_ptr + n, grad_amplitude, mask=mask)
+        tl.store(grad_amplitude_ptr + first + lane, grad_amplitude, mask=mask)

@@ -1,0 +1,50 @@
+"""Rows of a comparison and the files that keep them."""
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass
+class Row:
+    """One configuration: our median time, and each peer's, over the same rounds."""
+
+    name: str
+    group: str
+    seconds: float
+    peer_seconds: dict[str, float]
+    ratios: dict[str, float]  # fastest round of the peer over our fastest
+
+
+def _table(rows: list[Row], with_times: bool) -> list[str]:
+    peers = list(dict.fromkeys(peer for row in rows for peer in row.ratios))
+    header = ["case", *(["ours, us"] if with_times else []), *peers]
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    for row in rows:
+        cells = [row.name]
+        if with_times:
+            cells.append(f"{row.seconds * 1e6:.1f}")
+        cells += [f"{row.ratios[peer]:.2f}x" if peer in row.ratios else "" for peer in peers]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def write_results(folder: Path, machine: dict, rows: list[Row]) -> Path:
+    """Write <machine>.json and <machine>.md; return the path of the table.
+
+    Times are shown for GPUs alone: on a shared CPU only the ratios mean something.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = re.sub(r"[^A-Za-z0-9]+", "-", machine["device"]).strip("-").lower()
+    content = {"machine": machine, "rows": [asdict(row) for row in rows]}
+    (folder / f"{stem}.json").write_text(json.dumps(content, indent=2) + "\n")
+    lines = [f"# {machine['device']}", ""]
+    lines += [f"- {key}: {value}" for key, value in machine.items()]
+    lines += ["", "Fastest round of each peer over ours, in one interleaved run; above 1x we are faster."]
+    for group in dict.fromkeys(row.group for row in rows):
+        of_group = [row for row in rows if row.group == group]
+        lines += ["", f"## {group}", "", *_table(of_group, with_times="cuda" in machine)]
+    path = folder / f"{stem}.md"
+    path.write_text("\n".join(lines) + "\n")
+    return path

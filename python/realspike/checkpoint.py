@@ -1,0 +1,148 @@
+"""Checkpoints: a safetensors file with the weights and, as JSON, what rebuilds the network.
+
+Reading one parses numbers and JSON; nothing in a file is ever executed or unpickled.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from realspike.files import write_atomically
+from realspike.networks import DigitsNet, DigitsNetConfig, build
+from realspike.optional import require
+
+FORMAT = "realspike.checkpoint"
+FORMAT_VERSION = "1"
+
+
+class CheckpointError(ValueError):
+    """A file is not a checkpoint that can be loaded; the message names it and the reason."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A network in eval mode, on the CPU, and the record that was saved beside it."""
+
+    network: DigitsNet
+    training: dict
+
+
+def save(path: "str | Path", network: DigitsNet, training: Mapping) -> None:
+    """Write the weights, the configuration and a record of the training; all or nothing.
+
+    Args:
+        path: The file; one that exists is replaced.
+        network: The trained (not the folded) network.
+        training: Anything that JSON can hold, such as the seed and the accuracy.
+
+    Raises:
+        OSError: if the file cannot be written.
+        TypeError: if ``training`` holds something that JSON cannot.
+        MissingPackageError: if safetensors is not installed.
+    """
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()
+    }
+    metadata = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "network": json.dumps(network.config.to_dict()),
+        "training": json.dumps(dict(training)),
+    }
+    write_atomically(Path(path), require("safetensors.torch").save(tensors, metadata))
+
+
+def load(path: "str | Path") -> Checkpoint:
+    """Read a checkpoint that `save` wrote.
+
+    Raises:
+        CheckpointError: if the file is missing, truncated, corrupt or not a checkpoint of this
+            format; if its configuration has unknown or missing keys or values out of range; if a
+            tensor is missing, unknown, of the wrong shape or dtype, or not finite.
+        MissingPackageError: if safetensors is not installed.
+    """
+    safetensors = require("safetensors")
+    path = Path(path)
+    try:
+        if not path.exists():
+            raise ValueError("there is no such file")
+        if not path.is_file():
+            raise ValueError("it is not a regular file")
+        try:
+            file = safetensors.safe_open(path, framework="pt", device="cpu")
+        except safetensors.SafetensorError as error:
+            raise ValueError(_what_it_is(path, error)) from error
+        with file:
+            config, training = _read_metadata(file.metadata())
+            tensors = _read_tensors(file, config)
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"cannot load the checkpoint {path}: {error}") from error
+    network = build(config, seed=0)
+    network.load_state_dict(tensors)
+    return Checkpoint(network.eval(), training)
+
+
+def _what_it_is(path: Path, error: Exception) -> str:
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if start == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05"):
+        return (
+            "it is a pickle or a zip archive (torch.save?), which is never opened: it can run code"
+        )
+    return f"it is truncated, corrupt or not a safetensors file ({error})"
+
+
+def _json_object(metadata: Mapping[str, str], key: str) -> dict:
+    try:
+        value = json.loads(metadata[key])
+    except KeyError:
+        raise ValueError(f"its metadata has no {key!r}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its metadata {key!r} is not valid JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"its metadata {key!r} is not a JSON object")
+    return value
+
+
+def _read_metadata(metadata: "Mapping[str, str] | None") -> tuple[DigitsNetConfig, dict]:
+    metadata = metadata or {}
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"it is a safetensors file, but not a {FORMAT}")
+    version = metadata.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"its format version is {version!r:.40}; this version reads {FORMAT_VERSION!r}"
+        )
+    return DigitsNetConfig.from_dict(_json_object(metadata, "network")), _json_object(
+        metadata, "training"
+    )
+
+
+def _read_tensors(file, config: DigitsNetConfig) -> dict[str, Tensor]:
+    # The header's shapes are compared with those of a network without storage, so that a file
+    # cannot make us allocate more than its configuration allows.
+    with torch.device("meta"):
+        expected = DigitsNet(config).state_dict()
+    found = set(file.keys())
+    if missing := sorted(set(expected) - found):
+        raise ValueError(f"the tensor {missing[0]!r} is missing")
+    if unknown := sorted(found - set(expected)):
+        raise ValueError(f"unknown tensor {unknown[0]!r:.80}")
+    for name, tensor in expected.items():
+        shape = list(file.get_slice(name).get_shape())
+        if shape != list(tensor.shape):
+            raise ValueError(f"{name!r} must have shape {list(tensor.shape)}; it has {shape}")
+    tensors = {}
+    for name, tensor in expected.items():
+        tensors[name] = value = file.get_tensor(name)
+        if value.dtype != tensor.dtype:
+            raise ValueError(f"{name!r} must be {tensor.dtype}; it is {value.dtype}")
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{name!r} holds values that are not finite")
+        if name.endswith("running_var") and (value < 0).any():
+            raise ValueError(f"{name!r} holds negative variances")
+    return tensors

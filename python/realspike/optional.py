@@ -1,0 +1,26 @@
+"""Packages that only the application needs, imported where they are used."""
+
+import importlib
+from types import ModuleType
+
+_DISTRIBUTIONS = {"sklearn": "scikit-learn"}
+
+
+class MissingPackageError(ImportError):
+    """A package of the ``app`` extra is not installed; the message says how to install it."""
+
+
+def require(module: str) -> ModuleType:
+    """Import and return ``module`` (a dotted name such as ``"rich.table"``).
+
+    Raises:
+        MissingPackageError: if it cannot be imported.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise MissingPackageError(
+            f"{_DISTRIBUTIONS.get(package, package)} is needed here and cannot be imported "
+            f"({error}): pip install 'realspike[app]'"
+        ) from error

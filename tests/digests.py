@@ -1,0 +1,58 @@
+"""The bits of every CPU kernel's results for fixed inputs; run it to print them as JSON."""
+
+import hashlib
+import itertools
+import json
+
+import torch
+from helpers import binary, normal
+
+import realspike_ops as rso
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+SURROGATES = (("rectangular", True), ("rectangular", False), ("atan", False), ("sigmoid", False))
+
+
+def results():
+    """Yield (name, tensor)."""
+    formats = (torch.contiguous_format, torch.channels_last)
+    for (Cin, Cout, groups), memory_format in itertools.product(
+        ((70, 37, 1), (130, 200, 1), (66, 34, 2)), formats
+    ):
+        spikes = binary((5, Cin, 6, 7), 1).contiguous(memory_format=memory_format)
+        weight = normal((6, 7, groups, 3, 3, Cin // groups, Cout // groups), 2)
+        bias = normal((Cout,), 3)
+        out = rso.unshared_spike_conv(spikes, weight, bias, padding=1)
+        yield f"conv {Cin} {Cout} {groups} {memory_format}", out
+    for dtype, (surrogate, detach_reset) in itertools.product(FLOATS, SURROGATES):
+        x = normal((11, 3, 5, 9, 13), 4).to(dtype).requires_grad_()
+        amplitude = normal((5, 1, 1), 5).requires_grad_()
+        y, v_last = rso.lif(
+            *(x, amplitude),
+            decay=0.3,
+            surrogate=surrogate,
+            detach_reset=detach_reset,
+            return_state=True,
+        )
+        (y.float().pow(2).sum() + v_last.sum()).backward()
+        for part, tensor in (("y", y), ("v", v_last), ("x", x.grad), ("a", amplitude.grad)):
+            yield f"lif {dtype} {surrogate} {detach_reset} {part}", tensor
+    for dtype, memory_format in itertools.product((*FLOATS, torch.float64, torch.bool), formats):
+        spikes = binary((3, 70, 9, 9), 6).to(dtype).contiguous(memory_format=memory_format)
+        packed = rso.pack_spikes(spikes)
+        yield f"pack {dtype} {memory_format}", packed
+        yield f"unpack {dtype} {memory_format}", rso.unpack_spikes(packed, 70)
+
+
+def digests() -> dict[str, str]:
+    return {
+        name: hashlib.sha256(
+            tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()
+        ).hexdigest()
+        for name, tensor in results()
+    }
+
+
+if __name__ == "__main__":
+    isa = rso.build_info().split("this CPU runs ")[1].split(";")[0]
+    print(json.dumps({"isa": isa, "digests": digests()}))

@@ -1,0 +1,60 @@
+"""Every CUDA and Triton kernel once, on small and awkward sizes: what compute-sanitizer watches.
+
+Run by `make gpu`; compares with the CPU as it goes.
+"""
+
+import torch
+
+import realspike_ops as rso
+
+
+def check(name, actual, expected, bound=0.0):
+    error = (actual.cpu().float() - expected.float()).abs().max().item()
+    assert error <= bound, (name, error)
+    print("ok", name)
+
+
+def lif(dtype, detach_reset, T):
+    x = torch.randn(T, 2, 3, 5, 7).to(dtype)
+    amplitude = torch.rand(3, 5, 7) + 0.5
+    results = []
+    for device in ("cpu", "cuda"):
+        inputs = [t.to(device).requires_grad_() for t in (x, amplitude)]
+        y = rso.lif(*inputs, detach_reset=detach_reset)
+        results.append((y.detach(), *torch.autograd.grad(y.float().sum(), inputs)))
+    for name, expected, actual in zip(("y", "grad_x", "grad_amplitude"), *results, strict=True):
+        bound = 1e-4 if name == "grad_amplitude" else 0.0
+        check(f"lif {dtype} detach={detach_reset} T={T} {name}", actual, expected, bound)
+
+
+def unshared_conv(channels, groups, samples, shared):
+    spikes = (torch.rand(samples, channels, 6, 5) < 0.3).float()
+    weight = torch.randn(
+        1 if shared else 6, 1 if shared else 5, groups, 3, 3, channels // groups, 20
+    )
+    weight = weight.expand(6, 5, -1, -1, -1, -1, -1)
+    bias = torch.randn(20 * groups)
+    expected = rso.unshared_spike_conv(spikes, weight, bias, padding=1)
+    actual = rso.unshared_spike_conv(
+        spikes.cuda(), weight.cuda(), bias.cuda(), padding=1, check_binary=True
+    )
+    check(f"unshared_conv {channels} {groups} {samples} {shared}", actual, expected, 1e-4)
+    packed = rso.pack_spikes(spikes.cuda())
+    check("pack_spikes", packed, rso.pack_spikes(spikes))
+    check("unpack_spikes", rso.unpack_spikes(packed, channels), spikes)
+
+
+def main():
+    torch.manual_seed(0)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        for detach_reset in (True, False):
+            for T in (1, 4, 11):
+                lif(dtype, detach_reset, T)
+    for channels, groups in ((1, 1), (33, 1), (64, 2), (96, 3)):
+        for samples in (1, 5, 17):
+            for shared in (False, True):
+                unshared_conv(channels, groups, samples, shared)
+    torch.cuda.synchronize()
+
+
+main()

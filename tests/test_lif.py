@@ -1,0 +1,695 @@
+"""realspike_ops.lif: tables by hand, then a float64 computation with error bounds, then the
+reference bit for bit, over shapes, memory formats, dtypes and forms of the neuron."""
+
+import itertools
+
+import pytest
+import torch
+from helpers import (
+    HALF_ULP,
+    SUBNORMAL,
+    U,
+    assert_within,
+    binary,
+    generator,
+    grid,
+    lif_by_hand,
+    normal,
+    sum_to,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.checkpoint import checkpoint
+
+import realspike_ops as rso
+
+NAN, INF = float("nan"), float("inf")
+BELOW_HALF = 0.5 - 2**-25  # the float32 before 0.5
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+SCALES = {"rectangular": 1.0, "triangle": 2.0, "atan": 2.0, "sigmoid": 4.0}
+
+
+def sequence(values, device) -> torch.Tensor:  # [T, 1]
+    return torch.tensor(values, dtype=torch.float32, device=device)[:, None]
+
+
+# --- tables by hand: threshold 0.5 and decay 0.25 unless stated -----------------------------------
+
+SPIKES = {
+    # id: (x, neuron, spikes, v_last)
+    "tie-fires": ([0.5], {}, [1], 0.0),
+    "one-ulp-below-is-silent": ([BELOW_HALF], {}, [0], BELOW_HALF),
+    "above-fires": ([0.75], {}, [1], 0.0),
+    "tie-through-decay": ([0.25, 0.4375], {}, [0, 1], 0.0),
+    "one-ulp-below-through-decay": ([0.25, 0.4375 - 2**-25], {}, [0, 0], BELOW_HALF),
+    "tie-from-a-negative-potential": ([-1.0, 0.75], {}, [0, 1], 0.0),
+    "tie-after-two-decays": ([0.25, 0.0, 0.484375], {}, [0, 0, 1], 0.0),
+    "reset-forgets-the-excess": ([2.0, 0.25], {}, [1, 0], 0.25),
+    "decay-0-forgets": ([0.25, 0.25], {"decay": 0.0}, [0, 0], 0.25),
+    "decay-0-tie": ([0.25, 0.5], {"decay": 0.0}, [0, 1], 0.0),
+    "decay-1-adds-up-to-ties": ([0.25] * 5, {"decay": 1.0}, [0, 1, 0, 1, 0], 0.25),
+    "decay-as-int": ([0.25] * 2, {"decay": 1}, [0, 1], 0.0),
+    "threshold-1": ([0.75, 0.8125, 1.0], {"v_threshold": 1.0}, [0, 1, 1], 0.0),
+    "threshold-0-fires-at-rest": ([0.0, -0.25, 0.0625], {"v_threshold": 0.0}, [1, 0, 1], 0.0),
+    "negative-threshold": ([-0.5, -0.75], {"v_threshold": -0.5}, [1, 0], -0.75),
+    "reset-to-a-value": ([0.5, 0.5625, 0.5], {"v_reset": -0.25}, [1, 1, 0], 0.4375),
+    "reset-above-the-threshold-stays": ([0.5, -1.0], {"v_reset": 6.0}, [1, 1], 6.0),
+    "soft-reset-keeps-the-excess": ([1.25, 0.25], {"v_reset": None}, [1, 0], 0.4375),
+    "soft-reset-tie-through-decay": ([1.5, 0.25], {"v_reset": None}, [1, 1], 0.0),
+    "soft-reset-subtracts-the-threshold": (
+        [3.0, 0.0, 0.0],
+        {"v_reset": None, "decay": 1.0, "v_threshold": 1.0},
+        [1, 1, 1],
+        0.0,
+    ),
+    "soft-reset-tie-is-0": ([0.5, 0.0], {"v_reset": None, "decay": 1.0}, [1, 0], 0.0),
+    "v_init-tie": ([0.0], {"v_init": 2.0}, [1], 0.0),
+    "v_init-decays": ([0.25], {"v_init": 0.5}, [0], 0.375),
+    "v_init-negative": ([0.5, 0.5], {"v_init": -1.0}, [0, 1], 0.0),
+    "nan-never-fires-and-stays": ([NAN, 1.0, 1.0], {}, [0, 0, 0], NAN),
+    "nan-later": ([1.0, NAN, 1.0], {}, [1, 0, 0], NAN),
+    "inf-fires-and-resets": ([INF, 0.25], {}, [1, 0], 0.25),
+    "inf-soft-reset-stays": ([INF, 0.0], {"v_reset": None}, [1, 1], INF),
+    "minus-inf-is-silent-for-good": ([-INF, 1.0], {}, [0, 0], -INF),
+    "inf-from-v_init": ([0.0], {"v_init": INF}, [1], 0.0),
+    "denormal-is-kept": ([2.0**-149], {}, [0], 2.0**-149),
+    "denormal-threshold": ([2.0**-149, 0.0], {"v_threshold": 2.0**-149}, [1, 0], 0.0),
+    "negative-zero-threshold": ([0.0], {"v_threshold": -0.0}, [1], 0.0),
+}
+
+
+@pytest.mark.parametrize("case", SPIKES)
+def test_spikes_by_hand(case, device):
+    x, neuron, spikes, v_last = SPIKES[case]
+    neuron = dict(neuron)
+    if "v_init" in neuron:
+        neuron["v_init"] = torch.tensor([neuron["v_init"]], device=device)
+    y, v = rso.lif(sequence(x, device), return_state=True, **neuron)
+    assert y[:, 0].tolist() == spikes
+    assert v.dtype == torch.float32
+    torch.testing.assert_close(v.cpu(), torch.tensor([v_last]), rtol=0, atol=0, equal_nan=True)
+
+
+AMPLITUDES = {
+    # id: (amplitude, y) for neurons [C, H, W] = [2, 1, 3] of which all but the last fire
+    "none": (None, [[1, 1, 1], [1, 1, 0]]),
+    "layer": ([0.75], [[0.75] * 3, [0.75, 0.75, 0]]),
+    "layer-negative": ([-2.0], [[-2] * 3, [-2, -2, 0]]),
+    "layer-zero": ([0.0], [[0] * 3, [0] * 3]),
+    "channel": ([[[0.5]], [[-3.0]]], [[0.5] * 3, [-3, -3, 0]]),
+    "element": ([[[1, 2, 3.0]], [[4, -5, 6]]], [[1, 2, 3], [4, -5, 0]]),
+    "column": ([[[1, 2, 3.0]]], [[1, 2, 3], [1, 2, 0]]),
+}
+
+
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("case", AMPLITUDES)
+def test_amplitude_by_hand(case, memory_format, device):
+    amplitude, y = AMPLITUDES[case]
+    x = torch.tensor([[[1, 1, 1]], [[1, 1, -1.0]]]).expand(3, 1, 2, 1, 3).to(device)
+    x = x.contiguous()
+    if memory_format == "channels_last":
+        x = as_channels_last(x)
+    amplitude = None if amplitude is None else torch.tensor(amplitude, device=device)
+    out = rso.lif(x, amplitude)
+    assert out[:, 0, :, 0].tolist() == [y] * 3
+
+
+UP, DOWN = 2.0**-23, 2.0**-24  # spacing of float32 above 1 and of |d| above 1/2
+# Rectangular surrogate of width 1, decay 0.5; every number is exact in float32.
+GRADIENTS = {
+    # id: (x, neuron, grad_y, grad_v_last, grad_x, grad_v_init)
+    "lower-edge-of-the-window": ([0.0], {}, [1.0], 0.0, [1.0], 0.5),
+    "upper-edge-of-the-window": ([1.0], {}, [1.0], 0.0, [1.0], 0.5),
+    "below-the-window": ([-DOWN], {}, [1.0], 0.0, [0.0], 0.0),
+    "above-the-window": ([1.0 + UP], {}, [1.0], 0.0, [0.0], 0.0),
+    "window-follows-the-threshold": (
+        [0.5, 1.5, 0.0],
+        {"v_threshold": 1.0, "decay": 0.0},
+        [1.0, 1.0, 1.0],
+        0.0,
+        [1.0, 1.0, 0.0],
+        0.0,
+    ),
+    "wide-window": (
+        [-0.5, 1.5, -0.75],
+        {"surrogate": ("rectangular", 2.0), "decay": 0.0},
+        [1.0, 1.0, 1.0],
+        0.0,
+        [0.5, 0.5, 0.0],
+        0.0,
+    ),
+    # h = .75 (fires), .25; q[0] = .5
+    "fired-attached": ([0.75, 0.25], {}, [1.0, 1.0], 0.0, [0.625, 1.0], 0.3125),
+    "fired-detached": ([0.75, 0.25], {"detach_reset": True}, [1.0, 1.0], 0.0, [1.0, 1.0], 0.5),
+    # h = .25, .375
+    "silent-attached": ([0.25, 0.25], {}, [1.0, 1.0], 0.0, [1.375, 1.0], 0.6875),
+    "silent-detached": ([0.25, 0.25], {"detach_reset": True}, [1.0, 1.0], 0.0, [1.5, 1.0], 0.75),
+    "amplitude-2-attached": (
+        [0.75, 0.25],
+        {"amplitude": 2.0},
+        [1.0, 3.0],
+        0.0,
+        [-0.25, 6.0],
+        -0.125,
+    ),
+    "amplitude-2-detached": (
+        [0.75, 0.25],
+        {"amplitude": 2.0, "detach_reset": True},
+        [1.0, 3.0],
+        0.0,
+        [2.0, 6.0],
+        1.0,
+    ),
+    "amplitude-negative-detached": (
+        [0.75],
+        {"amplitude": -3.0, "detach_reset": True},
+        [2.0],
+        0.0,
+        [-6.0],
+        -3.0,
+    ),
+    # h = .75 (fires, v = -.25), .125
+    "reset-value-attached": ([0.75, 0.25], {"v_reset": -0.25}, [1.0, 1.0], 0.0, [0.5, 1.0], 0.25),
+    # h = .75 (fires, v = .25), .375
+    "soft-attached": ([0.75, 0.25], {"v_reset": None}, [1.0, 1.0], 0.0, [1.25, 1.0], 0.625),
+    "soft-detached": (
+        [0.75, 0.25],
+        {"v_reset": None, "detach_reset": True},
+        [1.0, 1.0],
+        0.0,
+        [1.5, 1.0],
+        0.75,
+    ),
+    "state-alone-attached": ([0.25], {}, [0.0], 1.0, [0.75], 0.375),
+    "state-alone-detached": ([0.25], {"detach_reset": True}, [0.0], 1.0, [1.0], 0.5),
+    "state-alone-fired-attached": ([0.75], {}, [0.0], 1.0, [-0.75], -0.375),
+    "state-alone-fired-detached": ([0.75], {"detach_reset": True}, [0.0], 1.0, [0.0], 0.0),
+    "state-alone-fired-outside-the-window": ([2.0], {}, [1.0], 1.0, [0.0], 0.0),
+    # h = 2 (fires, outside the window): nothing passes; h = -1: the state passes
+    "blocked-by-a-hard-reset": ([2.0, 0.25], {}, [1.0, 1.0], 0.0, [0.0, 1.0], 0.0),
+    "through-a-silent-state": ([-1.0, 0.75], {}, [1.0, 1.0], 0.0, [0.5, 1.0], 0.25),
+    "decay-1": ([0.125] * 3, {"decay": 1.0, "detach_reset": True}, [1] * 3, 0.0, [3, 2, 1], 3.0),
+}
+
+
+@pytest.mark.parametrize("case", GRADIENTS)
+def test_gradients_by_hand(case, device):
+    x, neuron, grad_y, grad_v_last, grad_x, grad_v_init = GRADIENTS[case]
+    neuron = {"decay": 0.5} | neuron
+    amplitude = neuron.pop("amplitude", None)
+    amplitude = None if amplitude is None else torch.tensor([amplitude], device=device)
+    x = sequence(x, device).requires_grad_()
+    v_init = torch.zeros(1, device=device, requires_grad=True)
+    y, v_last = rso.lif(x, amplitude, v_init=v_init, return_state=True, **neuron)
+    torch.autograd.backward(
+        [y, v_last], [sequence(grad_y, device), torch.tensor([grad_v_last], device=device)]
+    )
+    assert x.grad[:, 0].tolist() == grad_x
+    assert v_init.grad.tolist() == [grad_v_init]
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "slopes"),
+    [
+        # at h - v_threshold = -1, -1/2, 0, 1/2, 1
+        pytest.param("rectangular", [0, 1, 1, 1, 0], id="rectangular"),
+        pytest.param(("rectangular", 2.0), [0.5, 0.5, 0.5, 0.5, 0.5], id="rectangular-2"),
+        pytest.param("triangle", [0, 0.5, 1, 0.5, 0], id="triangle"),
+        pytest.param(("triangle", 1.0), [0, 0, 2, 0, 0], id="triangle-1"),
+        pytest.param("atan", [0.0919997, 0.2884004, 1, 0.2884004, 0.0919997], id="atan"),
+        pytest.param(("atan", 4.0), [0.0494090, 0.1839993, 2, 0.1839993, 0.0494090], id="atan-4"),
+        pytest.param("sigmoid", [0.0706508, 0.4199743, 1, 0.4199743, 0.0706508], id="sigmoid"),
+        pytest.param(
+            ("sigmoid", 2.0), [0.2099872, 0.3932239, 0.5, 0.3932239, 0.2099872], id="sigmoid-2"
+        ),
+    ],
+)
+@pytest.mark.parametrize("detach_reset", [False, True], ids=["attached", "detached"])
+def test_surrogate_by_hand(surrogate, slopes, detach_reset, device):
+    x = torch.tensor([[-0.5, 0.0, 0.5, 1.0, 1.5]], device=device, requires_grad=True)
+    rso.lif(x, surrogate=surrogate, detach_reset=detach_reset).sum().backward()
+    torch.testing.assert_close(x.grad.cpu(), torch.tensor([slopes]).float(), rtol=3e-6, atol=0)
+
+
+def test_grad_amplitude_by_hand(device):
+    x = torch.tensor([[[1, -1.0]], [[1, 1]], [[-1, 1]]], device=device)  # [T=3, B=1, C=2]
+    grad_y = torch.tensor([[[1, 2.0]], [[4, 8]], [[16, 32]]], device=device)
+    for shape, expected in (((1,), [45.0]), ((2,), [5.0, 40.0])):
+        amplitude = torch.full(shape, 3.0, device=device, requires_grad=True)
+        rso.lif(x, amplitude).backward(grad_y)
+        assert amplitude.grad.tolist() == expected
+
+
+def test_infinite_current_does_not_spoil_the_gradient(device):
+    x = torch.tensor([[INF], [0.25]], device=device, requires_grad=True)
+    rso.lif(x, decay=0.5).sum().backward()
+    assert x.grad[:, 0].tolist() == [0.0, 1.0]
+
+
+# --- the sweep ------------------------------------------------------------------------------------
+
+
+def as_channels_last(x):  # [T, B, C, H, W]
+    return x.movedim(2, -1).contiguous().movedim(-1, 2)
+
+
+def lay_out(x: torch.Tensor, layout: str) -> torch.Tensor:
+    """Return a tensor with the values of x (of x[0] for "expanded") in another layout."""
+    if layout == "channels_last":
+        return as_channels_last(x) if x.dim() == 5 else x
+    if layout == "sliced":
+        wide = torch.full((*x.shape[:-1], 2 * x.shape[-1]), NAN, dtype=x.dtype, device=x.device)
+        wide[..., 1::2] = x
+        return wide[..., 1::2]
+    if layout == "sliced-in-time":
+        long = torch.full((2 * x.shape[0], *x.shape[1:]), NAN, dtype=x.dtype, device=x.device)
+        long[::2] = x
+        return long[::2]
+    if layout == "transposed":
+        return x.transpose(1, -1).contiguous().transpose(1, -1)
+    if layout == "offset":
+        return torch.cat([x[:1] * NAN, x])[1:]
+    if layout == "expanded":
+        return x[:1].expand_as(x)
+    if layout == "expanded-channels_last" and x.dim() == 5:
+        return as_channels_last(x[:1]).expand_as(x)
+    return x
+
+
+LAYOUTS = [
+    *("contiguous", "channels_last", "sliced", "sliced-in-time", "transposed", "offset"),
+    *("expanded", "expanded-channels_last"),
+]
+
+SHAPES = st.one_of(
+    st.tuples(st.sampled_from([0, 1, 3, 70])),
+    st.tuples(st.sampled_from([0, 1, 2]), st.sampled_from([1, 5, 33])),
+    st.tuples(st.sampled_from([1, 3]), st.sampled_from([1, 2, 65]), st.sampled_from([1, 9])),
+    st.tuples(
+        st.sampled_from([0, 1, 2, 3]),
+        st.sampled_from([1, 2, 5, 17]),
+        st.sampled_from([1, 2, 7]),
+        st.sampled_from([1, 3, 6]),
+    ),
+)
+
+
+@st.composite
+def cases(draw):
+    shape = draw(SHAPES)
+    follows = draw(st.one_of(st.none(), st.just("layer"), st.lists(st.booleans(), max_size=3)))
+    if follows is None:
+        amplitude = None
+    elif follows == "layer" or len(shape) == 1:
+        amplitude = (1,)
+    else:
+        follows = follows[: len(shape) - 1]
+        sizes = shape[len(shape) - len(follows) :]
+        amplitude = tuple(n if f else 1 for n, f in zip(sizes, follows, strict=True))
+    name = draw(st.sampled_from(sorted(SCALES)))
+    return {
+        "T": draw(st.one_of(st.integers(1, 10), st.sampled_from([15, 16, 17, 24, 40]))),
+        "shape": shape,
+        "amplitude": amplitude,
+        "layout": draw(st.sampled_from(LAYOUTS)),
+        "grad_layout": draw(st.sampled_from(["contiguous", "channels_last", "sliced", "offset"])),
+        "dtype": draw(st.sampled_from([torch.float32, *DTYPES])),
+        "data": draw(st.sampled_from(["grid", "normal"])),
+        "v_init": draw(st.booleans()),
+        "through": draw(st.sampled_from(["y", "v_last", "both", "sum"])),
+        "seed": draw(st.integers(0, 2**20)),
+        "neuron": {
+            "decay": draw(st.sampled_from([0.0, 0.25, 0.5, 1.0, 0.3, 0.9])),
+            "v_threshold": draw(st.sampled_from([0.5, 0.5, 1.0, 0.0, 0.7, -0.25])),
+            "v_reset": draw(st.sampled_from([0.0, 0.0, None, -0.25, 0.3])),
+            "detach_reset": draw(st.booleans()),
+            "surrogate": (
+                name,
+                draw(st.sampled_from([SCALES[name], SCALES[name], 1.5, 0.7])),
+            ),
+        },
+    }
+
+
+def make_inputs(case, device):
+    """Return x, amplitude, v_init, grad_y, grad_v_last of a case; x is a leaf in its layout."""
+    shape, seed = (case["T"], *case["shape"]), case["seed"]
+    draw = grid if case["data"] == "grid" else normal
+    x = lay_out(draw(shape, seed).to(case["dtype"]).to(device), case["layout"])
+    amplitude = case["amplitude"]
+    amplitude = None if amplitude is None else draw(amplitude, seed + 1).to(device)
+    v_init = draw(shape[1:], seed + 2).to(device) if case["v_init"] else None
+    grad_y = lay_out(draw(shape, seed + 3).to(case["dtype"]).to(device), case["grad_layout"])
+    grad_v_last = draw(shape[1:], seed + 4).to(device)
+    if case["through"] == "sum":
+        grad_y = torch.ones((), dtype=x.dtype, device=device).expand(shape)
+    if case["through"] == "v_last":
+        grad_y = torch.zeros_like(grad_y)
+    if case["through"] in ("y", "sum"):
+        grad_v_last = torch.zeros_like(grad_v_last)
+    return x, amplitude, v_init, grad_y, grad_v_last
+
+
+def run_lif(lif, case, x, amplitude, v_init, grad_y, grad_v_last):
+    """Return y, v_last and the gradients of x, amplitude and v_init."""
+    leaves = [None if t is None else t.detach().requires_grad_() for t in (x, amplitude, v_init)]
+    x, amplitude, v_init = leaves
+    y, v_last = lif(x, amplitude, v_init=v_init, return_state=True, **case["neuron"])
+    if case["through"] == "y":
+        y.backward(grad_y)
+    elif case["through"] == "v_last":
+        v_last.backward(grad_v_last)
+    elif case["through"] == "both":
+        torch.autograd.backward([y, v_last], [grad_y, grad_v_last])
+    else:
+        y.sum().backward()
+    gradients = [None if t is None else t.grad for t in leaves]
+    return (y.detach(), v_last.detach(), *gradients)
+
+
+def zero_if_none(grad, like):
+    return torch.zeros_like(like) if grad is None else grad
+
+
+def check_gradients(actual, inputs, expected, dtype, factor, what):
+    """Compare (grad_x, grad_amplitude, grad_v_init) with those by hand, within their bounds."""
+    x, amplitude, v_init = inputs
+    certain = expected.certain
+    grad_x = zero_if_none(actual[0], x).cpu()
+    assert grad_x.dtype == dtype
+    half_ulp = HALF_ULP[dtype] if dtype != torch.float32 else 0.0
+    bound = expected.grad_x_bound * factor + half_ulp * expected.grad_x.abs() + SUBNORMAL[dtype]
+    bound = bound * 1.01
+    assert_within(
+        grad_x[:, certain], expected.grad_x[:, certain], bound[:, certain], f"{what} grad_x"
+    )
+    if v_init is not None:
+        bound = expected.grad_v_init_bound * factor + SUBNORMAL[torch.float32]
+        grad_v_init = zero_if_none(actual[2], v_init).cpu()
+        assert_within(
+            *(grad_v_init[certain], expected.grad_v_init[certain], bound[certain]),
+            f"{what} grad_v_init",
+        )
+    if amplitude is not None and certain.all():
+        terms = expected.grad_amplitude_terms
+        count = max(1, terms.numel()) / max(1, amplitude.numel())
+        magnitude = sum_to(terms.abs(), amplitude.shape)
+        bound = factor * count * U * magnitude + SUBNORMAL[torch.float32]
+        grad_amplitude = zero_if_none(actual[1], amplitude).cpu()
+        assert_within(
+            grad_amplitude, sum_to(terms, amplitude.shape), bound, f"{what} grad_amplitude"
+        )
+
+
+@settings(max_examples=250)
+@given(case=cases())
+def test_sweep(case, device):
+    inputs = x, amplitude, v_init, grad_y, grad_v_last = make_inputs(case, device)
+    y, v_last, *gradients = run_lif(rso.lif, case, *inputs)
+    reference_y, reference_v, *reference_gradients = run_lif(rso.reference.lif, case, *inputs)
+
+    # One answer, bit for bit; in the shape, dtype and memory format of the input.
+    assert y.dtype == x.dtype
+    assert v_last.dtype == torch.float32
+    assert torch.equal(y, reference_y)
+    assert torch.equal(v_last, reference_v)
+    if case["layout"].endswith("channels_last") and x.dim() == 5 and x.numel() > 0:
+        assert y.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+
+    on_cpu = [None if t is None else t.cpu() for t in inputs]
+    expected = lif_by_hand(*on_cpu, **case["neuron"])
+    certain = expected.certain
+    a = torch.ones(()) if amplitude is None else amplitude.cpu()
+    assert torch.equal(
+        y.cpu()[:, certain], (a * expected.o.float()).to(x.dtype)[:, certain].cpu()
+    )
+    assert_within(
+        v_last.cpu()[certain],
+        expected.v_last[certain],
+        expected.v_last_bound[certain] + SUBNORMAL[torch.float32],
+        "v_last",
+    )
+    if case["data"] == "normal" or case["T"] <= 8:
+        # The bounds are tight enough that hardly any neuron is left out.
+        assert (~certain).sum() <= 0.02 * certain.numel() + 1
+
+    # A reference in float32 has rounding errors of its own, within the same bound.
+    tensors = (x, amplitude, v_init)
+    check_gradients(gradients, tensors, expected, x.dtype, 1.0, "lif")
+    check_gradients(reference_gradients, tensors, expected, x.dtype, 1.0, "reference")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize("amplitude", [None, (1,), (5, 1, 1), (5, 4, 3)], ids=str)
+def test_half_spikes_are_those_of_the_float32_run(dtype, amplitude, device):
+    x = normal((9, 2, 5, 4, 3), 1).to(dtype).to(device)
+    amplitude = None if amplitude is None else normal(amplitude, 2).to(device)
+    y, v_last = rso.lif(x, amplitude, return_state=True)
+    full, full_v = rso.lif(x.float(), amplitude, return_state=True)
+    assert y.dtype == dtype
+    assert v_last.dtype == torch.float32
+    assert torch.equal(y, full.to(dtype))
+    assert torch.equal(v_last, full_v)
+    assert 0.1 < (full != 0).float().mean() < 0.9
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+def test_every_half_value_is_read_exactly(dtype, device):
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)[None]
+    _, v_last = rso.lif(every.to(device), v_threshold=3.4e38, return_state=True)
+    finite = every[0].isfinite()
+    assert torch.equal(v_last.cpu()[finite], every[0].float()[finite])
+    assert v_last.cpu()[every[0].isnan()].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+def test_half_outputs_round_to_nearest_even(dtype, device):
+    bits = torch.randint(-(2**31), 2**31 - 1, (60_000,), generator=generator(3))
+    amplitude = bits.to(torch.int32).view(torch.float32)
+    largest = torch.finfo(dtype).max
+    edges = torch.tensor([largest, 65519.996, 65520.0, 2.0**-25, 2.0**-24 * 1.5, 0.0, -0.0])
+    halfway = 1 + torch.arange(64) * HALF_ULP[dtype]
+    amplitude = torch.cat([amplitude[amplitude.isfinite()], edges, halfway, -halfway])
+    x = torch.ones(1, 1, amplitude.numel(), dtype=dtype, device=device)
+    assert torch.equal(rso.lif(x, amplitude.to(device))[0, 0].cpu(), amplitude.to(dtype))
+
+
+# --- pieces of a sequence, graphs, memory ---------------------------------------------------------
+
+NEURONS = {
+    "bits": {"detach_reset": True},
+    "bits-soft": {"detach_reset": True, "v_reset": None, "decay": 0.9},
+    "attached": {},
+    "attached-soft": {"v_reset": None, "decay": 1.0},
+    "attached-value": {"v_reset": -0.25, "surrogate": "triangle"},
+    "atan": {"surrogate": "atan"},
+    "sigmoid-detached": {"surrogate": "sigmoid", "detach_reset": True},
+}
+
+
+@pytest.mark.parametrize("neuron", NEURONS)
+@pytest.mark.parametrize("pieces", [[3, 4, 1], [1] * 11, [8, 9], [16, 3]], ids=str)
+def test_pieces_equal_one_run(neuron, pieces, device):
+    neuron = NEURONS[neuron]
+    whole = normal((sum(pieces), 2, 3, 5, 1), 5).to(device).requires_grad_()
+    grad_y, grad_v = normal(whole.shape, 6).to(device), normal(whole.shape[1:], 7).to(device)
+    v_init = normal(whole.shape[1:], 8).to(device).requires_grad_()
+
+    y, v_last = rso.lif(whole, v_init=v_init, return_state=True, **neuron)
+    torch.autograd.backward([y, v_last], [grad_y, grad_v])
+    expected = [y, v_last, whole.grad.clone(), v_init.grad.clone()]
+    whole.grad = v_init.grad = None
+
+    ys, v = [], v_init
+    for piece in whole.split(pieces):
+        y, v = rso.lif(piece, v_init=v, return_state=True, **neuron)
+        ys.append(y)
+    torch.autograd.backward([torch.cat(ys), v], [grad_y, grad_v])
+    for a, b in zip([torch.cat(ys), v, whole.grad, v_init.grad], expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("neuron", NEURONS)
+@pytest.mark.parametrize("shape", [(3, 5000), (9, 2, 5, 30, 31)], ids=str)
+def test_same_bits_run_after_run_and_for_any_number_of_threads(neuron, shape, device):
+    case = {"neuron": NEURONS[neuron], "through": "both"}
+    amplitude = normal((5, 30, 31), 2).to(device) if len(shape) == 5 else None
+    x, grad_y = (normal(shape, seed).to(device) for seed in (1, 3))
+    inputs = (x, amplitude, None, grad_y, normal(shape[1:], 4).to(device))
+    threads = torch.get_num_threads()
+    outcomes = []
+    try:
+        for count in (2, 2, 1, 3):
+            torch.set_num_threads(count)
+            outcomes.append(run_lif(rso.lif, case, *inputs))
+    finally:
+        torch.set_num_threads(threads)
+    for outcome in outcomes[1:]:
+        for a, b in zip(outcome, outcomes[0], strict=True):
+            assert (a is None and b is None) or torch.equal(a, b)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("amplitude", [None, (1,), (7, 1, 1), (7, 20, 41)], ids=str)
+def test_many_neurons(amplitude, layout, device):
+    # More neurons than a block and than a task of the CPU kernels; every amplitude is its own.
+    x = lay_out(grid((4, 9, 7, 20, 41), 1).to(device), layout)
+    a = 1.0
+    if amplitude is not None:
+        a = torch.arange(1.0, torch.Size(amplitude).numel() + 1, device=device).reshape(amplitude)
+    y = rso.lif(x, None if amplitude is None else a)
+    v = torch.zeros_like(x[0])
+    for t in range(4):
+        h = 0.25 * v + x[t]
+        o = h >= 0.5
+        assert torch.equal(y[t], a * o)
+        v = torch.where(o, 0.0, h)
+
+
+@pytest.mark.parametrize("save", [True, False], ids=["save", "inference"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param({}, id="attached"),
+        pytest.param({"detach_reset": True}, id="bits"),
+        pytest.param({"v_reset": None, "surrogate": "atan"}, id="soft-atan"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("shape", "layout", "amplitude"),
+    [
+        pytest.param((5, 2, 3), "contiguous", None, id="plain"),
+        pytest.param((9, 2, 3, 4, 5), "channels_last", (3, 1, 1), id="channels_last"),
+        pytest.param((3, 2, 3, 4, 5), "contiguous", (3, 4, 5), id="element"),
+        pytest.param((4, 2, 3), "expanded", (1,), id="expanded"),
+        pytest.param((2, 0, 3), "contiguous", (3,), id="empty"),
+    ],
+)
+def test_opcheck(shape, layout, amplitude, form, save, device):
+    x = lay_out(normal(shape, 1).to(device), layout).requires_grad_(save)
+    amplitude = None if amplitude is None else normal(amplitude, 2).to(device).requires_grad_(save)
+    v_init = normal(shape[1:], 3).to(device).requires_grad_(save)
+    form = {"v_reset": 0.0, "detach_reset": False, "surrogate": "rectangular"} | form
+    numbers = (0.25, 0.5, form["v_reset"], form["detach_reset"], form["surrogate"])
+    args = (x, amplitude, v_init, *numbers, SCALES[form["surrogate"]], save)
+    torch.library.opcheck(torch.ops.realspike.lif_fwd.default, args)
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("form", ["bits", "attached", "atan"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_compile(form, layout, dynamic, device):
+    torch._dynamo.reset()
+
+    def step(x, amplitude):
+        y, v_last = rso.lif(x * 1.5, amplitude, return_state=True, **NEURONS[form])
+        return (y * y).sum() + v_last.sum(), y
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for T, B in ((5, 2), (9, 3)) if dynamic else ((5, 2),):
+        results = []
+        for function in (step, compiled):
+            x = lay_out(normal((T, B, 3, 4, 6), 1).to(device), layout).requires_grad_()
+            amplitude = normal((3, 1, 1), 2).to(device).requires_grad_()
+            loss, y = function(x, amplitude)
+            loss.backward()
+            results.append((loss, y, x.grad, amplitude.grad))
+        for eager, traced in zip(*results, strict=True):
+            assert torch.equal(eager, traced)
+            assert eager.stride() == traced.stride()
+
+
+@pytest.mark.parametrize("form", ["bits", "attached"])
+def test_checkpoint(form, device):
+    def block(x):
+        return rso.lif(rso.lif(x, **NEURONS[form]) - 0.25, **NEURONS[form])
+
+    grads = []
+    for run in (block, lambda x: checkpoint(block, x, use_reentrant=False)):
+        x = normal((5, 2, 30), 1).to(device).requires_grad_()
+        run(x).sum().backward()
+        grads.append(x.grad)
+    assert torch.equal(*grads)
+    assert grads[0].any()
+
+
+def bytes_kept(x, amplitude, **neuron) -> int:
+    """Bytes of the storages that autograd keeps for the backward of one call."""
+    storages = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = rso.lif(x, amplitude, **neuron)
+    y.sum().backward()
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("T", [1, 3, 4, 5, 8, 9, 16, 17, 40])
+def test_bytes_kept_for_backward(T, layout, dtype, device):
+    x = lay_out(normal((T, 2, 3, 5, 7), 1).to(dtype).to(device), layout).requires_grad_()
+    amplitude = torch.ones(3, 1, 1, device=device, requires_grad=True)
+    N = 2 * 3 * 5 * 7
+    two_bits = N * -(-T // 4)
+    assert bytes_kept(x, amplitude, detach_reset=True) == two_bits + 12
+    assert bytes_kept(x, None, detach_reset=True, v_reset=None) == two_bits
+    potentials = 4 * N * (-(-T // 8) - 1)
+    its_input = T * N * dtype.itemsize
+    assert bytes_kept(x, amplitude) == its_input + potentials + 12
+    assert bytes_kept(x, None, detach_reset=True, surrogate="atan") == its_input + potentials
+
+
+def test_a_constant_current_is_kept_once(device):
+    current = normal((1, 2, 30), 1).to(device).requires_grad_()
+    assert bytes_kept(current.expand(8, 2, 30), None) == 4 * 2 * 30
+
+
+def test_inference_keeps_nothing(device):
+    x = normal((9, 2, 3), 1).to(device)
+    for neuron, requires_grad in itertools.product(NEURONS.values(), (True, False)):
+        with torch.no_grad():
+            y = rso.lif(x.requires_grad_(requires_grad), **neuron)
+        assert not y.requires_grad
+    _, _, saved = torch.ops.realspike.lif_fwd(
+        x.detach(), None, None, 0.25, 0.5, 0.0, False, "rectangular", 1.0, False
+    )
+    assert saved.numel() == 0
+
+
+def test_arguments_are_left_untouched(device):
+    x, amplitude = normal((5, 2, 3), 1).to(device), normal((3,), 2).to(device)
+    v_init, copies = normal((2, 3), 3).to(device), []
+    tensors = (x, amplitude, v_init)
+    copies = [t.clone() for t in tensors]
+    for t in tensors:
+        t.requires_grad_()
+    rso.lif(x, amplitude, v_init=v_init).sum().backward()
+    for t, copy in zip(tensors, copies, strict=True):
+        assert torch.equal(t, copy)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 0), (4, 0, 3), (4, 2, 0), (3, 0, 2, 4, 4), (3, 2, 2, 0, 4)], ids=str
+)
+def test_empty(shape, device):
+    x = torch.zeros(shape, device=device, requires_grad=True)
+    amplitude = torch.ones(1, device=device, requires_grad=True)
+    y, v_last = rso.lif(x, amplitude, return_state=True)
+    assert y.shape == shape
+    assert v_last.shape == shape[1:]
+    (y.sum() + v_last.sum()).backward()
+    assert x.grad.shape == shape
+    assert amplitude.grad.tolist() == [0.0]
+
+
+def test_frozen_spikes_reach_an_amplitude_alone(device):
+    x = binary((6, 4, 3), 1).to(device)
+    amplitude = torch.ones(3, device=device, requires_grad=True)
+    rso.lif(x, amplitude, detach_reset=True).sum().backward()
+    assert torch.equal(amplitude.grad, x.sum((0, 1)))
