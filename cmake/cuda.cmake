@@ -70,9 +70,9 @@ macro(realspike_choose_cuda)
     endif()
     set(CMAKE_CUDA_COMPILER "${realspike_nvcc}" CACHE FILEPATH "")
     enable_language(CUDA)
-    string(JOIN " " REALSPIKE_BUILD_INFO
-      "CPU and CUDA kernels (nvcc ${CMAKE_CUDA_COMPILER_VERSION} found;"
-      "architectures from ${realspike_why}:" ${CMAKE_CUDA_ARCHITECTURES}\))
+    string(JOIN " " realspike_architectures ${CMAKE_CUDA_ARCHITECTURES})
+    set(REALSPIKE_BUILD_INFO "CPU and CUDA kernels (found nvcc ${CMAKE_CUDA_COMPILER_VERSION}, \
+architectures from ${realspike_why}: ${realspike_architectures})")
   endif()
   message(STATUS "realspike: building ${REALSPIKE_BUILD_INFO}")
 endmacro()

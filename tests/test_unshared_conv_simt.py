@@ -366,6 +366,14 @@ def test_conv_of_unaligned_weights(lib):
     assert_within(call(lib, case, spikes, unaligned, bias), expected, bound)
 
 
+def test_conv_of_a_reserved_weight_type_is_an_error(lib):
+    params = UnsharedConvParams(weight_dtype=1, N=1, OH=1, OW=1, G=1, Cin_g=1, Cout_g=1)
+    with pytest.raises(AssertionError, match="no kernel for this weight type"):
+        check(
+            lib.unshared_conv_simt, ctypes.byref(params), (ctypes.c_int64 * 5)(), ctypes.c_uint64()
+        )
+
+
 def config_of(lib, **sizes) -> dict:
     defaults = {
         "N": 4,

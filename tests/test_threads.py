@@ -1,0 +1,161 @@
+"""Threads: torch's number of threads is respected, forked children return, and the process has one
+OpenMP runtime. Each program runs in a process of its own, so that its threads can be counted."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import run_python
+
+import realspike_ops as rso
+
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="counts threads and forks through Linux's /proc"
+)
+
+PROGRAM = """
+import json, os, signal, sys, time
+import torch
+import realspike_ops as rso
+
+torch.set_num_threads(1)  # inputs are made without torch's threads
+x = torch.randn(4, 200_000)
+y_grad = torch.ones(4, 200_000)
+spikes = (torch.rand(8, 64, 16, 16) < 0.3).float()
+weight = torch.randn(16, 16, 1, 3, 3, 64, 32)
+
+
+def run_ops():
+    y = rso.lif(x.requires_grad_())
+    y.backward(y_grad)
+    packed = rso.pack_spikes(spikes)
+    out = rso.unshared_spike_conv(packed, weight, padding=1)
+    return [y.detach().sum().item(), x.grad.sum().item(), packed.sum().item(), out.sum().item()]
+
+
+def threads():
+    return len(os.listdir("/proc/self/task"))
+"""
+
+COUNT = """
+before = threads()
+run_ops()
+counts = {1: threads() - before}
+for count in (2, 4):
+    torch.set_num_threads(count)
+    with torch.no_grad():
+        rso.lif(x)
+    counts[count] = threads() - before
+print(json.dumps(counts))
+"""
+
+
+def test_number_of_threads_is_respected():
+    """Threads of the pool stay, so that they can be counted after the call."""
+    counts = json.loads(run_python("-c", PROGRAM + COUNT))
+    assert counts == {"1": 0, "2": 1, "4": 3}
+
+
+FORK = """
+torch.set_num_threads(4)
+(x + 1).sum()  # torch's own threads
+expected = run_ops()
+x.grad = None
+child = os.fork()
+if child == 0:
+    signal.alarm(30)  # a child that hangs dies
+    same = run_ops()[2:] == expected[2:]
+    grand_child = os.fork()
+    if grand_child == 0:
+        signal.alarm(30)
+        run_ops()
+        os._exit(0)
+    same = same and os.waitpid(grand_child, 0)[1] == 0
+    os._exit(0 if same else 1)
+start = time.perf_counter()
+_, status = os.waitpid(child, 0)
+x.grad = None
+assert run_ops() == expected, "the parent works on"
+print(json.dumps({"status": status, "seconds": time.perf_counter() - start}))
+"""
+
+
+def test_a_forked_child_returns():
+    outcome = json.loads(run_python("-c", PROGRAM + FORK))
+    assert outcome["status"] == 0
+    assert outcome["seconds"] < 20
+
+
+WORKERS = """
+class Spikes(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        torch.set_num_threads(3)  # a worker starts with one
+        with torch.no_grad():
+            y = rso.lif(x)
+            out = rso.unshared_spike_conv(spikes, weight, padding=1)
+        return y[:, i], out[0, i]
+
+
+torch.set_num_threads(4)
+expected_y, expected_out = rso.lif(x), rso.unshared_spike_conv(spikes, weight, padding=1)
+loader = torch.utils.data.DataLoader(
+    Spikes(), num_workers=2, timeout=60, multiprocessing_context="fork"
+)
+for i, (y, out) in enumerate(loader):
+    assert torch.equal(y[0], expected_y[:, i]) and torch.equal(out[0], expected_out[0, i])
+print("done")
+"""
+
+
+def test_a_data_loader_worker_returns():
+    assert run_python("-c", PROGRAM + WORKERS).strip() == "done"
+
+
+CALLERS = """
+from concurrent.futures import ThreadPoolExecutor
+
+torch.set_num_threads(2)
+def call(i):
+    with torch.no_grad():
+        return rso.lif(x), rso.unshared_spike_conv(spikes, weight, padding=1)
+
+expected = call(0)
+with ThreadPoolExecutor(4) as pool:
+    for got in pool.map(call, range(12)):
+        assert all(torch.equal(a, b) for a, b in zip(got, expected))
+print("done")
+"""
+
+
+def test_calls_from_many_python_threads():
+    assert run_python("-c", PROGRAM + CALLERS).strip() == "done"
+
+
+def openmp_runtimes() -> set[str]:
+    mapped = Path("/proc/self/maps").read_text()
+    return {
+        Path(line.split()[-1]).name
+        for line in mapped.splitlines()
+        if re.search(r"/lib(gomp|iomp5|omp)[-.\w]*\.so", line)
+    }
+
+
+def test_one_openmp_runtime():
+    rso.lif(torch.zeros(1, 1))
+    assert len(openmp_runtimes()) == 1
+    assert "threads: openmp" in rso.build_info()
+
+
+def test_the_extension_links_no_openmp_of_its_own():
+    from realspike_ops._native import extension
+
+    linked = Path(extension().__file__).read_bytes()
+    assert not re.search(rb"lib(gomp|iomp5|omp)\.so", linked)
+    assert b"libtorch" not in linked
+    assert b"libcuda.so" not in linked
