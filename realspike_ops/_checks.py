@@ -53,10 +53,14 @@ def check_shape(name: str, tensor: Tensor, accepted: Sequence[int], meaning: str
 def check_number(name: str, value, low: float = -math.inf, high: float = math.inf) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number; got {type(value).__name__}")
-    if not (low <= value <= high and math.isfinite(value)):
+    # Comparisons alone, which torch.compile traces; a NaN fails them.
+    if not (low <= value <= high and -math.inf < value < math.inf):
         accepted = "finite" if low == -math.inf else f"in [{low:g}, {high:g}]"
         raise ValueError(f"{name} must be {accepted}; got {value}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must fit a float; got {value}") from None
 
 
 def check_positive_int(name: str, value) -> int:

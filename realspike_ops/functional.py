@@ -99,7 +99,7 @@ def lif(
     save = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in (x, amplitude, v_init)
     )
-    y, v_last, _ = torch.ops.realspike.lif_fwd(
+    y, v_last, _ = realspike_ops.ops.lif.lif(
         x, amplitude, v_init, decay, v_threshold, v_reset, bool(detach_reset), name, scale, save
     )
     return (y, v_last) if return_state else y

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-# d = h - v_threshold; each has area 1. The numbers are those of csrc/core/lif.h.
+# In the order of csrc/core/lif.h.
 _DEFAULT_SCALE = {"rectangular": 1.0, "atan": 2.0, "sigmoid": 4.0, "triangle": 2.0}
 NAMES = tuple(_DEFAULT_SCALE)
 
@@ -23,19 +23,23 @@ class Surrogate(NamedTuple):
     name: str
     scale: float
 
-    @property
-    def index(self) -> int:
-        return NAMES.index(self.name)
-
 
 def as_surrogate(surrogate: "str | tuple[str, float]") -> Surrogate:
     """Return `surrogate` with its default scale if it is a name alone."""
-    name, scale = (surrogate, None) if isinstance(surrogate, str) else surrogate
-    if name not in _DEFAULT_SCALE:
+    if isinstance(surrogate, str):
+        name, scale = surrogate, None
+    elif isinstance(surrogate, (tuple, list)) and len(surrogate) == 2:
+        name, scale = surrogate
+    else:
+        raise TypeError(f"surrogate must be a name or a pair (name, scale); got {surrogate!r}")
+    if name not in NAMES:
         raise ValueError(f"surrogate must be one of {', '.join(NAMES)}; got {name!r}")
-    scale = _DEFAULT_SCALE[name] if scale is None else float(scale)
+    if scale is None:
+        return Surrogate(name, _DEFAULT_SCALE[name])
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+        raise TypeError(f"surrogate: the scale of {name!r} must be a number; got {scale!r}")
     if not 0 < scale < float("inf"):
         raise ValueError(
             f"surrogate: the scale of {name!r} must be positive and finite; got {scale}"
         )
-    return Surrogate(name, scale)
+    return Surrogate(name, float(scale))

@@ -254,7 +254,7 @@ def unshared_conv_by_hand(
     seen = windows(spikes.double(), (KH, KW), **geometry)
     N, _, OH, OW = seen.shape[:4]
     seen = seen.reshape(N, G, weight.shape[5], OH, OW, KH, KW)
-    assert (OH, OW) == tuple(weight.shape[:2])
+    assert tuple(weight.shape[:2]) == (OH, OW)
 
     def total(weight):
         return torch.einsum("ngmklij,klgijmo->ngokl", seen, weight.double()).flatten(1, 2)

@@ -60,7 +60,11 @@ CASES = {
     "lif x: None": (lif(None), TypeError, ["x", "Tensor", "NoneType"]),
     "lif x: int64": (lif(zeros(2, 3, dtype=torch.int64)), TypeError, ["x", "float32", "int64"]),
     "lif x: bool": (lif(zeros(2, 3, dtype=torch.bool)), TypeError, ["x", "float32", "bool"]),
-    "lif x: complex": (lif(zeros(2, 3, dtype=torch.cfloat)), TypeError, ["x", "float32", "complex"]),
+    "lif x: complex": (
+        lif(zeros(2, 3, dtype=torch.cfloat)),
+        TypeError,
+        ["x", "float32", "complex"],
+    ),
     "lif x: float64": (
         lif(zeros(2, 3, dtype=torch.float64)),
         TypeError,
@@ -120,7 +124,11 @@ CASES = {
         TypeError,
         ["amplitude", "float32", "int32"],
     ),
-    "lif amplitude: sparse": (lif(X, zeros(4, 1, 1).to_sparse()), TypeError, ["amplitude", "dense"]),
+    "lif amplitude: sparse": (
+        lif(X, zeros(4, 1, 1).to_sparse()),
+        TypeError,
+        ["amplitude", "dense"],
+    ),
     "lif amplitude: other device": (
         lif(X, zeros(1, device="meta")),
         ValueError,
@@ -305,8 +313,16 @@ CASES = {
         ["shape", "element", "(C, H, W)", "None"],
     ),
     "RealSpikeLIF shape: empty": (layer(2, "channel", ()), ValueError, ["shape", "channel"]),
-    "RealSpikeLIF shape: 0": (layer(2, "element", (4, 0)), ValueError, ["shape", "at least 1", "0"]),
-    "RealSpikeLIF shape: float": (layer(2, "element", (4.0,)), TypeError, ["shape", "int", "float"]),
+    "RealSpikeLIF shape: 0": (
+        layer(2, "element", (4, 0)),
+        ValueError,
+        ["shape", "at least 1", "0"],
+    ),
+    "RealSpikeLIF shape: float": (
+        layer(2, "element", (4.0,)),
+        TypeError,
+        ["shape", "int", "float"],
+    ),
     "RealSpikeLIF decay": (layer(2, decay=1.1), ValueError, ["decay", "[0, 1]", "1.1"]),
     "RealSpikeLIF v_threshold": (layer(2, v_threshold=NAN), ValueError, ["v_threshold", "nan"]),
     "RealSpikeLIF v_reset": (layer(2, v_reset="soft"), TypeError, ["v_reset", "str"]),
@@ -522,7 +538,11 @@ CASES = {
         ValueError,
         ["amplitude", "12", "[24]"],
     ),
-    "from_linear amplitude: empty": (linear_from(LINEAR, zeros(0)), ValueError, ["amplitude", "[0]"]),
+    "from_linear amplitude: empty": (
+        linear_from(LINEAR, zeros(0)),
+        ValueError,
+        ["amplitude", "[0]"],
+    ),
     "from_linear batch_norm": (
         linear_from(LINEAR, None, nn.BatchNorm1d(12)),
         ValueError,
@@ -622,6 +642,4 @@ def test_a_missing_extension_names_the_command_that_builds_it():
 def test_save_must_be_asked_for_where_a_gradient_is_required():
     x = zeros(2, 3).requires_grad_()
     with pytest.raises(RuntimeError, match=r"save=True"):
-        torch.ops.realspike.lif_fwd(
-            x, None, None, 0.25, 0.5, 0.0, False, "rectangular", 1.0, False
-        )
+        torch.ops.realspike.lif_fwd(x, None, None, 0.25, 0.5, 0.0, False, "rectangular", 1.0, False)

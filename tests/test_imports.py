@@ -176,6 +176,8 @@ def test_core_headers_include_no_kernel():
 
 def test_the_package_imports_without_triton_and_without_the_extension():
     # Triton waits for the first CUDA tensor, the extension for the first call.
-    program = "import sys, realspike_ops; print([n for n in sys.modules if 'triton' in n or '_C' in n])"
+    program = (
+        "import sys, realspike_ops; print([n for n in sys.modules if 'triton' in n or '_C' in n])"
+    )
     loaded = ast.literal_eval(run_python("-c", program))
     assert not [name for name in loaded if inside(name, "triton", "realspike_ops._C")]

@@ -93,7 +93,7 @@ def spike_maps(
         title: What is shown, in one line.
     """
     matplotlib = require("matplotlib")
-    figure = _figure(2.6 + 1.25 * len(channels), 3.6)
+    figure = _figure(2.9 + 1.25 * len(channels), 3.2)
     grid = figure.add_gridspec(2, len(channels) + 2, width_ratios=[2.1, *[1] * len(channels), 0.09])
     digit_axes = figure.add_subplot(grid[:, 0])
     digit_axes.imshow(image, cmap="gray", interpolation="nearest")

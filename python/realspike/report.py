@@ -12,14 +12,15 @@ NAMES = {
     "channel": "channel-wise",
     "element": "element-wise",
 }
-_INFERENCE = {
-    "unshared_spike_conv": "folded, UnsharedSpikeConv",
-    "unfold_bmm": "folded, unfold + bmm",
-    "shared_conv2d": "as trained, F.conv2d",
+_WAYS = {
+    "unshared_spike_conv": "UnsharedSpikeConv",
+    "unfold_bmm": "unfold + bmm",
+    "shared_conv2d": "trained, F.conv2d",
 }
 
 
 def write_json(path: Path, results: dict) -> None:
+    """Write the results; raises ValueError for a number that JSON cannot hold (NaN)."""
     write_atomically(path, (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
 
 
@@ -27,74 +28,68 @@ def _percent(fraction: float) -> str:
     return f"{100 * fraction:.2f}"
 
 
+def _difference(value: float) -> str:
+    return f"{value:.0e}" if value else "0"
+
+
 def _per_layer(layers: list[dict], key: str, scale: int = 1) -> str:
-    return " · ".join(f"{scale * layer[key]:.0f}" for layer in layers)
+    return "/".join(f"{scale * layer[key]:.0f}" for layer in layers)
 
 
 def table(results: dict):
-    """Return the results of `realspike.quickstart.run` as a table of rich."""
-    rich_table = require("rich.table")
+    """Return the results of `realspike.quickstart.run` as a table of rich, 80 columns wide."""
     inference = results["inference"]
     batches = inference["batches"]
-    out = rich_table.Table(box=require("rich.box").SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    out = require("rich.table").Table(
+        box=require("rich.box").SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
+    )
     out.add_column("network", no_wrap=True)
-    for header in ("trained\n%", "folded\n%", "logit\ndiff.", "flipped\nspikes", "firing\nrate %"):
+    for header in ("trained\n%", "folded\n%", "logit\ndiff.", "flipped\nspikes", "firing\nrates %"):
         out.add_column(header, justify="right", no_wrap=True)
     for batch in batches:
-        size = batch["batch_size"]
-        out.add_column(f"{size} image{'s' * (size > 1)}\ntime", justify="right", no_wrap=True)
+        out.add_column(f"time at\nbatch {batch['batch_size']}", justify="right", no_wrap=True)
     for key, network in results["networks"].items():
         out.add_row(
             NAMES[key],
             _percent(network["accuracy_trained"]),
             _percent(network["accuracy_folded"]),
-            f"{network['max_logit_difference']:.0e}",
+            _difference(network["max_logit_difference"]),
             _per_layer(network["layers"], "flipped_spikes"),
             _per_layer(network["layers"], "firing_rate", 100),
         )
     out.add_section()
-    out.add_row(f"[italic]{NAMES[inference['network']]}, run[/italic]")
+    out.add_row(f"{NAMES[inference['network']]}, by")
     for key, way in inference["ways"].items():
         accuracy = _percent(way["accuracy"])
-        folded = way["folded"]
+        cells = ("", accuracy, _difference(way["max_logit_difference"]))
         out.add_row(
-            f"  {_INFERENCE[key]}",
-            "" if folded else accuracy,
-            accuracy if folded else "",
-            f"{way['max_logit_difference']:.0e}" if folded else "",
-            "",
-            "",
+            f"  {_WAYS[key]}",
+            *(cells if way["folded"] else (accuracy, "", "")),
+            *("", ""),
             *(f"{batch['runs'][key]['relative']:.2f}" for batch in batches),
         )
     return out
 
 
 def notes(results: dict) -> list[str]:
-    """Return the lines below the table: how to read it, and who was faster."""
+    """Return the lines below the table: how to read it, who was slower, what was reloaded."""
     tests = results["data"]["test_images"]
-    lines = [
-        f"Accuracy on {tests} test images: one image is {100 / tests:.2f} %, so differences of a few "
-        "tenths are chance. Largest difference of the logits; flipped spikes and firing rates by "
-        "LIF layer.",
-        "Time of the whole network, relative to UnsharedSpikeConv (smaller is faster), "
-        f"{results['environment']['threads']} CPU threads. " + _who_wins(results["inference"]),
+    reloaded = results["reloaded"]
+    return [
+        f"Accuracy on {tests} test images, of which one is {100 / tests:.2f} %. Spikes by LIF layer, "
+        f"1/2/3. Time of the whole network, less is faster, relative to UnsharedSpikeConv"
+        f"{_losses(results['inference'])} ({results['environment']['threads']} CPU threads).",
+        f"{reloaded['checkpoint']}, read back, classifies {reloaded['same_predictions']} of {tests} "
+        f"images the same. All of it took {results['seconds']:.0f} s.",
     ]
-    return lines
 
 
-def _who_wins(inference: dict) -> str:
-    """Say in words how `UnsharedSpikeConv` fares, won or lost."""
-    parts = []
-    for key, name in (("unfold_bmm", "unfold + bmm"), ("shared_conv2d", "shared F.conv2d")):
-        verdicts = []
-        for batch in inference["batches"]:
-            relative = batch["runs"][key]["relative"]
-            faster = relative >= 1
-            factor = relative if faster else 1 / relative
-            size = batch["batch_size"]
-            verdicts.append(
-                f"{factor:.1f}x {'faster' if faster else 'slower'} at {size} "
-                f"image{'s' * (size > 1)}"
-            )
-        parts.append(f"than {name}, {' and '.join(verdicts)}")
-    return f"UnsharedSpikeConv is, {'; '.join(parts)}."
+def _losses(inference: dict) -> str:
+    """Say where the other ways were faster than `UnsharedSpikeConv`."""
+    lost = [
+        f"{_WAYS[key]} at batch {batch['batch_size']}"
+        for key in inference["ways"]
+        for batch in inference["batches"]
+        if batch["runs"][key]["relative"] < 1
+    ]
+    return f", which is slower than {', '.join(lost)}" if lost else ""

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from realspike.digits import Digits
 
+EVALUATION_BATCH = 128  # images; bounds the memory of long sequences
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -23,15 +25,24 @@ class TrainingSettings:
             batch norm follows, so that their scale is no measure of complexity.
         max_shift: Largest random displacement of a training image, in pixels per axis.
         seed: At least 0.
+
+    Raises:
+        ValueError: if a count is not an integer or too small.
     """
 
-    epochs: int = 30
-    batch_size: int = 128
+    epochs: int = 20
+    batch_size: int = 64
     learning_rate: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
     max_shift: int = 1
     seed: int = 0
+
+    def __post_init__(self):
+        for name, smallest in (("epochs", 1), ("batch_size", 1), ("max_shift", 0), ("seed", 0)):
+            value = getattr(self, name)
+            if type(value) is not int or value < smallest:
+                raise ValueError(f"{name} must be an integer of at least {smallest}; got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -66,7 +77,7 @@ def predict(network: nn.Module, images: Tensor) -> Tensor:  # [B, 1, H, W] -> [B
     was_training = network.training
     network.eval()
     try:
-        return network(images)
+        return torch.cat([network(batch) for batch in images.split(EVALUATION_BATCH)])
     finally:
         network.train(was_training)
 
@@ -92,13 +103,7 @@ def train(network: nn.Module, data: Digits, settings: TrainingSettings) -> Itera
 
     The random numbers come from a generator of its own: the same settings give the same batches,
     whatever the network draws and whatever ran before.
-
-    Raises:
-        ValueError: if ``epochs``, ``batch_size`` or ``max_shift`` is out of range.
     """
-    for name, smallest in (("epochs", 1), ("batch_size", 1), ("max_shift", 0)):
-        if getattr(settings, name) < smallest:
-            raise ValueError(f"{name} must be at least {smallest}; got {getattr(settings, name)}")
     generator = torch.Generator().manual_seed(settings.seed)
     optimizer = _optimizer(network, settings)
     count = len(data.train_labels)

@@ -110,3 +110,32 @@ def check_folded_amplitude(amplitude: Tensor, channels: int, input_size: tuple[i
     if sizes[1] > 1 or sizes[2] > 1:
         return "element"
     return "channel" if sizes[0] > 1 else "layer"
+
+
+def amplitude_of_features(amplitude: Tensor, features: int) -> Tensor:  # [features]
+    """Return one amplitude for each feature of flattened maps."""
+    checks.check_tensor("amplitude", amplitude)
+    checks.check_dtype("amplitude", amplitude, (*checks.FLOATS, torch.float64))
+    sizes = [size for size in amplitude.shape if size != 1]
+    varying = [d for d, size in enumerate(amplitude.shape) if size != 1]
+    # Only trailing dimensions may be broadcast: the sizes of the maps are not known here.
+    leading = varying == list(range(len(sizes)))
+    count = amplitude.numel()
+    if count == 0 or features % count or not (leading or count == features):
+        raise ValueError(
+            f"amplitude must have shape [1], [{features}], or that of maps with {features} "
+            f"elements, [C, H, W] or [C, 1, 1]; got {checks.shape_text(amplitude)}"
+        )
+    return amplitude.detach().reshape(-1).repeat_interleave(features // count)
+
+
+def map_size(spikes: Tensor, channels: int) -> tuple[int, int]:
+    """Return (H, W) of dense [N, C, H, W] or packed [N, H, W, words] spikes."""
+    checks.check_tensor("spikes", spikes)
+    if spikes.dim() != 4:
+        raise ValueError(
+            f"spikes must have shape [N, {channels}, H, W], or packed [N, H, W, words] int32; "
+            f"got {checks.shape_text(spikes)}"
+        )
+    packed = spikes.dtype == torch.int32
+    return tuple(spikes.shape[1:3] if packed else spikes.shape[2:])

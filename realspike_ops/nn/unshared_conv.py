@@ -129,6 +129,8 @@ class UnsharedSpikeConv(_SpikeConv):
                 size, or a batch norm without running statistics.
         """
         fold.check_conv2d(conv)
+        if amplitude is not None:
+            checks.check_tensor("amplitude", amplitude)
         if input_size is None:
             if amplitude is None or amplitude.dim() != 3 or 1 in amplitude.shape[1:]:
                 raise ValueError(
@@ -155,6 +157,16 @@ class UnsharedSpikeConv(_SpikeConv):
         _SpikeConv.__init__(folded, unshared, None if bias is None else bias.float(), **geometry)
         folded.input_size = input_size
         return folded
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        # Another size can give the same output map (with a stride), but not the same borders.
+        size = fold.map_size(spikes, self.in_channels)
+        if size != self.input_size:
+            raise ValueError(
+                f"spikes must have a map of {self.input_size[0]} x {self.input_size[1]} "
+                f"(input_size); got {size[0]} x {size[1]}"
+            )
+        return super().forward(spikes)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, input_size={self.input_size}"
@@ -208,6 +220,7 @@ class SpikeConv2d(_SpikeConv):
         weight, bias = fold.affine_conv2d(conv, batch_norm)
         kernel = fold.kernel_order(weight, conv.groups)
         if amplitude is not None:
+            checks.check_tensor("amplitude", amplitude)
             if amplitude.dim() == 3 and 1 not in amplitude.shape[1:]:
                 raise ValueError(
                     f"amplitude must have shape [1] or [{conv.in_channels}, 1, 1] for a shared "
@@ -225,15 +238,12 @@ class SpikeConv2d(_SpikeConv):
         return folded
 
     def forward(self, spikes: Tensor) -> Tensor:
-        packed = isinstance(spikes, Tensor) and spikes.dtype == torch.int32
-        size = tuple(spikes.shape[1:3] if packed else spikes.shape[2:])
-        if spikes.dim() != 4:
-            raise ValueError(
-                f"spikes must have shape [N, {self.in_channels}, H, W]; "
-                f"got {checks.shape_text(spikes)}"
-            )
         _, out = functional.output_size(
-            size, self.kernel_size, self.stride, self.padding, self.dilation
+            fold.map_size(spikes, self.in_channels),
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
         )
         return self._convolve(spikes, self.weight.expand(*out, *self.weight.shape[2:]))
 
@@ -255,25 +265,26 @@ class SpikeLinear(_SpikeConv):
     def from_linear(
         cls,
         linear: nn.Linear,
-        amplitude: Tensor | None = None,  # [1], [in_features], or what flattens or expands to it
+        amplitude: Tensor | None = None,  # [1], [in_features], [C, H, W] or [C, 1, 1]
         batch_norm: nn.Module | None = None,
         scale: float = 1.0,
     ) -> "SpikeLinear":
         """Fold the amplitude of the spikes, a batch norm and a scale of the output into a linear
-        layer. A channel-wise amplitude [C, 1, 1] stands for C maps that were flattened."""
+        layer.
+
+        A channel-wise amplitude [C, 1, 1] stands for C maps of equal size that were flattened.
+
+        Raises:
+            TypeError: if ``linear`` is not an ``nn.Linear``, or the amplitude not a tensor.
+            ValueError: if the amplitude does not fit the features.
+        """
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear must be an nn.Linear; got {type(linear).__name__}")
         weight = linear.weight.detach().double().t()  # [in, out]
         bias = None if linear.bias is None else linear.bias.detach().double()
         if amplitude is not None:
-            shared_by, rest = divmod(linear.in_features, amplitude.numel())
-            if rest:
-                raise ValueError(
-                    f"amplitude must have a number of elements that divides {linear.in_features} "
-                    f"features; got shape {checks.shape_text(amplitude)}"
-                )
-            per_feature = amplitude.detach().to(weight).reshape(-1).repeat_interleave(shared_by)
-            weight = weight * per_feature[:, None]
+            per_feature = fold.amplitude_of_features(amplitude, linear.in_features)
+            weight = weight * per_feature.to(weight)[:, None]
         if batch_norm is not None:
             factor, shift = (
                 t.detach() for t in fold.batch_norm_affine(batch_norm, linear.out_features)

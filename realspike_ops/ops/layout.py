@@ -41,6 +41,7 @@ def is_channels_last(x: Tensor) -> bool:  # [T, B, ...]
     shape, strides = x.shape[1:], x.stride()[1:]
     return (
         len(shape) == 4
+        and not x.is_contiguous()
         and not is_dense(shape, strides, step_strides(shape, False))
         and is_dense(shape, strides, step_strides(shape, True))
     )
@@ -51,8 +52,10 @@ def dense_over_time(x: Tensor) -> tuple[Tensor, bool, int]:  # [T, B, ...]
 
     The stride is that of a dense timestep, or 0 when all timesteps are one and the same memory.
     """
-    channels_last = is_channels_last(x)
     step = x.shape[1:].numel()
+    if x.is_contiguous():
+        return x, False, step
+    channels_last = is_channels_last(x)
     dense = is_dense(x.shape[1:], x.stride()[1:], step_strides(x.shape[1:], channels_last))
     if dense and x.stride(0) == 0 and x.shape[0] > 1:
         return x, channels_last, 0
@@ -61,6 +64,8 @@ def dense_over_time(x: Tensor) -> tuple[Tensor, bool, int]:  # [T, B, ...]
 
 def as_dense_over_time(x: Tensor, channels_last: bool) -> Tensor:
     """Return x [T, B, ...] in the given memory format, copied only if it lies otherwise."""
+    if not channels_last and x.is_contiguous():
+        return x
     step = step_strides(x.shape[1:], channels_last)
     if is_dense(x.shape, x.stride(), (x.shape[1:].numel(), *step)):
         return x
@@ -75,6 +80,13 @@ def empty_over_time(
         return torch.empty(shape, dtype=dtype, device=device)
     T, B, C, H, W = shape
     return torch.empty((T, B, H, W, C), dtype=dtype, device=device).permute(0, 1, 4, 2, 3)
+
+
+def empty_step(shape: Sequence[int], channels_last: bool, device: torch.device) -> Tensor:
+    """Allocate [B, ...] float32, laid out as one timestep."""
+    if not channels_last:
+        return torch.empty(shape, dtype=torch.float32, device=device)
+    return empty_over_time((1, *shape), True, torch.float32, device)[0]
 
 
 def as_step(state: Tensor, channels_last: bool) -> Tensor:  # [B, ...]

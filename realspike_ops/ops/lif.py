@@ -5,20 +5,21 @@ memory formats into that view, the same for every device.
 """
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from realspike_ops.ops import LIBRARY, lif_cpu
+from realspike_ops.ops.eager import is_plain_eager
 from realspike_ops.ops.layout import (
     as_dense_over_time,
     as_step,
     dense_over_time,
     empty_over_time,
+    empty_step,
     is_channels_last,
 )
-from realspike_ops.surrogate import Surrogate
 
 # csrc/core/lif.h
 SAVE_NOTHING, SAVE_BITS, SAVE_POTENTIALS = 0, 1, 2
@@ -39,8 +40,7 @@ LIBRARY.define(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Neuron:
+class Neuron(NamedTuple):
     """The form of the neuron, as the kernels take it."""
 
     decay: float
@@ -57,23 +57,6 @@ class Neuron:
             return SAVE_BITS
         return SAVE_POTENTIALS
 
-    @property
-    def surrogate_index(self) -> int:
-        return Surrogate(self.surrogate, self.surrogate_scale).index
-
-
-def amplitude_span(amplitude: Tensor, shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Return (first, end, size): the run of dimensions of `shape` that the amplitude follows.
-
-    `shape` is x.shape[2:]. The functional layer has expanded what is not one run.
-    """
-    sizes = (1,) * (len(shape) - amplitude.dim()) + tuple(amplitude.shape)
-    varying = [d for d, size in enumerate(sizes) if size > 1]
-    if not varying:
-        return 0, 0, 1
-    first, end = varying[0], varying[-1] + 1
-    return first, end, math.prod(sizes[first:end])
-
 
 def _flat_amplitude(
     amplitude: Tensor | None, shape: tuple[int, ...], channels_last: bool
@@ -81,16 +64,20 @@ def _flat_amplitude(
     """Return the amplitudes in memory order, with amplitude_inner and amplitude_size."""
     if amplitude is None:
         return None, 1, 1
-    first, end, size = amplitude_span(amplitude, shape)
+    size = amplitude.numel()
     if size == 1:
-        return amplitude.reshape(1), 1, 1
-    if not channels_last:
-        return amplitude.contiguous(), math.prod(shape[end:]), size
-    C, H, W = shape
-    if (first, end) == (0, 1):  # channel
-        return amplitude.contiguous(), 1, C
-    full = amplitude.expand(C, H, W)
-    return full.permute(1, 2, 0).contiguous(), 1, C * H * W
+        return amplitude, 1, 1
+    if channels_last:
+        C, H, W = shape
+        if size == C and amplitude.shape[-1] == amplitude.shape[-2] == 1:  # channel
+            return amplitude.contiguous(), 1, C
+        return amplitude.expand(C, H, W).permute(1, 2, 0).contiguous(), 1, C * H * W
+    # The functional layer has expanded an amplitude whose varying dimensions are not neighbours.
+    trailing_ones = 0
+    while amplitude.shape[-1 - trailing_ones] == 1:
+        trailing_ones += 1
+    inner = math.prod(shape[len(shape) - trailing_ones :])
+    return amplitude.contiguous(), inner, size
 
 
 def _sum_to_amplitude(
@@ -112,19 +99,15 @@ def _sum_to_amplitude(
     return (per_neuron.sum(dims) if dims else per_neuron).reshape(amplitude.shape)
 
 
-def _saved_like(x: Tensor, save: int) -> Tensor:
-    T, N = x.shape[0], x.shape[1:].numel()
-    if save == SAVE_BITS:
-        return x.new_empty((-(-T // BITS_INTERVAL), N), dtype=torch.uint8)
-    if save == SAVE_POTENTIALS:
-        return x.new_empty((-(-T // POTENTIAL_INTERVAL) - 1, N), dtype=torch.float32)
-    return x.new_empty((0,), dtype=torch.uint8)
-
-
 def _allocate_fwd(x: Tensor, channels_last: bool, save: int) -> tuple[Tensor, Tensor, Tensor]:
+    T = x.shape[0]
     y = empty_over_time(x.shape, channels_last, x.dtype, x.device)
-    v_last = empty_over_time((1, *x.shape[1:]), channels_last, torch.float32, x.device)[0]
-    return y, v_last, _saved_like(x, save)
+    v_last = empty_step(x.shape[1:], channels_last, x.device)
+    if save == SAVE_BITS:
+        planes = -(-T // BITS_INTERVAL)
+        return y, v_last, x.new_empty((planes, v_last.numel()), dtype=torch.uint8)
+    chunks = -(-T // POTENTIAL_INTERVAL) if save == SAVE_POTENTIALS else 1
+    return y, v_last, x.new_empty((chunks - 1, v_last.numel()), dtype=torch.float32)
 
 
 def _fwd_fake(x, amplitude, v_init, *neuron_and_save):
@@ -137,13 +120,12 @@ def forward_with(launch):
     """Implement lif_fwd by `launch`, a device's function of dense tensors."""
 
     def fwd(x, amplitude, v_init, *neuron_and_save):
-        *neuron, save = neuron_and_save
-        neuron = Neuron(*neuron)
-        save = neuron.save if save else SAVE_NOTHING
+        neuron = Neuron(*neuron_and_save[:-1])
+        save = neuron.save if neuron_and_save[-1] else SAVE_NOTHING
         x, channels_last, x_stride_t = dense_over_time(x)
         y, v_last, saved = _allocate_fwd(x, channels_last, save)
-        if x.numel() > 0:
-            flat, inner, size = _flat_amplitude(amplitude, tuple(x.shape[2:]), channels_last)
+        if v_last.numel() > 0:
+            flat, inner, size = _flat_amplitude(amplitude, x.shape[2:], channels_last)
             v_init = None if v_init is None else as_step(v_init, channels_last)
             launch(x, flat, v_init, y, v_last, saved, neuron, save, x_stride_t, inner, size)
         return y, v_last, saved
@@ -153,9 +135,8 @@ def forward_with(launch):
 
 def _allocate_bwd(grad_y, amplitude, channels_last):
     grad_x = empty_over_time(grad_y.shape, channels_last, grad_y.dtype, grad_y.device)
-    v_shape = (1, *grad_y.shape[1:])
-    grad_v_init = empty_over_time(v_shape, channels_last, torch.float32, grad_y.device)[0]
-    N = 0 if amplitude is None else grad_y.shape[1:].numel()
+    grad_v_init = empty_step(grad_y.shape[1:], channels_last, grad_y.device)
+    N = 0 if amplitude is None else grad_v_init.numel()
     return grad_x, grad_v_init, grad_y.new_empty((N,), dtype=torch.float32)
 
 
@@ -180,7 +161,7 @@ def backward_with(launch):
         grad_y = as_dense_over_time(grad_y, channels_last)
         grad_x, grad_v_init, per_neuron = _allocate_bwd(grad_y, amplitude, channels_last)
         if grad_y.numel() > 0:
-            flat, inner, size = _flat_amplitude(amplitude, tuple(grad_y.shape[2:]), channels_last)
+            flat, inner, size = _flat_amplitude(amplitude, grad_y.shape[2:], channels_last)
             grad_v_last = None if grad_v_last is None else as_step(grad_v_last, channels_last)
             v_init = None if v_init is None else as_step(v_init, channels_last)
             launch(
@@ -197,15 +178,15 @@ def backward_with(launch):
 
 
 def _setup_context(ctx, inputs, output):
-    x, amplitude, v_init, *neuron_and_save = inputs
+    x, amplitude, v_init, *neuron, save = inputs
     y, _, saved = output
-    *ctx.neuron, save = neuron_and_save
     if not save:
         raise RuntimeError("realspike::lif_fwd: pass save=True where a gradient is required")
+    ctx.neuron = tuple(neuron)
     ctx.timesteps, ctx.dtype = x.shape[0], x.dtype
     ctx.channels_last = is_channels_last(y)
     ctx.has_v_init = v_init is not None
-    if Neuron(*ctx.neuron).save == SAVE_BITS:
+    if Neuron(*neuron).save == SAVE_BITS:
         x = v_init = None
     ctx.save_for_backward(x, amplitude, v_init, saved)
     ctx.set_materialize_grads(False)
@@ -217,15 +198,37 @@ def _backward(ctx, grad_y, grad_v_last, _):
         if grad_v_last is None:
             return (None,) * 10
         grad_y = grad_v_last.new_zeros((ctx.timesteps, *grad_v_last.shape), dtype=ctx.dtype)
-    grad_x, grad_v_init, grad_amplitude = torch.ops.realspike.lif_bwd(
-        grad_y, grad_v_last, x, amplitude, v_init, saved, ctx.channels_last, *ctx.neuron
-    )
+    tensors = (grad_y, grad_v_last, x, amplitude, v_init, saved)
+    bwd = _BWD[grad_y.device.type] if is_plain_eager(*tensors) else torch.ops.realspike.lif_bwd
+    grad_x, grad_v_init, grad_amplitude = bwd(*tensors, ctx.channels_last, *ctx.neuron)
     return (
         grad_x,
         None if amplitude is None else grad_amplitude,
         grad_v_init if ctx.has_v_init else None,
         *(None,) * 7,
     )
+
+
+class _EagerLif(torch.autograd.Function):
+    """What register_autograd below makes of the same two functions, without the dispatcher."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        output = _FWD[inputs[0].device.type](*inputs)
+        _setup_context(ctx, inputs, output)
+        ctx.mark_non_differentiable(output[2])
+        return output
+
+    backward = staticmethod(_backward)
+
+
+def lif(x, amplitude, v_init, *neuron_and_save):
+    """Call realspike::lif_fwd, past the dispatcher where only autograd could intercept the call."""
+    if not is_plain_eager(x, amplitude, v_init) or x.device.type not in _FWD:
+        return torch.ops.realspike.lif_fwd(x, amplitude, v_init, *neuron_and_save)
+    if neuron_and_save[-1]:
+        return _EagerLif.apply(x, amplitude, v_init, *neuron_and_save)
+    return _FWD[x.device.type](x, amplitude, v_init, *neuron_and_save)
 
 
 def _on_cuda(name):
@@ -238,10 +241,17 @@ def _on_cuda(name):
     return launch
 
 
-LIBRARY.impl("lif_fwd", forward_with(lif_cpu.launch_fwd), "CPU")
-LIBRARY.impl("lif_bwd", backward_with(lif_cpu.launch_bwd), "CPU")
-LIBRARY.impl("lif_fwd", forward_with(_on_cuda("launch_fwd")), "CUDA")
-LIBRARY.impl("lif_bwd", backward_with(_on_cuda("launch_bwd")), "CUDA")
+_FWD = {
+    "cpu": forward_with(lif_cpu.launch_fwd),
+    "cuda": forward_with(_on_cuda("launch_fwd")),
+}
+_BWD = {
+    "cpu": backward_with(lif_cpu.launch_bwd),
+    "cuda": backward_with(_on_cuda("launch_bwd")),
+}
+for device in _FWD:
+    LIBRARY.impl("lif_fwd", _FWD[device], device.upper())
+    LIBRARY.impl("lif_bwd", _BWD[device], device.upper())
 torch.library.register_fake("realspike::lif_fwd", _fwd_fake, lib=LIBRARY)
 torch.library.register_fake("realspike::lif_bwd", _bwd_fake, lib=LIBRARY)
 torch.library.register_autograd(

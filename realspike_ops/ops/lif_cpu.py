@@ -3,6 +3,9 @@
 import torch
 
 from realspike_ops._native import DTYPES, extension, pointer
+from realspike_ops.surrogate import NAMES
+
+_SURROGATES = {name: index for index, name in enumerate(NAMES)}
 
 
 def _params(x, flat_amplitude, v_init, saved, dtype, T, N, neuron, save, x_stride_t, inner, size):
@@ -10,7 +13,7 @@ def _params(x, flat_amplitude, v_init, saved, dtype, T, N, neuron, save, x_strid
         *(pointer(x), pointer(flat_amplitude), pointer(v_init), pointer(saved), DTYPES[dtype]),
         *(save, T, N, x_stride_t, inner, size, neuron.decay, neuron.v_threshold),
         *(0.0 if neuron.v_reset is None else neuron.v_reset, neuron.v_reset is None),
-        *(neuron.detach_reset, neuron.surrogate_index, neuron.surrogate_scale),
+        *(neuron.detach_reset, _SURROGATES[neuron.surrogate], neuron.surrogate_scale),
     )
 
 

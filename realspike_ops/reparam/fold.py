@@ -51,22 +51,33 @@ def reparameterize(model: nn.Module, example_input: Tensor) -> nn.Sequential:
     checks.check_tensor("example_input", example_input)
     # A copy, so that neither the mode of the model nor its encoding layers are shared.
     model = copy.deepcopy(model).eval()
-    folded: OrderedDict[str, nn.Module] = OrderedDict()
+    folded: list[tuple[str, nn.Module]] = []
     source: RealSpikeLIF | None = None
     pending: list[Layer] = []
     for layer in chain_of(model, example_input):
         if isinstance(layer.module, RealSpikeLIF):
-            _add_synapses(folded, source, pending)
-            folded[layer.name] = _binary(layer.module)
+            folded += _fold_run(source, pending)
+            folded.append((layer.name, _binary(layer.module)))
             source, pending = layer.module, []
         else:
             pending.append(layer)
     if source is None:
         raise ReparameterizationError("the model has no RealSpikeLIF layer: nothing emits spikes")
-    _add_synapses(folded, source, pending)
-    return nn.Sequential(
-        OrderedDict((name.replace(".", "_"), module) for name, module in folded.items())
-    ).eval()
+    folded += _fold_run(source, pending)
+    return nn.Sequential(_unique_names(folded)).eval()
+
+
+def _unique_names(layers: list[tuple[str, nn.Module]]) -> "OrderedDict[str, nn.Module]":
+    """Name the layers as in the model, "." replaced; one that is called again gets a number."""
+    named: OrderedDict[str, nn.Module] = OrderedDict()
+    for name, module in layers:
+        unique = name = name.replace(".", "_")
+        calls = 1
+        while unique in named:
+            calls += 1
+            unique = f"{name}_call{calls}"
+        named[unique] = module
+    return named
 
 
 def _binary(lif: RealSpikeLIF) -> RealSpikeLIF:
@@ -80,23 +91,21 @@ def _binary(lif: RealSpikeLIF) -> RealSpikeLIF:
     )
 
 
-def _add_synapses(folded, source: RealSpikeLIF | None, layers: list[Layer]) -> None:
-    """Append what becomes of the layers that read the spikes of `source`."""
+def _fold_run(source: RealSpikeLIF | None, layers: list[Layer]) -> list[tuple[str, nn.Module]]:
+    """Return what becomes of the layers that read the spikes of `source`."""
     if source is None:
-        folded.update((layer.name, layer.module) for layer in layers)
-        return
+        return [(layer.name, layer.module) for layer in layers]
     run = [layer for layer in layers if not isinstance(layer.module, _IGNORED)]
     if any(isinstance(layer.module, nn.Conv2d) for layer in run):
-        folded.update(_fold_convolution(source, run))
-    elif any(isinstance(layer.module, nn.Linear) for layer in run):
-        folded.update(_fold_linear(source, run))
-    elif source.amplitude is None:
-        folded.update((layer.name, layer.module) for layer in run)
-    else:
-        last = f"{run[-1].name!r}" if run else "a LIF layer"
-        raise ReparameterizationError(
-            f"no weights follow {last}: there is nothing to fold the amplitude into"
-        )
+        return _fold_convolution(source, run)
+    if any(isinstance(layer.module, nn.Linear) for layer in run):
+        return _fold_linear(source, run)
+    if source.amplitude is None:
+        return [(layer.name, layer.module) for layer in run]
+    last = f"{run[-1].name!r}" if run else "a LIF layer"
+    raise ReparameterizationError(
+        f"no weights follow {last}: there is nothing to fold the amplitude into"
+    )
 
 
 def _refuse(layer: Layer, reason: str):
@@ -106,7 +115,7 @@ def _refuse(layer: Layer, reason: str):
     )
 
 
-def _fold_convolution(source: RealSpikeLIF, run: list[Layer]) -> dict[str, nn.Module]:
+def _fold_convolution(source: RealSpikeLIF, run: list[Layer]) -> list[tuple[str, nn.Module]]:
     """[convolution] or [convolution, batch norm]"""
     conv = run[0]
     if not isinstance(conv.module, nn.Conv2d):
@@ -129,20 +138,20 @@ def _fold_convolution(source: RealSpikeLIF, run: list[Layer]) -> dict[str, nn.Mo
             folded = SpikeConv2d.from_conv2d(conv.module, amplitude, batch_norm)
     except ValueError as error:
         _refuse(conv, str(error))
-    return {conv.name: folded}
+    return [(conv.name, folded)]
 
 
-def _fold_linear(source: RealSpikeLIF, run: list[Layer]) -> dict[str, nn.Module]:
+def _fold_linear(source: RealSpikeLIF, run: list[Layer]) -> list[tuple[str, nn.Module]]:
     """flatten, linear, batch norm, mean over time. The mean commutes with all of them, so it may
     stand anywhere; it becomes a sum, its 1/T part of the weights."""
-    folded: dict[str, nn.Module] = {}
+    folded: list[tuple[str, nn.Module]] = []
     linear = batch_norm = mean = None
     for layer in run:
         module = layer.module
         if isinstance(module, nn.Flatten) and linear is None:
             if (module.start_dim, module.end_dim) != (1, -1):
                 _refuse(layer, "only flatten(start_dim=1) keeps the samples apart")
-            folded[layer.name] = module
+            folded.append((layer.name, module))
         elif isinstance(module, nn.Linear) and linear is None:
             linear = layer
         elif isinstance(module, _BATCH_NORMS) and linear is not None and batch_norm is None:
@@ -155,15 +164,17 @@ def _fold_linear(source: RealSpikeLIF, run: list[Layer]) -> dict[str, nn.Module]
             )
     if mean is not None and mean.module.timesteps != source.timesteps:
         _refuse(mean, f"it averages {mean.module.timesteps} timesteps of {source.timesteps}")
+    if len(linear.input_shape) != 2:
+        _refuse(linear, f"it reads {len(linear.input_shape) - 1} dimensions: flatten them first")
+    amplitude = source.amplitude
     try:
-        folded[linear.name] = SpikeLinear.from_linear(
-            linear.module,
-            source.amplitude,
-            batch_norm,
-            scale=1.0 if mean is None else 1.0 / source.timesteps,
-        )
-    except ValueError as error:
+        if amplitude is not None:
+            amplitude = amplitude.expand(run[0].input_shape[1:])
+        scale = 1.0 if mean is None else 1.0 / source.timesteps
+        layer = SpikeLinear.from_linear(linear.module, amplitude, batch_norm, scale)
+    except (ValueError, RuntimeError) as error:
         _refuse(linear, str(error))
+    folded.append((linear.name, layer))
     if mean is not None:
-        folded[mean.name] = SumOverTime(source.timesteps)
+        folded.append((mean.name, SumOverTime(source.timesteps)))
     return folded

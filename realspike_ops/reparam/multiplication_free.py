@@ -39,6 +39,8 @@ class _RefuseMultiplications(TorchDispatchMode):
                 )
         elif self.layers > 0:
             free = name in (_OUR_OPS if namespace == "realspike" else _FREE)
+            # add and sub can scale their second operand.
+            free = free and (kwargs or {}).get("alpha", 1) == 1
             if not free:
                 raise MultiplicationError(
                     f"{func.name()}, behind LIF layer number {self.layers}, is not an operator "

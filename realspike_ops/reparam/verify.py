@@ -1,6 +1,7 @@
 """How far a folded network is from the trained one, layer by layer."""
 
 import json
+import math
 from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -105,6 +106,10 @@ def _eval_mode(*models: nn.Module):
 def _batches(data) -> Iterable[Tensor]:
     if isinstance(data, Tensor):
         return [data]
+    if not isinstance(data, Iterable):
+        raise TypeError(
+            f"data must be a batch or an iterable of batches; got {type(data).__name__}"
+        )
     return (batch if isinstance(batch, Tensor) else batch[0] for batch in data)
 
 
@@ -118,8 +123,12 @@ def verify(model: nn.Module, folded: nn.Module, data) -> VerificationReport:
         data: A batch, or an iterable of batches, or of (batch, labels) pairs such as a DataLoader.
 
     Raises:
+        TypeError: if ``model`` or ``folded`` is not a module, or ``data`` cannot be iterated over.
         ValueError: if the two do not run the same number of LIF layers.
     """
+    for name, network in (("model", model), ("folded", folded)):
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"{name} must be an nn.Module; got {type(network).__name__}")
     report = VerificationReport()
     agreeing = 0
     with _eval_mode(model, folded):
@@ -141,11 +150,16 @@ def verify(model: nn.Module, folded: nn.Module, data) -> VerificationReport:
                 _compare(layer, lif, current, folded_lif, folded_current)
             if batch.shape[0] > 0:
                 difference = (trained_out - folded_out).abs().max().item()
-                report.max_logit_error = max(report.max_logit_error, difference)
+                report.max_logit_error = _larger(report.max_logit_error, difference)
             agreeing += (trained_out.argmax(-1) == folded_out.argmax(-1)).sum().item()
             report.samples += batch.shape[0]
     report.agreement = agreeing / max(1, report.samples)
     return report
+
+
+def _larger(a: float, b: float) -> float:
+    """max, but NaN stays: a network that computes NaN must not look right."""
+    return b if b > a or math.isnan(b) else a
 
 
 def _compare(layer: LayerReport, lif, current, folded_lif, folded_current) -> None:
@@ -154,7 +168,7 @@ def _compare(layer: LayerReport, lif, current, folded_lif, folded_current) -> No
     spikes = binary_spikes(lif, current)
     folded_spikes = binary_spikes(folded_lif, folded_current)
     error = (current - folded_current).abs().max().item()
-    layer.max_current_error = max(layer.max_current_error, error)
+    layer.max_current_error = _larger(layer.max_current_error, error)
     layer.flipped_spikes += (spikes != folded_spikes).sum().item()
     layer.spikes += int(folded_spikes.sum(dtype=torch.float64).item())
     layer.neuron_timesteps += folded_spikes.numel()
