@@ -123,6 +123,13 @@ GRADIENTS = {
     "upper-edge-of-the-window": ([1.0], {}, [1.0], 0.0, [1.0], 0.5),
     "below-the-window": ([-DOWN], {}, [1.0], 0.0, [0.0], 0.0),
     "above-the-window": ([1.0 + UP], {}, [1.0], 0.0, [0.0], 0.0),
+    "lower-edge-detached": ([0.0], {"detach_reset": True}, [1.0], 0.0, [1.0], 0.5),
+    "upper-edge-detached": ([1.0], {"detach_reset": True}, [1.0], 0.0, [1.0], 0.5),
+    "below-detached": ([-DOWN], {"detach_reset": True}, [1.0], 0.0, [0.0], 0.0),
+    "above-detached": ([1.0 + UP], {"detach_reset": True}, [1.0], 0.0, [0.0], 0.0),
+    # h = .5 (a tie: fires), .25
+    "tie-attached": ([0.5, 0.25], {}, [1.0, 1.0], 0.0, [0.75, 1.0], 0.375),
+    "tie-detached": ([0.5, 0.25], {"detach_reset": True}, [1.0, 1.0], 0.0, [1.0, 1.0], 0.5),
     "window-follows-the-threshold": (
         [0.5, 1.5, 0.0],
         {"v_threshold": 1.0, "decay": 0.0},
@@ -438,6 +445,24 @@ def test_sweep(case, device):
     check_gradients(reference_gradients, tensors, expected, x.dtype, 1.0, "reference")
 
 
+# Which of the dimensions [C, H, W] an amplitude follows; leading ones may be left out.
+FOLLOWS = [f for rank in range(4) for f in itertools.product((False, True), repeat=rank)]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("follows", FOLLOWS, ids=lambda f: "".join(".x"[i] for i in f) or "scalar")
+def test_amplitude_follows_any_dimensions_of_a_cube(follows, layout, device):
+    # All sizes are equal, so that a shape alone does not tell one dimension from another.
+    x = lay_out(grid((3, 2, 3, 3, 3), 1).to(device), layout)
+    amplitude = grid([3 if f else 1 for f in follows], 2, 0.125).to(device).requires_grad_()
+    grad_y = grid(x.shape, 3).to(device)
+    y = rso.lif(x, amplitude)
+    o = rso.lif(x)
+    assert torch.equal(y, amplitude * o)
+    y.backward(grad_y)
+    assert torch.equal(amplitude.grad, sum_to(grad_y * o, amplitude.shape))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 @pytest.mark.parametrize("amplitude", [None, (1,), (5, 1, 1), (5, 4, 3)], ids=str)
 def test_half_spikes_are_those_of_the_float32_run(dtype, amplitude, device):
@@ -545,23 +570,22 @@ def test_many_neurons(amplitude, layout, device):
         v = torch.where(o, 0.0, h)
 
 
-@pytest.mark.parametrize("save", [True, False], ids=["save", "inference"])
 @pytest.mark.parametrize(
-    "form",
+    ("shape", "layout", "amplitude", "form", "save"),
     [
-        pytest.param({}, id="attached"),
-        pytest.param({"detach_reset": True}, id="bits"),
-        pytest.param({"v_reset": None, "surrogate": "atan"}, id="soft-atan"),
-    ],
-)
-@pytest.mark.parametrize(
-    ("shape", "layout", "amplitude"),
-    [
-        pytest.param((5, 2, 3), "contiguous", None, id="plain"),
-        pytest.param((9, 2, 3, 4, 5), "channels_last", (3, 1, 1), id="channels_last"),
-        pytest.param((3, 2, 3, 4, 5), "contiguous", (3, 4, 5), id="element"),
-        pytest.param((4, 2, 3), "expanded", (1,), id="expanded"),
-        pytest.param((2, 0, 3), "contiguous", (3,), id="empty"),
+        pytest.param((5, 2, 3), "contiguous", None, {}, True, id="attached"),
+        pytest.param((9, 2, 3), "contiguous", (1,), {"detach_reset": True}, True, id="bits"),
+        pytest.param(
+            (9, 2, 3, 4, 5),
+            "channels_last",
+            (3, 1, 1),
+            {"v_reset": None, "surrogate": "atan"},
+            True,
+            id="channels_last-soft-atan",
+        ),
+        pytest.param((4, 2, 3), "expanded", (3,), {}, True, id="expanded"),
+        pytest.param((2, 0, 3), "contiguous", (3,), {"detach_reset": True}, True, id="empty"),
+        pytest.param((9, 2, 3, 4, 5), "channels_last", (3, 4, 5), {}, False, id="inference"),
     ],
 )
 def test_opcheck(shape, layout, amplitude, form, save, device):
@@ -596,6 +620,17 @@ def test_compile(form, layout, dynamic, device):
         for eager, traced in zip(*results, strict=True):
             assert torch.equal(eager, traced)
             assert eager.stride() == traced.stride()
+
+
+@pytest.mark.parametrize("form", ["bits", "attached"])
+def test_a_second_derivative_is_refused(form, device):
+    """The surrogate has none; anything but an error would be a wrong number."""
+    x = normal((5, 2, 3), 1).to(device).requires_grad_()
+    amplitude = torch.ones(3, device=device, requires_grad=True)
+    y = rso.lif(x, amplitude, **NEURONS[form])
+    with pytest.raises(RuntimeError):
+        (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        torch.autograd.grad(grad.square().sum() + y.sum(), amplitude)
 
 
 @pytest.mark.parametrize("form", ["bits", "attached"])

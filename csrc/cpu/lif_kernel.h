@@ -16,16 +16,17 @@ constexpr int64_t kBlock = 512;
 
 // Amplitudes of the neurons [n, n + count), in the element type of the output.
 template <class Element>
-void gather_amplitude(const LifParams& p, int64_t n, int64_t count, Element* amplitude) {
+void gather_amplitude(const LifParams& p, int64_t n, int64_t count,
+                      typename Element::Storage* amplitude) {
   if (p.amplitude == nullptr || p.amplitude_size == 1) {
-    const Element all = from_float<Element>(p.amplitude == nullptr ? 1.0f : p.amplitude[0]);
+    const auto all = Element::round(p.amplitude == nullptr ? 1.0f : p.amplitude[0]);
     for (int64_t i = 0; i < count; ++i) amplitude[i] = all;
     return;
   }
   int64_t within = n % p.amplitude_inner;
   int64_t index = (n / p.amplitude_inner) % p.amplitude_size;
   for (int64_t i = 0; i < count; ++i) {
-    amplitude[i] = from_float<Element>(p.amplitude[index]);
+    amplitude[i] = Element::round(p.amplitude[index]);
     if (++within == p.amplitude_inner) {
       within = 0;
       if (++index == p.amplitude_size) index = 0;
@@ -48,23 +49,26 @@ inline float reset(float h, bool spike, float v_threshold, float v_reset) {
 }
 
 // kSteps consecutive timesteps of `count` neurons; v stays in a register meanwhile.
-template <class Element, bool kSaveBits, bool kSoftReset, int kSteps>
+template <class Element, bool kSaveBits, bool kSoftReset, int kSteps,
+          class Storage = typename Element::Storage>
 void lif_fwd_steps(const LifForward& p, int64_t count,
-                   const Element* __restrict x,          // [kSteps, count], x_stride_t apart
-                   const Element* __restrict amplitude,  // [count]
+                   const Storage* __restrict x,          // [kSteps, count], x_stride_t apart
+                   const Storage* __restrict amplitude,  // [count]
                    float* __restrict v,                  // [count]
-                   Element* __restrict y,                // [kSteps, count], N apart
+                   Storage* __restrict y,                // [kSteps, count], N apart
                    uint8_t* __restrict bits) {           // [count]
   const float decay = p.decay, v_threshold = p.v_threshold, v_reset = p.v_reset;
   const float width = p.surrogate_scale;
   const int64_t x_stride = p.x_stride_t, y_stride = p.N;
   for (int64_t i = 0; i < count; ++i) {
+    // Read whether or not it is emitted: a load under a condition would not vectorise.
+    const Storage amplitude_i = amplitude[i];
     float v_i = v[i];
     uint32_t saved = 0;
     for (int k = 0; k < kSteps; ++k) {
-      const float h = decay * v_i + to_float(x[k * x_stride + i]);
+      const float h = decay * v_i + Element::widen(x[k * x_stride + i]);
       const bool spike = h >= v_threshold;
-      y[k * y_stride + i] = spike ? amplitude[i] : Element{};
+      y[k * y_stride + i] = spike ? amplitude_i : Storage{};
       v_i = reset<kSoftReset>(h, spike, v_threshold, v_reset);
       if (kSaveBits) {
         saved |= (spike ? 1u : 0u) << (2 * k);
@@ -78,12 +82,13 @@ void lif_fwd_steps(const LifForward& p, int64_t count,
 
 template <class Element, bool kSaveBits, bool kSoftReset>
 void lif_fwd_block(const LifForward& p, int64_t n, int64_t count) {
-  Element amplitude[kBlock];
+  using Storage = typename Element::Storage;
+  Storage amplitude[kBlock];
   float v[kBlock];
-  gather_amplitude(p, n, count, amplitude);
+  gather_amplitude<Element>(p, n, count, amplitude);
   load_potential(p.v_init, n, count, v);
-  const Element* x = static_cast<const Element*>(p.x) + n;
-  Element* y = static_cast<Element*>(p.y) + n;
+  const Storage* x = static_cast<const Storage*>(p.x) + n;
+  Storage* y = static_cast<Storage*>(p.y) + n;
   for (int64_t t = 0; t < p.T; t += kLifBitsInterval) {
     if (p.save == LifSave::kPotentials && t > 0 && t % kLifPotentialInterval == 0) {
       float* saved = static_cast<float*>(p.saved) + (t / kLifPotentialInterval - 1) * p.N + n;
@@ -91,8 +96,8 @@ void lif_fwd_block(const LifForward& p, int64_t n, int64_t count) {
     }
     uint8_t* bits =
         kSaveBits ? static_cast<uint8_t*>(p.saved) + t / kLifBitsInterval * p.N + n : nullptr;
-    const Element* x_t = x + t * p.x_stride_t;
-    Element* y_t = y + t * p.N;
+    const Storage* x_t = x + t * p.x_stride_t;
+    Storage* y_t = y + t * p.N;
     switch (p.T - t) {
       case 1:
         lif_fwd_steps<Element, kSaveBits, kSoftReset, 1>(p, count, x_t, amplitude, v, y_t, bits);
@@ -127,7 +132,7 @@ void lif_fwd_range(const LifForward& p, int64_t begin, int64_t end) {
     case DType::kBFloat16:
       return lif_fwd_elements<BFloat16>(p, begin, end);
     default:
-      return lif_fwd_elements<float>(p, begin, end);
+      return lif_fwd_elements<Float32>(p, begin, end);
   }
 }
 
@@ -135,29 +140,30 @@ void lif_fwd_range(const LifForward& p, int64_t begin, int64_t end) {
 // decay * grad_h[t], which is dL/dv[t-1].
 
 // kSteps timesteps from two bits each; the reset is detached.
-template <class Element, bool kSoftReset, int kSteps>
+template <class Element, bool kSoftReset, int kSteps, class Storage = typename Element::Storage>
 void lif_bwd_bits_steps(const LifBackward& p, int64_t count,
-                        const Element* __restrict grad_y,   // [kSteps, count], N apart
+                        const Storage* __restrict grad_y,   // [kSteps, count], N apart
                         const uint8_t* __restrict bits,     // [count]
                         const float* __restrict amplitude,  // [count]
                         float* __restrict q,                // [count]
                         float* __restrict grad_amplitude,   // [count]
-                        Element* __restrict grad_x) {       // [kSteps, count], N apart
+                        Storage* __restrict grad_x) {       // [kSteps, count], N apart
   const float decay = p.decay;
   const float slope = 1.0f / p.surrogate_scale;
   const int64_t stride = p.N;
   for (int64_t i = 0; i < count; ++i) {
     const uint32_t saved = bits[i];
+    const float amplitude_i = amplitude[i];
     float q_i = q[i];
     float sum = grad_amplitude[i];
     for (int k = kSteps - 1; k >= 0; --k) {
       const bool spike = (saved >> (2 * k)) & 1u;
       const bool window = (saved >> (2 * k + 1)) & 1u;
-      const float g = to_float(grad_y[k * stride + i]);
-      const float through_spike = window ? amplitude[i] * g * slope : 0.0f;
+      const float g = Element::widen(grad_y[k * stride + i]);
+      const float through_spike = window ? amplitude_i * g * slope : 0.0f;
       const float through_state = kSoftReset || !spike ? q_i : 0.0f;
       const float grad_h = through_spike + through_state;
-      grad_x[k * stride + i] = from_float<Element>(grad_h);
+      grad_x[k * stride + i] = Element::round(grad_h);
       q_i = decay * grad_h;
       sum += spike ? g : 0.0f;
     }
@@ -169,12 +175,13 @@ void lif_bwd_bits_steps(const LifBackward& p, int64_t count,
 template <class Element, bool kSoftReset>
 void lif_bwd_bits_block(const LifBackward& p, int64_t n, int64_t count, const float* amplitude,
                         float* q, float* grad_amplitude) {
-  const Element* grad_y = static_cast<const Element*>(p.grad_y) + n;
-  Element* grad_x = static_cast<Element*>(p.grad_x) + n;
+  using Storage = typename Element::Storage;
+  const Storage* grad_y = static_cast<const Storage*>(p.grad_y) + n;
+  Storage* grad_x = static_cast<Storage*>(p.grad_x) + n;
   const uint8_t* saved = static_cast<const uint8_t*>(p.saved) + n;
   for (int64_t t = (p.T - 1) / kLifBitsInterval * kLifBitsInterval; t >= 0; t -= kLifBitsInterval) {
-    const Element* grad_y_t = grad_y + t * p.N;
-    Element* grad_x_t = grad_x + t * p.N;
+    const Storage* grad_y_t = grad_y + t * p.N;
+    Storage* grad_x_t = grad_x + t * p.N;
     const uint8_t* bits = saved + t / kLifBitsInterval * p.N;
     switch (p.T - t) {
       case 1:
@@ -286,25 +293,26 @@ void lif_bwd_recompute_block(const LifBackward& p, RecomputeSteps run_steps, int
   float v[kBlock];
   float x[kInterval][kBlock];
   float grad[kInterval][kBlock];
-  const Element* x_n = static_cast<const Element*>(p.x) + n;
-  const Element* grad_y = static_cast<const Element*>(p.grad_y) + n;
-  Element* grad_x = static_cast<Element*>(p.grad_x) + n;
+  using Storage = typename Element::Storage;
+  const Storage* x_n = static_cast<const Storage*>(p.x) + n;
+  const Storage* grad_y = static_cast<const Storage*>(p.grad_y) + n;
+  Storage* grad_x = static_cast<Storage*>(p.grad_x) + n;
   const float* saved = static_cast<const float*>(p.saved);
   for (int64_t t = (p.T - 1) / kInterval * kInterval; t >= 0; t -= kInterval) {
     const int steps = static_cast<int>(p.T - t < kInterval ? p.T - t : kInterval);
     load_potential(t == 0 ? p.v_init : saved + (t / kInterval - 1) * p.N, n, count, v);
     for (int k = 0; k < steps; ++k) {
-      const Element* x_t = x_n + (t + k) * p.x_stride_t;
-      const Element* grad_y_t = grad_y + (t + k) * p.N;
+      const Storage* x_t = x_n + (t + k) * p.x_stride_t;
+      const Storage* grad_y_t = grad_y + (t + k) * p.N;
       for (int64_t i = 0; i < count; ++i) {
-        x[k][i] = to_float(x_t[i]);
-        grad[k][i] = to_float(grad_y_t[i]);
+        x[k][i] = Element::widen(x_t[i]);
+        grad[k][i] = Element::widen(grad_y_t[i]);
       }
     }
     run_steps(p, count, steps, x, amplitude, v, q, grad_amplitude, grad);
     for (int k = 0; k < steps; ++k) {
-      Element* grad_x_t = grad_x + (t + k) * p.N;
-      for (int64_t i = 0; i < count; ++i) grad_x_t[i] = from_float<Element>(grad[k][i]);
+      Storage* grad_x_t = grad_x + (t + k) * p.N;
+      for (int64_t i = 0; i < count; ++i) grad_x_t[i] = Element::round(grad[k][i]);
     }
   }
 }
@@ -317,7 +325,7 @@ void lif_bwd_elements(const LifBackward& p, int64_t begin, int64_t end) {
     float amplitude[kBlock];
     float q[kBlock];
     float grad_amplitude[kBlock];
-    gather_amplitude(p, n, count, amplitude);
+    gather_amplitude<Float32>(p, n, count, amplitude);
     load_potential(p.grad_v_last, n, count, q);
     load_potential(nullptr, n, count, grad_amplitude);
     if (p.save == LifSave::kPotentials) {
@@ -343,7 +351,7 @@ void lif_bwd_range(const LifBackward& p, int64_t begin, int64_t end) {
     case DType::kBFloat16:
       return lif_bwd_elements<BFloat16>(p, begin, end);
     default:
-      return lif_bwd_elements<float>(p, begin, end);
+      return lif_bwd_elements<Float32>(p, begin, end);
   }
 }
 

@@ -126,7 +126,7 @@ def _read_tensors(file, config: DigitsNetConfig) -> dict[str, Tensor]:
     # The header's shapes are compared with those of a network without storage, so that a file
     # cannot make us allocate more than its configuration allows.
     with torch.device("meta"):
-        expected = DigitsNet(config).state_dict()
+        expected = build(config, seed=0).state_dict()
     found = set(file.keys())
     if missing := sorted(set(expected) - found):
         raise ValueError(f"the tensor {missing[0]!r} is missing")

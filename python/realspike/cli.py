@@ -48,9 +48,9 @@ def _parser() -> argparse.ArgumentParser:
         "quickstart",
         help="train, fold, verify and time four small networks on handwritten digits",
         description="Train a binary network and layer-, channel- and element-wise Real Spike on "
-        "the handwritten digits of scikit-learn, fold them, verify that the folded networks compute "
-        "the same without multiplications, and time the element-wise one. Runs on the CPU, takes "
-        "a minute or two on two cores and downloads nothing.",
+        "the handwritten digits of scikit-learn, fold them, verify that the folded networks "
+        "compute the same without multiplications, and time the element-wise one. Runs on the "
+        "CPU, takes a minute or two on two cores and downloads nothing.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = quickstart.add_argument
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="for checkpoints, results.json and pictures; those of an earlier run are replaced",
     )
-    add("--epochs", type=_integer(1, 10_000), default=20, metavar="N", help="passes over the data")
+    add("--epochs", type=_integer(1, 10_000), default=25, metavar="N", help="passes over the data")
     add(
         "--seed", type=_integer(0, 2**31 - 1), default=0, metavar="S", help="of weights and batches"
     )

@@ -47,7 +47,7 @@ def table(results: dict):
     for header in ("trained\n%", "folded\n%", "logit\ndiff.", "flipped\nspikes", "firing\nrates %"):
         out.add_column(header, justify="right", no_wrap=True)
     for batch in batches:
-        out.add_column(f"time at\nbatch {batch['batch_size']}", justify="right", no_wrap=True)
+        out.add_column(f"time\n{batch['batch_size']} img", justify="right", no_wrap=True)
     for key, network in results["networks"].items():
         out.add_row(
             NAMES[key],
@@ -72,24 +72,24 @@ def table(results: dict):
 
 
 def notes(results: dict) -> list[str]:
-    """Return the lines below the table: how to read it, who was slower, what was reloaded."""
+    """Return the lines below the table: how to read it, who was faster, what was read back."""
     tests = results["data"]["test_images"]
     reloaded = results["reloaded"]
     return [
-        f"Accuracy on {tests} test images, of which one is {100 / tests:.2f} %. Spikes by LIF layer, "
-        f"1/2/3. Time of the whole network, less is faster, relative to UnsharedSpikeConv"
-        f"{_losses(results['inference'])} ({results['environment']['threads']} CPU threads).",
-        f"{reloaded['checkpoint']}, read back, classifies {reloaded['same_predictions']} of {tests} "
-        f"images the same. All of it took {results['seconds']:.0f} s.",
+        f"{tests} test images (one is {100 / tests:.2f} %). Spikes by LIF layer. Time: whole "
+        f"network, {results['environment']['threads']} CPU threads, relative to UnsharedSpikeConv; "
+        f"less is faster.{_losses(results['inference'])}",
+        f"{reloaded['checkpoint']}, read back, classifies {reloaded['same_predictions']} of "
+        f"{tests} images the same. Everything took {results['seconds']:.0f} s.",
     ]
 
 
 def _losses(inference: dict) -> str:
     """Say where the other ways were faster than `UnsharedSpikeConv`."""
     lost = [
-        f"{_WAYS[key]} at batch {batch['batch_size']}"
+        f"{_WAYS[key]} with {batch['batch_size']} img"
         for key in inference["ways"]
         for batch in inference["batches"]
         if batch["runs"][key]["relative"] < 1
     ]
-    return f", which is slower than {', '.join(lost)}" if lost else ""
+    return f" UnsharedSpikeConv is slower than: {'; '.join(lost)}." if lost else ""

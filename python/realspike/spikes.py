@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from realspike_ops import RealSpikeLIF
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def record_spikes(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """Return what every LIF layer emits for ``images``, [T, B, C, H, W], by layer name.
 

@@ -30,9 +30,9 @@ class TrainingSettings:
         ValueError: if a count is not an integer or too small.
     """
 
-    epochs: int = 20
-    batch_size: int = 64
-    learning_rate: float = 0.1
+    epochs: int = 25
+    batch_size: int = 128
+    learning_rate: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 5e-4
     max_shift: int = 1
