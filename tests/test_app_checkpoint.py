@@ -220,7 +220,7 @@ def test_missing_configuration_key(network, tmp_path):
 
 def test_configuration_of_another_network(network, tmp_path):
     config = json.dumps(network.config.to_dict() | {"width": 512})
-    assert "must have shape [512]" in refusal_of(network, tmp_path / "a", network=config)
+    assert "must have shape [512, 1, 3, 3]" in refusal_of(network, tmp_path / "a", network=config)
 
 
 def test_wrong_shape(network, tmp_path):

@@ -28,6 +28,15 @@ from realspike.unfold_bmm import UnfoldBmm, with_unfold_bmm  # noqa: E402
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    # Threads that share busy cores wait for each other far longer than layers this small compute.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def digits():
     return load_digits()
@@ -371,6 +380,25 @@ def test_a_checkpoint_that_classifies_otherwise_is_an_error(digits, tmp_path):
     checkpoint.save(tmp_path / quickstart.checkpoint_name("element"), other, {})
     with pytest.raises(quickstart.QuickstartError, match="classifies"):
         quickstart._reload(tmp_path, trained, digits)
+
+
+def test_trained_and_folded_are_examined_apart(digits):
+    trained = build(DigitsNetConfig("element", width=4), seed=0).eval()
+    other = build(DigitsNetConfig("element", width=4), seed=1).eval()
+    folded = rso.reparameterize(other, digits.test_images[:1])
+    examined = quickstart._examine(trained, folded, digits)
+    for name, network in (("trained", trained), ("folded", other)):
+        correct = predict(network, digits.test_images).argmax(1) == digits.test_labels
+        assert examined[f"correct_{name}"] == int(correct.sum())
+    assert examined["correct_trained"] != examined["correct_folded"]
+    assert examined["flipped_spikes"] > 0
+    assert examined["max_logit_difference"] > 0.01
+
+
+def test_a_network_that_multiplies_is_an_error(digits):
+    trained = build(DigitsNetConfig("element", width=4), seed=0).eval()
+    with pytest.raises(rso.MultiplicationError):
+        quickstart._examine(trained, trained, digits)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from realspike_ops.ops import LIBRARY, lif_cpu
 from realspike_ops.ops.eager import is_plain_eager
@@ -69,7 +70,7 @@ def _flat_amplitude(
         return amplitude, 1, 1
     if channels_last:
         C, H, W = shape
-        if size == C and amplitude.shape[-1] == amplitude.shape[-2] == 1:  # channel
+        if size == C and amplitude.shape == (C, 1, 1):
             return amplitude.contiguous(), 1, C
         return amplitude.expand(C, H, W).permute(1, 2, 0).contiguous(), 1, C * H * W
     # The functional layer has expanded an amplitude whose varying dimensions are not neighbours.
@@ -219,7 +220,7 @@ class _EagerLif(torch.autograd.Function):
         ctx.mark_non_differentiable(output[2])
         return output
 
-    backward = staticmethod(_backward)
+    backward = staticmethod(once_differentiable(_backward))
 
 
 def lif(x, amplitude, v_init, *neuron_and_save):

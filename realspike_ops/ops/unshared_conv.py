@@ -104,21 +104,21 @@ def _backward(ctx, grad_out, _):
     needs_spikes, needs_weight, needs_bias, *_ = ctx.needs_input_grad
     OH, OW, G, KH, KW, Cin_g, Cout_g = weight.shape
     N, H, W, _ = packed.shape
-    positions = OH * OW
+    positions, taps = OH * OW, Cin_g * KH * KW
     grad = grad_out.reshape(N, G, Cout_g, positions).permute(3, 1, 0, 2)  # [P, G, N, Cout/G]
     padded, window = _window((H, W), weight.shape, ctx.stride, ctx.padding, ctx.dilation)
     grad_spikes = grad_weight = grad_bias = None
     if needs_weight:
         spikes = torch.ops.realspike.unpack_spikes(packed, G * Cin_g, False)
         patches = F.unfold(F.pad(spikes, padded), **window)  # [N, Cin * KH * KW, P]
-        patches = patches.view(N, G, -1, positions).permute(3, 1, 2, 0)
+        patches = patches.view(N, G, taps, positions).permute(3, 1, 2, 0)
         grad_weight = torch.matmul(patches, grad)  # [P, G, Cin/G * KH * KW, Cout/G]
         grad_weight = grad_weight.view(OH, OW, G, Cin_g, KH, KW, Cout_g)
         grad_weight = grad_weight.permute(0, 1, 2, 4, 5, 3, 6).contiguous()
     if needs_spikes and not ctx.is_packed:
-        rows = weight.permute(0, 1, 2, 5, 3, 4, 6).reshape(positions, G, -1, Cout_g)
+        rows = weight.permute(0, 1, 2, 5, 3, 4, 6).reshape(positions, G, taps, Cout_g)
         patches = torch.matmul(grad, rows.transpose(2, 3))  # [P, G, N, Cin/G * KH * KW]
-        patches = patches.permute(2, 1, 3, 0).reshape(N, -1, positions)
+        patches = patches.permute(2, 1, 3, 0).reshape(N, G * taps, positions)
         left, right, top, bottom = padded
         folded = F.fold(patches, (H + top + bottom, W + left + right), **window)
         grad_spikes = F.pad(folded, [-p for p in padded]).to(ctx.spikes_dtype)
