@@ -110,7 +110,7 @@ def train(network: nn.Module, data: Digits, settings: TrainingSettings) -> Itera
     steps = settings.epochs * -(-count // settings.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for epoch in range(1, settings.epochs + 1):
-        network.eval()
+        network.train()
         total_loss, correct = 0.0, 0
         for batch in torch.randperm(count, generator=generator).split(settings.batch_size):
             images, labels = data.train_images[batch], data.train_labels[batch]

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from realspike_ops.ops import LIBRARY, lif_cpu
 from realspike_ops.ops.eager import is_plain_eager
@@ -200,7 +199,9 @@ def _backward(ctx, grad_y, grad_v_last, _):
             return (None,) * 10
         grad_y = grad_v_last.new_zeros((ctx.timesteps, *grad_v_last.shape), dtype=ctx.dtype)
     tensors = (grad_y, grad_v_last, x, amplitude, v_init, saved)
-    bwd = _BWD[grad_y.device.type] if is_plain_eager(*tensors) else torch.ops.realspike.lif_bwd
+    # The dispatcher also refuses to differentiate this once more (create_graph=True).
+    past_dispatcher = not torch.is_grad_enabled() and is_plain_eager(*tensors)
+    bwd = _BWD[grad_y.device.type] if past_dispatcher else torch.ops.realspike.lif_bwd
     grad_x, grad_v_init, grad_amplitude = bwd(*tensors, ctx.channels_last, *ctx.neuron)
     return (
         grad_x,
@@ -220,7 +221,7 @@ class _EagerLif(torch.autograd.Function):
         ctx.mark_non_differentiable(output[2])
         return output
 
-    backward = staticmethod(once_differentiable(_backward))
+    backward = staticmethod(_backward)
 
 
 def lif(x, amplitude, v_init, *neuron_and_save):
