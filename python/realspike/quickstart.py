@@ -156,7 +156,7 @@ def _examine(network: DigitsNet, folded: nn.Module, data: Digits) -> dict:
     rso.assert_multiplication_free(folded, images[:EVALUATION_BATCH])
     correct = {
         "trained": count_correct(predict(network, images), labels),
-        "folded": count_correct(predict(folded, images), labels),
+        "folded": count_correct(predict(network, images), labels),
     }
     return {
         "correct_trained": correct["trained"],

@@ -47,7 +47,7 @@ class UnfoldBmm(nn.Module):
         (KH, KW), (ph, pw), (dh, dw) = self.kernel_size, self.padding, self.dilation
         G = self.groups
         x = F.pad(x.permute(0, 2, 3, 1), (0, 0, pw, pw, ph, ph))  # [N, H, W, Cin]
-        x = x.unfold(1, (KH - 1) * dh + 1, self.stride[1])
+        x = x.unfold(1, (KH - 1) * dh + 1, self.stride[0])
         x = x.unfold(2, (KW - 1) * dw + 1, self.stride[1])
         x = x[..., ::dh, ::dw]  # [N, OH, OW, Cin, KH, KW]
         x = x.unflatten(3, (G, -1)).permute(1, 2, 3, 0, 5, 6, 4)

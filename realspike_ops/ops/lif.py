@@ -199,7 +199,7 @@ def _backward(ctx, grad_y, grad_v_last, _):
             return (None,) * 10
         grad_y = grad_v_last.new_zeros((ctx.timesteps, *grad_v_last.shape), dtype=ctx.dtype)
     tensors = (grad_y, grad_v_last, x, amplitude, v_init, saved)
-    # The dispatcher also refuses to differentiate this once more (create_graph=True).
+    # With create_graph=True the dispatcher records that this must not be differentiated again.
     past_dispatcher = not torch.is_grad_enabled() and is_plain_eager(*tensors)
     bwd = _BWD[grad_y.device.type] if past_dispatcher else torch.ops.realspike.lif_bwd
     grad_x, grad_v_init, grad_amplitude = bwd(*tensors, ctx.channels_last, *ctx.neuron)
@@ -209,6 +209,10 @@ def _backward(ctx, grad_y, grad_v_last, _):
         grad_v_init if ctx.has_v_init else None,
         *(None,) * 7,
     )
+
+
+def _refuse_second_derivative(ctx, *grads):
+    raise RuntimeError("lif has no second derivative: that of a surrogate gradient is not defined")
 
 
 class _EagerLif(torch.autograd.Function):
@@ -259,3 +263,4 @@ torch.library.register_fake("realspike::lif_bwd", _bwd_fake, lib=LIBRARY)
 torch.library.register_autograd(
     "realspike::lif_fwd", _backward, setup_context=_setup_context, lib=LIBRARY
 )
+torch.library.register_autograd("realspike::lif_bwd", _refuse_second_derivative, lib=LIBRARY)
