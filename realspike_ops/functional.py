@@ -145,7 +145,7 @@ def pack_spikes(spikes: Tensor, *, check_binary: bool | None = None) -> Tensor:
         )
     if check_binary is None:
         check_binary = spikes.device.type == "cpu"
-    return torch.ops.realspike.pack_spikes(spikes.detach(), bool(check_binary))
+    return realspike_ops.ops.pack_spikes.pack_spikes(spikes.detach(), bool(check_binary))
 
 
 def unpack_spikes(packed: Tensor, channels: int) -> Tensor:
@@ -270,7 +270,7 @@ def unshared_spike_conv(
         checks.check_dtype("spikes", spikes, realspike_ops.ops.pack_spikes.DTYPES)
     if check_binary is None:
         check_binary = spikes.device.type == "cpu"
-    out, _ = torch.ops.realspike.unshared_conv(
+    return realspike_ops.ops.unshared_conv.unshared_conv(
         spikes,
         weight,
         bias,
@@ -280,7 +280,6 @@ def unshared_spike_conv(
         channels_last,
         bool(check_binary),
     )
-    return out
 
 
 def output_size(input_size, kernel_size, stride, padding, dilation):

@@ -1,6 +1,5 @@
 """The application: data, networks, training, comparison peers and the `realspike` command."""
 
-import builtins
 import json
 import os
 import subprocess
@@ -87,7 +86,7 @@ def test_split_is_deterministic_and_follows_its_seed(digits):
 
 
 def test_images_and_labels_belong_together(digits):
-    raw = __import__("sklearn.datasets").datasets.load_digits()
+    raw = pytest.importorskip("sklearn.datasets").load_digits()
     for images, labels, indices in (
         (digits.train_images, digits.train_labels, digits.train_indices),
         (digits.test_images, digits.test_labels, digits.test_indices),
@@ -178,6 +177,17 @@ def test_every_network_sees_the_same_batches(digits):
         list(train(network, digits, TrainingSettings(epochs=1, batch_size=512)))
     assert len(seen["none"]) == len(seen["element"])
     assert all(torch.equal(a, b) for a, b in zip(seen["none"], seen["element"], strict=True))
+
+
+def test_predict_is_in_eval_mode_and_restores_the_mode(digits):
+    network = build(DigitsNetConfig(width=4, timesteps=2), seed=0)
+    images = digits.test_images[:200]  # more than one batch of the evaluation
+    with torch.no_grad():
+        expected = network.eval()(images)
+    network.train()
+    torch.testing.assert_close(predict(network, images), expected)
+    assert network.training
+    assert network.bn1.num_batches_tracked == 0
 
 
 def test_random_shift_moves_every_pixel_of_an_image_alike():
@@ -434,10 +444,13 @@ def test_interrupt_ends_with_one_line(tmp_path, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(quickstart, "train", interrupt)
-    threads = torch.get_num_threads()
-    assert cli.main(["quickstart", "--out", str(tmp_path)]) == 130
-    assert capsys.readouterr().err == "realspike: error: interrupted\n"
-    assert torch.get_num_threads() == threads
+    torch.set_num_threads(2)
+    try:
+        assert cli.main(["quickstart", "--threads", "3", "--out", str(tmp_path)]) == 130
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert capsys.readouterr().err == "realspike: interrupted\n"
 
 
 def test_failure_while_running_ends_with_one_line(tmp_path, monkeypatch, capsys):
@@ -460,17 +473,9 @@ def test_failure_while_running_ends_with_one_line(tmp_path, monkeypatch, capsys)
     ],
 )
 def test_missing_package_says_what_to_install(module, package, tmp_path, monkeypatch, capsys):
-    real_import = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name.partition(".")[0] == module:
-            raise ImportError(f"No module named {name!r}")
-        return real_import(name, *args, **kwargs)
-
     for name in [n for n in sys.modules if n.partition(".")[0] == module]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.setattr(builtins, "__import__", without)
     assert cli.main(["quickstart", "--out", str(tmp_path)]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert package in line

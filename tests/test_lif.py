@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
 import realspike_ops as rso
+from realspike_ops.ops.layout import dense_over_time
 
 NAN, INF = float("nan"), float("inf")
 BELOW_HALF = 0.5 - 2**-25  # the float32 before 0.5
@@ -279,6 +280,8 @@ def lay_out(x: torch.Tensor, layout: str) -> torch.Tensor:
         return torch.cat([x[:1] * NAN, x])[1:]
     if layout == "expanded":
         return x[:1].expand_as(x)
+    if layout == "expanded-sliced":
+        return lay_out(x[:1], "sliced").expand_as(x)
     if layout == "expanded-channels_last" and x.dim() == 5:
         return as_channels_last(x[:1]).expand_as(x)
     return x
@@ -286,7 +289,7 @@ def lay_out(x: torch.Tensor, layout: str) -> torch.Tensor:
 
 LAYOUTS = [
     *("contiguous", "channels_last", "sliced", "sliced-in-time", "transposed", "offset"),
-    *("expanded", "expanded-channels_last"),
+    *("expanded", "expanded-channels_last", "expanded-sliced"),
 ]
 
 SHAPES = st.one_of(
@@ -407,6 +410,15 @@ def check_gradients(actual, inputs, expected, dtype, factor, what):
         assert_within(
             grad_amplitude, sum_to(terms, amplitude.shape), bound, f"{what} grad_amplitude"
         )
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "expanded", "offset"])
+def test_no_hidden_copies(layout, device):
+    x = lay_out(normal((4, 2, 3, 5, 7), 1).to(device), layout)
+    dense, channels_last, stride_t = dense_over_time(x)
+    assert dense.data_ptr() == x.data_ptr()
+    assert channels_last == (layout == "channels_last")
+    assert stride_t == (0 if layout == "expanded" else 2 * 3 * 5 * 7)
 
 
 @settings(max_examples=200)
@@ -628,9 +640,13 @@ def test_a_second_derivative_is_refused(form, device):
     x = normal((5, 2, 3), 1).to(device).requires_grad_()
     amplitude = torch.ones(3, device=device, requires_grad=True)
     y = rso.lif(x, amplitude, **NEURONS[form])
-    with pytest.raises(RuntimeError):
+
+    def second_derivative():
         (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
         torch.autograd.grad(grad.square().sum() + y.sum(), amplitude)
+
+    with pytest.raises(RuntimeError):
+        second_derivative()
 
 
 @pytest.mark.parametrize("form", ["bits", "attached"])

@@ -142,7 +142,10 @@ LINEAR_AMPLITUDES = {
     "channel": (3, 1, 1),
     "element": (3, 2, 2),
     "rows": (3, 2, 1),
+    "columns": (3, 1, 2),
     "map": (1, 2, 2),
+    "map-rows": (1, 2, 1),
+    "map-without-channels": (2, 2),
 }
 
 
@@ -165,7 +168,7 @@ def test_from_linear(amplitude, with_batch_norm, bias, device):
     try:
         folded = rso.SpikeLinear.from_linear(linear, given, batch_norm).to(device)
     except ValueError:
-        assert amplitude == "map"
+        assert amplitude in ("columns", "map", "map-rows", "map-without-channels")
         return
     assert_within(folded(spikes.to(device)).detach().cpu(), expected, bound, "linear")
     scaled = rso.SpikeLinear.from_linear(linear, given, batch_norm, scale=0.25).to(device)

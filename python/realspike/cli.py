@@ -82,7 +82,7 @@ def _quickstart(arguments: argparse.Namespace) -> int:
     from realspike.optional import MissingPackageError, require
 
     try:
-        console = require("rich.console").Console(highlight=False)
+        console = require("rich.console").Console(highlight=False, markup=False)
         progress_module = require("rich.progress")
     except MissingPackageError as error:
         return _fail(2, str(error))
@@ -90,6 +90,7 @@ def _quickstart(arguments: argparse.Namespace) -> int:
     from realspike import files, quickstart, report
     from realspike.networks import GRANULARITIES
     from realspike.training import TrainingSettings
+    from realspike_ops import MultiplicationError
 
     settings = quickstart.QuickstartSettings(
         out=arguments.out,
@@ -127,7 +128,7 @@ def _quickstart(arguments: argparse.Namespace) -> int:
             results = quickstart.run(settings, on_epoch)
     except MissingPackageError as error:
         return _fail(2, str(error))
-    except (OSError, quickstart.QuickstartError) as error:
+    except (OSError, quickstart.QuickstartError, MultiplicationError) as error:
         return _fail(1, str(error))
     console.print(report.table(results))
     for line in report.notes(results):
@@ -147,7 +148,8 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
         parsed = _parser().parse_args(arguments)
         return parsed.run(parsed)
     except KeyboardInterrupt:
-        return _fail(130, "interrupted")
+        print("realspike: interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

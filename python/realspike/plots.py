@@ -63,7 +63,9 @@ def training_curves(path: Path, histories: Mapping[str, Sequence[EpochRecord]]) 
     accuracy_axes.set_ylim(max(0.0, np.floor(lowest) - 1), 100.15)
     accuracy_axes.set_title("Test accuracy", loc="left", fontsize=11, color=_INK)
     accuracy_axes.set_ylabel("accuracy [%]", color=_INK)
-    accuracy_axes.legend(title="at the last epoch", loc="lower right", frameon=False, fontsize=9)
+    accuracy_axes.legend(
+        title="at the last epoch", loc="lower right", fontsize=9, edgecolor="none", framealpha=0.9
+    )
     loss_axes.set_yscale("log")
     loss_axes.set_title("Training loss", loc="left", fontsize=11, color=_INK)
     loss_axes.set_ylabel("cross-entropy [nat]", color=_INK)

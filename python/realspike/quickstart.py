@@ -156,7 +156,7 @@ def _examine(network: DigitsNet, folded: nn.Module, data: Digits) -> dict:
     rso.assert_multiplication_free(folded, images[:EVALUATION_BATCH])
     correct = {
         "trained": count_correct(predict(network, images), labels),
-        "folded": count_correct(predict(network, images), labels),
+        "folded": count_correct(predict(folded, images), labels),
     }
     return {
         "correct_trained": correct["trained"],
@@ -253,5 +253,5 @@ def _draw_spikes(path: Path, trained: DigitsNet, folded: nn.Module, data: Digits
         real.numpy(),
         sorted(busiest.tolist()),
         f"Element-wise Real Spike: layer {SHOWN_LAYER} on a test image of a {SHOWN_DIGIT}, "
-        f"timestep {timestep + 1} of {trained.config.timesteps}",
+        f"timestep {timestep + 1} of {trained.config.timesteps} (grey: silent)",
     )

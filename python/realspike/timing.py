@@ -22,7 +22,7 @@ class Timing:
 def time_interleaved(
     networks: Mapping[str, nn.Module],
     images: Tensor,  # [B, 1, H, W]
-    rounds: int = 40,
+    rounds: int = 100,
     warmup: int = 5,
 ) -> dict[str, Timing]:
     """Time the forward pass of whole networks on the CPU; the first one is the measure.

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from realspike_ops._native import cuda_extension, extension, pointer
 from realspike_ops.ops import LIBRARY
+from realspike_ops.ops.eager import is_plain_eager
 
 LIBRARY.define("pack_spikes(Tensor spikes, bool check_binary) -> Tensor")
 LIBRARY.define("unpack_spikes(Tensor packed, int channels, bool channels_last) -> Tensor")
@@ -117,8 +118,16 @@ def _unpack_cuda(packed, channels, channels_last):
         )
 
 
-LIBRARY.impl("pack_spikes", _pack_cpu, "CPU")
-LIBRARY.impl("pack_spikes", _pack_cuda, "CUDA")
+def pack_spikes(spikes: Tensor, check_binary: bool) -> Tensor:
+    """Call realspike::pack_spikes, past the dispatcher where nothing could intercept the call."""
+    if spikes.device.type not in _PACK or not is_plain_eager(spikes):
+        return torch.ops.realspike.pack_spikes(spikes, check_binary)
+    return _PACK[spikes.device.type](spikes, check_binary)
+
+
+_PACK = {"cpu": _pack_cpu, "cuda": _pack_cuda}
+for device, pack in _PACK.items():
+    LIBRARY.impl("pack_spikes", pack, device.upper())
 LIBRARY.impl("unpack_spikes", _unpack_cpu, "CPU")
 LIBRARY.impl("unpack_spikes", _unpack_cuda, "CUDA")
 torch.library.register_fake(

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from realspike_ops._native import DTYPES, cuda_extension, extension, pointer
 from realspike_ops.ops import LIBRARY
-from realspike_ops.ops.pack_spikes import allocate_packed
+from realspike_ops.ops.eager import is_plain_eager
+from realspike_ops.ops.pack_spikes import allocate_packed, pack_spikes
 
 # Spikes are dense [N, Cin, H, W] or packed [N, H, W, words] int32. Dense ones are packed on the way
 # in, and the packed ones returned: backward keeps one bit per spike.
@@ -54,7 +55,7 @@ def _implement(launch):
         )
         dense = spikes.dtype != torch.int32
         if dense:
-            packed = torch.ops.realspike.pack_spikes(spikes, check_binary)
+            packed = pack_spikes(spikes, check_binary)
         if out.numel() == 0:
             return out, packed
         words = packed if dense else spikes.contiguous()
@@ -139,8 +140,20 @@ def _window(size, weight_shape, stride, padding, dilation):
     return (left, right, top, bottom), window
 
 
-LIBRARY.impl("unshared_conv", _implement(_launch_cpu), "CPU")
-LIBRARY.impl("unshared_conv", _implement(_launch_cuda), "CUDA")
+def unshared_conv(spikes, weight, bias, *rest) -> Tensor:
+    """Call realspike::unshared_conv, past the dispatcher where nothing could intercept the call."""
+    tensors = (spikes, weight, bias)
+    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if needs_grad or spikes.device.type not in _FORWARD or not is_plain_eager(*tensors):
+        out, _ = torch.ops.realspike.unshared_conv(*tensors, *rest)
+    else:
+        out, _ = _FORWARD[spikes.device.type](*tensors, *rest)
+    return out
+
+
+_FORWARD = {"cpu": _implement(_launch_cpu), "cuda": _implement(_launch_cuda)}
+for device, forward in _FORWARD.items():
+    LIBRARY.impl("unshared_conv", forward, device.upper())
 torch.library.register_fake("realspike::unshared_conv", _allocate, lib=LIBRARY)
 torch.library.register_autograd(
     "realspike::unshared_conv", _backward, setup_context=_setup_context, lib=LIBRARY
