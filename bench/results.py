@@ -41,7 +41,7 @@ def write_results(folder: Path, machine: dict, rows: list[Row]) -> Path:
     (folder / f"{stem}.json").write_text(json.dumps(content, indent=2) + "\n")
     lines = [f"# {machine['device']}", ""]
     lines += [f"- {key}: {value}" for key, value in machine.items()]
-    lines += ["", "Fastest round of each peer over ours, in one interleaved run; above 1x we are faster."]
+    lines += ["", "Fastest round of each peer over ours in one run; above 1x we are faster."]
     for group in dict.fromkeys(row.group for row in rows):
         of_group = [row for row in rows if row.group == group]
         lines += ["", f"## {group}", "", *_table(of_group, with_times="cuda" in machine)]

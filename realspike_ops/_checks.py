@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -33,6 +34,18 @@ def check_device(name: str, tensor: Tensor, like_name: str, like: Tensor) -> Non
         raise ValueError(
             f"{name} must be on the device of {like_name} ({like.device}); got {tensor.device}"
         )
+
+
+def check_no_tangent(**tensors: Tensor | None) -> None:
+    """Refuse dual tensors: no kernel has a forward-mode derivative; a tangent must not vanish."""
+    if forward_ad._current_level < 0:
+        return
+    for name, tensor in tensors.items():
+        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(
+                f"{name} carries a tangent: there is no forward-mode derivative (torch.func.jvp); "
+                "use backward, or realspike_ops.reference"
+            )
 
 
 def check_supported_device(name: str, tensor: Tensor) -> None:

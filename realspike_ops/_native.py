@@ -1,6 +1,7 @@
 """The only importer of the compiled extension."""
 
 import functools
+import os
 
 import torch
 
@@ -22,6 +23,12 @@ def extension():
         raise ImportError(
             f"realspike_ops: the compiled extension is missing ({error}); {_BUILD}"
         ) from error
+    wanted = os.environ.get("REALSPIKE_CPU_ISA")
+    if wanted and wanted != _C.cpu_isa():
+        raise ValueError(
+            "REALSPIKE_CPU_ISA must be baseline, avx2 or avx512, and one that this CPU has; "
+            f"got {wanted!r}"
+        )
     return _C
 
 

@@ -96,6 +96,7 @@ def lif(
         checks.check_device("v_init", v_init, "x", x)
         checks.check_shape("v_init", v_init, x.shape[1:], "x.shape[1:]")
         v_init = v_init.to(torch.float32)
+    checks.check_no_tangent(x=x, amplitude=amplitude, v_init=v_init)
     save = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in (x, amplitude, v_init)
     )
@@ -263,6 +264,7 @@ def unshared_spike_conv(
                 f"bias must have shape [{G * Cout_g}] or [{G * Cout_g}, {OH}, {OW}]; "
                 f"got {checks.shape_text(bias)}"
             )
+    checks.check_no_tangent(spikes=spikes, weight=weight, bias=bias)
     channels_last = packed or (
         not spikes.is_contiguous() and spikes.is_contiguous(memory_format=torch.channels_last)
     )

@@ -643,3 +643,9 @@ def test_save_must_be_asked_for_where_a_gradient_is_required():
     x = zeros(2, 3).requires_grad_()
     with pytest.raises(RuntimeError, match=r"save=True"):
         torch.ops.realspike.lif_fwd(x, None, None, 0.25, 0.5, 0.0, False, "rectangular", 1.0, False)
+
+
+@pytest.mark.parametrize("value", ["sse2", "AVX2", "neon"])
+def test_unknown_instruction_set(value):
+    with pytest.raises(AssertionError, match=f"REALSPIKE_CPU_ISA.*avx2.*{value}"):
+        run_python("-c", "import realspike_ops as r; r.build_info()", REALSPIKE_CPU_ISA=value)

@@ -742,3 +742,12 @@ def test_frozen_spikes_reach_an_amplitude_alone(device):
     amplitude = torch.ones(3, device=device, requires_grad=True)
     rso.lif(x, amplitude, detach_reset=True).sum().backward()
     assert torch.equal(amplitude.grad, x.sum((0, 1)))
+
+
+def test_forward_mode_is_refused(device):
+    x = normal((4, 2, 3), 1).to(device)
+    with pytest.raises(NotImplementedError, match="x carries a tangent"):
+        torch.func.jvp(rso.lif, (x,), (torch.ones_like(x),))
+    amplitude = torch.ones(3, device=device)
+    with pytest.raises(NotImplementedError, match="amplitude carries a tangent"):
+        torch.func.jvp(lambda a: rso.lif(x, a), (amplitude,), (torch.ones_like(amplitude),))

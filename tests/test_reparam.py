@@ -322,6 +322,7 @@ REFUSED = {
     "branch": (after_lif(lambda m, o: m.conv(o) + o), r"lif.*branches"),
     "shortcut": (after_lif(lambda m, o: m.act(m.conv(o)) + m.relu(o)), r"lif.*branches"),
     "unknown-function": (after_lif(lambda m, o: m.conv(torch.tanh(o))), r"tanh"),
+    "dropout-that-always-drops": (after_lif(lambda m, o: m.conv(F.dropout(o))), r"dropout"),
     "functional-relu": (after_lif(lambda m, o: m.conv(F.relu(o))), r"relu"),
     "a-product": (after_lif(lambda m, o: m.conv(o * 2.0)), r"mul"),
     "a-view": (after_lif(lambda m, o: m.fc(o.reshape(-1, 256))), r"reshape"),

@@ -31,7 +31,8 @@ struct IsaKernels {
 };
 
 // The best set that this CPU has, or the one that the environment variable REALSPIKE_CPU_ISA names
-// (baseline, avx2, avx512), as long as this CPU has it. Chosen once per process.
+// (baseline, avx2, avx512); baseline if this CPU lacks it, which _native.py refuses. Chosen once
+// per process.
 const IsaKernels& isa_kernels();
 
 }  // namespace realspike

@@ -116,12 +116,11 @@ def amplitude_of_features(amplitude: Tensor, features: int) -> Tensor:  # [featu
     """Return one amplitude for each feature of flattened maps."""
     checks.check_tensor("amplitude", amplitude)
     checks.check_dtype("amplitude", amplitude, (*checks.FLOATS, torch.float64))
-    sizes = [size for size in amplitude.shape if size != 1]
-    varying = [d for d, size in enumerate(amplitude.shape) if size != 1]
-    # Only trailing dimensions may be broadcast: the sizes of the maps are not known here.
-    leading = varying == list(range(len(sizes)))
     count = amplitude.numel()
-    if count == 0 or features % count or not (leading or count == features):
+    varying = [d for d, size in enumerate(amplitude.shape) if size != 1]
+    # Only trailing 1s may stand for more: the maps that were flattened are not known here.
+    over_maps = varying == list(range(len(varying))) and len(varying) < amplitude.dim()
+    if count == 0 or features % count or not (count == features or over_maps):
         raise ValueError(
             f"amplitude must have shape [1], [{features}], or that of maps with {features} "
             f"elements, [C, H, W] or [C, 1, 1]; got {checks.shape_text(amplitude)}"

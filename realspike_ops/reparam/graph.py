@@ -39,8 +39,12 @@ def _functional_module(node: fx.Node) -> nn.Module | None:
             name: node.kwargs[name] for name in names if name in node.kwargs
         }
         return nn.Flatten(given.get("start_dim", 0), given.get("end_dim", -1))
-    if node.target is torch.nn.functional.dropout or node.target == "contiguous":
+    if node.target == "contiguous":
         return nn.Identity()
+    if node.target is torch.nn.functional.dropout:
+        # The function drops in eval mode too, unless it is told not to.
+        training = node.args[2] if len(node.args) > 2 else node.kwargs.get("training", True)
+        return None if training else nn.Identity()
     return None
 
 
