@@ -8,7 +8,7 @@ rows named `dense` include the packing.
 import pytest
 import torch
 import torch.nn.functional as F
-from peers import UnfoldBmm
+from realspike.unfold_bmm import UnfoldBmm
 
 import realspike_ops as rso
 
@@ -28,7 +28,7 @@ class Layer:
         self.amplitude = amplitude.permute(1, 2, 0).contiguous().permute(2, 0, 1)
         self.unshared = rso.UnsharedSpikeConv.from_conv2d(conv, amplitude).requires_grad_(False)
         self.kernel = conv.weight.contiguous(memory_format=torch.channels_last)
-        self.unfold_bmm = UnfoldBmm(self.unshared.weight, 3, 1, 1)
+        self.unfold_bmm = UnfoldBmm(self.unshared)
 
     def peers(self):
         half = self.kernel.bfloat16()

@@ -1,7 +1,6 @@
-"""What a user would pick instead, in its strongest form."""
+"""What a user would pick instead of our neuron, in its strongest form."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -59,22 +58,3 @@ def spikingjelly_lif(detach_reset: bool):
         return node(x)
 
     return run
-
-
-class UnfoldBmm:
-    """PyTorch's own way to run unshared weights: F.unfold, then one batched product."""
-
-    def __init__(self, weight: Tensor, kernel_size, stride, padding):
-        OH, OW, G, KH, KW, Cin, Cout = weight.shape
-        if G != 1:
-            raise ValueError(f"one group only; got {G}")
-        # F.unfold orders its rows (ci, kh, kw).
-        rows = weight.permute(0, 1, 2, 5, 3, 4, 6).reshape(OH * OW, Cin * KH * KW, Cout)
-        self.weight = rows.contiguous()  # [P, Cin * KH * KW, Cout]
-        self.out_size = (OH, OW)
-        self.window = {"kernel_size": kernel_size, "stride": stride, "padding": padding}
-
-    def __call__(self, spikes: Tensor) -> Tensor:  # [N, Cin, H, W] -> [N, Cout, OH, OW]
-        patches = F.unfold(spikes, **self.window).permute(2, 0, 1)  # [P, N, Cin * KH * KW]
-        out = torch.bmm(patches, self.weight)
-        return out.permute(1, 2, 0).unflatten(2, self.out_size)

@@ -14,6 +14,7 @@ from realspike_ops.nn import (
     UnsharedSpikeConv,
 )
 from realspike_ops.reparam import (
+    LayerReport,
     MultiplicationError,
     ReparameterizationError,
     VerificationReport,
@@ -25,6 +26,7 @@ from realspike_ops.surrogate import Surrogate
 
 __all__ = [
     "DirectEncoding",
+    "LayerReport",
     "MeanOverTime",
     "MultiplicationError",
     "RealSpikeLIF",

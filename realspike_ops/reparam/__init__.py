@@ -3,9 +3,10 @@
 from .fold import reparameterize
 from .graph import ReparameterizationError
 from .multiplication_free import MultiplicationError, assert_multiplication_free
-from .verify import VerificationReport, verify
+from .verify import LayerReport, VerificationReport, verify
 
 __all__ = [
+    "LayerReport",
     "MultiplicationError",
     "ReparameterizationError",
     "VerificationReport",
