@@ -3,7 +3,13 @@
 from realspike_ops import nn, reference
 from realspike_ops._native import build_info
 from realspike_ops._version import __version__
-from realspike_ops.functional import lif, pack_spikes, unpack_spikes, unshared_spike_conv
+from realspike_ops.functional import (
+    compress_spikes,
+    lif,
+    pack_spikes,
+    unpack_spikes,
+    unshared_spike_conv,
+)
 from realspike_ops.nn import (
     DirectEncoding,
     MeanOverTime,
@@ -40,6 +46,7 @@ __all__ = [
     "__version__",
     "assert_multiplication_free",
     "build_info",
+    "compress_spikes",
     "lif",
     "nn",
     "pack_spikes",

@@ -7,9 +7,10 @@ import realspike_ops.ops.lif
 import realspike_ops.ops.pack_spikes
 import realspike_ops.ops.unshared_conv
 from realspike_ops import _checks as checks
+from realspike_ops.ops.compress_spikes import compress_spikes, note_spikes
 from realspike_ops.surrogate import as_surrogate
 
-__all__ = ["lif", "pack_spikes", "unpack_spikes", "unshared_spike_conv"]
+__all__ = ["compress_spikes", "lif", "pack_spikes", "unpack_spikes", "unshared_spike_conv"]
 
 
 def lif(
@@ -103,6 +104,8 @@ def lif(
     y, v_last, _ = realspike_ops.ops.lif.lif(
         x, amplitude, v_init, decay, v_threshold, v_reset, bool(detach_reset), name, scale, save
     )
+    if save and not torch.compiler.is_compiling():
+        note_spikes(y, amplitude)
     return (y, v_last) if return_state else y
 
 
