@@ -17,6 +17,8 @@ from realspike_ops.ops import lif as lif_op
 from realspike_ops.ops import lif_cpu, lif_cuda
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# With a card the compiled kernels run, under `make gpu`; without one the interpreter does.
+pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
 
 cpu_fwd = lif_op.forward_with(lif_cpu.launch_fwd)
 cpu_bwd = lif_op.backward_with(lif_cpu.launch_bwd)
