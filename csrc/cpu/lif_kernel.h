@@ -224,55 +224,105 @@ inline float surrogate_derivative(float distance, float scale) {
   }
 }
 
-// Up to kLifPotentialInterval timesteps, recomputed from x and the potential before them.
-template <Surrogate kSurrogate, bool kSoftReset, bool kDetachReset>
-void lif_bwd_recompute_steps(const LifBackward& p, int64_t count, int steps,
-                             const float (*__restrict x)[kBlock],  // [steps, count]
-                             const float* __restrict amplitude,    // [count]
-                             float* __restrict v,                  // [count]: before these steps
-                             float* __restrict q,                  // [count]
-                             float* __restrict grad_amplitude,     // [count]
-                             float (*__restrict grad)[kBlock]) {  // [steps, count]: of y, then of x
+// Timesteps whose recomputed potentials a register can hold for every lane.
+constexpr int kRecomputeSteps = 4;
+
+// A stretch of at most kLifPotentialInterval timesteps in float32.
+struct Stretch {
+  const float* x;       // [steps, count], x_stride apart
+  const float* grad_y;  // [steps, count], stride apart
+  float* grad_x;        // [steps, count], stride apart
+  int64_t x_stride;
+  int64_t stride;
+};
+
+// Carries v over kRecomputeSteps timesteps.
+template <bool kSoftReset>
+void advance(const LifBackward& p, int64_t count,
+             const float* __restrict x,  // [kRecomputeSteps, count], stride apart
+             int64_t stride,
+             float* __restrict v) {  // [count]
+  const float decay = p.decay, v_threshold = p.v_threshold, v_reset = p.v_reset;
+  for (int64_t i = 0; i < count; ++i) {
+    float v_i = v[i];
+    for (int k = 0; k < kRecomputeSteps; ++k) {
+      const float h = decay * v_i + x[k * stride + i];
+      v_i = reset<kSoftReset>(h, h >= v_threshold, v_threshold, v_reset);
+    }
+    v[i] = v_i;
+  }
+}
+
+// kSteps timesteps, recomputed from x and the potential before them.
+template <Surrogate kSurrogate, bool kSoftReset, bool kDetachReset, int kSteps>
+void lif_bwd_recompute_steps(const LifBackward& p, int64_t count,
+                             const float* __restrict x,       // [kSteps, count], x_stride apart
+                             const float* __restrict grad_y,  // [kSteps, count], stride apart
+                             float* __restrict grad_x,        // [kSteps, count], stride apart
+                             int64_t x_stride, int64_t stride,
+                             const float* __restrict amplitude,   // [count]
+                             const float* __restrict v,           // [count]
+                             float* __restrict q,                 // [count]
+                             float* __restrict grad_amplitude) {  // [count]
   const float decay = p.decay, v_threshold = p.v_threshold, v_reset = p.v_reset;
   const float scale = p.surrogate_scale;
-  float h[kLifPotentialInterval][kBlock];
-  for (int k = 0; k < steps; ++k) {
-    for (int64_t i = 0; i < count; ++i) {
-      h[k][i] = decay * v[i] + x[k][i];
-      v[i] = reset<kSoftReset>(h[k][i], h[k][i] >= v_threshold, v_threshold, v_reset);
+  for (int64_t i = 0; i < count; ++i) {
+    const float amplitude_i = amplitude[i];
+    float h[kSteps];
+    float v_i = v[i];
+    for (int k = 0; k < kSteps; ++k) {
+      h[k] = decay * v_i + x[k * x_stride + i];
+      v_i = reset<kSoftReset>(h[k], h[k] >= v_threshold, v_threshold, v_reset);
     }
-  }
-  for (int k = steps - 1; k >= 0; --k) {
-    for (int64_t i = 0; i < count; ++i) {
-      const float h_i = h[k][i], g = grad[k][i];
-      const bool spike = h_i >= v_threshold;
-      float grad_o = amplitude[i] * g;
-      if (!kDetachReset) grad_o += (kSoftReset ? -v_threshold : v_reset - h_i) * q[i];
-      const float slope = surrogate_derivative<kSurrogate>(h_i - v_threshold, scale);
+    float q_i = q[i];
+    float sum = grad_amplitude[i];
+    for (int k = kSteps - 1; k >= 0; --k) {
+      const float g = grad_y[k * stride + i];
+      const bool spike = h[k] >= v_threshold;
+      float grad_o = amplitude_i * g;
+      if (!kDetachReset) grad_o += (kSoftReset ? -v_threshold : v_reset - h[k]) * q_i;
+      const float slope = surrogate_derivative<kSurrogate>(h[k] - v_threshold, scale);
       const float through_spike = slope == 0.0f ? 0.0f : grad_o * slope;
-      const float through_state = kSoftReset || !spike ? q[i] : 0.0f;
+      const float through_state = kSoftReset || !spike ? q_i : 0.0f;
       const float grad_h = through_spike + through_state;
-      grad[k][i] = grad_h;
-      q[i] = decay * grad_h;
-      grad_amplitude[i] += spike ? g : 0.0f;
+      grad_x[k * stride + i] = grad_h;
+      q_i = decay * grad_h;
+      sum += spike ? g : 0.0f;
     }
+    q[i] = q_i;
+    grad_amplitude[i] = sum;
   }
 }
 
-using RecomputeSteps = void (*)(const LifBackward&, int64_t, int, const float (*)[kBlock],
-                                const float*, float*, float*, float*, float (*)[kBlock]);
+using RecomputeSteps = void (*)(const LifBackward&, int64_t count, const float* x,
+                                const float* grad_y, float* grad_x, int64_t x_stride,
+                                int64_t stride, const float* amplitude, const float* v, float* q,
+                                float* grad_amplitude);
+
+// The functions for 1 ... kRecomputeSteps timesteps of one form of the neuron.
+struct Recompute {
+  RecomputeSteps steps[kRecomputeSteps];
+};
+
+template <Surrogate kSurrogate, bool kSoftReset, bool kDetachReset>
+constexpr Recompute kRecompute = {{
+    lif_bwd_recompute_steps<kSurrogate, kSoftReset, kDetachReset, 1>,
+    lif_bwd_recompute_steps<kSurrogate, kSoftReset, kDetachReset, 2>,
+    lif_bwd_recompute_steps<kSurrogate, kSoftReset, kDetachReset, 3>,
+    lif_bwd_recompute_steps<kSurrogate, kSoftReset, kDetachReset, 4>,
+}};
 
 template <Surrogate kSurrogate>
-RecomputeSteps choose_reset(const LifBackward& p) {
+const Recompute& choose_reset(const LifBackward& p) {
   if (p.soft_reset) {
-    return p.detach_reset ? lif_bwd_recompute_steps<kSurrogate, true, true>
-                          : lif_bwd_recompute_steps<kSurrogate, true, false>;
+    return p.detach_reset ? kRecompute<kSurrogate, true, true>
+                          : kRecompute<kSurrogate, true, false>;
   }
-  return p.detach_reset ? lif_bwd_recompute_steps<kSurrogate, false, true>
-                        : lif_bwd_recompute_steps<kSurrogate, false, false>;
+  return p.detach_reset ? kRecompute<kSurrogate, false, true>
+                        : kRecompute<kSurrogate, false, false>;
 }
 
-RecomputeSteps choose_recompute_steps(const LifBackward& p) {
+const Recompute& choose_recompute(const LifBackward& p) {
   switch (p.surrogate) {
     case Surrogate::kATan:
       return choose_reset<Surrogate::kATan>(p);
@@ -285,41 +335,85 @@ RecomputeSteps choose_recompute_steps(const LifBackward& p) {
   }
 }
 
+// One stretch, its second half first: the potential in its middle is recomputed on the way.
+void lif_bwd_stretch(const LifBackward& p, const Recompute& recompute, int64_t count, int steps,
+                     const Stretch& rows, const float* amplitude, const float* v, float* q,
+                     float* grad_amplitude) {
+  if (steps > kRecomputeSteps) {
+    float middle[kBlock];
+    for (int64_t i = 0; i < count; ++i) middle[i] = v[i];
+    (p.soft_reset ? advance<true> : advance<false>)(p, count, rows.x, rows.x_stride, middle);
+    recompute.steps[steps - kRecomputeSteps - 1](
+        p, count, rows.x + kRecomputeSteps * rows.x_stride,
+        rows.grad_y + kRecomputeSteps * rows.stride, rows.grad_x + kRecomputeSteps * rows.stride,
+        rows.x_stride, rows.stride, amplitude, middle, q, grad_amplitude);
+    steps = kRecomputeSteps;
+  }
+  recompute.steps[steps - 1](p, count, rows.x, rows.grad_y, rows.grad_x, rows.x_stride, rows.stride,
+                             amplitude, v, q, grad_amplitude);
+}
+
+// The rows of a stretch as float32: where they lie, or widened into buffers and rounded back.
 template <class Element>
-void lif_bwd_recompute_block(const LifBackward& p, RecomputeSteps run_steps, int64_t n,
+struct StretchRows {
+  using Storage = typename Element::Storage;
+  float x[kLifPotentialInterval][kBlock];
+  float grad_y[kLifPotentialInterval][kBlock];
+  float grad_x[kLifPotentialInterval][kBlock];
+
+  Stretch load(const LifBackward& p, int64_t count, int steps, const Storage* x_t,
+               const Storage* grad_y_t, Storage*) {
+    for (int k = 0; k < steps; ++k) {
+      for (int64_t i = 0; i < count; ++i) {
+        x[k][i] = Element::widen(x_t[k * p.x_stride_t + i]);
+        grad_y[k][i] = Element::widen(grad_y_t[k * p.N + i]);
+      }
+    }
+    return {x[0], grad_y[0], grad_x[0], kBlock, kBlock};
+  }
+
+  void store(const LifBackward& p, int64_t count, int steps, Storage* grad_x_t) const {
+    for (int k = 0; k < steps; ++k) {
+      for (int64_t i = 0; i < count; ++i) grad_x_t[k * p.N + i] = Element::round(grad_x[k][i]);
+    }
+  }
+};
+
+template <>
+struct StretchRows<Float32> {
+  Stretch load(const LifBackward& p, int64_t, int, const float* x_t, const float* grad_y_t,
+               float* grad_x_t) {
+    return {x_t, grad_y_t, grad_x_t, p.x_stride_t, p.N};
+  }
+  void store(const LifBackward&, int64_t, int, float*) const {}
+};
+
+template <class Element>
+void lif_bwd_recompute_block(const LifBackward& p, const Recompute& recompute, int64_t n,
                              int64_t count, const float* amplitude, float* q,
                              float* grad_amplitude) {
-  constexpr int64_t kInterval = kLifPotentialInterval;
-  float v[kBlock];
-  float x[kInterval][kBlock];
-  float grad[kInterval][kBlock];
   using Storage = typename Element::Storage;
-  const Storage* x_n = static_cast<const Storage*>(p.x) + n;
+  constexpr int64_t kInterval = kLifPotentialInterval;
+  const Storage* x = static_cast<const Storage*>(p.x) + n;
   const Storage* grad_y = static_cast<const Storage*>(p.grad_y) + n;
   Storage* grad_x = static_cast<Storage*>(p.grad_x) + n;
   const float* saved = static_cast<const float*>(p.saved);
+  StretchRows<Element> rows;
+  float v[kBlock];
   for (int64_t t = (p.T - 1) / kInterval * kInterval; t >= 0; t -= kInterval) {
     const int steps = static_cast<int>(p.T - t < kInterval ? p.T - t : kInterval);
     load_potential(t == 0 ? p.v_init : saved + (t / kInterval - 1) * p.N, n, count, v);
-    for (int k = 0; k < steps; ++k) {
-      const Storage* x_t = x_n + (t + k) * p.x_stride_t;
-      const Storage* grad_y_t = grad_y + (t + k) * p.N;
-      for (int64_t i = 0; i < count; ++i) {
-        x[k][i] = Element::widen(x_t[i]);
-        grad[k][i] = Element::widen(grad_y_t[i]);
-      }
-    }
-    run_steps(p, count, steps, x, amplitude, v, q, grad_amplitude, grad);
-    for (int k = 0; k < steps; ++k) {
-      Storage* grad_x_t = grad_x + (t + k) * p.N;
-      for (int64_t i = 0; i < count; ++i) grad_x_t[i] = Element::round(grad[k][i]);
-    }
+    Storage* grad_x_t = grad_x + t * p.N;
+    const Stretch stretch =
+        rows.load(p, count, steps, x + t * p.x_stride_t, grad_y + t * p.N, grad_x_t);
+    lif_bwd_stretch(p, recompute, count, steps, stretch, amplitude, v, q, grad_amplitude);
+    rows.store(p, count, steps, grad_x_t);
   }
 }
 
 template <class Element>
 void lif_bwd_elements(const LifBackward& p, int64_t begin, int64_t end) {
-  const RecomputeSteps run_steps = choose_recompute_steps(p);
+  const Recompute& recompute = choose_recompute(p);
   for (int64_t n = begin; n < end; n += kBlock) {
     const int64_t count = end - n < kBlock ? end - n : kBlock;
     float amplitude[kBlock];
@@ -329,7 +423,7 @@ void lif_bwd_elements(const LifBackward& p, int64_t begin, int64_t end) {
     load_potential(p.grad_v_last, n, count, q);
     load_potential(nullptr, n, count, grad_amplitude);
     if (p.save == LifSave::kPotentials) {
-      lif_bwd_recompute_block<Element>(p, run_steps, n, count, amplitude, q, grad_amplitude);
+      lif_bwd_recompute_block<Element>(p, recompute, n, count, amplitude, q, grad_amplitude);
     } else if (p.soft_reset) {
       lif_bwd_bits_block<Element, true>(p, n, count, amplitude, q, grad_amplitude);
     } else {
