@@ -4,6 +4,7 @@
 #   make test         the test suite
 #   make bench        the benchmarks
 #   make lint         ruff and clang-format
+#   make plant-bugs   plant bugs, one at a time, and see that the tests notice each (CPU, minutes)
 #   make gpu          on a machine with a CUDA card: build for it, test, check memory, benchmark
 #   make clean        remove the environment and everything that was built
 
@@ -15,7 +16,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: quickstart test bench lint gpu setup clean
+.PHONY: quickstart test bench lint plant-bugs gpu setup clean
 
 quickstart: $(VENV)/.built
 	$(BIN)/realspike quickstart --out runs/quickstart
@@ -30,6 +31,9 @@ lint: $(VENV)/.built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
+
+plant-bugs: $(VENV)/.built
+	$(BIN)/python tests/plant_bugs.py
 
 setup: $(VENV)/.built
 

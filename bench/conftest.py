@@ -11,6 +11,7 @@ import platform
 import statistics
 import subprocess
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -114,8 +115,8 @@ def _cpu_name() -> str:
 def describe_machine() -> dict:
     def version(package):
         try:
-            return __import__(package).__version__
-        except ImportError:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
             return None
 
     commit = subprocess.run(

@@ -479,7 +479,7 @@ def test_missing_package_says_what_to_install(module, package, tmp_path, monkeyp
     assert cli.main(["quickstart", "--out", str(tmp_path)]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert package in line
-    assert "pip install 'realspike[app]'" in line
+    assert "pip install '.[app]'" in line
 
 
 def run_python(code):

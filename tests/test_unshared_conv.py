@@ -61,7 +61,11 @@ TABLE_SPIKES = torch.tensor([[[[1.0, 0], [1, 1]]]])  # [1, 1, 2, 2]
             id="dilation",
         ),
         pytest.param(
-            [[[[1], [4]]] * 2], [[[16, 32]]], {}, [[21, 36]], id="bias-follows-the-position"
+            [[[[1], [4]], [[2], [8]]]],
+            [[[16, 32]]],
+            {},
+            [[21, 40]],
+            id="kernel-and-bias-follow-the-position",
         ),
     ],
 )

@@ -22,5 +22,5 @@ def require(module: str) -> ModuleType:
         package = module.partition(".")[0]
         raise MissingPackageError(
             f"{_DISTRIBUTIONS.get(package, package)} is needed here and cannot be imported "
-            f"({error}): pip install 'realspike[app]'"
+            f"({error}): pip install '.[app]' in the checkout"
         ) from error
