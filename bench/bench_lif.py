@@ -38,8 +38,16 @@ def functions(x, amplitude, detach_reset):
         def jelly():
             return node(x) if amplitude is None else amplitude * node(x)
 
-        peers["SpikingJelly"] = jelly
-        peers["SpikingJelly compiled"] = torch.compile(jelly)
+        def after_reset(function):
+            # Its state is reset outside of what is compiled, as its users do between batches.
+            def run():
+                node.reset()
+                return function()
+
+            return run
+
+        peers["SpikingJelly"] = after_reset(jelly)
+        peers["SpikingJelly compiled"] = after_reset(torch.compile(jelly))
     peers["nn.ReLU"] = lambda: torch.relu(x)
     return lambda: rso.lif(x, amplitude, detach_reset=detach_reset), peers
 

@@ -40,10 +40,10 @@ def spikingjelly_lif(detach_reset: bool):
     It has no rectangular surrogate on [0, 1]; ATan, its default, costs it about the same.
     """
     try:
-        from spikingjelly.activation_based import functional, neuron, surrogate
+        from spikingjelly.activation_based import neuron, surrogate
     except ImportError:
         return None
-    node = neuron.LIFNode(
+    return neuron.LIFNode(
         tau=4 / 3,
         decay_input=False,
         v_threshold=0.5,
@@ -52,9 +52,3 @@ def spikingjelly_lif(detach_reset: bool):
         detach_reset=detach_reset,
         step_mode="m",
     )
-
-    def run(x):
-        functional.reset_net(node)
-        return node(x)
-
-    return run
