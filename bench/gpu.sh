@@ -10,6 +10,11 @@ if ! "$python" -c "import torch; assert torch.cuda.is_available()" 2>/dev/null; 
   echo "make gpu: no CUDA device that torch can see; there is nothing to run" >&2
   exit 1
 fi
+# Before anything is built: time on a card is precious.
+if ! "$python" -c "import pytest, pytest_benchmark, hypothesis, pybind11" 2>/dev/null; then
+  echo "make gpu: needs pytest, pytest-benchmark, hypothesis and pybind11 in $python" >&2
+  exit 1
+fi
 mkdir -p "$results"
 capability=$("$python" -c "import torch; print('%d.%d' % torch.cuda.get_device_capability())")
 

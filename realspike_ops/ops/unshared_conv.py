@@ -21,16 +21,23 @@ LIBRARY.define(
 )
 
 
-def _allocate(spikes, weight, bias, stride, padding, dilation, channels_last, check_binary):
+def _allocate_out(spikes: Tensor, weight: Tensor, channels_last: bool) -> Tensor:
     N = spikes.shape[0]
     OH, OW, G, _, _, _, Cout_g = weight.shape
-    if spikes.dtype == torch.int32:
-        packed = spikes.new_empty((0,), dtype=torch.int32)
-    else:
-        packed = allocate_packed(spikes)
     shape = (N, OH, OW, G * Cout_g) if channels_last else (N, G * Cout_g, OH, OW)
     out = spikes.new_empty(shape, dtype=torch.float32)
-    return out.permute(0, 3, 1, 2) if channels_last else out, packed
+    return out.permute(0, 3, 1, 2) if channels_last else out
+
+
+def _packed_with(spikes: Tensor, pack) -> Tensor:
+    """Return pack(spikes) for dense spikes; nothing for packed ones, which backward has already."""
+    if spikes.dtype == torch.int32:
+        return spikes.new_empty((0,), dtype=torch.int32)
+    return pack(spikes)
+
+
+def _fake(spikes, weight, bias, stride, padding, dilation, channels_last, check_binary):
+    return _allocate_out(spikes, weight, channels_last), _packed_with(spikes, allocate_packed)
 
 
 def is_shared(weight: Tensor) -> bool:
@@ -50,15 +57,11 @@ def _implement(launch):
     """Implement the op by `launch`, a device's function of the kernel's parameters."""
 
     def run(spikes, weight, bias, stride, padding, dilation, channels_last, check_binary):
-        out, packed = _allocate(
-            spikes, weight, bias, stride, padding, dilation, channels_last, check_binary
-        )
-        dense = spikes.dtype != torch.int32
-        if dense:
-            packed = pack_spikes(spikes, check_binary)
+        out = _allocate_out(spikes, weight, channels_last)
+        packed = _packed_with(spikes, lambda dense: pack_spikes(dense, check_binary))
         if out.numel() == 0:
             return out, packed
-        words = packed if dense else spikes.contiguous()
+        words = spikes.contiguous() if spikes.dtype == torch.int32 else packed
         kernels, weight_stride_p = _kernel_order(weight)
         bias_strides = (0, 0)
         if bias is not None:
@@ -154,7 +157,7 @@ def unshared_conv(spikes, weight, bias, *rest) -> Tensor:
 _FORWARD = {"cpu": _implement(_launch_cpu), "cuda": _implement(_launch_cuda)}
 for device, forward in _FORWARD.items():
     LIBRARY.impl("unshared_conv", forward, device.upper())
-torch.library.register_fake("realspike::unshared_conv", _allocate, lib=LIBRARY)
+torch.library.register_fake("realspike::unshared_conv", _fake, lib=LIBRARY)
 torch.library.register_autograd(
     "realspike::unshared_conv", _backward, setup_context=_setup_context, lib=LIBRARY
 )
