@@ -34,26 +34,29 @@ void check_cuda(int error, const char* op) {
 }
 #endif
 
-LifParams lif_params(uintptr_t x, uintptr_t amplitude, uintptr_t v_init, uintptr_t saved, int dtype,
-                     int save, int64_t T, int64_t N, int64_t x_stride_t, int64_t amplitude_inner,
-                     int64_t amplitude_size, float decay, float v_threshold, float v_reset,
-                     bool soft_reset, bool detach_reset, int surrogate, float surrogate_scale) {
+LifParams lif_params(uintptr_t x, uintptr_t v_init, uintptr_t saved, uintptr_t amplitude,
+                     float amplitude_all, int64_t amplitude_inner, int64_t amplitude_size,
+                     uintptr_t decay, float decay_all, int64_t decay_inner, int64_t decay_size,
+                     uintptr_t v_threshold, float v_threshold_all, int64_t v_threshold_inner,
+                     int64_t v_threshold_size, int dtype, int save, int64_t T, int64_t N,
+                     int64_t x_stride_t, int64_t period, float v_reset, int reset,
+                     bool detach_reset, bool ternary, int surrogate, float surrogate_scale) {
   return {pointer<const void>(x),
-          pointer<const float>(amplitude),
           pointer<const float>(v_init),
           pointer<void>(saved),
+          {pointer<const float>(amplitude), amplitude_all, amplitude_inner, amplitude_size},
+          {pointer<const float>(decay), decay_all, decay_inner, decay_size},
+          {pointer<const float>(v_threshold), v_threshold_all, v_threshold_inner, v_threshold_size},
           static_cast<DType>(dtype),
           static_cast<LifSave>(save),
           T,
           N,
           x_stride_t,
-          amplitude_inner,
-          amplitude_size,
-          decay,
-          v_threshold,
+          period,
           v_reset,
-          soft_reset,
+          static_cast<Reset>(reset),
           detach_reset,
+          ternary,
           static_cast<Surrogate>(surrogate),
           surrogate_scale};
 }
@@ -63,10 +66,11 @@ void lif_fwd(const LifParams& params, uintptr_t y, uintptr_t v_last, int num_thr
 }
 
 void lif_bwd(const LifParams& params, uintptr_t grad_y, uintptr_t grad_v_last, uintptr_t grad_x,
-             uintptr_t grad_v_init, uintptr_t grad_amplitude_per_neuron, int num_threads) {
+             uintptr_t grad_v_init, uintptr_t grad_amplitude, uintptr_t grad_decay,
+             uintptr_t grad_v_threshold, int num_threads) {
   lif_bwd_cpu({params, pointer<const void>(grad_y), pointer<const float>(grad_v_last),
-               pointer<void>(grad_x), pointer<float>(grad_v_init),
-               pointer<float>(grad_amplitude_per_neuron)},
+               pointer<void>(grad_x), pointer<float>(grad_v_init), pointer<float>(grad_amplitude),
+               pointer<float>(grad_decay), pointer<float>(grad_v_threshold)},
               num_threads);
 }
 
@@ -151,6 +155,10 @@ PYBIND11_MODULE(_C, m) {
   py::class_<UnsharedConvParams>(m, "UnsharedConvParams").def(py::init(&unshared_conv_params));
 
   const auto no_gil = py::call_guard<py::gil_scoped_release>();
+  m.def("lif_tiling", [](int64_t T, int64_t N, int64_t period) {
+    const LifTiling tiling = lif_tiling(T, N, period);
+    return py::make_tuple(tiling.chunks, tiling.row, tiling.width, tiling.rows_per_chunk);
+  });
   m.def("lif_fwd_cpu", &lif_fwd, no_gil);
   m.def("lif_bwd_cpu", &lif_bwd, no_gil);
   m.def("pack_spikes_cpu", &pack_spikes_cpu, no_gil);

@@ -97,19 +97,45 @@ def pair(name: str, value, low: int) -> tuple[int, int]:
     return tuple(values)
 
 
-def check_amplitude(amplitude: Tensor, neuron_shape: Sequence[int]) -> None:
+def check_parameter(name: str, parameter: Tensor, neuron_shape: Sequence[int]) -> None:
     """Accept what broadcasts against `neuron_shape` without enlarging it."""
-    shape = tuple(amplitude.shape)
+    shape = tuple(parameter.shape)
     fits = len(shape) <= len(neuron_shape) and all(
         size in (1, full)
         for size, full in zip(reversed(shape), reversed(neuron_shape), strict=False)
     )
-    # [1] is one amplitude for the layer whatever the rank, also for x of shape [T, B].
+    # [1] is one value for the layer whatever the rank, also for x of shape [T, B].
     if fits or shape == (1,):
         return
     C, *rest = neuron_shape or (1,)
     channel = shape_text((C, *(1 for _ in rest)))
     raise ValueError(
-        f"amplitude must have shape [1] (layer), {channel} (channel) or {shape_text(neuron_shape)} "
+        f"{name} must have shape [1] (layer), {channel} (channel) or {shape_text(neuron_shape)} "
         f"(element), to broadcast against x.shape[2:]; got {shape_text(shape)}"
     )
+
+
+def check_choice(name: str, value, accepted: Sequence[str]) -> str:
+    if not isinstance(value, str) or value not in accepted:
+        raise ValueError(f"{name} must be one of {', '.join(accepted)}; got {value!r}")
+    return value
+
+
+def check_emission(emission: str, v_threshold: "float | None") -> str:
+    """Check the kind of spikes; `v_threshold` is None where it is a tensor."""
+    check_choice("emission", emission, ("binary", "ternary"))
+    if emission == "ternary" and v_threshold is not None and v_threshold <= 0:
+        raise ValueError(f"v_threshold must be positive for ternary spikes; got {v_threshold:g}")
+    return emission
+
+
+def check_reset(v_reset, reset: str | None) -> tuple[float, str]:
+    """Return the potential after a hard reset (0 where there is none) and the kind of reset."""
+    if v_reset is not None:
+        v_reset = check_number("v_reset", v_reset)
+    if reset is None:
+        reset = "soft" if v_reset is None else "hard"
+    check_choice("reset", reset, ("hard", "soft", "none"))
+    if reset == "hard" and v_reset is None:
+        raise ValueError("v_reset must be a number for reset='hard'; got None")
+    return (v_reset if reset == "hard" else 0.0), reset

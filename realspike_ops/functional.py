@@ -8,6 +8,7 @@ import realspike_ops.ops.pack_spikes
 import realspike_ops.ops.unshared_conv
 from realspike_ops import _checks as checks
 from realspike_ops.ops.compress_spikes import compress_spikes, note_spikes
+from realspike_ops.ops.lif import SAVE_NOTHING, Neuron, what_to_save
 from realspike_ops.surrogate import as_surrogate
 
 __all__ = ["compress_spikes", "lif", "pack_spikes", "unpack_spikes", "unshared_spike_conv"]
@@ -17,10 +18,12 @@ def lif(
     x: Tensor,  # [T, B, ...]
     amplitude: Tensor | None = None,  # [1], [C, 1, 1] or [C, H, W]
     *,
-    decay: float = 0.25,
-    v_threshold: float = 0.5,
+    decay: float | Tensor = 0.25,  # a tensor: as amplitude
+    v_threshold: float | Tensor = 0.5,  # a tensor: as amplitude
     v_reset: float | None = 0.0,
+    reset: str | None = None,
     detach_reset: bool = False,
+    emission: str = "binary",
     surrogate: "str | tuple[str, float]" = "rectangular",
     v_init: Tensor | None = None,  # [B, ...]
     return_state: bool = False,
@@ -43,10 +46,18 @@ def lif(
             (layer), ``[C, 1, 1]`` (channel), ``[C, H, W]`` (element). None: binary spikes.
         decay: Factor in [0, 1] by which the potential decays per timestep (the paper's tau; not a
             time constant). 1 is the IF neuron. SpikingJelly's ``tau`` is ``decay = 1 - 1 / tau``
-            with ``decay_input=False``; snnTorch's ``beta`` is ``decay``.
-        v_threshold: Potential at which the neuron fires; a tie fires.
+            with ``decay_input=False``; snnTorch's ``beta`` is ``decay``. A tensor of the same
+            shapes as ``amplitude`` gives every layer, channel or element its own and may be
+            learnable (PLIF: ``decay=w.sigmoid()``); its values are not checked.
+        v_threshold: Potential at which the neuron fires; a tie fires. A tensor as for ``decay``.
         v_reset: Potential after a spike (hard reset), or None to subtract ``v_threshold`` (soft).
+        reset: ``"hard"``, ``"soft"`` or ``"none"`` (a spike leaves the potential as it is).
+            Default: as ``v_reset`` says.
         detach_reset: Stop the gradient through the reset.
+        emission: ``"binary"``, or ``"ternary"``: ``h[t] <= -v_threshold`` fires a negative spike,
+            o[t] = -1, which emits ``-amplitude`` and resets as a positive one does (the soft reset
+            adds ``v_threshold``). It needs ``v_threshold > 0``. The surrogate is then that of the
+            nearer threshold.
         surrogate: What replaces the derivative of the spike: a name (``rectangular``, ``atan``,
             ``sigmoid``, ``triangle``) or ``(name, scale)``; see `realspike_ops.Surrogate`.
         v_init: Potential before the first timestep. Default: zeros.
@@ -55,8 +66,8 @@ def lif(
 
     Returns:
         y, in the shape, dtype and memory format of ``x``; with ``return_state``, ``(y, v_last)``,
-        where v_last is float32. Differentiable with respect to x, amplitude and v_init, through
-        both outputs.
+        where v_last is float32. Differentiable with respect to x, amplitude, decay, v_threshold
+        and v_init, through both outputs.
 
     Raises:
         TypeError: if a tensor is not a floating tensor of an accepted dtype.
@@ -65,11 +76,13 @@ def lif(
     Note:
         Deterministic, also in the backward pass. The state is float32 whatever the input dtype,
         and products and sums are rounded separately (docs/conventions.md). With
-        ``detach_reset=True`` and the rectangular surrogate, backward keeps two bits per neuron and
-        timestep; otherwise it keeps ``x`` and recomputes. NaN never fires and stays NaN.
+        ``detach_reset=True``, the rectangular surrogate and no gradient for decay or threshold,
+        backward keeps two bits per neuron and timestep (four for ternary spikes); otherwise it
+        keeps ``x`` and recomputes. NaN never fires and stays NaN.
 
     Reference:
-        Guo et al., "Real Spike", ECCV 2022, equations (5) to (8) and (16) to (18).
+        Guo et al., "Real Spike", ECCV 2022, equations (5) to (8) and (16) to (18). Ternary spikes:
+        Guo et al., "Ternary Spike", AAAI 2024.
     """
     checks.check_tensor("x", x)
     checks.check_supported_device("x", x)
@@ -81,44 +94,65 @@ def lif(
         )
     if x.shape[0] == 0:
         raise ValueError(f"x must have T >= 1 timesteps; got shape {checks.shape_text(x)}")
-    decay = checks.check_number("decay", decay, 0.0, 1.0)
-    v_threshold = checks.check_number("v_threshold", v_threshold)
-    v_reset = None if v_reset is None else checks.check_number("v_reset", v_reset)
+    amplitude = None if amplitude is None else _parameter("amplitude", amplitude, x)
+    decay, decay_value = _number_or_parameter("decay", decay, x, 0.0, 1.0)
+    v_threshold, threshold_value = _number_or_parameter("v_threshold", v_threshold, x)
+    v_reset, reset = checks.check_reset(v_reset, reset)
+    ternary = (
+        checks.check_emission(emission, None if v_threshold is not None else threshold_value)
+        == "ternary"
+    )
     name, scale = as_surrogate(surrogate)
-    if amplitude is not None:
-        checks.check_tensor("amplitude", amplitude)
-        checks.check_dtype("amplitude", amplitude, checks.FLOATS)
-        checks.check_device("amplitude", amplitude, "x", x)
-        checks.check_amplitude(amplitude, x.shape[2:])
-        amplitude = _one_run(amplitude.to(torch.float32), x.shape[2:])
     if v_init is not None:
         checks.check_tensor("v_init", v_init)
         checks.check_dtype("v_init", v_init, checks.FLOATS)
         checks.check_device("v_init", v_init, "x", x)
         checks.check_shape("v_init", v_init, x.shape[1:], "x.shape[1:]")
         v_init = v_init.to(torch.float32)
-    checks.check_no_tangent(x=x, amplitude=amplitude, v_init=v_init)
-    save = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (x, amplitude, v_init)
+    checks.check_no_tangent(
+        x=x, amplitude=amplitude, decay=decay, v_threshold=v_threshold, v_init=v_init
     )
+    neuron = Neuron(
+        *(decay_value, threshold_value, v_reset, reset),
+        # Without a reset there is nothing to detach, and less to save.
+        *(bool(detach_reset) or reset == "none", ternary, name, scale),
+    )
+    save = SAVE_NOTHING
+    if torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad
+        for tensor in (x, amplitude, decay, v_threshold, v_init)
+    ):
+        save = what_to_save(neuron, decay, v_threshold)
     y, v_last, _ = realspike_ops.ops.lif.lif(
-        x, amplitude, v_init, decay, v_threshold, v_reset, bool(detach_reset), name, scale, save
+        x, amplitude, decay, v_threshold, v_init, neuron, save, bool(return_state)
     )
-    if save and not torch.compiler.is_compiling():
-        note_spikes(y, amplitude)
+    if save != SAVE_NOTHING and not torch.compiler.is_compiling():
+        note_spikes(y, amplitude, ternary)
     return (y, v_last) if return_state else y
 
 
-def _one_run(amplitude: Tensor, shape: torch.Size) -> Tensor:
-    """Expand an amplitude such as [C, 1, W], whose varying dimensions are not neighbours."""
-    if amplitude.dim() > len(shape):
-        amplitude = amplitude.reshape(())  # [1] against no dimensions at all
-    sizes = (1,) * (len(shape) - amplitude.dim()) + tuple(amplitude.shape)
+def _parameter(name: str, parameter: Tensor, x: Tensor) -> Tensor:
+    """Check a parameter of the neurons; return it in float32, its varying dimensions in a run."""
+    checks.check_tensor(name, parameter)
+    checks.check_dtype(name, parameter, checks.FLOATS)
+    checks.check_device(name, parameter, "x", x)
+    shape = x.shape[2:]
+    checks.check_parameter(name, parameter, shape)
+    parameter = parameter.to(torch.float32)
+    if parameter.dim() > len(shape):
+        parameter = parameter.reshape(())  # [1] against no dimensions at all
+    sizes = (1,) * (len(shape) - parameter.dim()) + tuple(parameter.shape)
     varying = [d for d, size in enumerate(sizes) if size > 1]
     has_gap = bool(varying) and any(
         sizes[d] == 1 < shape[d] for d in range(varying[0], varying[-1])
     )
-    return amplitude.expand(shape) if has_gap else amplitude
+    return parameter.expand(shape) if has_gap else parameter
+
+
+def _number_or_parameter(name: str, value, x: Tensor, *limits) -> tuple[Tensor | None, float]:
+    if isinstance(value, Tensor):
+        return _parameter(name, value, x), 0.0
+    return None, checks.check_number(name, value, *limits)
 
 
 def pack_spikes(spikes: Tensor, *, check_binary: bool | None = None) -> Tensor:

@@ -81,7 +81,12 @@ CASES = {
     "lif decay: None": (lif(decay=None), TypeError, ["decay", "number", "NoneType"]),
     "lif decay: bool": (lif(decay=True), TypeError, ["decay", "number", "bool"]),
     "lif decay: text": (lif(decay="0.5"), TypeError, ["decay", "number", "str"]),
-    "lif decay: tensor": (lif(decay=torch.tensor(0.5)), TypeError, ["decay", "number", "Tensor"]),
+    "lif decay: a string": (lif(decay="0.5"), TypeError, ["decay", "number", "str"]),
+    "lif decay: integers": (
+        lif(decay=torch.tensor([1])),
+        TypeError,
+        ["decay", "float32", "int64"],
+    ),
     "lif v_threshold: NaN": (lif(v_threshold=NAN), ValueError, ["v_threshold", "finite", "nan"]),
     "lif v_threshold: inf": (lif(v_threshold=INF), ValueError, ["v_threshold", "finite", "inf"]),
     "lif v_threshold: None": (lif(v_threshold=None), TypeError, ["v_threshold", "number"]),
@@ -641,8 +646,10 @@ def test_a_missing_extension_names_the_command_that_builds_it():
 
 def test_save_must_be_asked_for_where_a_gradient_is_required():
     x = zeros(2, 3).requires_grad_()
-    with pytest.raises(RuntimeError, match=r"save=True"):
-        torch.ops.realspike.lif_fwd(x, None, None, 0.25, 0.5, 0.0, False, "rectangular", 1.0, False)
+    with pytest.raises(RuntimeError, match=r"save must not be 0"):
+        torch.ops.realspike.lif_fwd(
+            x, *[None] * 4, *(0.25, 0.5, 0.0, "hard", False, False, "rectangular", 1.0, 0, False)
+        )
 
 
 @pytest.mark.parametrize("value", ["sse2", "AVX2", "neon"])

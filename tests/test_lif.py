@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 import realspike_ops as rso
 from realspike_ops.ops.layout import dense_over_time
+from realspike_ops.ops.lif import SAVE_NOTHING, Neuron, what_to_save
 
 NAN, INF = float("nan"), float("inf")
 BELOW_HALF = 0.5 - 2**-25  # the float32 before 0.5
@@ -591,22 +592,42 @@ def test_many_neurons(amplitude, layout, device):
             (9, 2, 3, 4, 5),
             "channels_last",
             (3, 1, 1),
-            {"v_reset": None, "surrogate": "atan"},
+            {"reset": "soft", "surrogate": "atan"},
             True,
             id="channels_last-soft-atan",
         ),
         pytest.param((4, 2, 3), "expanded", (3,), {}, True, id="expanded"),
         pytest.param((2, 0, 3), "contiguous", (3,), {"detach_reset": True}, True, id="empty"),
         pytest.param((9, 2, 3, 4, 5), "channels_last", (3, 4, 5), {}, False, id="inference"),
+        pytest.param(
+            (9, 2, 3),
+            "contiguous",
+            (3,),
+            {"detach_reset": True, "ternary": True},
+            True,
+            id="ternary-bits",
+        ),
+        pytest.param(
+            (9, 2, 3, 4, 5), "channels_last", (3, 1, 1), {"learn": (3, 1, 1)}, True, id="learnable"
+        ),
     ],
 )
-def test_opcheck(shape, layout, amplitude, form, save, device):
+@pytest.mark.parametrize("keep_state", [False, True], ids=["stateless", "stateful"])
+def test_opcheck(shape, layout, amplitude, form, save, keep_state, device):
     x = lay_out(normal(shape, 1).to(device), layout).requires_grad_(save)
-    amplitude = None if amplitude is None else normal(amplitude, 2).to(device).requires_grad_(save)
-    v_init = normal(shape[1:], 3).to(device).requires_grad_(save)
-    form = {"v_reset": 0.0, "detach_reset": False, "surrogate": "rectangular"} | form
-    numbers = (0.25, 0.5, form["v_reset"], form["detach_reset"], form["surrogate"])
-    args = (x, amplitude, v_init, *numbers, SCALES[form["surrogate"]], save)
+    learn = form.get("learn")
+    amplitude, decay, v_threshold = (
+        None if size is None else grid(size, seed, 0.125, 1.0).to(device).requires_grad_(save)
+        for seed, size in enumerate((amplitude, learn, learn))
+    )
+    v_init = normal(shape[1:], 3).to(device).requires_grad_(save) if keep_state else None
+    name = form.get("surrogate", "rectangular")
+    neuron = Neuron(
+        *(0.25, 0.5, 0.0, form.get("reset", "hard"), form.get("detach_reset", False)),
+        *(form.get("ternary", False), name, SCALES[name]),
+    )
+    kept = what_to_save(neuron, decay, v_threshold) if save else SAVE_NOTHING
+    args = (x, amplitude, decay, v_threshold, v_init, *neuron, kept, keep_state)
     torch.library.opcheck(torch.ops.realspike.lif_fwd.default, args)
 
 
@@ -705,10 +726,11 @@ def test_inference_keeps_nothing(device):
         with torch.no_grad():
             y = rso.lif(x.requires_grad_(requires_grad), **neuron)
         assert not y.requires_grad
-    _, _, saved = torch.ops.realspike.lif_fwd(
-        x.detach(), None, None, 0.25, 0.5, 0.0, False, "rectangular", 1.0, False
+    neuron = Neuron(0.25, 0.5, 0.0, "hard", False, False, "rectangular", 1.0)
+    _, v_last, saved = torch.ops.realspike.lif_fwd(
+        x.detach(), None, None, None, None, *neuron, SAVE_NOTHING, False
     )
-    assert saved.numel() == 0
+    assert saved.numel() == v_last.numel() == 0
 
 
 def test_arguments_are_left_untouched(device):

@@ -29,9 +29,11 @@ weight = torch.randn(16, 16, 1, 3, 3, 64, 32)
 
 def run_ops():
     # Every kernel, forward and backward; torch itself only allocates.
-    neuron = (0.25, 0.5, 0.0, True, "rectangular", 1.0)
-    y, v_last, saved = torch.ops.realspike.lif_fwd(x, None, None, *neuron, True)
-    grads = torch.ops.realspike.lif_bwd(y_grad, None, None, None, None, saved, False, *neuron)
+    neuron = (0.25, 0.5, 0.0, "hard", True, False, "rectangular", 1.0, 1)
+    y, v_last, saved = torch.ops.realspike.lif_fwd(x, *[None] * 4, *neuron, True)
+    grads = torch.ops.realspike.lif_bwd(
+        y_grad, *[None] * 6, saved, False, [False] * 3 + [True], *neuron
+    )
     packed = rso.pack_spikes(spikes)
     out = rso.unshared_spike_conv(packed, weight, padding=1)
     return [t.numpy() for t in (y, v_last, grads[0], packed, rso.unpack_spikes(packed, 64), out)]

@@ -9,8 +9,15 @@ namespace realspike {
 // What the forward pass keeps for the backward pass.
 enum class LifSave : int32_t {
   kNothing = 0,     // inference
-  kBits = 1,        // two bits per neuron and timestep: spike and surrogate window
+  kBits = 1,        // two bits per neuron and timestep (four for ternary spikes)
   kPotentials = 2,  // v before timesteps 8, 16, ...; the rest is recomputed from x
+};
+
+// What a spike does to the potential.
+enum class Reset : int32_t {
+  kHard = 0,  // sets v_reset
+  kSoft = 1,  // subtracts the threshold, with the sign of the spike
+  kNone = 2,  // nothing
 };
 
 // Derivative of the spike with respect to h; docs/lif.md has the formulas.
@@ -25,43 +32,70 @@ enum class Surrogate : int32_t {
 constexpr int64_t kLifBitsInterval = 4;
 constexpr int64_t kLifPotentialInterval = 8;
 
-// N neurons side by side in memory order. Neuron n has the amplitude
-// amplitude[(n / amplitude_inner) % amplitude_size], which covers layer, channel and element
-// granularity in both memory formats.
+// A parameter of the neurons: neuron n has values[(n / inner) % size], which covers layer, channel
+// and element granularity in both memory formats, or `all` where values is nullptr.
+struct PerNeuron {
+  const float* values;
+  float all;
+  int64_t inner;
+  int64_t size;
+};
+
+// N neurons side by side in memory order.
 struct LifParams {
-  const void* x;           // [T, N]
-  const float* amplitude;  // [amplitude_size], or nullptr for binary spikes
-  const float* v_init;     // [N], or nullptr for zeros
-  void* saved;             // kBits: uint8 [ceil(T / 4), N], bits 2k (spike) and 2k + 1 (window) of
-                // plane j belong to timestep 4j + k; kPotentials: float [ceil(T / 8) - 1, N]
+  const void* x;        // [T, N]
+  const float* v_init;  // [N], or nullptr for zeros
+  void* saved;  // kBits: [ceil(T / 4), N], uint8 where bits 2k (spike) and 2k + 1 (window) of
+                // plane j belong to timestep 4j + k; ternary: uint16, bits 4k (spike), 4k + 1
+                // (window) and 4k + 2 (negative); kPotentials: float [ceil(T / 8) - 1, N]
+  PerNeuron amplitude;
+  PerNeuron decay;
+  PerNeuron v_threshold;
   DType dtype;  // of x, y and their gradients
   LifSave save;
   int64_t T;
   int64_t N;
   int64_t x_stride_t;  // N, or 0 for an input that is constant over time
-  int64_t amplitude_inner;
-  int64_t amplitude_size;
-  float decay;
-  float v_threshold;
+  int64_t period;      // neurons after which all parameters repeat; 1 when none of them varies
   float v_reset;
-  bool soft_reset;    // subtract v_threshold after a spike instead of setting v_reset
+  Reset reset;
   bool detach_reset;  // no gradient through the reset
+  bool ternary;       // a potential of -v_threshold or less fires a negative spike
   Surrogate surrogate;
   float surrogate_scale;  // rectangular, triangle: width; atan, sigmoid: alpha
 };
 
 struct LifForward : LifParams {
   void* y;        // [T, N]
-  float* v_last;  // [N]
+  float* v_last;  // [N], or nullptr
 };
 
+// The sum of a parameter's gradient over time and over neurons `period` apart is split by
+// LifTiling; nullptr where it is not wanted. The last two need LifSave::kPotentials.
 struct LifBackward : LifParams {
-  const void* grad_y;                // [T, N]
-  const float* grad_v_last;          // [N], or nullptr for zeros
-  void* grad_x;                      // [T, N]
-  float* grad_v_init;                // [N], or nullptr
-  float* grad_amplitude_per_neuron;  // [N]: sum over t of grad_y * o, or nullptr
+  const void* grad_y;        // [T, N]
+  const float* grad_v_last;  // [N], or nullptr for zeros
+  void* grad_x;              // [T, N]
+  float* grad_v_init;        // [N], or nullptr
+  float* grad_amplitude;     // [chunks, row]
+  float* grad_decay;         // [chunks, row]
+  float* grad_v_threshold;   // [chunks, row]
 };
+
+// How the neurons are split, a function of sizes alone, so that sums have one order whatever the
+// number of threads. The neurons are rows of `row`, a multiple of the period (the last may be
+// short); a tile is `width` columns of `rows_per_chunk` rows, and a column keeps its parameters.
+struct LifTiling {
+  int64_t row;
+  int64_t width;
+  int64_t rows_per_chunk;
+  int64_t chunks;  // ceil(rows / rows_per_chunk)
+};
+
+// Columns of a tile at most.
+constexpr int64_t kLifTileWidth = 2048;
+
+LifTiling lif_tiling(int64_t T, int64_t N, int64_t period);
 
 void lif_fwd_cpu(const LifForward& params, int num_threads);
 void lif_bwd_cpu(const LifBackward& params, int num_threads);

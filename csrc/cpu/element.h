@@ -27,11 +27,13 @@ inline uint32_t select(bool condition, uint32_t yes, uint32_t no) {
   return (yes & mask) | (no & ~mask);
 }
 
-// Each names a plain integer or float type for storage: a struct would not vectorise.
+// Each names a plain integer or float type for storage: a struct would not vectorise. with_sign
+// flips the sign where `sign` is float's sign bit.
 struct Float32 {
   using Storage = float;
   static float widen(float x) { return x; }
   static float round(float x) { return x; }
+  static float with_sign(float x, uint32_t sign) { return bits_float(float_bits(x) ^ sign); }
 };
 
 struct BFloat16 {
@@ -44,6 +46,10 @@ struct BFloat16 {
     const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
     const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
     return static_cast<uint16_t>(nan ? 0x7fc0u : rounded);
+  }
+
+  static uint16_t with_sign(uint16_t x, uint32_t sign) {
+    return static_cast<uint16_t>(x ^ (sign >> 16));
   }
 };
 
@@ -69,6 +75,10 @@ struct Float16 {
     half = select(magnitude >= 0x47800000u, 0x7c00u, half);
     half = select(magnitude > 0x7f800000u, 0x7e00u, half);
     return static_cast<uint16_t>(half | ((bits >> 16) & 0x8000u));
+  }
+
+  static uint16_t with_sign(uint16_t x, uint32_t sign) {
+    return static_cast<uint16_t>(x ^ (sign >> 16));
   }
 };
 

@@ -8,6 +8,7 @@
 
 namespace realspike {
 
+struct LifTile;
 struct SpikeLists;
 struct UnsharedConvTiles;
 
@@ -15,9 +16,8 @@ struct UnsharedConvTiles;
 // one binary serves every CPU of an architecture.
 struct IsaKernels {
   const char* name;
-  // Neurons [begin, end).
-  void (*lif_fwd)(const LifForward&, int64_t begin, int64_t end);
-  void (*lif_bwd)(const LifBackward&, int64_t begin, int64_t end);
+  void (*lif_fwd)(const LifForward&, const LifTile&);
+  void (*lif_bwd)(const LifBackward&, const LifTile&);
   // Pixels [begin, end) of sample n.
   void (*pack_spikes)(const PackSpikesParams&, int64_t n, int64_t begin, int64_t end);
   void (*unpack_spikes)(const UnpackSpikesParams&, int64_t n, int64_t begin, int64_t end);

@@ -3,7 +3,7 @@
 // inline function would be merged by the linker across instruction sets.
 
 #include "cpu/isa.h"
-#include "cpu/lif_kernel.h"
+#include "cpu/lif_bwd_kernel.h"
 #include "cpu/pack_spikes_kernel.h"
 #include "cpu/unshared_conv_kernel.h"
 
@@ -11,7 +11,7 @@ namespace realspike {
 
 extern const IsaKernels REALSPIKE_ISA_TABLE;
 const IsaKernels REALSPIKE_ISA_TABLE = {
-    REALSPIKE_ISA_NAME, lif_fwd_range,   lif_bwd_range,     pack_range,
+    REALSPIKE_ISA_NAME, lif_fwd_tile,    lif_bwd_tile,      pack_range,
     unpack_range,       kWidestChannels, decode_spikes_row, unshared_conv_task,
 };
 

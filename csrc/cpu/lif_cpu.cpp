@@ -1,45 +1,63 @@
 #include "core/lif.h"
 #include "cpu/isa.h"
+#include "cpu/lif_tile.h"
 #include "cpu/parallel.h"
 
 namespace realspike {
 namespace {
 
-// Neurons are independent, so any split gives the same bits. Tasks are whole cache lines of every
-// element type, and long enough (in neuron-timesteps) to be worth a thread.
-int64_t neurons_per_task(const LifParams& p, int num_threads) {
-  constexpr int64_t kLine = 64;
-  constexpr int64_t kMinimumWork = 32768;
-  const int64_t shared_out = (p.N + num_threads - 1) / num_threads;
-  const int64_t worthwhile = (kMinimumWork + p.T - 1) / p.T;
-  const int64_t neurons = shared_out > worthwhile ? shared_out : worthwhile;
-  return (neurons + kLine - 1) / kLine * kLine;
-}
+// Neuron-timesteps that are worth a task, and tasks that are enough.
+constexpr int64_t kMinimumWork = 32768;
+constexpr int64_t kTiles = 64;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <class Params>
 struct Job {
   const Params& params;
-  void (*kernel)(const Params&, int64_t begin, int64_t end);
-  int64_t neurons_per_task;
+  void (*kernel)(const Params&, const LifTile&);
+  LifTiling tiling;
+  int64_t columns;  // tiles side by side
 };
 
 template <class Params>
-void run(const Params& params, void (*kernel)(const Params&, int64_t, int64_t), int num_threads) {
+void run_tile(void* context, int64_t task) {
+  const auto& job = *static_cast<Job<Params>*>(context);
+  const LifTiling& tiling = job.tiling;
+  const int64_t chunk = task / job.columns;
+  const int64_t column = task % job.columns * tiling.width;
+  const int64_t rows = ceil_div(job.params.N, tiling.row);
+  const int64_t row_begin = chunk * tiling.rows_per_chunk;
+  const int64_t row_end = row_begin + tiling.rows_per_chunk;
+  const int64_t width = tiling.row - column;
+  job.kernel(job.params, {chunk, tiling.row, row_begin, row_end < rows ? row_end : rows, column,
+                          width < tiling.width ? width : tiling.width});
+}
+
+template <class Params>
+void run(const Params& params, void (*kernel)(const Params&, const LifTile&), int num_threads) {
   if (params.N == 0 || params.T == 0) return;
-  Job<Params> job{params, kernel, neurons_per_task(params, num_threads)};
-  const int64_t tasks = (params.N + job.neurons_per_task - 1) / job.neurons_per_task;
-  parallel_for(
-      tasks, num_threads,
-      [](void* context, int64_t task) {
-        const auto& job = *static_cast<Job<Params>*>(context);
-        const int64_t begin = task * job.neurons_per_task;
-        const int64_t end = begin + job.neurons_per_task;
-        job.kernel(job.params, begin, end < job.params.N ? end : job.params.N);
-      },
-      &job);
+  const LifTiling tiling = lif_tiling(params.T, params.N, params.period);
+  Job<Params> job{params, kernel, tiling, ceil_div(tiling.row, tiling.width)};
+  parallel_for(tiling.chunks * job.columns, num_threads, run_tile<Params>, &job);
 }
 
 }  // namespace
+
+LifTiling lif_tiling(int64_t T, int64_t N, int64_t period) {
+  LifTiling tiling;
+  // Short periods are repeated to fill a tile; more neurons than there are is no use.
+  const int64_t repeats = kLifTileWidth / period > 1 ? kLifTileWidth / period : 1;
+  const int64_t periods = ceil_div(N, period);
+  tiling.row = period * (repeats < periods ? repeats : periods);
+  tiling.width = tiling.row < kLifTileWidth ? tiling.row : kLifTileWidth;
+  const int64_t rows = ceil_div(N, tiling.row);
+  const int64_t worthwhile = ceil_div(kMinimumWork, tiling.width * T);
+  const int64_t shared_out = ceil_div(rows * ceil_div(tiling.row, tiling.width), kTiles);
+  tiling.rows_per_chunk = worthwhile > shared_out ? worthwhile : shared_out;
+  tiling.chunks = ceil_div(rows, tiling.rows_per_chunk);
+  return tiling;
+}
 
 void lif_fwd_cpu(const LifForward& params, int num_threads) {
   run(params, isa_kernels().lif_fwd, num_threads);

@@ -1,9 +1,10 @@
-"""Triton twins of csrc/cpu/lif_kernel.h: the same contract (csrc/core/lif.h), the same bits.
+"""Triton twins of csrc/cpu/lif_*.h: the same contract (csrc/core/lif.h), the same bits.
 
-A program owns BLOCK neighbouring neurons for all T timesteps; their state stays in registers and
-nothing is shared between programs. Time is walked in chunks of CHUNK steps that are unrolled, so
-that the loads of a chunk are in flight together. Launch with enable_fp_fusion=False: a fused
-multiply-add rounds once where the other backends round twice, and flips spikes.
+A program owns a tile: BLOCK neighbouring columns of some rows of neurons, which share the columns'
+parameters. It walks the rows, and for each the T timesteps; state stays in registers and nothing is
+shared between programs. Time is walked in chunks of CHUNK steps that are unrolled, so that the
+loads of a chunk are in flight together. Launch with enable_fp_fusion=False: a fused multiply-add
+rounds once where the other backends round twice, and flips spikes.
 """
 
 import triton
@@ -15,7 +16,7 @@ def _in_window(distance, width):
     return tl.abs(distance) <= 0.5 * width
 
 
-# d spike / d h; distance = h - v_threshold (docs/lif.md).
+# d spike / d h (docs/lif.md); distance to the threshold is that of h, of |h| for ternary spikes.
 @triton.jit
 def _surrogate_derivative(distance, scale, SURROGATE: tl.constexpr):
     if SURROGATE == "rectangular":
@@ -33,24 +34,40 @@ def _surrogate_derivative(distance, scale, SURROGATE: tl.constexpr):
     return slope
 
 
+# The sign bit: only ternary spikes look at it.
+@triton.jit
+def _is_negative(h):
+    return h.to(tl.int32, bitcast=True) < 0
+
+
+@triton.jit
+def _with_sign(x, h, TERNARY: tl.constexpr):
+    if TERNARY:
+        x = tl.where(_is_negative(h), -x, x)
+    return x
+
+
 # v[t] from h[t] (Eq. 6).
 @triton.jit
-def _reset(h, spike, v_threshold, v_reset, SOFT_RESET: tl.constexpr):
-    if SOFT_RESET:
-        v = tl.where(spike, h - v_threshold, h)
-    else:
+def _reset(h, spike, v_threshold, v_reset, RESET: tl.constexpr, TERNARY: tl.constexpr):
+    if RESET == "hard":
         v = tl.where(spike, v_reset, h)
+    elif RESET == "soft":
+        v = tl.where(spike, h - _with_sign(v_threshold, h, TERNARY), h)
+    else:
+        tl.static_assert(RESET == "none")
+        v = h
     return v
 
 
 @triton.jit
-def _load_amplitude(amplitude_ptr, first, lane, mask, inner, size, HAS_AMPLITUDE: tl.constexpr):
-    if HAS_AMPLITUDE:
-        index = ((first + lane) // inner) % size
-        amplitude = tl.load(amplitude_ptr + index, mask=mask, other=0.0)
+def _load_parameter(ptr, otherwise, column, lane, mask, inner, size, HAS: tl.constexpr):
+    if HAS:
+        index = ((column + lane) // inner) % size
+        value = tl.load(ptr + index, mask=mask, other=0.0)
     else:
-        amplitude = tl.full(lane.shape, 1.0, tl.float32)
-    return amplitude
+        value = tl.zeros(lane.shape, tl.float32) + otherwise
+    return value
 
 
 @triton.jit
@@ -62,170 +79,278 @@ def _load_or_zero(ptr, first, lane, mask, HAS: tl.constexpr):
     return value
 
 
-@triton.jit(do_not_specialize=["T", "amplitude_inner", "amplitude_size"])
+@triton.jit(
+    do_not_specialize=[
+        *("T", "rows_per_chunk", "columns", "amplitude_inner", "amplitude_size", "decay_inner"),
+        *("decay_size", "v_threshold_inner", "v_threshold_size"),
+    ]
+)
 def lif_fwd_kernel(
     x_ptr,  # [T, N], x_stride_t apart
     amplitude_ptr,  # [amplitude_size]
+    decay_ptr,  # [decay_size]
+    v_threshold_ptr,  # [v_threshold_size]
     v_init_ptr,  # [N]
     y_ptr,  # [T, N]
     v_last_ptr,  # [N]
-    saved_ptr,  # SAVE 1: uint8 [ceil(T / 4), N]; SAVE 2: float32 [ceil(T / 8) - 1, N]
+    saved_ptr,  # SAVE 1: [ceil(T / 4), N] words of bits; SAVE 2: float32 [ceil(T / 8) - 1, N]
     T,
     N,
     x_stride_t,
+    row,  # neurons of a row
+    rows_per_chunk,
+    columns,  # tiles side by side
     amplitude_inner,
     amplitude_size,
-    decay,
-    v_threshold,
+    decay_inner,
+    decay_size,
+    v_threshold_inner,
+    v_threshold_size,
+    decay_value,
+    v_threshold_value,
     v_reset,
     width,  # of the rectangular surrogate
     HAS_AMPLITUDE: tl.constexpr,
+    HAS_DECAY: tl.constexpr,
+    HAS_V_THRESHOLD: tl.constexpr,
     HAS_V_INIT: tl.constexpr,
-    SOFT_RESET: tl.constexpr,
+    KEEP_STATE: tl.constexpr,
+    RESET: tl.constexpr,
+    TERNARY: tl.constexpr,
     SAVE: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     # 64-bit arithmetic on scalars, 32-bit on lanes.
-    first = tl.program_id(0).to(tl.int64) * BLOCK
+    column = (tl.program_id(0) % columns).to(tl.int64) * BLOCK
+    row_begin = (tl.program_id(0) // columns).to(tl.int64) * rows_per_chunk
+    row_end = tl.minimum(row_begin + rows_per_chunk, tl.cdiv(N, row))
     lane = tl.arange(0, BLOCK)
-    neurons = tl.minimum(N - first, BLOCK).to(tl.int32)
-    mask = lane < neurons
-    amplitude = _load_amplitude(
-        amplitude_ptr, first, lane, mask, amplitude_inner, amplitude_size, HAS_AMPLITUDE
-    ).to(y_ptr.dtype.element_ty)
-    v = _load_or_zero(v_init_ptr, first, lane, mask, HAS_V_INIT)
-    for t0 in range(0, T, CHUNK):
-        if SAVE == 2:
-            if t0 > 0:
+    live_columns = lane < tl.minimum(row - column, BLOCK).to(tl.int32)
+    amplitude = _load_parameter(
+        *(amplitude_ptr, 1.0, column, lane, live_columns),
+        *(amplitude_inner, amplitude_size, HAS_AMPLITUDE),
+    )
+    decay = _load_parameter(
+        *(decay_ptr, decay_value, column, lane, live_columns, decay_inner, decay_size, HAS_DECAY)
+    )
+    v_threshold = _load_parameter(
+        *(v_threshold_ptr, v_threshold_value, column, lane, live_columns),
+        *(v_threshold_inner, v_threshold_size, HAS_V_THRESHOLD),
+    )
+    BITS: tl.constexpr = 4 if TERNARY else 2
+    for r in range(row_begin, row_end):
+        first = r * row + column
+        neurons = tl.minimum(tl.minimum(N - first, row - column), BLOCK).to(tl.int32)
+        mask = lane < neurons
+        v = _load_or_zero(v_init_ptr, first, lane, mask, HAS_V_INIT)
+        for t0 in range(0, T, CHUNK):
+            if SAVE == 2:
+                if t0 > 0:
+                    tl.store(
+                        saved_ptr + (tl.cast(t0 // CHUNK - 1, tl.int64) * N + first) + lane,
+                        v,
+                        mask=mask,
+                    )
+            bits = tl.zeros([BLOCK], tl.int32)
+            for k in tl.static_range(CHUNK):
+                t = tl.cast(t0 + k, tl.int64)
+                live = lane < tl.where(t < T, neurons, 0)
+                x = tl.load(x_ptr + (t * x_stride_t + first) + lane, mask=live, other=0.0)
+                h = decay * v + x.to(tl.float32)
+                distance = _with_sign(h, h, TERNARY) - v_threshold
+                spike = _with_sign(h, h, TERNARY) >= v_threshold
+                y = tl.where(spike, _with_sign(amplitude, h, TERNARY), 0.0)
+                tl.store(y_ptr + (t * N + first) + lane, y.to(y_ptr.dtype.element_ty), mask=live)
+                v = tl.where(t < T, _reset(h, spike, v_threshold, v_reset, RESET, TERNARY), v)
+                if SAVE == 1:
+                    one = tl.where(t < T, 1, 0)
+                    bits |= tl.where(spike, one << (BITS * k), 0)
+                    bits |= tl.where(_in_window(distance, width), one << (BITS * k + 1), 0)
+                    if TERNARY:
+                        bits |= tl.where(_is_negative(h), one << (BITS * k + 2), 0)
+            if SAVE == 1:
                 tl.store(
-                    saved_ptr + (tl.cast(t0 // CHUNK - 1, tl.int64) * N + first) + lane,
-                    v,
+                    saved_ptr + (tl.cast(t0 // CHUNK, tl.int64) * N + first) + lane,
+                    bits.to(saved_ptr.dtype.element_ty),
                     mask=mask,
                 )
-        bits = tl.zeros([BLOCK], tl.int32)
-        for k in tl.static_range(CHUNK):
-            t = tl.cast(t0 + k, tl.int64)
-            live = lane < tl.where(t < T, neurons, 0)
-            x = tl.load(x_ptr + (t * x_stride_t + first) + lane, mask=live, other=0.0)
-            h = decay * v + x.to(tl.float32)
-            spike = h >= v_threshold
-            y = tl.where(spike, amplitude, 0.0).to(y_ptr.dtype.element_ty)
-            tl.store(y_ptr + (t * N + first) + lane, y, mask=live)
-            v = tl.where(t < T, _reset(h, spike, v_threshold, v_reset, SOFT_RESET), v)
-            if SAVE == 1:
-                one = tl.where(t < T, 1, 0)
-                bits |= tl.where(spike, one << (2 * k), 0)
-                bits |= tl.where(_in_window(h - v_threshold, width), one << (2 * k + 1), 0)
-        if SAVE == 1:
-            tl.store(
-                saved_ptr + (tl.cast(t0 // CHUNK, tl.int64) * N + first) + lane,
-                bits.to(tl.uint8),
-                mask=mask,
-            )
-    tl.store(v_last_ptr + first + lane, v, mask=mask)
+        if KEEP_STATE:
+            tl.store(v_last_ptr + first + lane, v, mask=mask)
 
 
-@triton.jit(do_not_specialize=["T", "amplitude_inner", "amplitude_size"])
+@triton.jit(
+    do_not_specialize=[
+        *("T", "rows_per_chunk", "columns", "amplitude_inner", "amplitude_size", "decay_inner"),
+        *("decay_size", "v_threshold_inner", "v_threshold_size"),
+    ]
+)
 def lif_bwd_kernel(
     grad_y_ptr,  # [T, N]
     grad_v_last_ptr,  # [N]
     x_ptr,  # [T, N], x_stride_t apart (SAVE 2 only)
     amplitude_ptr,  # [amplitude_size]
+    decay_ptr,  # [decay_size]
+    v_threshold_ptr,  # [v_threshold_size]
     v_init_ptr,  # [N]
     saved_ptr,  # as in lif_fwd_kernel
     grad_x_ptr,  # [T, N]
+    grad_amplitude_ptr,  # [chunks, row]: sums over time and the rows of a tile
+    grad_decay_ptr,  # [chunks, row]
+    grad_v_threshold_ptr,  # [chunks, row]
     grad_v_init_ptr,  # [N]
-    grad_amplitude_ptr,  # [N]: sum over t of grad_y * o
     T,
     N,
     x_stride_t,
+    row,  # neurons of a row
+    rows_per_chunk,
+    columns,  # tiles side by side
     amplitude_inner,
     amplitude_size,
-    decay,
-    v_threshold,
+    decay_inner,
+    decay_size,
+    v_threshold_inner,
+    v_threshold_size,
+    decay_value,
+    v_threshold_value,
     v_reset,
     scale,
     HAS_AMPLITUDE: tl.constexpr,
+    HAS_DECAY: tl.constexpr,
+    HAS_V_THRESHOLD: tl.constexpr,
     HAS_V_INIT: tl.constexpr,
     HAS_GRAD_V_LAST: tl.constexpr,
-    SOFT_RESET: tl.constexpr,
+    WANT_AMPLITUDE: tl.constexpr,
+    WANT_DECAY: tl.constexpr,
+    WANT_V_THRESHOLD: tl.constexpr,
+    WANT_V_INIT: tl.constexpr,
+    RESET: tl.constexpr,
     DETACH_RESET: tl.constexpr,
+    TERNARY: tl.constexpr,
     SURROGATE: tl.constexpr,
     SAVE: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     # 64-bit arithmetic on scalars, 32-bit on lanes.
-    first = tl.program_id(0).to(tl.int64) * BLOCK
+    column = (tl.program_id(0) % columns).to(tl.int64) * BLOCK
+    chunk_of_rows = (tl.program_id(0) // columns).to(tl.int64)
+    row_begin = chunk_of_rows * rows_per_chunk
+    row_end = tl.minimum(row_begin + rows_per_chunk, tl.cdiv(N, row))
     lane = tl.arange(0, BLOCK)
-    neurons = tl.minimum(N - first, BLOCK).to(tl.int32)
-    mask = lane < neurons
-    amplitude = _load_amplitude(
-        amplitude_ptr, first, lane, mask, amplitude_inner, amplitude_size, HAS_AMPLITUDE
+    live_columns = lane < tl.minimum(row - column, BLOCK).to(tl.int32)
+    amplitude = _load_parameter(
+        *(amplitude_ptr, 1.0, column, lane, live_columns),
+        *(amplitude_inner, amplitude_size, HAS_AMPLITUDE),
     )
+    decay = _load_parameter(
+        *(decay_ptr, decay_value, column, lane, live_columns, decay_inner, decay_size, HAS_DECAY)
+    )
+    v_threshold = _load_parameter(
+        *(v_threshold_ptr, v_threshold_value, column, lane, live_columns),
+        *(v_threshold_inner, v_threshold_size, HAS_V_THRESHOLD),
+    )
+    BITS: tl.constexpr = 4 if TERNARY else 2
+    LEARN: tl.constexpr = WANT_DECAY or WANT_V_THRESHOLD
     grad_amplitude = tl.zeros([BLOCK], tl.float32)
-    # dL/dv[t] on entering a step; decay * grad_h[t], which is dL/dv[t-1], on leaving it.
-    q = _load_or_zero(grad_v_last_ptr, first, lane, mask, HAS_GRAD_V_LAST)
+    grad_decay = tl.zeros([BLOCK], tl.float32)
+    grad_v_threshold = tl.zeros([BLOCK], tl.float32)
     chunks = (T + CHUNK - 1) // CHUNK
-    for reversed_chunk in range(0, chunks):
-        chunk = chunks - 1 - reversed_chunk
-        t0 = chunk * CHUNK
-        h = ()
-        bits = tl.zeros([BLOCK], tl.int32)
-        if SAVE == 1:
-            bits = tl.load(
-                saved_ptr + (tl.cast(chunk, tl.int64) * N + first) + lane, mask=mask, other=0
-            ).to(tl.int32)
-        else:
-            v = tl.zeros([BLOCK], tl.float32)
-            if chunk > 0:
-                v = tl.load(
-                    saved_ptr + (tl.cast(chunk - 1, tl.int64) * N + first) + lane,
-                    mask=mask,
-                    other=0.0,
-                )
-            elif HAS_V_INIT:
-                v = tl.load(v_init_ptr + first + lane, mask=mask, other=0.0)
-            for k in tl.static_range(CHUNK):
-                t = tl.cast(t0 + k, tl.int64)
-                x = tl.load(
-                    x_ptr + (t * x_stride_t + first) + lane,
-                    mask=lane < tl.where(t < T, neurons, 0),
-                    other=0.0,
-                )
-                h_k = decay * v + x.to(tl.float32)
-                v = _reset(h_k, h_k >= v_threshold, v_threshold, v_reset, SOFT_RESET)
-                h = h + (h_k,)
-        for k in tl.static_range(CHUNK - 1, -1, -1):
-            t = tl.cast(t0 + k, tl.int64)
-            live = lane < tl.where(t < T, neurons, 0)
-            g = tl.load(grad_y_ptr + (t * N + first) + lane, mask=live, other=0.0).to(tl.float32)
-            grad_o = amplitude * g
+    for r in range(row_begin, row_end):
+        first = r * row + column
+        neurons = tl.minimum(tl.minimum(N - first, row - column), BLOCK).to(tl.int32)
+        mask = lane < neurons
+        # dL/dv[t] on entering a step; decay * grad_h[t], which is dL/dv[t-1], on leaving it.
+        q = _load_or_zero(grad_v_last_ptr, first, lane, mask, HAS_GRAD_V_LAST)
+        for reversed_chunk in range(0, chunks):
+            chunk = chunks - 1 - reversed_chunk
+            t0 = chunk * CHUNK
+            h = ()
+            v_before = ()
+            bits = tl.zeros([BLOCK], tl.int32)
             if SAVE == 1:
-                spike = ((bits >> (2 * k)) & 1) != 0
-                window = ((bits >> (2 * k + 1)) & 1) != 0
-                slope = tl.where(window, 1.0 / scale, 0.0)
+                bits = tl.load(
+                    saved_ptr + (tl.cast(chunk, tl.int64) * N + first) + lane, mask=mask, other=0
+                ).to(tl.int32)
             else:
-                spike = h[k] >= v_threshold
-                slope = _surrogate_derivative(h[k] - v_threshold, scale, SURROGATE)
-                if not DETACH_RESET:
-                    if SOFT_RESET:
-                        grad_o += -v_threshold * q
-                    else:
-                        grad_o += (v_reset - h[k]) * q
-            through_spike = tl.where(slope == 0.0, 0.0, grad_o * slope)
-            if SOFT_RESET:
-                grad_h = through_spike + q
-            else:
-                grad_h = through_spike + tl.where(spike, 0.0, q)
-            tl.store(
-                grad_x_ptr + (t * N + first) + lane,
-                grad_h.to(grad_x_ptr.dtype.element_ty),
-                mask=live,
-            )
-            q = tl.where(t < T, decay * grad_h, q)
-            grad_amplitude += tl.where(spike, g, 0.0)
-    tl.store(grad_v_init_ptr + first + lane, q, mask=mask)
-    if HAS_AMPLITUDE:
-        tl.store(grad_amplitude_ptr + first + lane, grad_amplitude, mask=mask)
+                v = tl.zeros([BLOCK], tl.float32)
+                if chunk > 0:
+                    v = tl.load(
+                        saved_ptr + (tl.cast(chunk - 1, tl.int64) * N + first) + lane,
+                        mask=mask,
+                        other=0.0,
+                    )
+                elif HAS_V_INIT:
+                    v = tl.load(v_init_ptr + first + lane, mask=mask, other=0.0)
+                for k in tl.static_range(CHUNK):
+                    t = tl.cast(t0 + k, tl.int64)
+                    x = tl.load(
+                        x_ptr + (t * x_stride_t + first) + lane,
+                        mask=lane < tl.where(t < T, neurons, 0),
+                        other=0.0,
+                    )
+                    h_k = decay * v + x.to(tl.float32)
+                    spike = _with_sign(h_k, h_k, TERNARY) >= v_threshold
+                    v_before = v_before + (v,)
+                    v = _reset(h_k, spike, v_threshold, v_reset, RESET, TERNARY)
+                    h = h + (h_k,)
+            # Sums of the chunk: one addition of many small ones keeps their precision.
+            chunk_decay = tl.zeros([BLOCK], tl.float32)
+            chunk_v_threshold = tl.zeros([BLOCK], tl.float32)
+            for k in tl.static_range(CHUNK - 1, -1, -1):
+                t = tl.cast(t0 + k, tl.int64)
+                live = lane < tl.where(t < T, neurons, 0)
+                g = tl.load(grad_y_ptr + (t * N + first) + lane, mask=live, other=0.0).to(
+                    tl.float32
+                )
+                if SAVE == 1:
+                    spike = ((bits >> (BITS * k)) & 1) != 0
+                    window = ((bits >> (BITS * k + 1)) & 1) != 0
+                    slope = tl.where(window, 1.0 / scale, 0.0)
+                    through_spike = tl.where(window, amplitude * g * slope, 0.0)
+                    grad_h = through_spike
+                    if TERNARY:
+                        g = tl.where(((bits >> (BITS * k + 2)) & 1) != 0, -g, g)
+                else:
+                    h_k = h[k]
+                    magnitude = _with_sign(h_k, h_k, TERNARY)
+                    spike = magnitude >= v_threshold
+                    slope = _surrogate_derivative(magnitude - v_threshold, scale, SURROGATE)
+                    g = _with_sign(g, h_k, TERNARY)
+                    # Gradient that reaches whether the neuron fires.
+                    grad_fires = amplitude * g
+                    if not DETACH_RESET:
+                        if RESET == "soft":
+                            grad_fires += _with_sign(-v_threshold, h_k, TERNARY) * q
+                        else:
+                            grad_fires += (v_reset - h_k) * q
+                    through_spike = tl.where(slope == 0.0, 0.0, grad_fires * slope)
+                    grad_h = _with_sign(through_spike, h_k, TERNARY)
+                if RESET == "hard":
+                    grad_h += tl.where(spike, 0.0, q)
+                else:
+                    grad_h += q
+                tl.store(
+                    grad_x_ptr + (t * N + first) + lane,
+                    grad_h.to(grad_x_ptr.dtype.element_ty),
+                    mask=live,
+                )
+                if LEARN:
+                    learned = through_spike
+                    if RESET == "soft":
+                        learned += tl.where(spike, _with_sign(q, h_k, TERNARY), 0.0)
+                    chunk_decay += tl.where(t < T, grad_h * v_before[k], 0.0)
+                    chunk_v_threshold -= tl.where(t < T, learned, 0.0)
+                q = tl.where(t < T, decay * grad_h, q)
+                grad_amplitude += tl.where(spike, g, 0.0)
+            grad_decay += chunk_decay
+            grad_v_threshold += chunk_v_threshold
+        if WANT_V_INIT:
+            tl.store(grad_v_init_ptr + first + lane, q, mask=mask)
+    partial = chunk_of_rows * row + column
+    if WANT_AMPLITUDE:
+        tl.store(grad_amplitude_ptr + partial + lane, grad_amplitude, mask=live_columns)
+    if WANT_DECAY:
+        tl.store(grad_decay_ptr + partial + lane, grad_decay, mask=live_columns)
+    if WANT_V_THRESHOLD:
+        tl.store(grad_v_threshold_ptr + partial + lane, grad_v_threshold, mask=live_columns)

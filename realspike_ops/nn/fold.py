@@ -105,7 +105,7 @@ def check_folded_amplitude(amplitude: Tensor, channels: int, input_size: tuple[i
     """Return the granularity ("layer", "channel" or "element") of an amplitude over a map."""
     checks.check_tensor("amplitude", amplitude)
     checks.check_dtype("amplitude", amplitude, (*checks.FLOATS, torch.float64))
-    checks.check_amplitude(amplitude, (channels, *input_size))
+    checks.check_parameter("amplitude", amplitude, (channels, *input_size))
     sizes = (1,) * (3 - amplitude.dim()) + tuple(amplitude.shape)
     if sizes[1] > 1 or sizes[2] > 1:
         return "element"

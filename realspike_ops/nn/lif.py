@@ -1,5 +1,7 @@
 """The LIF layer."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +13,25 @@ from realspike_ops.surrogate import as_surrogate
 GRANULARITIES = ("none", "layer", "channel", "element")
 
 
+def parameter_shape(name: str, granularity: str, shape) -> "tuple[int, ...] | None":
+    """Return the shape of a parameter that neurons of a map of `shape` share, None without one."""
+    checks.check_choice(name, granularity, GRANULARITIES)
+    if granularity == "none":
+        return None
+    if granularity == "layer":
+        return (1,)
+    shape = (shape,) if isinstance(shape, int) else shape
+    if not isinstance(shape, (tuple, list, torch.Size)) or len(shape) == 0:
+        raise ValueError(
+            f"shape must be given for {name} {granularity!r}, as (C, H, W); got {shape!r}"
+        )
+    sizes = tuple(checks.check_positive_int("shape", size) for size in shape)
+    if granularity == "element":
+        return sizes
+    # (C,) alone stands for the channels of a map.
+    return (sizes[0], 1, 1) if len(sizes) == 1 else (sizes[0], *(1 for _ in sizes[1:]))
+
+
 class RealSpikeLIF(nn.Module):
     """LIF neurons with a learnable spike amplitude; takes the place of ``nn.ReLU``.
 
@@ -20,14 +41,27 @@ class RealSpikeLIF(nn.Module):
             shares one amplitude (Eq. 16 to 18).
         shape: Shape of one neuron map, ``(C, H, W)`` (or ``(C,)``, ``(features,)``). Needed for
             channel granularity (C alone is read) and for element granularity.
-        decay, v_threshold, v_reset, detach_reset, surrogate: See `realspike_ops.lif`.
+        decay, v_threshold, v_reset, reset, detach_reset, emission, surrogate: See
+            `realspike_ops.lif`; ``decay`` and ``v_threshold`` are numbers.
+        decay_granularity: What shares one learnable decay, as ``granularity``; ``"none"`` keeps
+            ``decay`` as it is. A learnable decay is ``sigmoid(decay_logit)``, so that it stays
+            inside (0, 1) (the PLIF neuron), and starts at ``decay``.
+        threshold_granularity: The same for the threshold, which starts at ``v_threshold`` (with a
+            learnable decay: the Diet-SNN neuron).
 
     Attributes:
         amplitude: The parameter, of shape ``[1]``, ``[C, 1, 1]`` or ``[C, H, W]``, initialised to
             1; None for granularity ``"none"``.
+        decay: A number, or the tensor ``sigmoid(decay_logit)``.
+        v_threshold: A number, or a parameter.
 
     Shape: [T*B, C, H, W] -> the same. The layer keeps no state between calls: every call starts
     from a potential of 0. Use `realspike_ops.lif` to carry the state of a long sequence.
+
+    Reference:
+        Guo et al., "Real Spike", ECCV 2022, equations (5) to (8) and (16) to (18). Learnable decay:
+        Fang et al., "Incorporating Learnable Membrane Time Constant", ICCV 2021; with a learnable
+        threshold: Rathi and Roy, "DIET-SNN", 2020.
     """
 
     def __init__(
@@ -42,58 +76,78 @@ class RealSpikeLIF(nn.Module):
         surrogate: "str | tuple[str, float]" = "rectangular",
         device=None,
         dtype=None,
+        *,
+        reset: str | None = None,
+        emission: str = "binary",
+        decay_granularity: str = "none",
+        threshold_granularity: str = "none",
     ):
         super().__init__()
         self.timesteps = checks.check_positive_int("timesteps", timesteps)
         self.granularity = granularity
-        self.decay = checks.check_number("decay", decay, 0.0, 1.0)
-        self.v_threshold = checks.check_number("v_threshold", v_threshold)
-        self.v_reset = None if v_reset is None else checks.check_number("v_reset", v_reset)
+        decay = checks.check_number("decay", decay, 0.0, 1.0)
+        v_threshold = checks.check_number("v_threshold", v_threshold)
+        v_reset, self.reset = checks.check_reset(v_reset, reset)
+        self.v_reset = v_reset if self.reset == "hard" else None
         self.detach_reset = bool(detach_reset)
+        self.emission = checks.check_emission(emission, v_threshold)
         self.surrogate = as_surrogate(surrogate)
-        amplitude_shape = self._amplitude_shape(granularity, shape)
-        if amplitude_shape is None:
-            self.register_parameter("amplitude", None)
-        else:
-            ones = torch.ones(amplitude_shape, device=device, dtype=dtype)
-            self.amplitude = nn.Parameter(ones)
 
-    @staticmethod
-    def _amplitude_shape(granularity, shape):
-        if granularity not in GRANULARITIES:
-            names = ", ".join(GRANULARITIES)
-            raise ValueError(f"granularity must be one of {names}; got {granularity!r}")
-        if granularity == "none":
-            return None
-        if granularity == "layer":
-            return (1,)
-        shape = (shape,) if isinstance(shape, int) else shape
-        if not isinstance(shape, (tuple, list, torch.Size)) or len(shape) == 0:
-            raise ValueError(
-                f"shape must be given for granularity {granularity!r}, as (C, H, W); got {shape!r}"
-            )
-        sizes = tuple(checks.check_positive_int("shape", size) for size in shape)
-        if granularity == "element":
-            return sizes
-        # (C,) alone stands for the channels of a map.
-        return (sizes[0], 1, 1) if len(sizes) == 1 else (sizes[0], *(1 for _ in sizes[1:]))
+        def parameter(name, granularity, value):
+            sizes = parameter_shape(name, granularity, shape)
+            if sizes is None:
+                return None
+            return nn.Parameter(torch.full(sizes, value, device=device, dtype=dtype))
+
+        self.register_parameter("amplitude", parameter("granularity", granularity, 1.0))
+        if decay_granularity != "none" and not 0 < decay < 1:
+            raise ValueError(f"decay must be inside (0, 1) to be learnable; got {decay:g}")
+        logit = math.log(decay / (1 - decay)) if 0 < decay < 1 else 0.0
+        self._fixed_decay = decay
+        self.register_parameter(
+            "decay_logit", parameter("decay_granularity", decay_granularity, logit)
+        )
+        learnable_threshold = parameter("threshold_granularity", threshold_granularity, v_threshold)
+        if learnable_threshold is None:
+            self.v_threshold = v_threshold
+        else:
+            self.register_parameter("v_threshold", learnable_threshold)
+
+    @property
+    def decay(self) -> "float | Tensor":
+        return self._fixed_decay if self.decay_logit is None else self.decay_logit.sigmoid()
+
+    @property
+    def form(self) -> dict:
+        """The keyword arguments of `realspike_ops.lif` that make this layer's neuron."""
+        return {
+            "decay": self.decay,
+            "v_threshold": self.v_threshold,
+            "v_reset": self.v_reset,
+            "reset": self.reset,
+            "detach_reset": self.detach_reset,
+            "emission": self.emission,
+            "surrogate": self.surrogate,
+        }
 
     def forward(self, x: Tensor) -> Tensor:
-        y = functional.lif(
-            split_time(x, self.timesteps),
-            self.amplitude,
-            decay=self.decay,
-            v_threshold=self.v_threshold,
-            v_reset=self.v_reset,
-            detach_reset=self.detach_reset,
-            surrogate=self.surrogate,
-        )
-        return y.flatten(0, 1)
+        x = split_time(x, self.timesteps)
+        return functional.lif(x, self.amplitude, **self.form).flatten(0, 1)
 
     def extra_repr(self) -> str:
         parts = [f"timesteps={self.timesteps}", f"granularity={self.granularity!r}"]
-        if self.amplitude is not None:
-            parts.append(f"amplitude={checks.shape_text(self.amplitude)}")
-        parts += [f"decay={self.decay:g}", f"v_threshold={self.v_threshold:g}"]
-        parts += [f"v_reset={self.v_reset}", f"detach_reset={self.detach_reset}"]
+        for name in ("amplitude", "decay_logit", "v_threshold"):
+            parameter = getattr(self, name)
+            if isinstance(parameter, Tensor):
+                parts.append(f"{name}={checks.shape_text(parameter)}")
+        if self.decay_logit is None:
+            parts.append(f"decay={self.decay:g}")
+        if not isinstance(self.v_threshold, Tensor):
+            parts.append(f"v_threshold={self.v_threshold:g}")
+        parts.append(
+            f"v_reset={self.v_reset:g}" if self.reset == "hard" else f"reset={self.reset!r}"
+        )
+        parts.append(f"detach_reset={self.detach_reset}")
+        if self.emission != "binary":
+            parts.append(f"emission={self.emission!r}")
         return ", ".join([*parts, f"surrogate={tuple(self.surrogate)}"])

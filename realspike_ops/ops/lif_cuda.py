@@ -1,18 +1,34 @@
 """Launches of the Triton LIF kernels on dense CUDA tensors."""
 
+from typing import NamedTuple
+
 import torch
-import triton
 
 from realspike_ops.kernels.lif import lif_bwd_kernel, lif_fwd_kernel
 from realspike_ops.ops.lif import BITS_INTERVAL, POTENTIAL_INTERVAL, SAVE_POTENTIALS
 
 NUM_WARPS = 4
 ACCESS_BYTES = 16
+# Enough programs to fill the largest card once; more neurons than that are walked row by row.
+PROGRAMS = 2048
+PARAMETERS = ("AMPLITUDE", "DECAY", "V_THRESHOLD")
 
 
-def _neuron_arguments(neuron):
-    v_reset = 0.0 if neuron.v_reset is None else neuron.v_reset
-    return neuron.decay, neuron.v_threshold, v_reset, neuron.surrogate_scale
+class Tiling(NamedTuple):
+    """How the neurons are split; LifTiling in csrc/core/lif.h says what a row is."""
+
+    row: int
+    columns: int  # tiles side by side
+    rows_per_chunk: int
+    chunks: int
+
+
+def tiling(N: int, period: int, block: int) -> Tiling:
+    row = period * min(max(1, block // period), -(-N // period))
+    columns = -(-row // block)
+    rows = -(-N // row)
+    rows_per_chunk = max(1, rows * columns // PROGRAMS)
+    return Tiling(row, columns, rows_per_chunk, -(-rows // rows_per_chunk))
 
 
 def options(save, element_size):
@@ -30,48 +46,78 @@ def options(save, element_size):
     }
 
 
-def launch_fwd(x, flat_amplitude, v_init, y, v_last, saved, neuron, save, x_stride_t, inner, size):
-    N = v_last.numel()
+def _launch(kernel, pointers, y, N, x_stride_t, tiles, parameters, neuron, constants):
+    kernel[(tiles.columns * tiles.chunks,)](
+        *pointers,
+        *(y.shape[0], N, x_stride_t, tiles.row, tiles.rows_per_chunk, tiles.columns),
+        *(size for parameter in parameters for size in (parameter.inner, parameter.size)),
+        *(neuron.decay, neuron.v_threshold, neuron.v_reset, neuron.surrogate_scale),
+        RESET=neuron.reset,
+        TERNARY=neuron.ternary,
+        **{
+            f"HAS_{name}": parameter.values is not None
+            for name, parameter in zip(PARAMETERS, parameters, strict=True)
+        },
+        **constants,
+    )
+
+
+def launch_fwd(x, parameters, period, v_init, y, v_last, saved, neuron, save, x_stride_t):
+    N = y.shape[1:].numel()
     constants = options(save, y.element_size())
     with torch.cuda.device_of(x):
-        lif_fwd_kernel[(triton.cdiv(N, constants["BLOCK"]),)](
-            *(x, flat_amplitude, v_init, y, v_last, saved, y.shape[0], N, x_stride_t, inner, size),
-            *_neuron_arguments(neuron),
-            HAS_AMPLITUDE=flat_amplitude is not None,
-            HAS_V_INIT=v_init is not None,
-            SOFT_RESET=neuron.v_reset is None,
-            **constants,
+        _launch(
+            lif_fwd_kernel,
+            (x, *(parameter.values for parameter in parameters), v_init, y, v_last, saved),
+            *(y, N, x_stride_t, tiling(N, period, constants["BLOCK"]), parameters, neuron),
+            {
+                "HAS_V_INIT": v_init is not None,
+                "KEEP_STATE": v_last.numel() > 0,
+                **constants,
+            },
         )
+
+
+def partial_shape(T, N, period, save, element_size) -> tuple[int, int]:
+    tiles = tiling(N, period, options(save, element_size)["BLOCK"])
+    return tiles.chunks, tiles.row
 
 
 def launch_bwd(
     grad_y,
     grad_v_last,
     x,
-    flat_amplitude,
+    parameters,
+    period,
     v_init,
     saved,
     grad_x,
+    partials,
     grad_v_init,
-    grad_amplitude_per_neuron,
     neuron,
+    save,
     x_stride_t,
-    inner,
-    size,
 ):
-    N = grad_v_init.numel()
-    constants = options(neuron.save, grad_x.element_size())
+    N = grad_x.shape[1:].numel()
+    constants = options(save, grad_x.element_size())
     with torch.cuda.device_of(grad_y):
-        lif_bwd_kernel[(triton.cdiv(N, constants["BLOCK"]),)](
-            *(grad_y, grad_v_last, x, flat_amplitude, v_init, saved),
-            *(grad_x, grad_v_init, grad_amplitude_per_neuron),
-            *(grad_x.shape[0], N, x_stride_t, inner, size),
-            *_neuron_arguments(neuron),
-            HAS_AMPLITUDE=flat_amplitude is not None,
-            HAS_V_INIT=v_init is not None,
-            HAS_GRAD_V_LAST=grad_v_last is not None,
-            SOFT_RESET=neuron.v_reset is None,
-            DETACH_RESET=neuron.detach_reset,
-            SURROGATE=neuron.surrogate,
-            **constants,
+        _launch(
+            lif_bwd_kernel,
+            (
+                *(grad_y, grad_v_last, x, *(parameter.values for parameter in parameters)),
+                *(v_init, saved, grad_x, *partials, grad_v_init),
+            ),
+            *(grad_x, N, x_stride_t, tiling(N, period, constants["BLOCK"]), parameters, neuron),
+            {
+                "HAS_V_INIT": v_init is not None,
+                "HAS_GRAD_V_LAST": grad_v_last is not None,
+                "WANT_V_INIT": grad_v_init.numel() > 0,
+                "DETACH_RESET": neuron.detach_reset,
+                "SURROGATE": neuron.surrogate,
+                **{
+                    f"WANT_{name}": partial.numel() > 0
+                    for name, partial in zip(PARAMETERS, partials, strict=True)
+                },
+                **constants,
+            },
         )

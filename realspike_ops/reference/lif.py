@@ -14,44 +14,46 @@ SURROGATES = {
 
 
 class _Spike(torch.autograd.Function):
-    """1 where h >= v_threshold, else 0; backward through the surrogate."""
+    """1 where the distance to the threshold is >= 0, else 0; backward through the surrogate."""
 
     @staticmethod
-    def forward(ctx, h, v_threshold, derivative, scale):
-        ctx.save_for_backward(h)
-        ctx.surrogate = (v_threshold, derivative, scale)
-        return (h >= v_threshold).to(h.dtype)
+    def forward(ctx, distance, derivative, scale):
+        ctx.save_for_backward(distance)
+        ctx.surrogate = (derivative, scale)
+        return (distance >= 0).to(distance.dtype)
 
     @staticmethod
     def backward(ctx, grad_o):
-        (h,) = ctx.saved_tensors
-        v_threshold, derivative, scale = ctx.surrogate
-        return grad_o * derivative(h - v_threshold, scale), None, None, None
+        (distance,) = ctx.saved_tensors
+        derivative, scale = ctx.surrogate
+        return grad_o * derivative(distance, scale), None, None
 
 
 class _HardReset(torch.autograd.Function):
-    """h * (1 - o) + v_reset * o for binary o, also where h is infinite."""
+    """h * (1 - r) + v_reset * r where r tells what fired, also where h is infinite."""
 
     @staticmethod
-    def forward(ctx, h, o, v_reset):
-        ctx.save_for_backward(h, o)
+    def forward(ctx, h, r, v_reset):
+        ctx.save_for_backward(h, r)
         ctx.v_reset = v_reset
-        return torch.where(o == 1, torch.full_like(h, v_reset), h)
+        return torch.where(r == 1, torch.full_like(h, v_reset), h)
 
     @staticmethod
     def backward(ctx, grad_v):
-        h, o = ctx.saved_tensors
-        return grad_v * (1 - o), grad_v * (ctx.v_reset - h), None
+        h, r = ctx.saved_tensors
+        return grad_v * (1 - r), grad_v * (ctx.v_reset - h), None
 
 
 def lif(
     x: Tensor,  # [T, B, ...]
     amplitude: Tensor | None = None,  # broadcasts against x.shape[2:]
     *,
-    decay: float = 0.25,
-    v_threshold: float = 0.5,
+    decay: float | Tensor = 0.25,  # a tensor broadcasts likewise
+    v_threshold: float | Tensor = 0.5,  # a tensor broadcasts likewise
     v_reset: float | None = 0.0,
+    reset: str | None = None,
     detach_reset: bool = False,
+    emission: str = "binary",
     surrogate="rectangular",
     v_init: Tensor | None = None,  # [B, ...]
     return_state: bool = False,
@@ -63,14 +65,22 @@ def lif(
     name, scale = (surrogate, None) if isinstance(surrogate, str) else surrogate
     derivative, default_scale = SURROGATES[name]
     scale = default_scale if scale is None else scale
+    reset = reset or ("soft" if v_reset is None else "hard")
     state = torch.float64 if x.dtype == torch.float64 else torch.float32
+    v_threshold = torch.as_tensor(v_threshold, dtype=state)
     v = torch.zeros_like(x[0], dtype=state) if v_init is None else v_init.to(state)
     y = []
     for x_t in x.unbind(0):
         h = decay * v + x_t.to(state)
-        o = _Spike.apply(h, v_threshold, derivative, scale)
-        r = o.detach() if detach_reset else o
-        v = h - v_threshold * r if v_reset is None else _HardReset.apply(h, r, v_reset)
+        # Binary neurons never fire a negative spike; a ternary one looks at the nearer threshold.
+        sign = torch.where(h.signbit(), -1.0, 1.0).to(state) if emission == "ternary" else 1.0
+        fires = _Spike.apply(sign * h - v_threshold, derivative, scale)
+        r = fires.detach() if detach_reset else fires
+        if reset == "hard":
+            v = _HardReset.apply(h, r, v_reset)
+        else:
+            v = h - sign * v_threshold * r if reset == "soft" else h
+        o = sign * fires
         y.append((o if amplitude is None else amplitude.to(state) * o).to(x.dtype))
     y = torch.stack(y) if y else torch.empty_like(x)
     return (y, v) if return_state else y

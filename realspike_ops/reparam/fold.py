@@ -81,14 +81,7 @@ def _unique_names(layers: list[tuple[str, nn.Module]]) -> "OrderedDict[str, nn.M
 
 
 def _binary(lif: RealSpikeLIF) -> RealSpikeLIF:
-    return RealSpikeLIF(
-        lif.timesteps,
-        decay=lif.decay,
-        v_threshold=lif.v_threshold,
-        v_reset=lif.v_reset,
-        detach_reset=lif.detach_reset,
-        surrogate=lif.surrogate,
-    )
+    return RealSpikeLIF(lif.timesteps, **lif.form)
 
 
 def _fold_run(source: RealSpikeLIF | None, layers: list[Layer]) -> list[tuple[str, nn.Module]]:

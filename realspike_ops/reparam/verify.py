@@ -83,9 +83,7 @@ def binary_spikes(lif: RealSpikeLIF, current: Tensor) -> Tensor:  # [T*B, ...] -
     """Return the 0/1 spikes that the layer emits for a current, whatever its amplitude."""
     spikes = functional.lif(
         split_time(current, lif.timesteps),
-        decay=lif.decay,
-        v_threshold=lif.v_threshold,
-        v_reset=lif.v_reset,
+        **lif.form,
     )
     return spikes.flatten(0, 1)
 

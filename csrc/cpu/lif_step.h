@@ -1,0 +1,64 @@
+#pragma once
+
+#include <cstdint>
+
+#include "core/lif.h"
+#include "cpu/element.h"
+
+// One timestep of one neuron, as every loop over neurons uses it. Free of branches.
+
+namespace realspike {
+namespace {
+
+// Masks instead of conditions: they are uniform over a call, and a loop that tests them would be
+// compiled once for every combination.
+inline uint32_t mask_if(bool condition) { return condition ? ~0u : 0u; }
+
+inline float masked(float x, uint32_t mask) { return bits_float(float_bits(x) & mask); }
+
+// The sign bit of a ternary spike; a binary spike has none.
+inline uint32_t sign_of(float h, uint32_t ternary) { return float_bits(h) & 0x80000000u & ternary; }
+
+// `x` with its sign flipped where `sign` is set.
+inline float with_sign(float x, uint32_t sign) { return Float32::with_sign(x, sign); }
+
+inline bool in_window(float distance, float width) {
+  return __builtin_fabsf(distance) <= 0.5f * width;
+}
+
+// v[t] from h[t] (Eq. 6), without the multiplication: an infinite h resets like any other. After a
+// hard reset the potential is v_reset; otherwise the spike adds `shift`.
+template <bool kHardReset>
+inline float reset(float h, bool spike, float v_reset, float shift) {
+  return spike ? (kHardReset ? v_reset : h + shift) : h;
+}
+
+// What a spike adds to the potential when the reset is not hard: without one, 0.
+inline float reset_shift(uint32_t soft, float v_threshold, uint32_t sign) {
+  return masked(with_sign(-v_threshold, sign), soft);
+}
+
+// d spike / d h, written once for C++; distance = |h| - v_threshold for ternary spikes and
+// h - v_threshold for binary ones.
+template <Surrogate kSurrogate>
+inline float surrogate_derivative(float distance, float scale) {
+  switch (kSurrogate) {
+    case Surrogate::kRectangular:  // 1 / width on a window of that width
+      return in_window(distance, scale) ? 1.0f / scale : 0.0f;
+    case Surrogate::kTriangle: {  // a tent of that width and area 1
+      const float inside = 1.0f - 2.0f * __builtin_fabsf(distance) / scale;
+      return inside > 0.0f ? inside * 2.0f / scale : 0.0f;
+    }
+    case Surrogate::kATan: {  // derivative of atan(pi / 2 * alpha * distance) / pi
+      const float z = 1.57079632679489662f * scale * distance;
+      return 0.5f * scale / (1.0f + z * z);
+    }
+    default: {  // derivative of sigmoid(alpha * distance)
+      const float s = 1.0f / (1.0f + __builtin_expf(-scale * distance));
+      return scale * s * (1.0f - s);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace realspike

@@ -1,0 +1,67 @@
+"""The parameters of the neurons (amplitude, decay, threshold) in memory order, and their gradients.
+
+csrc/core/lif.h: neuron n has values[(n / inner) % size], or one value for all.
+"""
+
+import math
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class PerNeuron(NamedTuple):
+    """One parameter as the kernels take it."""
+
+    values: Tensor | None  # [size], float32
+    all: float  # where values is None
+    inner: int
+    size: int
+
+
+def in_memory_order(
+    parameter: Tensor | None, otherwise: float, shape: tuple[int, ...], channels_last: bool
+) -> PerNeuron:
+    """View a parameter that broadcasts against the features `shape` as the neurons lie."""
+    if parameter is None:
+        return PerNeuron(None, otherwise, 1, 1)
+    size = parameter.numel()
+    if size == 1:
+        return PerNeuron(parameter, otherwise, 1, 1)
+    if channels_last:
+        C, H, W = shape
+        if size == C and parameter.shape == (C, 1, 1):
+            return PerNeuron(parameter.contiguous(), otherwise, 1, C)
+        values = parameter.expand(C, H, W).permute(1, 2, 0).contiguous()
+        return PerNeuron(values, otherwise, 1, C * H * W)
+    # The functional layer has expanded a parameter whose varying dimensions are not neighbours.
+    trailing_ones = 0
+    while parameter.shape[-1 - trailing_ones] == 1:
+        trailing_ones += 1
+    inner = math.prod(shape[len(shape) - trailing_ones :])
+    return PerNeuron(parameter.contiguous(), otherwise, inner, size)
+
+
+def period_of(parameters: tuple[PerNeuron, ...], features: int) -> int:
+    """Neurons after which all parameters repeat."""
+    return features if any(parameter.size > 1 for parameter in parameters) else 1
+
+
+def sum_to_parameter(
+    partial: Tensor,  # [chunks, row]; a row holds the sums of a multiple of `period` columns
+    period: int,
+    parameter: Tensor,
+    shape: tuple[int, ...],  # of one sample: [...]
+    channels_last: bool,
+) -> Tensor:
+    """Add up a kernel's partial sums to the gradient of a parameter, in a fixed order."""
+    if period == 1:
+        return partial.sum().reshape(parameter.shape)
+    columns = partial.view(-1, period).sum(0)
+    if channels_last:
+        C, H, W = shape
+        columns = columns.view(H, W, C).permute(2, 0, 1)
+    else:
+        columns = columns.view(shape)
+    sizes = (1,) * (len(shape) - parameter.dim()) + tuple(parameter.shape)
+    dims = [d for d, (size, full) in enumerate(zip(sizes, shape, strict=False)) if size != full]
+    return (columns.sum(dims) if dims else columns).reshape(parameter.shape)
