@@ -15,6 +15,7 @@ from realspike_ops.ops.layout import (
     as_dense_over_time,
     as_step,
     dense_over_time,
+    empty_like_over_time,
     empty_over_time,
     empty_step,
     is_channels_last,
@@ -102,7 +103,7 @@ def forward_with(launch):
 
     def fwd(x, amplitude, decay, v_threshold, v_init, neuron, save, keep_state):
         x, channels_last, x_stride_t = dense_over_time(x)
-        y = empty_over_time(x.shape, channels_last, x.dtype, x.device)
+        y = empty_like_over_time(x, channels_last)
         v_last = empty_step(x.shape[1:], channels_last, x.device) if keep_state else None
         saved = _allocate_saved(x, neuron.ternary, save)
         if x.numel() > 0:
@@ -142,7 +143,7 @@ def backward_with(launch, partial_shape):
         # expanded (that of a sum is).
         grad_y = as_dense_over_time(grad_y, channels_last)
         T, N, shape = grad_y.shape[0], grad_y.shape[1:].numel(), grad_y.shape[2:]
-        grad_x = empty_over_time(grad_y.shape, channels_last, grad_y.dtype, grad_y.device)
+        grad_x = empty_like_over_time(grad_y, channels_last)
         grad_v_init = (
             empty_step(grad_y.shape[1:], channels_last, grad_y.device) if wanted[3] else None
         )
