@@ -104,6 +104,19 @@ def compare(request, benchmark):
     return run
 
 
+@pytest.fixture
+def report_values(request, benchmark):
+    """report_values({name: value}, unit): a row of quantities other than times."""
+
+    def run(values, unit):
+        benchmark.pedantic(lambda: None)  # nothing is timed
+        benchmark.extra_info.update(device=DEVICE, unit=unit, values=values)
+        row = Row(request.node.name, request.node.module.__name__, 0.0, {}, values, unit)
+        request.config.stash[ROWS].append(row)
+
+    return run
+
+
 def _cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -158,8 +171,9 @@ def pytest_terminal_summary(terminalreporter, config):
     for key, value in machine.items():
         terminalreporter.write_line(f"{key}: {value}")
     for row in rows:
-        ratios = "  ".join(f"{name} {ratio:.2f}x" for name, ratio in row.ratios.items())
-        terminalreporter.write_line(f"{row.name:<64} {ratios}")
+        cells = "  ".join(f"{name} {row.cell(name)}" for name in row.ratios)
+        unit = "" if row.unit is None else f"  ({row.unit})"
+        terminalreporter.write_line(f"{row.name:<64} {cells}{unit}")
     if config.getoption("--results"):
         path = write_results(config.getoption("--results"), machine, rows)
         terminalreporter.write_line(f"written: {path}")

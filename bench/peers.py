@@ -52,3 +52,42 @@ def spikingjelly_lif(detach_reset: bool):
         detach_reset=detach_reset,
         step_mode="m",
     )
+
+
+def snntorch_lif(x: Tensor):
+    """snnTorch's Leaky (reset detached) over x.unbind(0), or None where it is not installed."""
+    try:
+        import snntorch
+    except ImportError:
+        return None
+    node = snntorch.Leaky(beta=0.25, threshold=0.5, reset_mechanism="zero")
+
+    def run():
+        v = torch.zeros_like(x[0])
+        y = []
+        for x_t in x.unbind(0):
+            o, v = node(x_t, v)
+            y.append(o)
+        return torch.stack(y)
+
+    return run
+
+
+def norse_lif(x: Tensor):
+    """norse's LIFBoxCell over x.unbind(0), or None where it is not installed."""
+    try:
+        from norse.torch import LIFBoxCell, LIFBoxParameters
+    except ImportError:
+        return None
+    parameters = LIFBoxParameters(tau_mem_inv=torch.tensor(750.0), v_th=torch.tensor(0.5))
+    cell = LIFBoxCell(parameters)
+
+    def run():
+        state = None
+        y = []
+        for x_t in x.unbind(0):
+            o, state = cell(x_t, state)
+            y.append(o)
+        return torch.stack(y)
+
+    return run

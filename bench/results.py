@@ -8,13 +8,22 @@ from pathlib import Path
 
 @dataclass
 class Row:
-    """One configuration: our median time, and each peer's, over the same rounds."""
+    """One configuration: our median time, and each peer's, over the same rounds.
+
+    Or, with a unit, quantities by name in place of the ratios.
+    """
 
     name: str
     group: str
     seconds: float
     peer_seconds: dict[str, float]
     ratios: dict[str, float]  # fastest round of the peer over our fastest
+    unit: str | None = None
+
+    def cell(self, name: str) -> str:
+        if name not in self.ratios:
+            return ""
+        return f"{self.ratios[name]:.2f}" + ("x" if self.unit is None else "")
 
 
 def _table(rows: list[Row], with_times: bool) -> list[str]:
@@ -25,7 +34,7 @@ def _table(rows: list[Row], with_times: bool) -> list[str]:
         cells = [row.name]
         if with_times:
             cells.append(f"{row.seconds * 1e6:.1f}")
-        cells += [f"{row.ratios[peer]:.2f}x" if peer in row.ratios else "" for peer in peers]
+        cells += [row.cell(peer) for peer in peers]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
@@ -44,7 +53,9 @@ def write_results(folder: Path, machine: dict, rows: list[Row]) -> Path:
     lines += ["", "Fastest round of each peer over ours in one run; above 1x we are faster."]
     for group in dict.fromkeys(row.group for row in rows):
         of_group = [row for row in rows if row.group == group]
-        lines += ["", f"## {group}", "", *_table(of_group, with_times="cuda" in machine)]
+        unit = of_group[0].unit
+        lines += ["", f"## {group}", ""] + ([] if unit is None else [f"In {unit}.", ""])
+        lines += _table(of_group, with_times="cuda" in machine and unit is None)
     path = folder / f"{stem}.md"
     path.write_text("\n".join(lines) + "\n")
     return path
