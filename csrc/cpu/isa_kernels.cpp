@@ -11,8 +11,8 @@ namespace realspike {
 
 extern const IsaKernels REALSPIKE_ISA_TABLE;
 const IsaKernels REALSPIKE_ISA_TABLE = {
-    REALSPIKE_ISA_NAME, lif_fwd_tile,    lif_bwd_tile,      pack_range,
-    unpack_range,       kWidestChannels, decode_spikes_row, unshared_conv_task,
+    REALSPIKE_ISA_NAME, lif_fwd_tile,      lif_bwd_tile,     pack_range,
+    unpack_range,       decode_spikes_row, unite_spikes_row, unshared_conv_task,
 };
 
 }  // namespace realspike

@@ -10,13 +10,16 @@ namespace realspike {
 void unshared_conv_cpu(const UnsharedConvParams& params, int num_threads) {
   const IsaKernels& kernels = isa_kernels();
   if (params.N == 0 || params.OH * params.OW == 0 || params.G * params.Cout_g == 0) return;
-  UnsharedConvTiles tiles =
-      choose_unshared_conv_tiles(params, num_threads, kernels.widest_channels);
+  UnsharedConvTiles tiles = choose_unshared_conv_tiles(params, num_threads);
 
   const int64_t rows = params.N * params.H;
   // Uninitialised on purpose: pages that no spike reaches are never touched.
   const std::unique_ptr<uint32_t[]> starts(new uint32_t[rows * (tiles.lists.per_row + 1)]);
-  const std::unique_ptr<uint8_t[]> spikes(new uint8_t[rows * tiles.lists.row_capacity]);
+  const std::unique_ptr<uint8_t[]> spikes(
+      new uint8_t[rows * tiles.lists.row_capacity + kListPadding]);
+  const std::unique_ptr<uint32_t[]> fired(
+      new uint32_t[tiles.prefetch ? tiles.sample_tiles * params.H * params.W * params.words : 0]);
+  tiles.lists.fired = fired.get();
   tiles.lists.starts = starts.get();
   tiles.lists.spikes = spikes.get();
 
@@ -26,7 +29,8 @@ void unshared_conv_cpu(const UnsharedConvParams& params, int num_threads) {
     const IsaKernels& kernels;
     uint32_t* starts;
     uint8_t* spikes;
-  } job{params, tiles, kernels, starts.get(), spikes.get()};
+    uint32_t* fired;
+  } job{params, tiles, kernels, starts.get(), spikes.get(), fired.get()};
   parallel_for(
       rows, num_threads,
       [](void* context, int64_t row) {
@@ -34,6 +38,15 @@ void unshared_conv_cpu(const UnsharedConvParams& params, int num_threads) {
         job.kernels.decode_spikes(job.params, job.tiles.lists, row, job.starts, job.spikes);
       },
       &job);
+  if (tiles.prefetch) {
+    parallel_for(
+        tiles.sample_tiles * params.H, num_threads,
+        [](void* context, int64_t row) {
+          const Job& job = *static_cast<Job*>(context);
+          job.kernels.unite_spikes(job.params, job.tiles.samples, row, job.fired);
+        },
+        &job);
+  }
   parallel_for(
       tiles.tasks, num_threads,
       [](void* context, int64_t task) {
