@@ -120,6 +120,7 @@ UnsharedConvParams unshared_conv_params(
           pointer<const float>(amplitude),
           pointer<const float>(scale),
           pointer<float>(out),
+          nullptr,
           static_cast<DType>(weight_dtype),
           N,
           H,
@@ -185,7 +186,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("unpack_spikes_cuda", [](const UnpackSpikesParams& params, uintptr_t stream) {
     check_cuda(unpack_spikes_cuda(params, pointer<void>(stream)), "unpack_spikes_cuda");
   });
-  m.def("unshared_conv_cuda", [](const UnsharedConvParams& params, uintptr_t stream) {
+  m.def("unshared_conv_workspace_cuda", &unshared_conv_workspace_cuda);
+  m.def("unshared_conv_cuda", [](UnsharedConvParams params, uintptr_t workspace, uintptr_t stream) {
+    params.workspace = pointer<void>(workspace);
     check_cuda(unshared_conv_cuda(params, pointer<void>(stream)), "unshared_conv_cuda");
   });
 #else

@@ -21,6 +21,7 @@ struct UnsharedConvParams {
   const float* amplitude;  // [H, W, G * Cin_g], or nullptr; not with int8 weights
   const float* scale;      // [Cout], or nullptr; with int8 weights alone
   float* out;              // [N, Cout, OH, OW] by strides
+  void* workspace;         // of unshared_conv_workspace_cuda bytes, or nullptr if there are none
   DType weight_dtype;
   int64_t N;
   int64_t H;
@@ -52,7 +53,9 @@ struct UnsharedConvParams {
 void unshared_conv_cpu(const UnsharedConvParams& params, int num_threads);
 
 // Enqueue on `stream` (a cudaStream_t) and return the cudaError_t of the launch. Deterministic; the
-// order of the additions may differ from the CPU's.
+// order of the additions may differ from the CPU's. Without amplitude: there is no factored kernel.
 int unshared_conv_cuda(const UnsharedConvParams& params, void* stream);
+
+int64_t unshared_conv_workspace_cuda(const UnsharedConvParams& params);
 
 }  // namespace realspike

@@ -351,6 +351,10 @@ class SpikeConv2d(_SpikeConv):
         )
         return folded
 
+    def forward(self, spikes: Tensor) -> Tensor:
+        fold.map_size(spikes, self.in_channels)
+        return super().forward(spikes)
+
 
 class SpikeLinear(_SpikeConv):
     """Linear layer over binary spikes by additions alone: a 1 x 1 convolution of a 1 x 1 map.

@@ -101,8 +101,12 @@ def _launch_cpu(params, device):
 
 
 def _launch_cuda(params, device):
+    native = cuda_extension()
     with torch.cuda.device(device):
-        cuda_extension().unshared_conv_cuda(params, torch.cuda.current_stream().cuda_stream)
+        size = native.unshared_conv_workspace_cuda(params)
+        workspace = torch.empty(size, dtype=torch.uint8, device=device) if size else None
+        stream = torch.cuda.current_stream().cuda_stream
+        native.unshared_conv_cuda(params, pointer(workspace), stream)
 
 
 def _setup_context(ctx, inputs, output):
