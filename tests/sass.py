@@ -249,7 +249,8 @@ def trace_loads(code: list[Instruction]) -> list[int]:
     """Follows every loaded value forward, on all paths, to everything that is computed from it.
 
     Returns, for every instruction, the loads from which its operands may come (bit i: `code[i]`).
-    An address does not pass on to what is loaded from it.
+    An address does not pass on to what is loaded from it, nor a spike word to the number of its
+    bits.
     """
     following = successors(code)
     starts = {0} | {j for i, after in enumerate(following) if after != [i + 1] for j in after}
@@ -262,7 +263,11 @@ def trace_loads(code: list[Instruction]) -> list[int]:
         while True:
             instruction = code[i]
             reads[i] = loads = registers.read(instruction)
-            registers.write(instruction, 1 << i if LOAD.match(instruction.opcode) else loads)
+            if LOAD.match(instruction.opcode):
+                loads = 1 << i
+            elif instruction.opcode == "POPC":
+                loads = 0
+            registers.write(instruction, loads)
             if following[i] != [i + 1] or i + 1 in starts:
                 break
             i += 1

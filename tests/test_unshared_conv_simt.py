@@ -122,6 +122,7 @@ class Case:
     threads: int = 0
     splits: int = 0
     blocks: int = 0
+    staged: bool = False  # the kernel for many samples
 
     def __str__(self) -> str:
         def pair(p: tuple) -> str:
@@ -134,6 +135,7 @@ class Case:
         text += "-nhwc" * (self.out == "nhwc")
         text += f"-{self.weight}" * (self.weight != "float32")
         forced = ("vec", "tile", "lanes", "threads", "splits", "blocks")
+        text += "-staged" * self.staged
         return text + "".join(f"-{k}{getattr(self, k)}" for k in forced if getattr(self, k))
 
     @property
@@ -244,6 +246,24 @@ CASES = [
         for weight in ("float32", "bfloat16", "int8", "int8-scaled")
     ),
     Case(cin=200, cout=8, samples=17, kernel=(1, 1), padding=(0, 0), size=(1, 1), splits=4),
+    # the kernel for many samples
+    *(
+        Case(cin=cin, cout=cout, samples=n, weight=weight, lanes=lanes, bias="channel", staged=True)
+        for weight in ("float32", "float16", "bfloat16", "int8", "int8-scaled")
+        for cin, cout, n, lanes in ((33, 16, 3, 2), (64, 80, 37, 32), (31, 48, 70, 8))
+    ),
+    *(
+        Case(
+            cin=33, cout=16, kernel=(k, k), stride=(s, s), padding=(p, p), size=(6, 5), staged=True
+        )
+        for k, s, p in itertools.product((1, 3), (1, 2), (0, 2))
+    ),
+    *(
+        Case(cin=cin, cout=48, groups=groups, samples=5, staged=True, shared=shared, out="nhwc")
+        for cin, groups, shared in ((66, 3, False), (210, 3, True), (40, 1, False))
+    ),
+    *(Case(cin=300, cout=16, weight="int8", rate=r, size=(2, 2), staged=True) for r in (0.0, 1.0)),
+    Case(cin=40, cout=40, samples=70, bias="element", blocks=3, staged=True, kernel=(1, 1)),
     # fewer blocks than tiles: a block works on several, one after the other
     Case(cin=40, cout=40, samples=9, bias="element", blocks=1),
     Case(cin=40, cout=40, samples=9, bias="element", blocks=7, tile=4),
@@ -367,7 +387,14 @@ def call(lib, case: Case, spikes, weight, bias, shuffle: int = 0) -> Tensor:
         out_stride_p=out.stride(3),
     )
     forced = (case.vec, case.tile, case.lanes, case.threads, case.splits, case.blocks)
-    forced = (ctypes.c_int64 * 6)(*forced)
+    if case.staged:  # the tile follows from the number of streams
+        widest, samples = {"float32": (4, 8), "int8": (16, 4), "int8-scaled": (16, 4)}.get(
+            case.weight, (8, 8)
+        )
+        lanes = case.lanes or 4
+        threads = case.threads or 256
+        forced = (widest, threads // lanes * samples, lanes, threads, 1, case.blocks)
+    forced = (ctypes.c_int64 * 7)(*forced, 2 if case.staged else 1)
     check(lib.unshared_conv_simt, ctypes.byref(params), forced, ctypes.c_uint64(shuffle))
     assert memory[:guard].isnan().all()
     assert memory[guard + numel :].isnan().all()
@@ -466,9 +493,10 @@ def config_of(lib, **sizes) -> dict:
     }
     sizes = {**defaults, "weight": 4096, **sizes}
     params = UnsharedConvParams(**sizes)
-    values = (ctypes.c_int64 * 9)()
+    values = (ctypes.c_int64 * 10)()
     lib.unshared_conv_simt_config(ctypes.byref(params), values)
     names = "vec sample_tile lanes threads splits shared_bytes sample_tiles channel_tiles blocks"
+    names += " staged"
     return dict(zip(names.split(), values, strict=True))
 
 
@@ -483,7 +511,27 @@ def test_config_of_a_wide_layer(lib):
         "sample_tiles": 1,
         "channel_tiles": 1,
         "blocks": 1024,
+        "staged": 0,
     }
+
+
+def test_config_of_many_samples_stages_the_rows(lib):
+    config = config_of(lib, N=64)
+    assert (config["staged"], config["lanes"], config["threads"]) == (1, 32, 256)
+    # 8 streams of 8 samples each; 32 rows of 512 bytes.
+    assert (config["sample_tile"], config["shared_bytes"], config["blocks"]) == (64, 16384, 1024)
+    for weight_dtype, tile in ((1, 128), (2, 128), (3, 128)):
+        config = config_of(lib, N=64, weight_dtype=weight_dtype)
+        assert (config["staged"], config["sample_tile"]) == (1, tile)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{"N": 16}, {"Cout_g": 130}, {"OH": 1, "OW": 1}],
+    ids=("few-samples", "unaligned", "one-position"),
+)
+def test_config_that_streams(lib, sizes):
+    assert not config_of(lib, **{"N": 64, **sizes})["staged"]
 
 
 @pytest.mark.parametrize(
@@ -492,7 +540,7 @@ def test_config_of_a_wide_layer(lib):
     ids=("float16", "bfloat16", "int8"),
 )
 def test_config_of_narrower_weights(lib, weight_dtype, expected):
-    config = config_of(lib, N=64, weight_dtype=weight_dtype)
+    config = config_of(lib, N=16, weight_dtype=weight_dtype)
     names = ("vec", "sample_tile", "lanes", "threads")
     assert tuple(config[name] for name in names) == expected
 
@@ -505,10 +553,10 @@ def test_config_of_few_positions_splits_the_receptive_field(lib):
 
 
 def test_config_of_a_narrow_layer_shares_the_warp(lib):
-    config = config_of(lib, Cin_g=16, Cout_g=16, N=64)
+    config = config_of(lib, Cin_g=16, Cout_g=16, N=16)
     # 4 lanes hold a row of 16 channels; 9 words of spikes keep 9 streams busy.
     assert (config["lanes"], config["threads"], config["sample_tile"]) == (4, 64, 16)
-    assert config["blocks"] == 4 * 1024
+    assert config["blocks"] == 1024
 
 
 def test_config_of_a_small_map_cuts_the_rows(lib):
@@ -531,7 +579,11 @@ def test_config_of_unaligned_rows_reads_single_weights(lib, sizes):
 def test_config_covers_all_outputs_and_fits(lib, n, cout, cin):
     for size, groups in itertools.product((1, 4, 56), (1, 3)):
         config = config_of(lib, N=n, Cin_g=cin, Cout_g=cout, OH=size, OW=size, G=groups)
-        assert config["sample_tile"] in (1, 2, 4, 8, 16)
+        streams = config["threads"] // config["lanes"]
+        if config["staged"]:
+            assert (n > 16, config["sample_tile"], config["splits"]) == (True, 8 * streams, 1)
+        else:
+            assert config["sample_tile"] in (1, 2, 4, 8, 16)
         assert config["lanes"] in (1, 2, 4, 8, 16, 32)
         assert config["threads"] in range(32, 257, 32)
         assert config["shared_bytes"] <= 16384
@@ -541,7 +593,6 @@ def test_config_covers_all_outputs_and_fits(lib, n, cout, cin):
         assert (config["channel_tiles"] - 1) * tile < cout <= config["channel_tiles"] * tile
         words = 9 * -(-cin // 32)
         assert 1 <= config["splits"] <= 16
-        streams = config["threads"] // config["lanes"]
         assert config["splits"] == 1 or config["splits"] * streams <= words
         tiles = config["sample_tiles"] * config["channel_tiles"] * config["splits"]
         assert config["blocks"] == tiles * groups * size * size
@@ -549,7 +600,8 @@ def test_config_covers_all_outputs_and_fits(lib, n, cout, cin):
 
 def test_config_counts_blocks_beyond_32_bits(lib):
     config = config_of(lib, N=10**6, OH=1000, OW=1000, Cout_g=4)
-    assert config["blocks"] == 62500 * 10**6
+    # Streams of one lane: 2048 samples per block.
+    assert config["blocks"] == 489 * 10**6
 
 
 @pytest.mark.parametrize("divisor", [1, 2, 3, 7, 10, 641, 2**31 - 1, 2**32 + 1, 2**62 + 1])

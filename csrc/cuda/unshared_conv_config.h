@@ -14,11 +14,15 @@ constexpr int kUnsharedConvReduceTile = 4;
 // A block computes `sample_tile` samples x `lanes * vec` channels of one output position and group,
 // or one of `splits` shares of their terms. It is cut into threads / lanes streams, which share the
 // work on the receptive field.
+//
+// With many samples the rows are staged in shared memory instead: every stream then takes the whole
+// receptive field, for samples of its own.
 struct UnsharedConvConfig {
+  bool staged;
   int vec;          // neighbouring output channels per thread: 16 bytes of weights, or 1
-  int sample_tile;  // a power of two up to most_samples()
+  int sample_tile;  // of a block; unless staged, a power of two up to most_samples
   int lanes;        // threads per stream: a power of two up to 32
-  int threads;      // per block: a multiple of 32 up to most_threads()
+  int threads;      // per block: a multiple of 32 up to most_threads
   int splits;       // blocks that share the receptive field; their sums meet in a second pass
   int shared_bytes;
   int64_t sample_tiles;
@@ -28,19 +32,20 @@ struct UnsharedConvConfig {
 
 // How much of the work the types of weights allow to a thread and a block.
 struct UnsharedConvLimits {
-  int bytes;         // of a weight
-  int most_samples;  // whose sums fit in the registers
-  int most_threads;  // int8: the sums of all threads lie in shared memory
+  int bytes;           // of a weight
+  int most_samples;    // whose sums fit in the registers
+  int most_threads;    // int8: the sums of all threads lie in shared memory
+  int staged_samples;  // of a stream
 };
 
 inline UnsharedConvLimits unshared_conv_limits(DType weight_dtype) {
   switch (weight_dtype) {
     case DType::kFloat32:
-      return {4, 16, kUnsharedConvMaxThreads};
+      return {4, 16, kUnsharedConvMaxThreads, 8};
     case DType::kInt8:
-      return {1, kUnsharedConvReduceTile, kUnsharedConvMaxThreads / 2};
+      return {1, kUnsharedConvReduceTile, kUnsharedConvMaxThreads / 2, 4};
     default:
-      return {2, 8, kUnsharedConvMaxThreads};
+      return {2, 8, kUnsharedConvMaxThreads, 8};
   }
 }
 
@@ -48,8 +53,11 @@ inline UnsharedConvLimits unshared_conv_limits(DType weight_dtype) {
 inline UnsharedConvConfig complete_unshared_conv_config(const UnsharedConvParams& p,
                                                         UnsharedConvConfig config) {
   const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
-  config.shared_bytes = std::min(config.sample_tile, kUnsharedConvReduceTile) * config.threads *
-                        config.vec * static_cast<int>(sizeof(float));
+  constexpr int kStageBytes = 32 * 16;  // of one lane: the rows of a spike word
+  config.shared_bytes = config.staged
+                            ? kStageBytes * config.lanes
+                            : std::min(config.sample_tile, kUnsharedConvReduceTile) *
+                                  config.threads * config.vec * static_cast<int>(sizeof(float));
   config.sample_tiles = ceil_div(p.N, config.sample_tile);
   config.channel_tiles = ceil_div(p.Cout_g, int64_t{config.lanes} * config.vec);
   config.blocks = config.sample_tiles * config.channel_tiles * config.splits * p.G * p.OH * p.OW;
@@ -75,9 +83,21 @@ inline UnsharedConvConfig choose_unshared_conv_config(const UnsharedConvParams& 
   config.lanes = 1;
   while (config.lanes < 32 && int64_t{config.lanes} * config.vec < p.Cout_g) config.lanes *= 2;
 
+  // Above this, a streaming block would not hold all samples, and rows would be read again.
+  constexpr int64_t kFewSamples = 16;
+  constexpr int64_t kWantedBlocks = 256;
+  if (p.N > kFewSamples && rows_are_aligned) {
+    UnsharedConvConfig staged = config;
+    staged.staged = true;
+    staged.splits = 1;
+    staged.threads = kUnsharedConvMaxThreads;
+    staged.sample_tile = staged.threads / staged.lanes * limits.staged_samples;
+    staged = complete_unshared_conv_config(p, staged);
+    if (staged.blocks >= kWantedBlocks / 2) return staged;
+  }
+
   // Small maps have too few positions for a large device: 128 bytes of a row per stream still are
   // whole cache lines, and the narrower streams share the receptive field among more of them.
-  constexpr int64_t kWantedBlocks = 256;
   constexpr int kCacheLine = 128;
   config.threads = 32;
   config.splits = 1;

@@ -2,6 +2,7 @@
 #include <cstdint>
 
 #include "cuda/unshared_conv_kernel.cuh"
+#include "cuda/unshared_conv_staged_kernel.cuh"
 
 namespace realspike {
 
@@ -12,7 +13,7 @@ int64_t unshared_conv_workspace_cuda(const UnsharedConvParams& params) {
 int unshared_conv_cuda(const UnsharedConvParams& params, void* stream_address) {
   const UnsharedConvConfig config = choose_unshared_conv_config(params);
   if (config.blocks == 0) return cudaSuccess;
-  const UnsharedConvKernel kernel = select_unshared_conv_kernel(params.weight_dtype, config);
+  const UnsharedConvKernel kernel = select_kernel(params.weight_dtype, config);
   const bool second_pass = needs_second_pass(params, config);
   if (kernel == nullptr || second_pass != (params.workspace != nullptr)) {
     return cudaErrorInvalidValue;

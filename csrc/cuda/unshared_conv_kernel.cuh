@@ -90,6 +90,22 @@ __device__ void add_rows(const Weight* rows, uint32_t row_bytes, const uint32_t 
   }
 }
 
+// Leaves a sum to the second pass, if there is one, or makes it an output.
+template <typename Total>
+__device__ void write_total(const UnsharedConvParams& p, int64_t split, int64_t n, int64_t co,
+                            int64_t position, Total total) {
+  if (p.workspace != nullptr) {
+    const int64_t row = (split * p.N + n) * p.G * p.Cout_g + co;
+    static_cast<Total*>(p.workspace)[row * p.OH * p.OW + position] = total;
+    return;
+  }
+  float out = static_cast<float>(total);
+  if (p.bias != nullptr) {
+    out += __ldg(p.bias + co * p.bias_stride_c + position * p.bias_stride_p);
+  }
+  p.out[n * p.out_stride_n + co * p.out_stride_c + position * p.out_stride_p] = out;
+}
+
 // Moves the sums to the thread's own place in shared memory, before their lanes overflow.
 template <typename Total, int VEC, int S_TILE>
 __device__ void empty_into(Total* own, int stride, Sums<Int8Weight, VEC, S_TILE>& sums) {
@@ -104,11 +120,11 @@ __device__ void empty_into(Total* own, int stride, Sums<Int8Weight, VEC, S_TILE>
   sums.clear();
 }
 
-// A block owns S_TILE samples x (lanes * VEC) channels of one output position and group; a thread
-// sums VEC neighbouring channels of all these samples over the words of its stream. The streams
-// take turns at the spike words of the taps inside the map, so every word and therefore every
-// touched row belongs to one stream. What they add up meets in shared memory, where one thread per
-// output adds the streams in ascending order.
+// For few samples: touched rows stream past once. A block owns S_TILE samples x (lanes * VEC)
+// channels of one output position and group; a thread sums VEC neighbouring channels of all these
+// samples over the words of its stream. The streams take turns at the spike words of the taps
+// inside the map, so every word and therefore every touched row belongs to one stream. What they
+// add up meets in shared memory, where one thread per output adds the streams in ascending order.
 //
 // Uniform over a block: the tile, the taps, the number of words and all barriers. Uniform over a
 // stream: the spike words, hence the rows and the loop over them. Streams share a warp if a row is
@@ -233,16 +249,7 @@ __global__ void __launch_bounds__(kUnsharedConvMaxThreads, 2)
         for (int k = 1; k < streams; ++k) total += first[k * tile_channels];
         const int64_t n = n_0 + s_0 + s;
         const int64_t co = g * p.Cout_g + co_0 + channel;
-        if (p.workspace != nullptr) {
-          const int64_t row = (split * p.N + n) * p.G * p.Cout_g + co;
-          static_cast<Total*>(p.workspace)[row * p.OH * p.OW + position] = total;
-          continue;
-        }
-        float out = static_cast<float>(total);
-        if (p.bias != nullptr) {
-          out += __ldg(p.bias + co * p.bias_stride_c + position * p.bias_stride_p);
-        }
-        p.out[n * p.out_stride_n + co * p.out_stride_c + position * p.out_stride_p] = out;
+        write_total(p, split, n, co, position, total);
       }
       __syncthreads();
     }

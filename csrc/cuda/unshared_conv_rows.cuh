@@ -56,7 +56,8 @@ struct WeightVector;
 template <>
 struct WeightVector<float, 4> {
   uint4 words;
-  __device__ void load(const float* row) { words = load_vector(row); }
+  __device__ void set(const uint4& row) { words = row; }
+  __device__ void load(const float* row) { set(load_vector(row)); }
   __device__ void add_to(float (&sum)[4]) const {
     sum[0] += __uint_as_float(words.x);
     sum[1] += __uint_as_float(words.y);
@@ -68,7 +69,8 @@ struct WeightVector<float, 4> {
 template <>
 struct WeightVector<BFloat16Weight, 8> {
   uint4 pairs;
-  __device__ void load(const BFloat16Weight* row) { pairs = load_vector(row); }
+  __device__ void set(const uint4& row) { pairs = row; }
+  __device__ void load(const BFloat16Weight* row) { set(load_vector(row)); }
   __device__ void add_to(float (&sum)[8]) const {
     const uint32_t words[4] = {pairs.x, pairs.y, pairs.z, pairs.w};
 #pragma unroll
@@ -82,7 +84,8 @@ struct WeightVector<BFloat16Weight, 8> {
 template <>
 struct WeightVector<Float16Weight, 8> {
   uint4 pairs;
-  __device__ void load(const Float16Weight* row) { pairs = load_vector(row); }
+  __device__ void set(const uint4& row) { pairs = row; }
+  __device__ void load(const Float16Weight* row) { set(load_vector(row)); }
   __device__ void add_to(float (&sum)[8]) const {
     const uint32_t words[4] = {pairs.x, pairs.y, pairs.z, pairs.w};
 #pragma unroll
@@ -96,7 +99,8 @@ struct WeightVector<Float16Weight, 8> {
 template <>
 struct WeightVector<Int8Weight, 16> {
   uint4 words;
-  __device__ void load(const Int8Weight* row) { words = load_vector(row); }
+  __device__ void set(const uint4& row) { words = row; }
+  __device__ void load(const Int8Weight* row) { set(load_vector(row)); }
   // Sums of even and of odd bytes, in 16-bit lanes.
   __device__ void add_to(uint32_t (&sum)[8]) const {
     const uint32_t quads[4] = {words.x, words.y, words.z, words.w};
@@ -157,7 +161,9 @@ struct Sums<Int8Weight, VEC, S_TILE> {
       totals[0] = static_cast<int32_t>(sum[s][0]);
       return;
     }
-    const int32_t offset = -(rows[s] << 7);
+    // 128 * rows, without what may become a product.
+    const uint32_t rows_256 = __byte_perm(static_cast<uint32_t>(rows[s]), 0, 0x2104);
+    const int32_t offset = -static_cast<int32_t>(rows_256 >> 1);
 #pragma unroll
     for (int i = 0; i < VEC; ++i) {
       const uint32_t word = sum[s][(i / 4 * 2 + i % 2) % kWords];

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cuda/unshared_conv_kernel.cuh"
+#include "cuda/unshared_conv_staged_kernel.cuh"
 
 using realspike::UnsharedConvConfig;
 using realspike::UnsharedConvParams;
@@ -24,20 +25,22 @@ int unshared_conv_simt_is_sanitized() {
 
 // config: vec, sample_tile, lanes, threads, splits, shared_bytes, sample_tiles, channel_tiles,
 // blocks
-void unshared_conv_simt_config(const UnsharedConvParams* params, int64_t config[9]) {
+void unshared_conv_simt_config(const UnsharedConvParams* params, int64_t config[10]) {
   const UnsharedConvConfig c = realspike::choose_unshared_conv_config(*params);
-  const int64_t fields[9] = {c.vec,          c.sample_tile,  c.lanes,         c.threads, c.splits,
-                             c.shared_bytes, c.sample_tiles, c.channel_tiles, c.blocks};
-  std::copy(fields, fields + 9, config);
+  const int64_t fields[10] = {c.vec,          c.sample_tile,  c.lanes,         c.threads, c.splits,
+                              c.shared_bytes, c.sample_tiles, c.channel_tiles, c.blocks,  c.staged};
+  std::copy(fields, fields + 10, config);
 }
 
-// forced: vec, sample_tile, lanes, threads, splits, blocks to launch; 0 leaves the choice to the
+// forced: vec, sample_tile, lanes, threads, splits, blocks to launch, kernel (1 streams, 2 stages);
+// 0 leaves the choice to the
 // launcher's configuration. Returns 0, or 1 with a message in `error`.
-int unshared_conv_simt(const UnsharedConvParams* given, const int64_t forced[6], uint64_t shuffle,
+int unshared_conv_simt(const UnsharedConvParams* given, const int64_t forced[7], uint64_t shuffle,
                        char* error, size_t error_size) {
   UnsharedConvParams params = *given;
   UnsharedConvConfig config = realspike::choose_unshared_conv_config(params);
   if (config.blocks == 0) return 0;
+  if (forced[6] != 0) config.staged = forced[6] == 2;
   if (forced[0] != 0) config.vec = static_cast<int>(forced[0]);
   if (forced[1] != 0) config.sample_tile = static_cast<int>(forced[1]);
   if (forced[2] != 0) config.lanes = static_cast<int>(forced[2]);
@@ -46,7 +49,7 @@ int unshared_conv_simt(const UnsharedConvParams* given, const int64_t forced[6],
   config = realspike::complete_unshared_conv_config(params, config);
   const int64_t blocks = forced[5] != 0 ? forced[5] : config.blocks;
 
-  const auto kernel = realspike::select_unshared_conv_kernel(params.weight_dtype, config);
+  const auto kernel = realspike::select_kernel(params.weight_dtype, config);
   if (kernel == nullptr) {
     std::snprintf(error, error_size, "no kernel for this sample tile");
     return 1;
