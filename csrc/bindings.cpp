@@ -167,6 +167,14 @@ PYBIND11_MODULE(_C, m) {
   m.def("pack_spikes_cpu", &pack_spikes_cpu, no_gil);
   m.def("unpack_spikes_cpu", &unpack_spikes_cpu, no_gil);
   m.def("unshared_conv_cpu", &unshared_conv_cpu, no_gil);
+  m.def(
+      "unshared_conv_grad_weight_cpu",
+      [](const UnsharedConvParams& params, uintptr_t grad_out, uintptr_t grad_weight,
+         int num_threads) {
+        unshared_conv_grad_weight_cpu(
+            {params, pointer<const float>(grad_out), pointer<float>(grad_weight)}, num_threads);
+      },
+      no_gil);
   m.def("unshared_conv_tiles", [](const UnsharedConvParams& params, int num_threads) {
     const UnsharedConvTiles tiles = choose_unshared_conv_tiles(params, num_threads);
     return py::dict("positions"_a = tiles.positions, "channels"_a = tiles.channels,

@@ -192,6 +192,8 @@ def unshared_spike_conv(
     geometry = (checks.pair("stride", stride, 1), before, checks.pair("dilation", dilation, 1))
     if algorithm == "auto":
         algorithm = choose_algorithm(spikes.device.type, spikes.shape[0], weight.dtype)
+    if amplitude is not None and spikes.device.type == "cuda":
+        algorithm = "matmul"  # there is no factored kernel: one convolution of amplitude * spikes
     arguments = (spikes, weight, bias, amplitude, scale, expected, *geometry)
     if algorithm == "matmul":
         if not packed and check_binary:

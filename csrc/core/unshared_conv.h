@@ -48,6 +48,16 @@ struct UnsharedConvParams {
   int64_t out_stride_p;  // elements from output position oh * OW + ow to the next
 };
 
+// grad_weight[oh, ow, g, kh, kw, ci, :] += grad_out[n, :, oh, ow] for every n whose tap is set. The
+// strides of `out` are those of grad_out; weight, bias, amplitude, scale and out are not used.
+struct UnsharedConvGradWeight : UnsharedConvParams {
+  const float* grad_out;  // [N, Cout, OH, OW] by strides
+  float* grad_weight;     // [OH, OW, G, KH, KW, Cin_g, Cout_g]
+};
+
+// In ascending n.
+void unshared_conv_grad_weight_cpu(const UnsharedConvGradWeight& params, int num_threads);
+
 // Each output is one float32 sum (int32 for int8 weights) over its rows in ascending (kh, kw, ci),
 // then the bias: the same bits whatever the number of threads and the instruction set.
 void unshared_conv_cpu(const UnsharedConvParams& params, int num_threads);

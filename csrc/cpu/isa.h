@@ -28,6 +28,8 @@ struct IsaKernels {
   void (*unite_spikes)(const UnsharedConvParams&, int64_t samples, int64_t row, uint32_t* fired);
   // Task number `task` of the grid that the tiles span.
   void (*unshared_conv)(const UnsharedConvParams&, const UnsharedConvTiles&, int64_t task);
+  void (*unshared_conv_grad_weight)(const UnsharedConvGradWeight&, const UnsharedConvTiles&,
+                                    int64_t task);
 };
 
 // The best set that this CPU has, or the one that the environment variable REALSPIKE_CPU_ISA names

@@ -126,29 +126,15 @@ void copy_amplitude(const UnsharedConvParams& p, const Tile& tile, const Pass<We
 
 template <class Row, bool kFactored>
 void run_task(const UnsharedConvParams& p, const UnsharedConvTiles& tiles, int64_t task) {
-  Tile tile{};
-  const int64_t sample_tile = task % tiles.sample_tiles;
-  task /= tiles.sample_tiles;
-  const int64_t channel_tile = task % tiles.channel_tiles;
-  task /= tiles.channel_tiles;
-  tile.group = task % p.G;
-  const int64_t begin = task / p.G * tiles.positions;
-  const int64_t positions = p.OH * p.OW;
-  const int64_t end = begin + tiles.positions < positions ? begin + tiles.positions : positions;
-
-  tile.first_sample = sample_tile * tiles.samples;
-  tile.samples = p.N - tile.first_sample < tiles.samples ? p.N - tile.first_sample : tiles.samples;
-  tile.first_channel = channel_tile * tiles.channels;
-  tile.channels = p.Cout_g - tile.first_channel < tiles.channels ? p.Cout_g - tile.first_channel
-                                                                 : tiles.channels;
-
-  using Weight = typename Row::Weight;
+  const Task work(p, tiles, task);
+  const Tile& tile = work.tile;
+  using Weight = const typename Row::Weight;
   Accumulators<Row> accumulators;
   Prefetcher prefetcher;
   RowList list;
-  const uint32_t* fired = tiles.lists.fired + sample_tile * p.H * p.W * p.words;
+  const uint32_t* fired = tiles.lists.fired + work.sample_tile * p.H * p.W * p.words;
   float amplitude[kFactored ? kMostRowsPerPass : 1];
-  Passes<Weight> passes(p, tiles, tile, begin, end);
+  Passes<Weight> passes(p, tiles, tile, static_cast<Weight*>(p.weight), work.begin, work.end);
   Pass<Weight> two[2];
   Pass<Weight>* now = &two[0];
   Pass<Weight>* ahead = &two[1];

@@ -16,6 +16,31 @@ struct Tile {
   int64_t channels;
 };
 
+// Task number `task` of the grid that the tiles span.
+struct Task {
+  Task(const UnsharedConvParams& p, const UnsharedConvTiles& tiles, int64_t task) {
+    sample_tile = task % tiles.sample_tiles;
+    task /= tiles.sample_tiles;
+    const int64_t channel_tile = task % tiles.channel_tiles;
+    task /= tiles.channel_tiles;
+    tile.group = task % p.G;
+    begin = task / p.G * tiles.positions;
+    const int64_t positions = p.OH * p.OW;
+    end = begin + tiles.positions < positions ? begin + tiles.positions : positions;
+    tile.first_sample = sample_tile * tiles.samples;
+    const int64_t samples = p.N - tile.first_sample;
+    tile.samples = samples < tiles.samples ? samples : tiles.samples;
+    tile.first_channel = channel_tile * tiles.channels;
+    const int64_t channels = p.Cout_g - tile.first_channel;
+    tile.channels = channels < tiles.channels ? channels : tiles.channels;
+  }
+
+  int64_t sample_tile;
+  Tile tile;
+  int64_t begin;  // positions
+  int64_t end;
+};
+
 // One (tap, block of channels) of one output position: which pixel it reads and which rows it adds.
 struct Tap {
   int64_t ih;
@@ -28,7 +53,7 @@ struct Tap {
 template <class Weight>
 struct Pass {
   Tap taps[kMostTapsPerPass];
-  const Weight* rows;  // [rows, Cout_g], from the tile's first output channel
+  Weight* rows;  // [rows, Cout_g], from the tile's first output channel
   int64_t count;
   int64_t position;
   bool first;  // of the position
@@ -41,10 +66,9 @@ template <class Weight>
 class Passes {
  public:
   Passes(const UnsharedConvParams& p, const UnsharedConvTiles& tiles, const Tile& tile,
-         int64_t position, int64_t end)
+         Weight* weight, int64_t position, int64_t end)
       : p_(p), tiles_(tiles), position_(position), end_(end) {
-    weight_ = static_cast<const Weight*>(p.weight) + tile.group * p.KH * p.KW * p.Cin_g * p.Cout_g +
-              tile.first_channel;
+    weight_ = weight + tile.group * p.KH * p.KW * p.Cin_g * p.Cout_g + tile.first_channel;
     begin_position();
   }
 
@@ -100,7 +124,7 @@ class Passes {
 
   const UnsharedConvParams& p_;
   const UnsharedConvTiles& tiles_;
-  const Weight* weight_;
+  Weight* weight_;
   int64_t position_;
   int64_t end_;
   bool first_;

@@ -1,8 +1,21 @@
-"""Gradients of realspike::unshared_conv."""
+"""Gradients of realspike::unshared_conv.
+
+That of unshared weights is gathered like the forward pass (realspike::unshared_conv_grad_weight, on
+the CPU); the others are dense products.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from realspike_ops._native import DTYPES, extension, pointer
+from realspike_ops.ops import LIBRARY
+
+# grad_out [N, Cout, OH, OW], packed [N, H, W, words] -> float32 of shape weight_shape
+LIBRARY.define(
+    "unshared_conv_grad_weight(Tensor grad_out, Tensor packed, int[7] weight_shape, int[2] stride,"
+    " int[2] padding, int[2] dilation) -> Tensor"
+)
 
 
 def gradients(
@@ -28,21 +41,46 @@ def gradients(
     padded, window = window_of(packed.shape[1:3], weight.shape, *geometry)
     grad_spikes = grad_weight = None
     if needs_weight:
-        grad_weight = _of_weight(by_position, packed, weight, padded, window)
+        grad_weight = torch.ops.realspike.unshared_conv_grad_weight(
+            grad_out, packed, weight.shape, *geometry
+        ).to(weight.dtype)
     if needs_spikes:
         grad_spikes = _of_spikes(by_position, packed, weight, padded, window)
     return grad_spikes, grad_weight, None
 
 
-def _of_weight(by_position, packed, weight, padded, window) -> Tensor:
-    OH, OW, G, KH, KW, Cin_g, Cout_g = weight.shape
-    positions, taps = OH * OW, Cin_g * KH * KW
+def _grad_weight_gathered(grad_out, packed, weight_shape, *geometry) -> Tensor:
+    grad_out = grad_out.float()
+    if 0 in grad_out.stride():  # the kernel has one stride for the positions
+        grad_out = grad_out.contiguous()
+    OH, OW = weight_shape[:2]
+    if OH > 1 and OW > 1 and grad_out.stride(2) != OW * grad_out.stride(3):
+        grad_out = grad_out.contiguous()
+    grad_weight = grad_out.new_zeros(weight_shape)
+    packed = packed.contiguous()
+    stride_p = grad_out.stride(3) if OW > 1 else grad_out.stride(2)
+    params = extension().UnsharedConvParams(
+        *(pointer(packed), 0, 0, 0, 0, 0, DTYPES[torch.float32], *packed.shape, *weight_shape),
+        *(size for pair in geometry for size in pair),
+        *(grad_weight[0, 0].numel(), 0, 0, grad_out.stride(0), grad_out.stride(1), stride_p),
+    )
+    extension().unshared_conv_grad_weight_cpu(
+        params, pointer(grad_out), pointer(grad_weight), torch.get_num_threads()
+    )
+    return grad_weight
+
+
+def _grad_weight_multiplied(grad_out, packed, weight_shape, *geometry) -> Tensor:
+    OH, OW, G, KH, KW, Cin_g, Cout_g = weight_shape
+    N, positions, taps = packed.shape[0], OH * OW, Cin_g * KH * KW
+    padded, window = window_of(packed.shape[1:3], weight_shape, *geometry)
     spikes = torch.ops.realspike.unpack_spikes(packed, G * Cin_g, False)
     patches = F.unfold(F.pad(spikes, padded), **window)  # [N, Cin * KH * KW, P]
-    patches = patches.view(packed.shape[0], G, taps, positions).permute(3, 1, 2, 0)
+    patches = patches.view(N, G, taps, positions).permute(3, 1, 2, 0)
+    by_position = grad_out.reshape(N, G, Cout_g, positions).permute(3, 1, 0, 2)
     grad = torch.matmul(patches, by_position)  # [P, G, Cin/G * KH * KW, Cout/G]
     grad = grad.view(OH, OW, G, Cin_g, KH, KW, Cout_g).permute(0, 1, 2, 4, 5, 3, 6)
-    return grad.contiguous().to(weight.dtype)
+    return grad.contiguous()
 
 
 def _of_spikes(by_position, packed, weight, padded, window) -> Tensor:
@@ -97,3 +135,12 @@ def window_of(size, weight_shape, stride, padding, dilation):
     (top, bottom), (left, right) = before_after
     window = {"kernel_size": tuple(weight_shape[3:5]), "dilation": dilation, "stride": stride}
     return (left, right, top, bottom), window
+
+
+LIBRARY.impl("unshared_conv_grad_weight", _grad_weight_gathered, "CPU")
+LIBRARY.impl("unshared_conv_grad_weight", _grad_weight_multiplied, "CUDA")
+torch.library.register_fake(
+    "realspike::unshared_conv_grad_weight",
+    lambda grad_out, packed, weight_shape, *geometry: grad_out.new_empty(weight_shape),
+    lib=LIBRARY,
+)
