@@ -36,35 +36,59 @@ void check_cuda(int error, const char* op) {
 }
 #endif
 
-LifParams lif_params(uintptr_t x, uintptr_t v_init, uintptr_t saved, uintptr_t amplitude,
-                     float amplitude_all, int64_t amplitude_inner, int64_t amplitude_size,
-                     uintptr_t decay, float decay_all, int64_t decay_inner, int64_t decay_size,
-                     uintptr_t v_threshold, float v_threshold_all, int64_t v_threshold_inner,
-                     int64_t v_threshold_size, int dtype, int save, int64_t T, int64_t N,
-                     int64_t x_stride_t, int64_t period, float v_reset, int reset,
-                     bool detach_reset, bool ternary, int surrogate, float surrogate_scale) {
+// The form of a neuron, made once for many calls.
+struct LifForm {
+  float v_reset;
+  Reset reset;
+  bool detach_reset;
+  bool ternary;
+  Surrogate surrogate;
+  float surrogate_scale;
+};
+
+LifForm lif_form(float v_reset, int reset, bool detach_reset, bool ternary, int surrogate,
+                 float surrogate_scale) {
+  return {v_reset, static_cast<Reset>(reset),         detach_reset,
+          ternary, static_cast<Surrogate>(surrogate), surrogate_scale};
+}
+
+PerNeuron per_neuron(uintptr_t values, float all, int64_t inner, int64_t size) {
+  return {pointer<const float>(values), all, inner, size};
+}
+
+LifParams lif_params(const LifForm& form, const PerNeuron& amplitude, const PerNeuron& decay,
+                     const PerNeuron& v_threshold, uintptr_t x, uintptr_t v_init, uintptr_t saved,
+                     int dtype, int save, int64_t T, int64_t N, int64_t x_stride_t,
+                     int64_t period) {
   return {pointer<const void>(x),
           pointer<const float>(v_init),
           pointer<void>(saved),
-          {pointer<const float>(amplitude), amplitude_all, amplitude_inner, amplitude_size},
-          {pointer<const float>(decay), decay_all, decay_inner, decay_size},
-          {pointer<const float>(v_threshold), v_threshold_all, v_threshold_inner, v_threshold_size},
+          amplitude,
+          decay,
+          v_threshold,
           static_cast<DType>(dtype),
           static_cast<LifSave>(save),
           T,
           N,
           x_stride_t,
           period,
-          v_reset,
-          static_cast<Reset>(reset),
-          detach_reset,
-          ternary,
-          static_cast<Surrogate>(surrogate),
-          surrogate_scale};
+          form.v_reset,
+          form.reset,
+          form.detach_reset,
+          form.ternary,
+          form.surrogate,
+          form.surrogate_scale};
 }
 
 void lif_fwd(const LifParams& params, uintptr_t y, uintptr_t v_last, int num_threads) {
   lif_fwd_cpu({params, pointer<void>(y), pointer<float>(v_last)}, num_threads);
+}
+
+void lif_packed(const LifParams& params, uintptr_t packed, uintptr_t v_last, int64_t C, int64_t P,
+                bool channels_last, int num_threads) {
+  lif_packed_cpu({params, pointer<uint32_t>(packed), pointer<float>(v_last), C, P, (C + 31) / 32,
+                  channels_last},
+                 num_threads);
 }
 
 void lif_bwd(const LifParams& params, uintptr_t grad_y, uintptr_t grad_v_last, uintptr_t grad_x,
@@ -152,6 +176,8 @@ UnsharedConvParams unshared_conv_params(
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Kernels of realspike_ops; see csrc/core for the contract of each.";
 
+  py::class_<LifForm>(m, "LifForm").def(py::init(&lif_form));
+  py::class_<PerNeuron>(m, "PerNeuron").def(py::init(&per_neuron));
   py::class_<LifParams>(m, "LifParams").def(py::init(&lif_params));
   py::class_<PackSpikesParams>(m, "PackSpikesParams").def(py::init(&pack_params));
   py::class_<UnpackSpikesParams>(m, "UnpackSpikesParams").def(py::init(&unpack_params));
@@ -164,6 +190,7 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def("lif_fwd_cpu", &lif_fwd, no_gil);
   m.def("lif_bwd_cpu", &lif_bwd, no_gil);
+  m.def("lif_packed_cpu", &lif_packed, no_gil);
   m.def("pack_spikes_cpu", &pack_spikes_cpu, no_gil);
   m.def("unpack_spikes_cpu", &unpack_spikes_cpu, no_gil);
   m.def("unshared_conv_cpu", &unshared_conv_cpu, no_gil);

@@ -48,6 +48,18 @@ def check_no_tangent(**tensors: Tensor | None) -> None:
             )
 
 
+def check_not_differentiated_by_functorch() -> None:
+    if torch.compiler.is_compiling():
+        return
+    stack = torch._C._functorch.get_interpreter_stack()
+    kinds = torch._C._functorch.TransformType
+    if stack and any(level.key() in (kinds.Grad, kinds.Jvp) for level in stack):
+        raise NotImplementedError(
+            "lif: torch.func.grad, vjp and jvp are not supported (vmap is, in inference); "
+            "use torch.autograd, or realspike_ops.reference.lif"
+        )
+
+
 def check_supported_device(name: str, tensor: Tensor) -> None:
     if tensor.device.type not in ("cpu", "cuda", "meta"):
         raise ValueError(

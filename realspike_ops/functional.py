@@ -1,9 +1,12 @@
 """The documented functions; each checks its arguments, then calls one op."""
 
+import functools
+
 import torch
 from torch import Tensor
 
 import realspike_ops.ops.lif
+import realspike_ops.ops.lif_packed
 from realspike_ops import _checks as checks
 from realspike_ops.ops.compress_spikes import compress_spikes, note_spikes
 from realspike_ops.ops.lif import SAVE_NOTHING, Neuron, what_to_save
@@ -40,6 +43,7 @@ def lif(
     surrogate: "str | tuple[str, float]" = "rectangular",
     v_init: Tensor | None = None,  # [B, ...]
     return_state: bool = False,
+    packed: bool = False,
 ):  # [T, B, ...] or ([T, B, ...], [B, ...])
     r"""Run leaky integrate-and-fire neurons over all T timesteps and emit real-valued spikes.
 
@@ -76,9 +80,14 @@ def lif(
         v_init: Potential before the first timestep. Default: zeros.
         return_state: Also return the potential after the last timestep, so that a long sequence
             can be run in pieces with the result of one run.
+        packed: In inference, return o as bits along the channels, as `pack_spikes` does, for
+            `unshared_spike_conv`; the dense spikes never exist. It needs x [T, B, C, ...], no
+            amplitude (fold it into the weights) and nothing that requires a gradient.
 
     Returns:
-        y, in the shape, dtype and memory format of ``x``; with ``return_state``, ``(y, v_last)``,
+        y, in the shape, dtype and memory format of ``x``; with ``packed``, int32 words
+        [T, B, ..., ceil(C / 32)], for ternary spikes [2, T, B, ..., ceil(C / 32)]: the positive
+        ones, then the negative ones; with ``return_state``, ``(y, v_last)``,
         where v_last is float32. Differentiable with respect to x, amplitude, decay, v_threshold
         and v_init, through both outputs.
 
@@ -108,14 +117,11 @@ def lif(
     if x.shape[0] == 0:
         raise ValueError(f"x must have T >= 1 timesteps; got shape {checks.shape_text(x)}")
     amplitude = None if amplitude is None else _parameter("amplitude", amplitude, x)
-    decay, decay_value = _number_or_parameter("decay", decay, x, 0.0, 1.0)
-    v_threshold, threshold_value = _number_or_parameter("v_threshold", v_threshold, x)
-    v_reset, reset = checks.check_reset(v_reset, reset)
-    ternary = (
-        checks.check_emission(emission, None if v_threshold is not None else threshold_value)
-        == "ternary"
+    decay, decay_value = _tensor_or_number("decay", decay, x)
+    v_threshold, threshold_value = _tensor_or_number("v_threshold", v_threshold, x)
+    neuron = _neuron(
+        decay_value, threshold_value, v_reset, reset, detach_reset, emission, surrogate
     )
-    name, scale = as_surrogate(surrogate)
     if v_init is not None:
         checks.check_tensor("v_init", v_init)
         checks.check_dtype("v_init", v_init, checks.FLOATS)
@@ -125,23 +131,70 @@ def lif(
     checks.check_no_tangent(
         x=x, amplitude=amplitude, decay=decay, v_threshold=v_threshold, v_init=v_init
     )
-    neuron = Neuron(
-        *(decay_value, threshold_value, v_reset, reset),
-        # Without a reset there is nothing to detach, and less to save.
-        *(bool(detach_reset) or reset == "none", ternary, name, scale),
-    )
     save = SAVE_NOTHING
     if torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad
         for tensor in (x, amplitude, decay, v_threshold, v_init)
     ):
         save = what_to_save(neuron, decay, v_threshold)
-    y, v_last, _ = realspike_ops.ops.lif.lif(
+    checks.check_not_differentiated_by_functorch()
+    if packed:
+        if amplitude is not None:
+            raise ValueError(
+                "amplitude must be None with packed=True, since bits have none: fold it into the "
+                f"weights that read the spikes; got {checks.shape_text(amplitude)}"
+            )
+        if save != SAVE_NOTHING:
+            raise ValueError(
+                "packed=True is for inference: call it under torch.no_grad(), or detach what "
+                "requires a gradient"
+            )
+        if x.dim() < 3:
+            raise ValueError(
+                f"x must have a dimension of channels [T, B, C, ...]; got {checks.shape_text(x)}"
+            )
+        spikes, v_last = realspike_ops.ops.lif_packed.lif_packed(
+            x, decay, v_threshold, v_init, neuron, bool(return_state)
+        )
+        return (spikes, v_last) if return_state else spikes
+    y, v_last = realspike_ops.ops.lif.lif(
         x, amplitude, decay, v_threshold, v_init, neuron, save, bool(return_state)
     )
     if save != SAVE_NOTHING and not torch.compiler.is_compiling():
-        note_spikes(y, amplitude, ternary)
+        note_spikes(y, amplitude, neuron.ternary)
     return (y, v_last) if return_state else y
+
+
+def _make_neuron(decay, v_threshold, v_reset, reset, detach_reset, emission, surrogate, scale):
+    """Check the form of the neuron; None for a decay or a threshold that is a tensor."""
+    decay = 0.0 if decay is None else checks.check_number("decay", decay, 0.0, 1.0)
+    if v_threshold is not None:
+        v_threshold = checks.check_number("v_threshold", v_threshold)
+    ternary = checks.check_emission(emission, v_threshold) == "ternary"
+    v_reset, reset = checks.check_reset(v_reset, reset)
+    surrogate, scale = as_surrogate(surrogate if scale is None else (surrogate, scale))
+    # Without a reset there is nothing to detach, and less to save.
+    detach_reset = bool(detach_reset) or reset == "none"
+    return Neuron(
+        *(decay, v_threshold or 0.0, v_reset, reset, detach_reset, ternary, surrogate, scale)
+    )
+
+
+# Networks call with the same few neurons again and again. Typed, since True == 1 but is no number.
+_cached_neuron = functools.lru_cache(maxsize=1024, typed=True)(_make_neuron)
+
+
+def _neuron(*form_and_surrogate) -> Neuron:
+    *form, surrogate = form_and_surrogate
+    pair = isinstance(surrogate, (tuple, list)) and len(surrogate) == 2
+    name, scale = surrogate if pair else (surrogate, None)
+    if torch.compiler.is_compiling():
+        return _make_neuron(*form, name, scale)
+    try:
+        return _cached_neuron(*form, name, scale)
+    except TypeError:
+        # What cannot be looked up has no place in a neuron: the checks say why.
+        return _make_neuron(*form, name, scale)
 
 
 def _parameter(name: str, parameter: Tensor, x: Tensor) -> Tensor:
@@ -162,7 +215,10 @@ def _parameter(name: str, parameter: Tensor, x: Tensor) -> Tensor:
     return parameter.expand(shape) if has_gap else parameter
 
 
-def _number_or_parameter(name: str, value, x: Tensor, *limits) -> tuple[Tensor | None, float]:
+def _tensor_or_number(name: str, value, x: Tensor):
+    """Return (tensor, None) or (None, value)."""
     if isinstance(value, Tensor):
-        return _parameter(name, value, x), 0.0
-    return None, checks.check_number(name, value, *limits)
+        return _parameter(name, value, x), None
+    if value is None:
+        raise TypeError(f"{name} must be a number or a tensor; got NoneType")
+    return None, value

@@ -330,7 +330,7 @@ def test_on_the_meta_device(name):
     ("name", "words"),
     [
         ("lif", ["timesteps=2", "element", "[6, 5, 4]", "detach_reset=True", "rectangular"]),
-        ("lif-plain", ["timesteps=1", "none", "v_reset=None", "atan", "3.0", "decay=0.25"]),
+        ("lif-plain", ["timesteps=1", "none", "reset='soft'", "atan", "3.0", "decay=0.25"]),
         ("unshared", ["6, 8", "(3, 3)", "groups=2", "(1, 1)", "input_size=(5, 4)", "bias=True"]),
         ("unshared-no-bias", ["(2, 3)", "bias=False"]),
         ("unshared-int8", ["dtype=int8"]),

@@ -82,6 +82,17 @@ struct LifBackward : LifParams {
   float* grad_v_threshold;   // [chunks, row]
 };
 
+// Inference that emits bits; the layout of the words is that of core/pack_spikes.h. The amplitude
+// is not looked at, and nothing is saved.
+struct LifPacked : LifParams {
+  uint32_t* packed;    // [T, B, P, words]; ternary: [2, T, B, P, words], negative spikes last
+  float* v_last;       // [N], or nullptr
+  int64_t C;           // channels
+  int64_t P;           // pixels; N = B * C * P
+  int64_t words;       // ceil(C / 32)
+  bool channels_last;  // neurons lie [B, P, C], else [B, C, P]
+};
+
 // How the neurons are split, a function of sizes alone, so that sums have one order whatever the
 // number of threads. The neurons are rows of `row`, a multiple of the period (the last may be
 // short); a tile is `width` columns of `rows_per_chunk` rows, and a column keeps its parameters.
@@ -94,10 +105,13 @@ struct LifTiling {
 
 // Columns of a tile at most.
 constexpr int64_t kLifTileWidth = 2048;
+// Pixels whose bits are packed together where they are neighbours.
+constexpr int64_t kLifPackedPixels = 64;
 
 LifTiling lif_tiling(int64_t T, int64_t N, int64_t period);
 
 void lif_fwd_cpu(const LifForward& params, int num_threads);
 void lif_bwd_cpu(const LifBackward& params, int num_threads);
+void lif_packed_cpu(const LifPacked& params, int num_threads);
 
 }  // namespace realspike

@@ -18,6 +18,8 @@ struct IsaKernels {
   const char* name;
   void (*lif_fwd)(const LifForward&, const LifTile&);
   void (*lif_bwd)(const LifBackward&, const LifTile&);
+  // Task number `task` of the grid that lif_packed_cpu spans.
+  void (*lif_packed)(const LifPacked&, int64_t task);
   // Pixels [begin, end) of sample n.
   void (*pack_spikes)(const PackSpikesParams&, int64_t n, int64_t begin, int64_t end);
   void (*unpack_spikes)(const UnpackSpikesParams&, int64_t n, int64_t begin, int64_t end);

@@ -4,6 +4,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/lif_bwd_kernel.h"
+#include "cpu/lif_packed_kernel.h"
 #include "cpu/pack_spikes_kernel.h"
 #include "cpu/unshared_conv_grad_kernel.h"
 #include "cpu/unshared_conv_kernel.h"
@@ -12,9 +13,11 @@ namespace realspike {
 
 extern const IsaKernels REALSPIKE_ISA_TABLE;
 const IsaKernels REALSPIKE_ISA_TABLE = {
-    REALSPIKE_ISA_NAME, lif_fwd_tile,       lif_bwd_tile,
-    pack_range,         unpack_range,       decode_spikes_row,
-    unite_spikes_row,   unshared_conv_task, unshared_conv_grad_weight_task,
+    REALSPIKE_ISA_NAME, lif_fwd_tile,
+    lif_bwd_tile,       lif_packed_task,
+    pack_range,         unpack_range,
+    decode_spikes_row,  unite_spikes_row,
+    unshared_conv_task, unshared_conv_grad_weight_task,
 };
 
 }  // namespace realspike

@@ -11,7 +11,7 @@ namespace {
 template <class Element>
 void lif_bwd_elements(const LifBackward& p, const LifTile& tile) {
   Lanes lanes;
-  gather_lanes(p, tile, lanes);
+  gather_lanes(p, tile, what_varies(p), lanes);
   LaneSums sums;
   load_potential(nullptr, 0, tile.width, sums.amplitude);
   load_potential(nullptr, 0, tile.width, sums.decay);
@@ -19,12 +19,13 @@ void lif_bwd_elements(const LifBackward& p, const LifTile& tile) {
   const auto block =
       p.save == LifSave::kBits ? choose_bits<Element>(p) : choose_recompute<Element>(p);
   for_each_block(p, tile, [&](int64_t n, int64_t lane, int64_t count) {
-    float q[kBlock];
+    alignas(64) float q[kBlock];
     load_potential(p.grad_v_last, n, count, q);
-    block(p, n, count, lane, lanes, q, sums);
+    block(p, n, count, lane, lanes, q, sums, tile.stream);
     if (p.grad_v_init == nullptr) return;
     for (int64_t i = 0; i < count; ++i) p.grad_v_init[n + i] = q[i];
   });
+  if (tile.stream) end_stream();
   const auto store = [&](float* partial, const float* sum) {
     if (partial == nullptr) return;
     partial += tile.chunk * tile.row + tile.column;

@@ -13,15 +13,6 @@ namespace {
 // Timesteps whose recomputed potentials a register can hold for every lane.
 constexpr int kRecomputeSteps = 4;
 
-// Rows of timesteps in float32.
-struct Rows {
-  const float* x;       // x_stride apart
-  const float* grad_y;  // stride apart
-  float* grad_x;        // stride apart
-  int64_t x_stride;
-  int64_t stride;
-};
-
 // The form of the neuron, uniform over a call.
 struct Form {
   uint32_t ternary;
@@ -52,43 +43,50 @@ inline Recomputed recompute_step(const Form& form, float decay, float v_threshol
   return {h, reset<kHardReset>(h, spike, form.v_reset, shift)};
 }
 
-// Carries v over kRecomputeSteps timesteps.
-template <bool kHardReset>
-void advance(const LifBackward& p, int64_t count,
-             const float* __restrict x,  // [kRecomputeSteps, count], stride apart
-             int64_t stride,
-             const float* __restrict decay,        // [count]
-             const float* __restrict v_threshold,  // [count]
-             float* __restrict v) {                // [count]
+// Carries v over one timestep.
+template <bool kHardReset, Vary kVary>
+void advance(const LifBackward& p, int64_t count, const float* __restrict x, const Lanes& lanes,
+             int64_t lane, float* __restrict v) {
   const Form form(p);
+  const Parameter<float, kVary == Vary::kEverything> decay(lanes.decay, lane);
+  const Parameter<float, kVary == Vary::kEverything> v_threshold(lanes.v_threshold, lane);
+#pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
-    const float decay_i = decay[i], threshold_i = v_threshold[i];
-    float v_i = v[i];
-    for (int k = 0; k < kRecomputeSteps; ++k) {
-      v_i = recompute_step<kHardReset>(form, decay_i, threshold_i, v_i, x[k * stride + i]).v;
-    }
-    v[i] = v_i;
+    v[i] = recompute_step<kHardReset>(form, decay[i], v_threshold[i], v[i], x[i]).v;
   }
 }
 
+// Rows of timesteps in float32, each `count` neurons.
+struct Rows {
+  const float* x;  // x_stride apart
+  int64_t x_stride;
+  const float* grad_y;  // grad_y_stride apart
+  int64_t grad_y_stride;
+  float* grad_x;  // grad_x_stride apart
+  int64_t grad_x_stride;
+};
+
 // kSteps timesteps, recomputed from x and the potential before them. kLearn: decay and threshold
 // are learnable.
-template <Surrogate kSurrogate, bool kHardReset, bool kLearn, int kSteps>
-void lif_bwd_recompute_steps(const LifBackward& p, int64_t count,
-                             const float* __restrict x,       // [kSteps, count], x_stride apart
-                             const float* __restrict grad_y,  // [kSteps, count], stride apart
-                             float* __restrict grad_x,        // [kSteps, count], stride apart
-                             int64_t x_stride, int64_t stride,
-                             const float* __restrict amplitude,     // [count]
-                             const float* __restrict decay,         // [count]
-                             const float* __restrict v_threshold,   // [count]
-                             const float* __restrict v,             // [count]
-                             float* __restrict q,                   // [count]
-                             float* __restrict grad_amplitude,      // [count]
-                             float* __restrict grad_decay,          // [count]
-                             float* __restrict grad_v_threshold) {  // [count]
+template <Surrogate kSurrogate, bool kHardReset, Vary kVary, bool kLearn, int kSteps>
+void lif_bwd_recompute_steps(const LifBackward& p, int64_t count, const Rows& rows,
+                             const Lanes& lanes, int64_t lane, const float* __restrict v,
+                             float* __restrict q, LaneSums& sums) {
+  constexpr bool kSum = kVary != Vary::kNothing;
   const Form form(p);
   const float scale = p.surrogate_scale;
+  const float* __restrict x = rows.x;
+  const float* __restrict grad_y = rows.grad_y;
+  float* __restrict grad_x = rows.grad_x;
+  const int64_t x_stride = rows.x_stride, grad_y_stride = rows.grad_y_stride;
+  const int64_t grad_x_stride = rows.grad_x_stride;
+  const Parameter<float, kVary != Vary::kNothing> amplitude(lanes.amplitude, lane);
+  const Parameter<float, kVary == Vary::kEverything> decay(lanes.decay, lane);
+  const Parameter<float, kVary == Vary::kEverything> v_threshold(lanes.v_threshold, lane);
+  float* __restrict grad_amplitude = sums.amplitude + lane;
+  float* __restrict grad_decay = sums.decay + lane;
+  float* __restrict grad_v_threshold = sums.v_threshold + lane;
+#pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
     const float amplitude_i = amplitude[i], decay_i = decay[i], threshold_i = v_threshold[i];
     float h[kSteps], v_before[kSteps];
@@ -101,13 +99,14 @@ void lif_bwd_recompute_steps(const LifBackward& p, int64_t count,
       v_i = step.v;
     }
     float q_i = q[i];
-    float sum_amplitude = grad_amplitude[i];
+    float sum_amplitude = kSum ? grad_amplitude[i] : 0.0f;
+    // Sums of the stretch: one addition of many small ones keeps their precision.
     float sum_decay = 0.0f, sum_threshold = 0.0f;
     for (int k = kSteps - 1; k >= 0; --k) {
       const uint32_t sign = sign_of(h[k], form.ternary);
       const float magnitude = with_sign(h[k], sign);
       const bool spike = magnitude >= threshold_i;
-      const float g = with_sign(grad_y[k * stride + i], sign);
+      const float g = with_sign(grad_y[k * grad_y_stride + i], sign);
       // Gradient that reaches whether the neuron fires, through the spike and through the reset.
       const float by_reset = kHardReset ? form.v_reset - h[k] : with_sign(-threshold_i, sign);
       const float grad_fires = amplitude_i * g + masked(by_reset * q_i, form.attached);
@@ -115,17 +114,17 @@ void lif_bwd_recompute_steps(const LifBackward& p, int64_t count,
       const float through_spike = slope == 0.0f ? 0.0f : grad_fires * slope;
       const float through_state = kHardReset && spike ? 0.0f : q_i;
       const float grad_h = with_sign(through_spike, sign) + through_state;
-      grad_x[k * stride + i] = grad_h;
+      grad_x[k * grad_x_stride + i] = grad_h;
       if (kLearn) {
         sum_decay += grad_h * v_before[k];
         const float subtracted = masked(with_sign(q_i, sign), form.soft);
         sum_threshold -= through_spike + (spike ? subtracted : 0.0f);
       }
       q_i = decay_i * grad_h;
-      sum_amplitude += spike ? g : 0.0f;
+      if (kSum) sum_amplitude += spike ? g : 0.0f;
     }
     q[i] = q_i;
-    grad_amplitude[i] = sum_amplitude;
+    if (kSum) grad_amplitude[i] = sum_amplitude;
     if (kLearn) {
       grad_decay[i] += sum_decay;
       grad_v_threshold[i] += sum_threshold;
@@ -133,35 +132,40 @@ void lif_bwd_recompute_steps(const LifBackward& p, int64_t count,
   }
 }
 
-using RecomputeSteps = void (*)(const LifBackward&, int64_t count, const float* x,
-                                const float* grad_y, float* grad_x, int64_t x_stride,
-                                int64_t stride, const float* amplitude, const float* decay,
-                                const float* v_threshold, const float* v, float* q,
-                                float* grad_amplitude, float* grad_decay, float* grad_v_threshold);
-
-// The functions of one form of the neuron, for 1 ... kRecomputeSteps timesteps.
+// The functions of one form of the neuron.
 struct Recompute {
-  RecomputeSteps steps[kRecomputeSteps];
-  void (*advance)(const LifBackward&, int64_t count, const float* x, int64_t stride,
-                  const float* decay, const float* v_threshold, float* v);
+  using Steps = void (*)(const LifBackward&, int64_t count, const Rows&, const Lanes&, int64_t lane,
+                         const float* v, float* q, LaneSums&);
+  Steps one, two, four;
+  void (*advance)(const LifBackward&, int64_t count, const float* x, const Lanes&, int64_t lane,
+                  float* v);
 };
 
-template <Surrogate kSurrogate, bool kHardReset, bool kLearn>
-constexpr Recompute kRecompute = {{
-                                      lif_bwd_recompute_steps<kSurrogate, kHardReset, kLearn, 1>,
-                                      lif_bwd_recompute_steps<kSurrogate, kHardReset, kLearn, 2>,
-                                      lif_bwd_recompute_steps<kSurrogate, kHardReset, kLearn, 3>,
-                                      lif_bwd_recompute_steps<kSurrogate, kHardReset, kLearn, 4>,
-                                  },
-                                  advance<kHardReset>};
+template <Surrogate kSurrogate, bool kHardReset, Vary kVary, bool kLearn>
+constexpr Recompute kRecompute = {
+    lif_bwd_recompute_steps<kSurrogate, kHardReset, kVary, kLearn, 1>,
+    lif_bwd_recompute_steps<kSurrogate, kHardReset, kVary, kLearn, 2>,
+    lif_bwd_recompute_steps<kSurrogate, kHardReset, kVary, kLearn, 4>,
+    advance<kHardReset, kVary>,
+};
 
 template <Surrogate kSurrogate>
 const Recompute& recompute_with(const LifBackward& p) {
+  constexpr Vary kEverything = Vary::kEverything;
   const bool learn = p.grad_decay != nullptr || p.grad_v_threshold != nullptr;
-  if (p.reset == Reset::kHard) {
-    return learn ? kRecompute<kSurrogate, true, true> : kRecompute<kSurrogate, true, false>;
+  if (p.reset != Reset::kHard) {
+    return learn ? kRecompute<kSurrogate, false, kEverything, true>
+                 : kRecompute<kSurrogate, false, kEverything, false>;
   }
-  return learn ? kRecompute<kSurrogate, false, true> : kRecompute<kSurrogate, false, false>;
+  if (learn) return kRecompute<kSurrogate, true, kEverything, true>;
+  switch (what_varies(p)) {
+    case Vary::kNothing:
+      return kRecompute<kSurrogate, true, Vary::kNothing, false>;
+    case Vary::kAmplitude:
+      return kRecompute<kSurrogate, true, Vary::kAmplitude, false>;
+    default:
+      return kRecompute<kSurrogate, true, kEverything, false>;
+  }
 }
 
 const Recompute& recompute_for(const LifBackward& p) {
@@ -177,85 +181,101 @@ const Recompute& recompute_for(const LifBackward& p) {
   }
 }
 
-// A stretch of at most kLifPotentialInterval timesteps, its second half first: the potential in its
-// middle is recomputed on the way.
-void lif_bwd_stretch(const LifBackward& p, const Recompute& recompute, int64_t count, int64_t lane,
-                     int steps, const Rows& rows, const Lanes& lanes, const float* v, float* q,
-                     LaneSums& sums) {
-  const auto run = [&](int first, int count_steps, const float* v_first) {
-    recompute.steps[count_steps - 1](
-        p, count, rows.x + first * rows.x_stride, rows.grad_y + first * rows.stride,
-        rows.grad_x + first * rows.stride, rows.x_stride, rows.stride, lanes.amplitude + lane,
-        lanes.decay + lane, lanes.v_threshold + lane, v_first, q, sums.amplitude + lane,
-        sums.decay + lane, sums.v_threshold + lane);
-  };
-  if (steps > kRecomputeSteps) {
-    float middle[kBlock];
-    for (int64_t i = 0; i < count; ++i) middle[i] = v[i];
-    recompute.advance(p, count, rows.x, rows.x_stride, lanes.decay + lane, lanes.v_threshold + lane,
-                      middle);
-    run(kRecomputeSteps, steps - kRecomputeSteps, middle);
-    steps = kRecomputeSteps;
-  }
-  run(0, steps, v);
-}
-
 // The rows of a stretch as float32: where they lie, or widened into buffers and rounded back.
 template <class Element>
-struct StretchRows {
+class RowBuffers {
   using Storage = typename Element::Storage;
-  float x[kLifPotentialInterval][kBlock];
-  float grad_y[kLifPotentialInterval][kBlock];
-  float grad_x[kLifPotentialInterval][kBlock];
 
-  Rows load(const LifBackward& p, int64_t count, int steps, const Storage* x_t,
-            const Storage* grad_y_t, Storage*) {
+ public:
+  const float* widen_x(const Storage* x, int64_t stride, int64_t count, int steps) {
+    return widen(x, stride, count, steps, x_);
+  }
+  const float* widen_grad_y(const Storage* grad_y, int64_t stride, int64_t count, int steps) {
+    return widen(grad_y, stride, count, steps, grad_y_);
+  }
+  static int64_t stride(int64_t) { return kBlock; }
+  float* grad_x(Storage*, bool) { return grad_x_[0]; }
+  static int64_t grad_x_stride(int64_t, bool) { return kBlock; }
+
+  void store(Storage* grad_x, int64_t stride, int64_t count, int steps, bool stream) {
+    alignas(64) Storage row[kBlock];
     for (int k = 0; k < steps; ++k) {
-      for (int64_t i = 0; i < count; ++i) {
-        x[k][i] = Element::widen(x_t[k * p.x_stride_t + i]);
-        grad_y[k][i] = Element::widen(grad_y_t[k * p.N + i]);
-      }
+      Storage* to = stream ? row : grad_x + k * stride;
+      for (int64_t i = 0; i < count; ++i) to[i] = Element::round(grad_x_[k][i]);
+      if (stream) stream_copy(grad_x + k * stride, row, count * sizeof(Storage));
     }
-    return {x[0], grad_y[0], grad_x[0], kBlock, kBlock};
   }
 
-  void store(const LifBackward& p, int64_t count, int steps, Storage* grad_x_t) const {
+ private:
+  using Buffer = float[kRecomputeSteps][kBlock];
+  static const float* widen(const Storage* rows, int64_t stride, int64_t count, int steps,
+                            Buffer& buffer) {
     for (int k = 0; k < steps; ++k) {
-      for (int64_t i = 0; i < count; ++i) grad_x_t[k * p.N + i] = Element::round(grad_x[k][i]);
+      for (int64_t i = 0; i < count; ++i) buffer[k][i] = Element::widen(rows[k * stride + i]);
     }
+    return buffer[0];
   }
+
+  alignas(64) Buffer x_;
+  alignas(64) Buffer grad_y_;
+  alignas(64) Buffer grad_x_;
 };
 
 template <>
-struct StretchRows<Float32> {
-  Rows load(const LifBackward& p, int64_t, int, const float* x_t, const float* grad_y_t,
-            float* grad_x_t) {
-    return {x_t, grad_y_t, grad_x_t, p.x_stride_t, p.N};
+class RowBuffers<Float32> {
+ public:
+  const float* widen_x(const float* x, int64_t, int64_t, int) { return x; }
+  const float* widen_grad_y(const float* grad_y, int64_t, int64_t, int) { return grad_y; }
+  static int64_t stride(int64_t in_memory) { return in_memory; }
+  float* grad_x(float* in_memory, bool stream) { return stream ? streamed_[0] : in_memory; }
+  static int64_t grad_x_stride(int64_t in_memory, bool stream) {
+    return stream ? kBlock : in_memory;
   }
-  void store(const LifBackward&, int64_t, int, float*) const {}
+  void store(float* grad_x, int64_t stride, int64_t count, int steps, bool stream) {
+    if (!stream) return;
+    for (int k = 0; k < steps; ++k) {
+      stream_copy(grad_x + k * stride, streamed_[k], count * sizeof(float));
+    }
+  }
+
+ private:
+  alignas(64) float streamed_[kRecomputeSteps][kBlock];
 };
 
 template <class Element>
 void lif_bwd_recompute_block(const LifBackward& p, int64_t n, int64_t count, int64_t lane,
-                             const Lanes& lanes, float* q, LaneSums& sums) {
+                             const Lanes& lanes, float* q, LaneSums& sums, bool stream) {
   using Storage = typename Element::Storage;
-  constexpr int64_t kInterval = kLifPotentialInterval;
   const Recompute& recompute = recompute_for(p);
   const Storage* x = static_cast<const Storage*>(p.x) + n;
   const Storage* grad_y = static_cast<const Storage*>(p.grad_y) + n;
   Storage* grad_x = static_cast<Storage*>(p.grad_x) + n;
   const float* saved = static_cast<const float*>(p.saved);
-  StretchRows<Element> buffers;
-  float v[kBlock];
-  for (int64_t t = (p.T - 1) / kInterval * kInterval; t >= 0; t -= kInterval) {
-    const int steps = static_cast<int>(p.T - t < kInterval ? p.T - t : kInterval);
-    load_potential(t == 0 ? p.v_init : saved + (t / kInterval - 1) * p.N, n, count, v);
+  RowBuffers<Element> buffers;
+  alignas(64) float v[kBlock];
+  for_each_stretch_reversed(p.T, [&](int64_t t, auto steps) {
+    const int64_t kept = t / kLifPotentialInterval;
+    load_potential(kept == 0 ? p.v_init : saved + (kept - 1) * p.N, n, count, v);
+    const auto x_rows = [&](int64_t from, int how_many) {
+      return buffers.widen_x(x + from * p.x_stride_t, p.x_stride_t, count, how_many);
+    };
+    // The potentials between the one that was kept and this stretch.
+    for (int64_t before = kept * kLifPotentialInterval; before < t; ++before) {
+      recompute.advance(p, count, x_rows(before, 1), lanes, lane, v);
+    }
     Storage* grad_x_t = grad_x + t * p.N;
-    const Rows rows =
-        buffers.load(p, count, steps, x + t * p.x_stride_t, grad_y + t * p.N, grad_x_t);
-    lif_bwd_stretch(p, recompute, count, lane, steps, rows, lanes, v, q, sums);
-    buffers.store(p, count, steps, grad_x_t);
-  }
+    const Rows rows = {
+        x_rows(t, steps),
+        buffers.stride(p.x_stride_t),
+        buffers.widen_grad_y(grad_y + t * p.N, p.N, count, steps),
+        buffers.stride(p.N),
+        buffers.grad_x(grad_x_t, stream),
+        buffers.grad_x_stride(p.N, stream),
+    };
+    const auto run = steps == 4 ? recompute.four : steps == 2 ? recompute.two : recompute.one;
+    run(p, count, rows, lanes, lane, v, q, sums);
+    buffers.store(grad_x_t, p.N, count, steps, stream);
+  });
 }
 
 template <class Element>

@@ -1,6 +1,7 @@
 #include "core/lif.h"
 #include "cpu/isa.h"
 #include "cpu/lif_tile.h"
+#include "cpu/memory.h"
 #include "cpu/parallel.h"
 
 namespace realspike {
@@ -18,6 +19,7 @@ struct Job {
   void (*kernel)(const Params&, const LifTile&);
   LifTiling tiling;
   int64_t columns;  // tiles side by side
+  bool stream;
 };
 
 template <class Params>
@@ -31,14 +33,19 @@ void run_tile(void* context, int64_t task) {
   const int64_t row_end = row_begin + tiling.rows_per_chunk;
   const int64_t width = tiling.row - column;
   job.kernel(job.params, {chunk, tiling.row, row_begin, row_end < rows ? row_end : rows, column,
-                          width < tiling.width ? width : tiling.width});
+                          width < tiling.width ? width : tiling.width, job.stream});
 }
 
 template <class Params>
-void run(const Params& params, void (*kernel)(const Params&, const LifTile&), int num_threads) {
+void run(const Params& params, void (*kernel)(const Params&, const LifTile&), void* output,
+         int num_threads) {
   if (params.N == 0 || params.T == 0) return;
   const LifTiling tiling = lif_tiling(params.T, params.N, params.period);
-  Job<Params> job{params, kernel, tiling, ceil_div(tiling.row, tiling.width)};
+  const int64_t bytes = params.T * params.N * (params.dtype == DType::kFloat32 ? 4 : 2);
+  prefer_huge_pages(output, bytes);
+  Job<Params> job{params, kernel, tiling, ceil_div(tiling.row, tiling.width),
+                  // As much is read as is written.
+                  2 * bytes >= last_level_cache_bytes()};
   parallel_for(tiling.chunks * job.columns, num_threads, run_tile<Params>, &job);
 }
 
@@ -60,11 +67,25 @@ LifTiling lif_tiling(int64_t T, int64_t N, int64_t period) {
 }
 
 void lif_fwd_cpu(const LifForward& params, int num_threads) {
-  run(params, isa_kernels().lif_fwd, num_threads);
+  run(params, isa_kernels().lif_fwd, params.y, num_threads);
+}
+
+void lif_packed_cpu(const LifPacked& params, int num_threads) {
+  if (params.N == 0 || params.T == 0) return;
+  const int64_t pixels = params.N / params.C;
+  const int64_t tasks = params.channels_last ? ceil_div(pixels, lif_packed_pixels_per_task(params))
+                                             : pixels / params.P * params.words *
+                                                   ceil_div(params.P, kLifPackedPixels);
+  parallel_for(
+      tasks, num_threads,
+      [](void* context, int64_t task) {
+        isa_kernels().lif_packed(*static_cast<const LifPacked*>(context), task);
+      },
+      const_cast<LifPacked*>(&params));
 }
 
 void lif_bwd_cpu(const LifBackward& params, int num_threads) {
-  run(params, isa_kernels().lif_bwd, num_threads);
+  run(params, isa_kernels().lif_bwd, params.grad_x, num_threads);
 }
 
 }  // namespace realspike

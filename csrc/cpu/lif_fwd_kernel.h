@@ -4,6 +4,7 @@
 
 #include "cpu/lif_lanes.h"
 #include "cpu/lif_step.h"
+#include "cpu/stream.h"
 
 // Inner loops run over neighbouring neurons and are free of branches, so they vectorise.
 
@@ -22,21 +23,38 @@ struct SavedBits<true> {
   static constexpr int kPerStep = 4;
 };
 
-// kSteps consecutive timesteps of `count` neurons; v stays in a register meanwhile.
-template <class Element, bool kSaveBits, bool kTernary, bool kHardReset, int kSteps,
-          class Storage = typename Element::Storage,
-          class Word = typename SavedBits<kTernary>::Word>
+// What a forward pass is compiled for.
+template <class ElementType, bool kSaveBitsValue, bool kTernaryValue, bool kHardResetValue,
+          Vary kVaryValue>
+struct ForwardForm {
+  using Element = ElementType;
+  using Storage = typename Element::Storage;
+  using Word = typename SavedBits<kTernaryValue>::Word;
+  static constexpr bool kSaveBits = kSaveBitsValue;
+  static constexpr bool kTernary = kTernaryValue;
+  static constexpr bool kHardReset = kHardResetValue;
+  static constexpr Vary kVary = kVaryValue;
+};
+
+// kSteps consecutive timesteps of `count` neurons; v stays in a register meanwhile. The bits of
+// `bits` above those of earlier timesteps are 0.
+template <class Form, int kSteps, class Storage = typename Form::Storage,
+          class Word = typename Form::Word>
 void lif_fwd_steps(const LifForward& p, int64_t count,
-                   const Storage* __restrict x,          // [kSteps, count], x_stride_t apart
-                   const Storage* __restrict amplitude,  // [count]
-                   const float* __restrict decay,        // [count]
-                   const float* __restrict v_threshold,  // [count]
-                   float* __restrict v,                  // [count]
-                   Storage* __restrict y,                // [kSteps, count], N apart
-                   Word* __restrict bits) {              // [count]
+                   const Storage* __restrict x,  // [kSteps, count], x_stride_t apart
+                   const Parameter<Storage, Form::kVary != Vary::kNothing> amplitude,     // [count]
+                   const Parameter<float, Form::kVary == Vary::kEverything> decay,        // [count]
+                   const Parameter<float, Form::kVary == Vary::kEverything> v_threshold,  // [count]
+                   float* __restrict v,                                                   // [count]
+                   Storage* __restrict y,  // [kSteps, count], y_stride apart
+                   int64_t y_stride,
+                   Word* __restrict bits,  // [count]
+                   int first_bit) {        // of bits; 0: nothing is there yet
+  using Element = typename Form::Element;
   const float v_reset = p.v_reset, width = p.surrogate_scale;
   const uint32_t soft = mask_if(p.reset == Reset::kSoft);
-  const int64_t x_stride = p.x_stride_t, y_stride = p.N;
+  const int64_t x_stride = p.x_stride_t;
+#pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
     // Read whether or not it is emitted: a load under a condition would not vectorise.
     const Storage amplitude_i = amplitude[i];
@@ -45,90 +63,97 @@ void lif_fwd_steps(const LifForward& p, int64_t count,
     uint32_t saved = 0;
     for (int k = 0; k < kSteps; ++k) {
       const float h = decay_i * v_i + Element::widen(x[k * x_stride + i]);
-      const uint32_t sign = sign_of(h, mask_if(kTernary));
+      const uint32_t sign = sign_of(h, mask_if(Form::kTernary));
       const float magnitude = with_sign(h, sign);
       const bool spike = magnitude >= threshold_i;
-      const Storage emitted = kTernary ? Element::with_sign(amplitude_i, sign) : amplitude_i;
+      const Storage emitted = Form::kTernary ? Element::with_sign(amplitude_i, sign) : amplitude_i;
       y[k * y_stride + i] = spike ? emitted : Storage{};
-      v_i = reset<kHardReset>(h, spike, v_reset,
-                              kHardReset ? 0.0f : reset_shift(soft, threshold_i, sign));
-      if (kSaveBits) {
-        constexpr int kBits = SavedBits<kTernary>::kPerStep;
+      v_i = reset<Form::kHardReset>(h, spike, v_reset,
+                                    Form::kHardReset ? 0.0f : reset_shift(soft, threshold_i, sign));
+      if (Form::kSaveBits) {
+        constexpr int kBits = SavedBits<Form::kTernary>::kPerStep;
         saved |= (spike ? 1u : 0u) << (kBits * k);
         saved |= (in_window(magnitude - threshold_i, width) ? 2u : 0u) << (kBits * k);
-        if (kTernary) saved |= (sign >> 31) << (kBits * k + 2);
+        if (Form::kTernary) saved |= (sign >> 31) << (kBits * k + 2);
       }
     }
     v[i] = v_i;
-    if (kSaveBits) bits[i] = static_cast<Word>(saved);
+    if (Form::kSaveBits) {
+      bits[i] = static_cast<Word>(
+          kSteps == kLifBitsInterval || first_bit == 0 ? saved : bits[i] | (saved << first_bit));
+    }
   }
 }
 
-template <class Element, bool kSaveBits, bool kTernary, bool kHardReset>
-void lif_fwd_block(const LifForward& p, int64_t n, int64_t count,
-                   const typename Element::Storage* amplitude, const float* decay,
-                   const float* v_threshold) {
-  using Storage = typename Element::Storage;
-  using Word = typename SavedBits<kTernary>::Word;
-  float v[kBlock];
+template <class Form>
+void lif_fwd_block(const LifForward& p, const Lanes& lanes, const typename Form::Storage* amplitude,
+                   int64_t n, int64_t lane, int64_t count, bool stream) {
+  using Storage = typename Form::Storage;
+  using Word = typename Form::Word;
+  alignas(64) float v[kBlock];
+  alignas(64) Storage streamed[kLifBitsInterval][kBlock];
   load_potential(p.v_init, n, count, v);
   const Storage* x = static_cast<const Storage*>(p.x) + n;
   Storage* y = static_cast<Storage*>(p.y) + n;
-  for (int64_t t = 0; t < p.T; t += kLifBitsInterval) {
+  for_each_stretch(p.T, [&](int64_t t, auto steps) {
     if (p.save == LifSave::kPotentials && t > 0 && t % kLifPotentialInterval == 0) {
       float* saved = static_cast<float*>(p.saved) + (t / kLifPotentialInterval - 1) * p.N + n;
       for (int64_t i = 0; i < count; ++i) saved[i] = v[i];
     }
-    const auto steps = [&](auto function) {
-      Word* bits =
-          kSaveBits ? static_cast<Word*>(p.saved) + t / kLifBitsInterval * p.N + n : nullptr;
-      function(p, count, x + t * p.x_stride_t, amplitude, decay, v_threshold, v, y + t * p.N, bits);
-    };
-    switch (p.T - t) {
-      case 1:
-        steps(lif_fwd_steps<Element, kSaveBits, kTernary, kHardReset, 1>);
-        break;
-      case 2:
-        steps(lif_fwd_steps<Element, kSaveBits, kTernary, kHardReset, 2>);
-        break;
-      case 3:
-        steps(lif_fwd_steps<Element, kSaveBits, kTernary, kHardReset, 3>);
-        break;
-      default:
-        steps(lif_fwd_steps<Element, kSaveBits, kTernary, kHardReset, 4>);
+    Word* bits =
+        Form::kSaveBits ? static_cast<Word*>(p.saved) + t / kLifBitsInterval * p.N + n : nullptr;
+    lif_fwd_steps<Form, steps.value>(
+        p, count, x + t * p.x_stride_t, {amplitude, lane}, {lanes.decay, lane},
+        {lanes.v_threshold, lane}, v, stream ? streamed[0] : y + t * p.N, stream ? kBlock : p.N,
+        bits, static_cast<int>(t % kLifBitsInterval) * SavedBits<Form::kTernary>::kPerStep);
+    if (!stream) return;
+    for (int k = 0; k < steps.value; ++k) {
+      stream_copy(y + (t + k) * p.N, streamed[k], count * sizeof(Storage));
     }
-  }
+  });
   if (p.v_last == nullptr) return;
   for (int64_t i = 0; i < count; ++i) p.v_last[n + i] = v[i];
 }
 
-template <class Element>
-using ForwardBlock = void (*)(const LifForward&, int64_t n, int64_t count,
-                              const typename Element::Storage* amplitude, const float* decay,
-                              const float* v_threshold);
+template <class Form>
+void lif_fwd_form(const LifForward& p, const LifTile& tile) {
+  using Storage = typename Form::Storage;
+  Lanes lanes;
+  gather_lanes(p, tile, Form::kVary, lanes);
+  // In the element type of the output.
+  alignas(64) Storage amplitude[kLifTileWidth];
+  const int64_t amplitudes = Form::kVary == Vary::kNothing ? 1 : tile.width;
+  for (int64_t i = 0; i < amplitudes; ++i) amplitude[i] = Form::Element::round(lanes.amplitude[i]);
+  for_each_block(p, tile, [&](int64_t n, int64_t lane, int64_t count) {
+    lif_fwd_block<Form>(p, lanes, amplitude, n, lane, count, tile.stream);
+  });
+  if (tile.stream) end_stream();
+}
+
+using ForwardTile = void (*)(const LifForward&, const LifTile&);
 
 template <class Element, bool kSaveBits>
-ForwardBlock<Element> choose_forward(const LifForward& p) {
-  if (p.reset == Reset::kHard) {
-    return p.ternary ? lif_fwd_block<Element, kSaveBits, true, true>
-                     : lif_fwd_block<Element, kSaveBits, false, true>;
+ForwardTile choose_forward(const LifForward& p) {
+  constexpr Vary kEverything = Vary::kEverything;
+  if (p.reset != Reset::kHard) {
+    return p.ternary ? lif_fwd_form<ForwardForm<Element, kSaveBits, true, false, kEverything>>
+                     : lif_fwd_form<ForwardForm<Element, kSaveBits, false, false, kEverything>>;
   }
-  return p.ternary ? lif_fwd_block<Element, kSaveBits, true, false>
-                   : lif_fwd_block<Element, kSaveBits, false, false>;
+  if (p.ternary) return lif_fwd_form<ForwardForm<Element, kSaveBits, true, true, kEverything>>;
+  switch (what_varies(p)) {
+    case Vary::kNothing:
+      return lif_fwd_form<ForwardForm<Element, kSaveBits, false, true, Vary::kNothing>>;
+    case Vary::kAmplitude:
+      return lif_fwd_form<ForwardForm<Element, kSaveBits, false, true, Vary::kAmplitude>>;
+    default:
+      return lif_fwd_form<ForwardForm<Element, kSaveBits, false, true, kEverything>>;
+  }
 }
 
 template <class Element>
 void lif_fwd_elements(const LifForward& p, const LifTile& tile) {
-  Lanes lanes;
-  gather_lanes(p, tile, lanes);
-  // In the element type of the output.
-  typename Element::Storage amplitude[kLifTileWidth];
-  for (int64_t i = 0; i < tile.width; ++i) amplitude[i] = Element::round(lanes.amplitude[i]);
-  const auto block = p.save == LifSave::kBits ? choose_forward<Element, true>(p)
-                                              : choose_forward<Element, false>(p);
-  for_each_block(p, tile, [&](int64_t n, int64_t lane, int64_t count) {
-    block(p, n, count, amplitude + lane, lanes.decay + lane, lanes.v_threshold + lane);
-  });
+  const bool bits = p.save == LifSave::kBits;
+  (bits ? choose_forward<Element, true>(p) : choose_forward<Element, false>(p))(p, tile);
 }
 
 void lif_fwd_tile(const LifForward& p, const LifTile& tile) {

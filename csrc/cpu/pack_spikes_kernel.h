@@ -10,6 +10,7 @@ namespace {
 // Pixels whose words are built together.
 constexpr int64_t kPixels = 256;
 
+// What is read as a spike, and what should not be there.
 template <class Bits>
 struct Binary {
   Bits one;
@@ -21,35 +22,46 @@ struct Binary {
 
 // One word of up to 32 channels for each of `pixels` pixels; returns whether all were 0 or 1.
 // The inner loop follows the dimension that is contiguous in memory.
-template <class Bits>
-bool pack_along_pixels(Binary<Bits> binary, const Bits* spikes, int64_t channels, int64_t pixels,
+template <class Bits, class Spike>
+bool pack_along_pixels(Spike spike, const Bits* spikes, int64_t channels, int64_t pixels,
                        int64_t stride_c, uint32_t* __restrict word) {
   uint32_t strange = 0;
   for (int64_t i = 0; i < pixels; ++i) word[i] = 0;
   for (int64_t c = 0; c < channels; ++c) {
     const Bits* row = spikes + c * stride_c;
     for (int64_t i = 0; i < pixels; ++i) {
-      word[i] |= (binary.fired(row[i]) ? 1u : 0u) << c;
-      strange |= binary.strange(row[i]) ? 1u : 0u;
+      word[i] |= (spike.fired(row[i]) ? 1u : 0u) << c;
+      strange |= spike.strange(row[i]) ? 1u : 0u;
     }
   }
   return strange == 0;
 }
 
-template <class Bits>
-bool pack_along_channels(Binary<Bits> binary, const Bits* spikes, int64_t channels, int64_t pixels,
+template <class Bits, class Spike>
+bool pack_along_channels(Spike spike, const Bits* spikes, int64_t channels, int64_t pixels,
                          int64_t stride_c, int64_t stride_p, uint32_t* __restrict word) {
   uint32_t strange = 0;
   for (int64_t i = 0; i < pixels; ++i) {
     const Bits* row = spikes + i * stride_p;
     uint32_t bits = 0;
     for (int64_t c = 0; c < channels; ++c) {
-      bits |= (binary.fired(row[c * stride_c]) ? 1u : 0u) << c;
-      strange |= binary.strange(row[c * stride_c]) ? 1u : 0u;
+      bits |= (spike.fired(row[c * stride_c]) ? 1u : 0u) << c;
+      strange |= spike.strange(row[c * stride_c]) ? 1u : 0u;
     }
     word[i] = bits;
   }
   return strange == 0;
+}
+
+template <class Bits, class Spike>
+bool pack_word(Spike spike, const Bits* spikes, int64_t channels, int64_t pixels, int64_t stride_c,
+               int64_t stride_p, uint32_t* __restrict word) {
+  if (stride_p == 1) return pack_along_pixels(spike, spikes, channels, pixels, stride_c, word);
+  if (stride_c == 1 && channels == 32) {
+    // Constants, so that the loop over the channels is unrolled into vectors.
+    return pack_along_channels(spike, spikes, int64_t{32}, pixels, int64_t{1}, stride_p, word);
+  }
+  return pack_along_channels(spike, spikes, channels, pixels, stride_c, stride_p, word);
 }
 
 template <class Bits>
@@ -63,16 +75,7 @@ void pack_elements(const PackSpikesParams& p, int64_t n, int64_t begin, int64_t 
     for (int64_t w = 0; w < p.words; ++w) {
       const int64_t channels = p.C - 32 * w < 32 ? p.C - 32 * w : 32;
       const Bits* first = sample + 32 * w * p.stride_c + pixel * p.stride_p;
-      if (p.stride_p == 1) {
-        all_binary &= pack_along_pixels(binary, first, channels, pixels, p.stride_c, word);
-      } else if (p.stride_c == 1 && channels == 32) {
-        // Constants, so that the loop over the channels is unrolled into vectors.
-        all_binary &=
-            pack_along_channels(binary, first, int64_t{32}, pixels, int64_t{1}, p.stride_p, word);
-      } else {
-        all_binary &=
-            pack_along_channels(binary, first, channels, pixels, p.stride_c, p.stride_p, word);
-      }
+      all_binary &= pack_word(binary, first, channels, pixels, p.stride_c, p.stride_p, word);
       uint32_t* packed = p.packed + (n * p.P + pixel) * p.words + w;
       for (int64_t i = 0; i < pixels; ++i) packed[i * p.words] = word[i];
     }

@@ -82,6 +82,13 @@ def empty_over_time(
     return torch.empty((T, B, H, W, C), dtype=dtype, device=device).permute(0, 1, 4, 2, 3)
 
 
+def empty_like_over_time(x: Tensor, channels_last: bool) -> Tensor:
+    """Allocate what lies as the dense x [T, B, ...] does, over time too."""
+    if x.is_contiguous():
+        return torch.empty_like(x)  # the quickest of the allocations
+    return empty_over_time(x.shape, channels_last, x.dtype, x.device)
+
+
 def empty_step(shape: Sequence[int], channels_last: bool, device: torch.device) -> Tensor:
     """Allocate [B, ...] float32, laid out as one timestep."""
     if not channels_last:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 
 from realspike_ops.kernels.lif import lif_bwd_kernel, lif_fwd_kernel
+from realspike_ops.kernels.lif_packed import lif_packed_fwd_kernel
 from realspike_ops.ops.lif import BITS_INTERVAL, POTENTIAL_INTERVAL, SAVE_POTENTIALS
 
 NUM_WARPS = 4
@@ -72,9 +73,36 @@ def launch_fwd(x, parameters, period, v_init, y, v_last, saved, neuron, save, x_
             *(y, N, x_stride_t, tiling(N, period, constants["BLOCK"]), parameters, neuron),
             {
                 "HAS_V_INIT": v_init is not None,
-                "KEEP_STATE": v_last.numel() > 0,
+                "KEEP_STATE": v_last is not None,
                 **constants,
             },
+        )
+
+
+# Pixels of a program that packs: with 32 channels, 8 neurons a thread.
+PACKED_PIXELS = 32
+
+
+def launch_packed(x, parameters, period, v_init, packed, v_last, neuron, x_stride_t, channels_last):
+    _, B, C = x.shape[:3]
+    P, words = x.shape[3:].numel(), packed.shape[-1]
+    stride_c, stride_p = (1, C) if channels_last else (P, 1)
+    _, decay, v_threshold = parameters
+    with torch.cuda.device_of(x):
+        lif_packed_fwd_kernel[(B * -(-P // PACKED_PIXELS) * words,)](
+            *(x, decay.values, v_threshold.values, v_init, packed, v_last),
+            *(x.shape[0], B * C * P, x_stride_t, C, P, words, stride_c, stride_p),
+            *(decay.inner, decay.size, v_threshold.inner, v_threshold.size),
+            *(neuron.decay, neuron.v_threshold, neuron.v_reset),
+            HAS_DECAY=decay.values is not None,
+            HAS_V_THRESHOLD=v_threshold.values is not None,
+            HAS_V_INIT=v_init is not None,
+            KEEP_STATE=v_last is not None,
+            RESET=neuron.reset,
+            TERNARY=neuron.ternary,
+            PIXELS=PACKED_PIXELS,
+            num_warps=NUM_WARPS,
+            enable_fp_fusion=False,
         )
 
 
@@ -111,11 +139,11 @@ def launch_bwd(
             {
                 "HAS_V_INIT": v_init is not None,
                 "HAS_GRAD_V_LAST": grad_v_last is not None,
-                "WANT_V_INIT": grad_v_init.numel() > 0,
+                "WANT_V_INIT": grad_v_init is not None,
                 "DETACH_RESET": neuron.detach_reset,
                 "SURROGATE": neuron.surrogate,
                 **{
-                    f"WANT_{name}": partial.numel() > 0
+                    f"WANT_{name}": partial is not None
                     for name, partial in zip(PARAMETERS, partials, strict=True)
                 },
                 **constants,

@@ -3,9 +3,11 @@
 csrc/core/lif.h: neuron n has values[(n / inner) % size], or one value for all.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -18,12 +20,17 @@ class PerNeuron(NamedTuple):
     size: int
 
 
+@functools.lru_cache(maxsize=1024)
+def _for_all(value: float) -> PerNeuron:
+    return PerNeuron(None, value, 1, 1)
+
+
 def in_memory_order(
     parameter: Tensor | None, otherwise: float, shape: tuple[int, ...], channels_last: bool
 ) -> PerNeuron:
     """View a parameter that broadcasts against the features `shape` as the neurons lie."""
     if parameter is None:
-        return PerNeuron(None, otherwise, 1, 1)
+        return _for_all(otherwise)
     size = parameter.numel()
     if size == 1:
         return PerNeuron(parameter, otherwise, 1, 1)
@@ -41,9 +48,12 @@ def in_memory_order(
     return PerNeuron(parameter.contiguous(), otherwise, inner, size)
 
 
-def period_of(parameters: tuple[PerNeuron, ...], features: int) -> int:
-    """Neurons after which all parameters repeat."""
-    return features if any(parameter.size > 1 for parameter in parameters) else 1
+def period_of(parameters: tuple[PerNeuron, ...], shape: torch.Size) -> int:
+    """Neurons after which all parameters repeat; a sample has `shape`."""
+    for parameter in parameters:
+        if parameter.size > 1:
+            return shape.numel()
+    return 1
 
 
 def sum_to_parameter(

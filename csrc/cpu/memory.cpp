@@ -1,0 +1,30 @@
+#include "cpu/memory.h"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
+namespace realspike {
+
+int64_t last_level_cache_bytes() {
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+  static const int64_t bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
+  if (bytes > 0) return bytes;
+#endif
+  return int64_t{32} << 20;
+}
+
+void prefer_huge_pages([[maybe_unused]] void* begin, [[maybe_unused]] int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr int64_t kSmallest = int64_t{4} << 20;
+  if (bytes < kSmallest) return;
+  static const intptr_t page = sysconf(_SC_PAGESIZE);
+  const intptr_t first = (reinterpret_cast<intptr_t>(begin) + page - 1) / page * page;
+  const intptr_t last = (reinterpret_cast<intptr_t>(begin) + bytes) / page * page;
+  // A kernel without huge pages refuses, and nothing is lost.
+  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
+}  // namespace realspike

@@ -1,0 +1,14 @@
+#pragma once
+
+#include <cstdint>
+
+namespace realspike {
+
+// What the last level of caches holds, or a guess where the system does not say.
+int64_t last_level_cache_bytes();
+
+// Asks the system to back a large output by huge pages where nothing has touched it yet: a page
+// fault for every 4 KiB costs more than the neurons do. A hint alone; small outputs are left alone.
+void prefer_huge_pages(void* begin, int64_t bytes);
+
+}  // namespace realspike

@@ -1,0 +1,79 @@
+"""realspike::lif_packed: LIF inference whose spikes are bits from the start."""
+
+import torch
+from torch import Tensor
+
+from realspike_ops.ops import LIBRARY, lif_cpu
+from realspike_ops.ops.eager import is_plain_eager
+from realspike_ops.ops.layout import as_step, dense_over_time, empty_step
+from realspike_ops.ops.lif import NEURON_SCHEMA, Neuron, on_cuda, or_empty
+from realspike_ops.ops.lif_parameters import in_memory_order, period_of
+from realspike_ops.ops.pack_spikes import words_of
+
+LIBRARY.define(
+    "lif_packed(Tensor x, Tensor? decay, Tensor? v_threshold, Tensor? v_init,"
+    f" {NEURON_SCHEMA}, bool keep_state) -> (Tensor packed, Tensor v_last)"
+)
+
+
+def _allocate(x: Tensor, ternary: bool) -> Tensor:
+    T, B, C, *pixels = x.shape
+    planes = (2,) if ternary else ()
+    return x.new_empty((*planes, T, B, *pixels, words_of(C)), dtype=torch.int32)
+
+
+def _packed_with(launch):
+    """Make the forward pass of a device out of `launch`; v_last is None where it is not wanted."""
+
+    def fwd(x, decay, v_threshold, v_init, neuron, keep_state):
+        x, channels_last, x_stride_t = dense_over_time(x)
+        packed = _allocate(x, neuron.ternary)
+        v_last = empty_step(x.shape[1:], channels_last, x.device) if keep_state else None
+        if x.numel() > 0:
+            shape = x.shape[2:]
+            parameters = (
+                in_memory_order(None, 1.0, shape, channels_last),
+                in_memory_order(decay, neuron.decay, shape, channels_last),
+                in_memory_order(v_threshold, neuron.v_threshold, shape, channels_last),
+            )
+            v_init = None if v_init is None else as_step(v_init, channels_last)
+            period = period_of(parameters, shape)
+            launch(
+                *(x, parameters, period, v_init, packed, v_last, neuron, x_stride_t, channels_last)
+            )
+        return packed, v_last
+
+    return fwd
+
+
+def _registered(fwd):
+    def call(x, decay, v_threshold, v_init, *form):
+        *neuron, keep_state = form
+        packed, v_last = fwd(x, decay, v_threshold, v_init, Neuron(*neuron), keep_state)
+        return packed, *or_empty(x, v_last)
+
+    return call
+
+
+def _fake(x, decay, v_threshold, v_init, *form):
+    *neuron, keep_state = form
+    x, channels_last, _ = dense_over_time(x)
+    v_last = empty_step(x.shape[1:], channels_last, x.device) if keep_state else None
+    return _allocate(x, Neuron(*neuron).ternary), *or_empty(x, v_last)
+
+
+_FWD = {
+    "cpu": _packed_with(lif_cpu.launch_packed),
+    "cuda": _packed_with(on_cuda("launch_packed")),
+}
+for device in _FWD:
+    LIBRARY.impl("lif_packed", _registered(_FWD[device]), device.upper())
+torch.library.register_fake("realspike::lif_packed", _fake, lib=LIBRARY)
+
+
+def lif_packed(x, decay, v_threshold, v_init, neuron, keep_state):
+    """Return (packed, v_last or None)."""
+    tensors = (x, decay, v_threshold, v_init)
+    if x.device.type in _FWD and is_plain_eager(*tensors):
+        return _FWD[x.device.type](*tensors, neuron, keep_state)
+    return torch.ops.realspike.lif_packed(*tensors, *neuron, keep_state)
