@@ -10,6 +10,7 @@
 #include "core/pack_spikes.h"
 #include "core/unshared_conv.h"
 #include "cpu/isa.h"
+#include "cpu/memory.h"
 #include "cpu/parallel.h"
 #include "cpu/unshared_conv_tiles.h"
 
@@ -208,6 +209,9 @@ PYBIND11_MODULE(_C, m) {
                     "samples"_a = tiles.samples, "blocks_per_pass"_a = tiles.blocks_per_pass,
                     "prefetch"_a = tiles.prefetch, "tasks"_a = tiles.tasks);
   });
+
+  m.def("prefer_huge_pages",
+        [](uintptr_t begin, int64_t bytes) { prefer_huge_pages(pointer<void>(begin), bytes); });
 
   m.def("cpu_isa", [] { return isa_kernels().name; });
   m.def("parallel_backend", &parallel_backend);

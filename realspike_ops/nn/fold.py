@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from realspike_ops import _checks as checks
+from realspike_ops.ops.unshared_conv import empty_weight
 
 
 def check_conv2d(conv: nn.Conv2d) -> None:
@@ -94,7 +95,7 @@ def unshare(
     padded = F.pad(
         amplitude, (pw, max(0, columns_needed - W - pw), ph, max(0, rows_needed - H - ph))
     )
-    out = torch.empty((OH, OW, *kernel.shape), dtype=dtype, device=kernel.device)
+    out = empty_weight((OH, OW, *kernel.shape), dtype, kernel.device)
     for oh in range(OH):
         rows = padded[:, oh * sh : oh * sh + (KH - 1) * dh + 1 : dh]  # [Cin, KH, W + padding]
         taps = [rows[:, :, j * dw : j * dw + (OW - 1) * sw + 1 : sw] for j in range(KW)]

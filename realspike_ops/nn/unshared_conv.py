@@ -9,6 +9,7 @@ from realspike_ops import _checks as checks
 from realspike_ops import functional
 from realspike_ops.nn import fold
 from realspike_ops.nn.storage import check_memory, check_storage, stored, unshared
+from realspike_ops.ops.unshared_conv import empty_weight
 
 ALGORITHMS = ("gather", "matmul", "auto")
 
@@ -124,7 +125,7 @@ def _initial(
     if dtype == torch.int8:
         weight = torch.randint(1, 256, shape, dtype=torch.uint8, device=device)
         return weight, bias, torch.full((out_channels,), bound / 127, device=device)
-    weight = torch.empty(shape, dtype=dtype, device=device).uniform_(-bound, bound)
+    weight = empty_weight(shape, dtype, device).uniform_(-bound, bound)
     return weight, bias, None
 
 
