@@ -1,9 +1,15 @@
 """unshared_spike_conv beside unfold + bmm of the same weights, and the *shared* convolution of a*o.
 
 The shared convolution is the strongest competitor: it computes the same outputs from the trained
-network before folding. Packed spikes are timed, as a LIF layer in inference can hand them over; the
-rows named `dense` include the packing.
+network before folding; int8 meets PyTorch's int8 convolution too. Packed spikes are timed, as a LIF
+layer in inference can hand them over; the rows named `dense` include the packing. "read touched"
+streams as many bytes as there are weights that some sample uses: its ratio is the part of the
+machine's stream bandwidth that the gather reaches.
+
+A few rows by default; `--full` has every layer, number of samples and firing rate.
 """
+
+import warnings
 
 import pytest
 import torch
@@ -12,59 +18,129 @@ from realspike.unfold_bmm import UnfoldBmm
 
 import realspike_ops as rso
 
-LAYERS = {"64ch-8x8": (64, 8), "128ch-16x16": (128, 16)}  # channels, map; 3 x 3 kernels
+LAYERS = {  # channels, map; 3 x 3 kernels
+    "128ch-32x32": (128, 32),
+    "256ch-16x16": (256, 16),
+    "512ch-8x8": (512, 8),
+    "64ch-8x8": (64, 8),
+}
+STORAGES = {
+    "float32": {},
+    "bfloat16": {"dtype": torch.bfloat16},
+    "int8": {"dtype": torch.int8},
+    "factored": {"storage": "factored"},
+}
+SAMPLES = (4, 64, 256)
+RATES = (0.05, 0.1, 0.2, 0.3)
+QUICK = {("128ch-32x32", 4, 0.1), ("128ch-32x32", 64, 0.1), ("64ch-8x8", 4, 0.1)}
 
 
 class Layer:
     def __init__(self, name, samples, rate, device):
         torch.manual_seed(0)
         channels, size = LAYERS[name]
-        conv = torch.nn.Conv2d(channels, channels, 3, padding=1, bias=False, device=device)
-        conv.requires_grad_(False)
+        self.conv = torch.nn.Conv2d(channels, channels, 3, padding=1, bias=False, device=device)
+        self.conv.requires_grad_(False)
         spikes = (torch.rand(samples, channels, size, size, device=device) < rate).float()
         self.spikes = spikes.contiguous(memory_format=torch.channels_last)
         self.packed = rso.pack_spikes(self.spikes)
         amplitude = torch.rand(channels, size, size, device=device) + 0.5
         self.amplitude = amplitude.permute(1, 2, 0).contiguous().permute(2, 0, 1)
-        self.unshared = rso.UnsharedSpikeConv.from_conv2d(conv, amplitude).requires_grad_(False)
-        self.kernel = conv.weight.contiguous(memory_format=torch.channels_last)
-        self.unfold_bmm = UnfoldBmm(self.unshared)
+        self.kernel = self.conv.weight.contiguous(memory_format=torch.channels_last)
+        self.device = device
 
-    def peers(self):
+    def unshared(self, **storage):
+        layer = rso.UnsharedSpikeConv.from_conv2d(self.conv, self.amplitude, **storage)
+        return layer.requires_grad_(False)
+
+    def shared_conv2d(self):
+        return lambda: F.conv2d(self.amplitude * self.spikes, self.kernel, padding=1)
+
+    def shared_conv2d_bf16(self):
         half = self.kernel.bfloat16()
-        return {
-            "unfold+bmm": lambda: self.unfold_bmm(self.spikes),
-            "shared conv2d": lambda: F.conv2d(self.amplitude * self.spikes, self.kernel, padding=1),
-            "shared conv2d bf16": lambda: F.conv2d(
-                (self.amplitude * self.spikes).bfloat16(), half, padding=1
-            ),
-        }
+        return lambda: F.conv2d((self.amplitude * self.spikes).bfloat16(), half, padding=1)
+
+    def shared_conv2d_int8(self):
+        """PyTorch's quantized convolution, one scale per output channel, with quantizing a*o."""
+        scales = self.kernel.abs().amax((1, 2, 3)).double() / 127
+        with warnings.catch_warnings():  # it is said to be going away
+            warnings.simplefilter("ignore")
+            zeros = torch.zeros(len(scales), dtype=torch.long)
+            weight = torch.quantize_per_channel(self.conv.weight, scales, zeros, 0, torch.qint8)
+            packed = torch.ops.quantized.conv2d_prepack(weight, None, [1] * 2, [1] * 2, [1] * 2, 1)
+        step = float(self.amplitude.max()) / 255
+
+        def run():
+            x = torch.quantize_per_tensor(self.amplitude * self.spikes, step, 0, torch.quint8)
+            return torch.ops.quantized.conv2d(x, packed, 0.05, 64)
+
+        return run
+
+    def read_touched(self, element_size):
+        """Read as many bytes as the layer's weights have whose input fired in some sample."""
+        fired = (self.spikes.amax(0, keepdim=True) > 0).float()
+        ones = torch.ones(1, fired.shape[1], 3, 3, device=self.device)
+        rows = F.conv2d(fired, ones, padding=1).sum()
+        elements = int(rows.item() * self.kernel.shape[0] * element_size) // 4
+        memory = torch.ones(max(1, elements), device=self.device)
+        return lambda: memory.sum()
 
 
-@pytest.mark.parametrize("rate", [0.05, 0.1, 0.2, 0.3], ids=lambda rate: f"r{rate}")
-@pytest.mark.parametrize("samples", [4, 64], ids=lambda samples: f"S{samples}")
+def peers_of(layer, storage, unshared):
+    peers = {
+        "shared conv2d": layer.shared_conv2d(),
+        "shared conv2d bf16": layer.shared_conv2d_bf16(),
+    }
+    if storage == "float32":
+        unfold_bmm = UnfoldBmm(unshared)
+        peers["unfold+bmm"] = lambda: unfold_bmm(layer.spikes)
+    if storage == "int8" and layer.device == "cpu":
+        peers["shared conv2d int8"] = layer.shared_conv2d_int8()
+    if storage != "factored" and layer.spikes.shape[0] <= 16:
+        peers["read touched"] = layer.read_touched(unshared.weight.element_size())
+    return peers
+
+
+@pytest.fixture(autouse=True)
+def quick(request):
+    """Skip what the short table leaves out."""
+    values = getattr(request.node, "callspec", None)
+    if values is None or request.config.getoption("--full"):
+        return
+    chosen = tuple(values.params.get(name) for name in ("name", "samples", "rate"))
+    if "rate" in values.params and chosen not in QUICK:
+        pytest.skip("--full")
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("rate", RATES, ids=lambda rate: f"r{rate}")
+@pytest.mark.parametrize("samples", SAMPLES, ids=lambda samples: f"S{samples}")
 @pytest.mark.parametrize("name", LAYERS)
 @torch.no_grad()
-def bench_unshared_conv_packed(compare, device, name, samples, rate):
+def bench_unshared_conv(compare, device, name, samples, rate, storage):
     layer = Layer(name, samples, rate, device)
-    compare(lambda: layer.unshared(layer.packed), layer.peers(), rounds=7)
+    unshared = layer.unshared(**STORAGES[storage])
+    rounds = {4: 15, 64: 5, 256: 3}[samples]
+    compare(lambda: unshared(layer.packed), peers_of(layer, storage, unshared), rounds=rounds)
 
 
 @pytest.mark.parametrize("samples", [4, 64], ids=lambda samples: f"S{samples}")
-@pytest.mark.parametrize("name", LAYERS)
 @torch.no_grad()
-def bench_unshared_conv_dense(compare, device, name, samples):
-    layer = Layer(name, samples, 0.1, device)
-    compare(lambda: layer.unshared(layer.spikes), layer.peers(), rounds=7)
+def bench_unshared_conv_dense(compare, device, samples):
+    layer = Layer("64ch-8x8", samples, 0.1, device)
+    unshared = layer.unshared()
+    compare(lambda: unshared(layer.spikes), peers_of(layer, "float32", unshared), rounds=7)
 
 
 @pytest.mark.parametrize("samples", [4, 64], ids=lambda samples: f"S{samples}")
-@pytest.mark.parametrize("name", LAYERS)
 @torch.no_grad()
-def bench_shared_spike_conv(compare, device, name, samples):
+def bench_shared_spike_conv(compare, device, samples):
     """SpikeConv2d, what a channel-wise amplitude folds to: the same gather, one kernel for all."""
-    layer = Layer(name, samples, 0.1, device)
+    layer = Layer("128ch-32x32", samples, 0.1, device)
     conv = torch.nn.Conv2d(*layer.kernel.shape[:2], 3, padding=1, bias=False, device=device)
     shared = rso.SpikeConv2d.from_conv2d(conv)
-    peers = {name: peer for name, peer in layer.peers().items() if name.startswith("shared")}
+    peers = {
+        "shared conv2d": layer.shared_conv2d(),
+        "shared conv2d bf16": layer.shared_conv2d_bf16(),
+    }
     compare(lambda: shared(layer.packed), peers, rounds=7)

@@ -54,6 +54,7 @@ def seconds_of(function, timer) -> float:
 
 def pytest_addoption(parser):
     parser.addoption("--results", type=Path, help="folder for <machine>.md and <machine>.json")
+    parser.addoption("--full", action="store_true", help="every row of the unshared convolution")
 
 
 def pytest_configure(config):

@@ -10,13 +10,16 @@
 #include "core/pack_spikes.h"
 #include "core/unshared_conv.h"
 #include "cpu/isa.h"
+#include "cpu/memory.h"
 #include "cpu/parallel.h"
+#include "cpu/unshared_conv_tiles.h"
 
 #ifdef REALSPIKE_WITH_CUDA
 #include <cuda_runtime_api.h>
 #endif
 
 namespace py = pybind11;
+using namespace pybind11::literals;
 
 namespace realspike {
 namespace {
@@ -129,19 +132,20 @@ UnpackSpikesParams unpack_params(uintptr_t packed, uintptr_t spikes, int64_t N, 
           stride_p};
 }
 
-UnsharedConvParams unshared_conv_params(uintptr_t spikes, uintptr_t weight, uintptr_t bias,
-                                        uintptr_t out, int weight_dtype, int64_t N, int64_t H,
-                                        int64_t W, int64_t words, int64_t OH, int64_t OW, int64_t G,
-                                        int64_t KH, int64_t KW, int64_t Cin_g, int64_t Cout_g,
-                                        int64_t stride_h, int64_t stride_w, int64_t padding_h,
-                                        int64_t padding_w, int64_t dilation_h, int64_t dilation_w,
-                                        int64_t weight_stride_p, int64_t bias_stride_c,
-                                        int64_t bias_stride_p, int64_t out_stride_n,
-                                        int64_t out_stride_c, int64_t out_stride_p) {
+UnsharedConvParams unshared_conv_params(
+    uintptr_t spikes, uintptr_t weight, uintptr_t bias, uintptr_t amplitude, uintptr_t scale,
+    uintptr_t out, int weight_dtype, int64_t N, int64_t H, int64_t W, int64_t words, int64_t OH,
+    int64_t OW, int64_t G, int64_t KH, int64_t KW, int64_t Cin_g, int64_t Cout_g, int64_t stride_h,
+    int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h, int64_t dilation_w,
+    int64_t weight_stride_p, int64_t bias_stride_c, int64_t bias_stride_p, int64_t out_stride_n,
+    int64_t out_stride_c, int64_t out_stride_p) {
   return {pointer<const uint32_t>(spikes),
           pointer<const void>(weight),
           pointer<const float>(bias),
+          pointer<const float>(amplitude),
+          pointer<const float>(scale),
           pointer<float>(out),
+          nullptr,
           static_cast<DType>(weight_dtype),
           N,
           H,
@@ -191,6 +195,23 @@ PYBIND11_MODULE(_C, m) {
   m.def("pack_spikes_cpu", &pack_spikes_cpu, no_gil);
   m.def("unpack_spikes_cpu", &unpack_spikes_cpu, no_gil);
   m.def("unshared_conv_cpu", &unshared_conv_cpu, no_gil);
+  m.def(
+      "unshared_conv_grad_weight_cpu",
+      [](const UnsharedConvParams& params, uintptr_t grad_out, uintptr_t grad_weight,
+         int num_threads) {
+        unshared_conv_grad_weight_cpu(
+            {params, pointer<const float>(grad_out), pointer<float>(grad_weight)}, num_threads);
+      },
+      no_gil);
+  m.def("unshared_conv_tiles", [](const UnsharedConvParams& params, int num_threads) {
+    const UnsharedConvTiles tiles = choose_unshared_conv_tiles(params, num_threads);
+    return py::dict("positions"_a = tiles.positions, "channels"_a = tiles.channels,
+                    "samples"_a = tiles.samples, "blocks_per_pass"_a = tiles.blocks_per_pass,
+                    "prefetch"_a = tiles.prefetch, "tasks"_a = tiles.tasks);
+  });
+
+  m.def("prefer_huge_pages",
+        [](uintptr_t begin, int64_t bytes) { prefer_huge_pages(pointer<void>(begin), bytes); });
 
   m.def("cpu_isa", [] { return isa_kernels().name; });
   m.def("parallel_backend", &parallel_backend);
@@ -204,7 +225,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("unpack_spikes_cuda", [](const UnpackSpikesParams& params, uintptr_t stream) {
     check_cuda(unpack_spikes_cuda(params, pointer<void>(stream)), "unpack_spikes_cuda");
   });
-  m.def("unshared_conv_cuda", [](const UnsharedConvParams& params, uintptr_t stream) {
+  m.def("unshared_conv_workspace_cuda", &unshared_conv_workspace_cuda);
+  m.def("unshared_conv_cuda", [](UnsharedConvParams params, uintptr_t workspace, uintptr_t stream) {
+    params.workspace = pointer<void>(workspace);
     check_cuda(unshared_conv_cuda(params, pointer<void>(stream)), "unshared_conv_cuda");
   });
 #else

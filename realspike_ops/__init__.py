@@ -7,6 +7,7 @@ from realspike_ops.functional import (
     compress_spikes,
     lif,
     pack_spikes,
+    quantize_weight,
     unpack_spikes,
     unshared_spike_conv,
 )
@@ -18,6 +19,7 @@ from realspike_ops.nn import (
     SpikeLinear,
     SumOverTime,
     UnsharedSpikeConv,
+    UnsharedSpikeConv1d,
 )
 from realspike_ops.reparam import (
     LayerReport,
@@ -42,6 +44,7 @@ __all__ = [
     "SumOverTime",
     "Surrogate",
     "UnsharedSpikeConv",
+    "UnsharedSpikeConv1d",
     "VerificationReport",
     "__version__",
     "assert_multiplication_free",
@@ -50,6 +53,7 @@ __all__ = [
     "lif",
     "nn",
     "pack_spikes",
+    "quantize_weight",
     "reference",
     "reparameterize",
     "unpack_spikes",

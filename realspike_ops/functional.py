@@ -7,14 +7,27 @@ from torch import Tensor
 
 import realspike_ops.ops.lif
 import realspike_ops.ops.lif_packed
-import realspike_ops.ops.pack_spikes
-import realspike_ops.ops.unshared_conv
 from realspike_ops import _checks as checks
 from realspike_ops.ops.compress_spikes import compress_spikes, note_spikes
 from realspike_ops.ops.lif import SAVE_NOTHING, Neuron, what_to_save
+from realspike_ops.spike_functional import (
+    output_size,
+    pack_spikes,
+    quantize_weight,
+    unpack_spikes,
+    unshared_spike_conv,
+)
 from realspike_ops.surrogate import as_surrogate
 
-__all__ = ["compress_spikes", "lif", "pack_spikes", "unpack_spikes", "unshared_spike_conv"]
+__all__ = [
+    "compress_spikes",
+    "lif",
+    "output_size",
+    "pack_spikes",
+    "quantize_weight",
+    "unpack_spikes",
+    "unshared_spike_conv",
+]
 
 
 def lif(
@@ -209,194 +222,3 @@ def _tensor_or_number(name: str, value, x: Tensor):
     if value is None:
         raise TypeError(f"{name} must be a number or a tensor; got NoneType")
     return None, value
-
-
-def pack_spikes(spikes: Tensor, *, check_binary: bool | None = None) -> Tensor:
-    """Pack binary spikes into one bit per channel.
-
-    Channel c of a pixel becomes bit ``c % 32`` (least significant first) of word ``c // 32``;
-    the bits beyond the last channel are 0. Equal to ``realspike_ops.reference.pack_spikes``.
-
-    Args:
-        spikes: [N, C, ...], 0 or 1, of a floating dtype, bool, uint8 or int8; any strides
-            (contiguous and channels_last are read without a copy).
-        check_binary: Raise if an element is neither 0 nor 1. Default: on the CPU, where it costs
-            nothing; on a GPU it makes the host wait for the result, so there it is on request.
-
-    Returns:
-        int32 words, [N, ..., ceil(C / 32)].
-
-    Raises:
-        TypeError: if the dtype is not accepted.
-        ValueError: if there are fewer than 2 dimensions, or an element is not 0 or 1.
-    """
-    checks.check_tensor("spikes", spikes)
-    checks.check_supported_device("spikes", spikes)
-    checks.check_dtype("spikes", spikes, realspike_ops.ops.pack_spikes.DTYPES)
-    if spikes.dim() < 2:
-        raise ValueError(
-            f"spikes must have at least 2 dimensions [N, C, ...]; got {checks.shape_text(spikes)}"
-        )
-    if check_binary is None:
-        check_binary = spikes.device.type == "cpu"
-    return realspike_ops.ops.pack_spikes.pack_spikes(spikes.detach(), bool(check_binary))
-
-
-def unpack_spikes(packed: Tensor, channels: int) -> Tensor:
-    """Undo `pack_spikes`: [N, ..., words] int32 to [N, channels, ...] float32 of 0 and 1.
-
-    Equal to ``realspike_ops.reference.unpack_spikes``.
-
-    Args:
-        packed: int32 words, [N, ..., ceil(channels / 32)].
-        channels: Number of channels, at least 1.
-
-    Raises:
-        TypeError: if ``packed`` is not int32 or ``channels`` is not an int.
-        ValueError: if the number of words does not fit the number of channels.
-    """
-    checks.check_tensor("packed", packed)
-    checks.check_supported_device("packed", packed)
-    checks.check_dtype("packed", packed, (torch.int32,))
-    checks.check_positive_int("channels", channels)
-    _check_words("packed", packed, channels, low=2)
-    return torch.ops.realspike.unpack_spikes(packed, channels, False)
-
-
-def _check_words(name: str, packed: Tensor, channels: int, low: int) -> None:
-    words = realspike_ops.ops.pack_spikes.words_of(channels)
-    if packed.dim() < low or packed.shape[-1] != words:
-        raise ValueError(
-            f"{name} must be packed words [N, ..., {words}] for {channels} channels; "
-            f"got shape {checks.shape_text(packed)}"
-        )
-
-
-def unshared_spike_conv(
-    spikes: Tensor,  # [N, Cin, H, W], or packed [N, H, W, ceil(Cin / 32)]
-    weight: Tensor,  # [OH, OW, G, KH, KW, Cin/G, Cout/G]
-    bias: Tensor | None = None,  # [Cout] or [Cout, OH, OW]
-    *,
-    stride: "int | tuple[int, int]" = 1,
-    padding: "int | tuple[int, int] | str" = 0,
-    dilation: "int | tuple[int, int]" = 1,
-    check_binary: bool | None = None,
-) -> Tensor:  # [N, Cout, OH, OW]
-    r"""Convolve binary spikes with a kernel for every output position, by additions alone.
-
-    .. math::
-        out[n, :, k, l] = bias + \sum_{i, j, m} W[k, l, i, j, m, :]\;
-            o[n, m, k s - p + i d, l s - p + j d]
-
-    A spike selects one contiguous row of weights, which is added: nothing is multiplied. Equal to
-    ``realspike_ops.reference.unshared_spike_conv`` up to the order of a float32 sum, and to
-    ``F.conv2d`` when all positions hold the same kernel.
-
-    Args:
-        spikes: 0 or 1, dense in any dtype that `pack_spikes` takes, or already packed (int32).
-        weight: float32, in kernel order. The first two sizes are the output map. A weight expanded
-            over them (``kernel.expand(OH, OW, ...)``) is one kernel that all positions share.
-        bias: float32, one per output channel or one per output element.
-        stride, padding, dilation: As in ``F.conv2d``, padding "same" and "valid" included.
-        check_binary: See `pack_spikes`; packed spikes are binary by construction.
-
-    Returns:
-        float32 currents; channels_last if the spikes are channels_last or packed.
-
-    Raises:
-        TypeError: if a dtype is not accepted.
-        ValueError: if the channels, the words or the output size do not fit the weight, spikes are
-            not binary, or the devices differ.
-
-    Note:
-        Deterministic. Every output is one float32 sum; on the CPU in ascending (i, j, m), the same
-        bits for any number of threads. Differentiable with respect to weight, bias and dense
-        spikes (for a surrogate upstream); backward keeps one bit per spike and runs on dense
-        matrix products.
-
-    Reference:
-        Guo et al., "Real Spike", ECCV 2022, equations (11) to (13).
-    """
-    checks.check_tensor("spikes", spikes)
-    checks.check_supported_device("spikes", spikes)
-    checks.check_tensor("weight", weight)
-    checks.check_device("weight", weight, "spikes", spikes)
-    checks.check_dtype("weight", weight, (torch.float32,))
-    if weight.dim() != 7 or 0 in weight.shape:
-        raise ValueError(
-            "weight must have shape [OH, OW, groups, KH, KW, Cin/groups, Cout/groups], all at "
-            f"least 1; got {checks.shape_text(weight)}"
-        )
-    if spikes.dim() != 4:
-        raise ValueError(
-            "spikes must have shape [N, Cin, H, W], or packed [N, H, W, ceil(Cin / 32)] int32; "
-            f"got {checks.shape_text(spikes)}"
-        )
-    OH, OW, G, KH, KW, Cin_g, Cout_g = weight.shape
-    packed = spikes.dtype == torch.int32
-    if packed:
-        _check_words("spikes", spikes, G * Cin_g, low=4)
-    elif spikes.shape[1] != G * Cin_g:
-        raise ValueError(
-            f"spikes must have {G * Cin_g} channels to fit weight {checks.shape_text(weight)}; "
-            f"got {spikes.shape[1]}"
-        )
-    H, W = spikes.shape[1:3] if packed else spikes.shape[2:]
-    before, expected = output_size((H, W), (KH, KW), stride, padding, dilation)
-    if expected != (OH, OW):
-        raise ValueError(
-            f"weight is for an output map of {OH} x {OW}; spikes of {H} x {W} with stride "
-            f"{stride}, padding {padding}, dilation {dilation} give {expected[0]} x {expected[1]}"
-        )
-    if bias is not None:
-        checks.check_tensor("bias", bias)
-        checks.check_device("bias", bias, "spikes", spikes)
-        checks.check_dtype("bias", bias, (torch.float32,))
-        if tuple(bias.shape) not in ((G * Cout_g,), (G * Cout_g, OH, OW)):
-            raise ValueError(
-                f"bias must have shape [{G * Cout_g}] or [{G * Cout_g}, {OH}, {OW}]; "
-                f"got {checks.shape_text(bias)}"
-            )
-    checks.check_no_tangent(spikes=spikes, weight=weight, bias=bias)
-    channels_last = packed or (
-        not spikes.is_contiguous() and spikes.is_contiguous(memory_format=torch.channels_last)
-    )
-    if not packed:
-        checks.check_dtype("spikes", spikes, realspike_ops.ops.pack_spikes.DTYPES)
-    if check_binary is None:
-        check_binary = spikes.device.type == "cpu"
-    return realspike_ops.ops.unshared_conv.unshared_conv(
-        spikes,
-        weight,
-        bias,
-        checks.pair("stride", stride, 1),
-        before,
-        checks.pair("dilation", dilation, 1),
-        channels_last,
-        bool(check_binary),
-    )
-
-
-def output_size(input_size, kernel_size, stride, padding, dilation):
-    """Return the padding before the map and the size of the output map, each (height, width)."""
-    stride = checks.pair("stride", stride, 1)
-    dilation = checks.pair("dilation", dilation, 1)
-    reach = [d * (k - 1) for k, d in zip(kernel_size, dilation, strict=True)]
-    if padding == "same":
-        if stride != (1, 1):
-            raise ValueError(f'padding="same" needs stride 1; got {stride}')
-        return tuple(r // 2 for r in reach), tuple(input_size)
-    if isinstance(padding, str) and padding != "valid":
-        raise ValueError(f'padding must be an int, a pair, "same" or "valid"; got {padding!r}')
-    before = (0, 0) if padding == "valid" else checks.pair("padding", padding, 0)
-    out = tuple(
-        (n + 2 * p - r - 1) // s + 1
-        for n, p, r, s in zip(input_size, before, reach, stride, strict=True)
-    )
-    if min(out) < 1:
-        raise ValueError(
-            f"a map of {input_size[0]} x {input_size[1]} with kernel_size {tuple(kernel_size)}, "
-            f"stride {stride}, padding {padding}, dilation {dilation} gives an output of "
-            f"{out[0]} x {out[1]}; both must be at least 1"
-        )
-    return before, out

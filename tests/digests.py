@@ -24,6 +24,14 @@ def results():
         bias = normal((Cout,), 3)
         out = rso.unshared_spike_conv(spikes, weight, bias, padding=1)
         yield f"conv {Cin} {Cout} {groups} {memory_format}", out
+    spikes = binary((5, 130, 6, 7), 1)
+    for Cout, dtype in itertools.product((37, 200), (*FLOATS, torch.uint8)):
+        weight = normal((1, 1, 1, 3, 3, 130, Cout), 2)
+        weight = rso.quantize_weight(weight)[0] if dtype == torch.uint8 else weight.to(dtype)
+        yield f"conv {Cout} {dtype}", rso.unshared_spike_conv(spikes, weight, padding=1)
+        if dtype != torch.uint8:
+            out = rso.unshared_spike_conv(spikes, weight, amplitude=normal((130, 6, 7), 3))
+            yield f"conv {Cout} {dtype} factored", out
     for dtype, (surrogate, detach_reset) in itertools.product(FLOATS, SURROGATES):
         x = normal((11, 3, 5, 9, 13), 4).to(dtype).requires_grad_()
         amplitude = normal((5, 1, 1), 5).requires_grad_()

@@ -44,6 +44,18 @@ def unshared_conv(channels, groups, samples, shared):
     check("unpack_spikes", rso.unpack_spikes(packed, channels), spikes)
 
 
+def unshared_conv_storage(samples, size, channels):
+    spikes = (torch.rand(samples, 70, size, size) < 0.3).float()
+    weight = torch.randn(size, size, 1, 3, 3, 70, channels)
+    int8, scale = rso.quantize_weight(weight)
+    stored = [weight.half(), weight.bfloat16(), int8]
+    for each, factor in zip([*stored, int8], (None, None, None, scale), strict=True):
+        expected = rso.unshared_spike_conv(spikes, each, padding=1, scale=factor)
+        factor = None if factor is None else factor.cuda()
+        actual = rso.unshared_spike_conv(spikes.cuda(), each.cuda(), padding=1, scale=factor)
+        check(f"unshared_conv {each.dtype} {samples} {size} {channels}", actual, expected, 1e-3)
+
+
 def main():
     torch.manual_seed(0)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
@@ -54,6 +66,9 @@ def main():
         for samples in (1, 5, 17):
             for shared in (False, True):
                 unshared_conv(channels, groups, samples, shared)
+    for samples, size in ((3, 6), (3, 1), (40, 12)):
+        for channels in (48, 5):
+            unshared_conv_storage(samples, size, channels)
     torch.cuda.synchronize()
 
 

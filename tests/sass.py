@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Opcodes that can multiply. HFMA2 and IMAD with two zero factors are how ptxas writes a constant
-# or a move (`is_move`).
+# or a move (`is_move`), IMAD with the factor 1 an addition (`is_addition`).
 MULTIPLY = re.compile(
     r"U?(FMUL|FFMA|HMUL|HFMA|DMUL|DFMA|MUFU|IMUL|IMAD|XMAD|IDP|VMAD|\w*MMA)\w*(\.|$)"
 )
@@ -84,7 +84,7 @@ class Instruction:
 
     @functools.cached_property
     def multiplies(self) -> bool:
-        return bool(MULTIPLY.match(self.opcode)) and not self.is_move
+        return bool(MULTIPLY.match(self.opcode)) and not self.is_move and not self.is_addition
 
     @property
     def is_move(self) -> bool:
@@ -93,6 +93,11 @@ class Instruction:
         return bool(re.match(r"U?(IMAD|HFMA2)", self.opcode)) and (
             factors in (["RZ", "RZ"], ["URZ", "URZ"])
         )
+
+    @property
+    def is_addition(self) -> bool:
+        """Whether one factor is the constant 1: how ptxas adds integers in the other pipe."""
+        return self.opcode == "IMAD.IADD" and "0x1" in self.operands[1:3]
 
     @property
     def target(self) -> int | None:
@@ -170,7 +175,8 @@ def successors(code: list[Instruction]) -> list[list[int]]:
         after = {i + 1}
         if instruction.opcode == "EXIT" and not instruction.predicate:
             after = set()
-        if JUMP.match(instruction.opcode) and instruction.target is not None:
+        # WARPSYNC is followed by a place to go, or by a mask alone.
+        if JUMP.match(instruction.opcode) and instruction.target in index:
             after.add(index[instruction.target])
             conditional = instruction.predicate or len(instruction.operands) > 1
             if instruction.opcode.startswith("BRA") and not conditional:
@@ -243,7 +249,8 @@ def trace_loads(code: list[Instruction]) -> list[int]:
     """Follows every loaded value forward, on all paths, to everything that is computed from it.
 
     Returns, for every instruction, the loads from which its operands may come (bit i: `code[i]`).
-    An address does not pass on to what is loaded from it.
+    An address does not pass on to what is loaded from it, nor a spike word to the number of its
+    bits.
     """
     following = successors(code)
     starts = {0} | {j for i, after in enumerate(following) if after != [i + 1] for j in after}
@@ -256,7 +263,11 @@ def trace_loads(code: list[Instruction]) -> list[int]:
         while True:
             instruction = code[i]
             reads[i] = loads = registers.read(instruction)
-            registers.write(instruction, 1 << i if LOAD.match(instruction.opcode) else loads)
+            if LOAD.match(instruction.opcode):
+                loads = 1 << i
+            elif instruction.opcode == "POPC":
+                loads = 0
+            registers.write(instruction, loads)
             if following[i] != [i + 1] or i + 1 in starts:
                 break
             i += 1
@@ -270,12 +281,13 @@ def trace_loads(code: list[Instruction]) -> list[int]:
 
 
 def data_loads(code: list[Instruction], reads: list[int]) -> int:
-    """The loads whose values are added as floating-point numbers, and all of shared memory."""
+    """The loads whose values are added as floating-point numbers or in 16-bit lanes, all of shared
+    memory, and those of a width that only weights have."""
     data = 0
     for i, instruction in enumerate(code):
-        if instruction.opcode.startswith("FADD"):
+        if re.match(r"FADD|VIADD\.16x2", instruction.opcode):
             data |= reads[i]
-        if instruction.opcode.startswith("LDS"):
+        if re.match(r"LDS|LDG\.E\.(128|[US]8|U16)\b", instruction.opcode):
             data |= 1 << i
     return data
 

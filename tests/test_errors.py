@@ -245,10 +245,110 @@ CASES = {
         TypeError,
         ["weight", "float32", "float64"],
     ),
-    "conv weight: float16": (
-        conv(SPIKES, WEIGHT.half()),
+    "conv weight: int8": (
+        conv(SPIKES, WEIGHT.to(torch.int8)),
         TypeError,
-        ["weight", "float32", "float16"],
+        ["weight", "uint8", "int8", "128 added", "quantize_weight"],
+    ),
+    "conv algorithm": (
+        conv(SPIKES, WEIGHT, algorithm="dense"),
+        ValueError,
+        ["algorithm", "gather", "matmul", "auto", "dense"],
+    ),
+    "conv amplitude: shape": (
+        conv(SPIKES, WEIGHT[:1, :1], amplitude=zeros(4, 5, 5)),
+        ValueError,
+        ["amplitude", "[4, 5, 6]", "[4, 5, 5]"],
+    ),
+    "conv amplitude: with unshared weights": (
+        conv(SPIKES, WEIGHT.clone(), amplitude=zeros(4, 5, 6)),
+        ValueError,
+        ["amplitude", "factored", "[1, 1, ...]"],
+    ),
+    "conv amplitude: with int8 weights": (
+        conv(SPIKES, WEIGHT[:1, :1].to(torch.uint8), amplitude=zeros(4, 5, 6)),
+        ValueError,
+        ["amplitude", "floating", "uint8"],
+    ),
+    "conv amplitude: dtype": (
+        conv(SPIKES, WEIGHT[:1, :1], amplitude=zeros(4, 5, 6).half()),
+        TypeError,
+        ["amplitude", "float32", "float16"],
+    ),
+    "conv scale: with float weights": (
+        conv(SPIKES, WEIGHT, scale=zeros(7)),
+        ValueError,
+        ["scale", "uint8", "float32"],
+    ),
+    "conv scale: shape": (
+        conv(SPIKES, WEIGHT.to(torch.uint8), scale=zeros(4)),
+        ValueError,
+        ["scale", "[7]", "[4]"],
+    ),
+    "conv spikes: bits beyond the channels": (
+        conv(torch.full((2, 5, 6, 1), 16, dtype=torch.int32), WEIGHT),
+        ValueError,
+        ["spikes", "beyond 4 channels"],
+    ),
+    "conv spikes: the highest bit beyond the channels": (
+        conv(torch.full((2, 5, 6, 1), -(2**31), dtype=torch.int32), WEIGHT),
+        ValueError,
+        ["spikes", "beyond 4 channels"],
+    ),
+    "quantize_weight: dtype": (
+        lambda: rso.quantize_weight(WEIGHT.to(torch.int8)),
+        TypeError,
+        ["weight", "float32", "int8"],
+    ),
+    "quantize_weight: rank": (
+        lambda: rso.quantize_weight(CONV.weight),
+        ValueError,
+        ["weight", "[OH, OW", "[7, 4, 3, 3]"],
+    ),
+    "quantize_weight: not finite": (
+        lambda: rso.quantize_weight(torch.full((1,) * 7, float("nan"))),
+        ValueError,
+        ["weight", "finite"],
+    ),
+    "UnsharedSpikeConv storage": (
+        unshared(storage="compressed"),
+        ValueError,
+        ["storage", "materialized", "factored", "compressed"],
+    ),
+    "UnsharedSpikeConv dtype": (
+        unshared(dtype=torch.float64),
+        ValueError,
+        ["dtype", "float32", "int8", "float64"],
+    ),
+    "UnsharedSpikeConv: factored int8": (
+        unshared(storage="factored", dtype=torch.int8),
+        ValueError,
+        ["storage", "factored", "int8"],
+    ),
+    "UnsharedSpikeConv: more memory than there is": (
+        unshared(in_channels=65536, out_channels=65536, input_size=512),
+        ValueError,
+        ["weight", "[510, 510, 1, 3, 3, 65536, 65536]", "bytes", "cpu", "factored"],
+    ),
+    "UnsharedSpikeConv1d input_size": (
+        lambda: rso.UnsharedSpikeConv1d(4, 6, 3, (5, 6)),
+        TypeError,
+        ["input_size", "int", "(5, 6)"],
+    ),
+    "UnsharedSpikeConv1d spikes: rank": (
+        lambda: rso.UnsharedSpikeConv1d(4, 6, 3, 5)(SPIKES),
+        ValueError,
+        ["spikes", "[N, 4, L]", "[2, 4, 5, 6]"],
+    ),
+    "from_conv1d conv": (
+        lambda: rso.UnsharedSpikeConv1d.from_conv1d(CONV),
+        TypeError,
+        ["conv", "Conv1d", "Conv2d"],
+    ),
+    "from_conv1d input_size: missing": (
+        lambda: rso.UnsharedSpikeConv1d.from_conv1d(nn.Conv1d(4, 6, 3), zeros(4, 1)),
+        ValueError,
+        ["input_size", "[C, L]"],
     ),
     "conv weight: that of a Conv2d": (
         conv(SPIKES, CONV.weight.detach()),

@@ -263,6 +263,13 @@ def modules():
         "unshared": rso.UnsharedSpikeConv(6, 8, 3, (5, 4), padding=1, groups=2),
         "unshared-no-bias": rso.UnsharedSpikeConv(6, 8, (2, 3), (5, 4), bias=False),
         "unshared-folded": rso.UnsharedSpikeConv.from_conv2d(conv, amplitude),
+        "unshared-int8": rso.UnsharedSpikeConv.from_conv2d(conv, amplitude, dtype=torch.int8),
+        "unshared-factored": rso.UnsharedSpikeConv.from_conv2d(
+            conv, amplitude, storage="factored", dtype=torch.bfloat16
+        ),
+        "sequence": rso.UnsharedSpikeConv1d(
+            6, 8, 3, 9, padding=1, fold_scale=True, dtype=torch.int8
+        ),
         "shared": rso.SpikeConv2d(6, 8, 3, padding="same"),
         "shared-folded": rso.SpikeConv2d.from_conv2d(conv),
         "linear": rso.SpikeLinear(6, 8),
@@ -274,6 +281,8 @@ def modules():
 
 
 def an_input(name):
+    if name == "sequence":
+        return binary((2, 6, 9), 1)
     return binary((2, 6), 1) if name.startswith("linear") else binary((2, 6, 5, 4), 1)
 
 
@@ -324,6 +333,9 @@ def test_on_the_meta_device(name):
         ("lif-plain", ["timesteps=1", "none", "reset='soft'", "atan", "3.0", "decay=0.25"]),
         ("unshared", ["6, 8", "(3, 3)", "groups=2", "(1, 1)", "input_size=(5, 4)", "bias=True"]),
         ("unshared-no-bias", ["(2, 3)", "bias=False"]),
+        ("unshared-int8", ["dtype=int8"]),
+        ("unshared-factored", ["dtype=bfloat16", "storage='factored'"]),
+        ("sequence", ["dtype=int8", "fold_scale=True", "input_size=(1, 9)"]),
         ("shared", ["6, 8", "padding=same"]),
         ("linear", ["6, 8", "bias=True"]),
         ("mean", ["timesteps=2"]),

@@ -371,7 +371,7 @@ def test_opcheck(shared, packed, channels_last, N, bias, device):
     weight = make_weight((4, 5), 40, 6, (3, 3), 2, 2, padding=1).to(device)
     weight = weight[:1, :1].expand_as(weight) if shared else weight.requires_grad_()
     bias = None if bias is None else normal(bias, 3).to(device).requires_grad_()
-    args = (spikes, weight, bias, (1, 1), (1, 1), (1, 1), channels_last, True)
+    args = (spikes, weight, bias, None, None, (4, 5), (1, 1), (1, 1), (1, 1), channels_last, True)
     torch.library.opcheck(torch.ops.realspike.unshared_conv.default, args)
 
 

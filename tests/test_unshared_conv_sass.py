@@ -5,18 +5,22 @@ in shared memory) whose value, or anything computed from it, is an operand of an
 every load forward through all paths, until its registers are overwritten, the tests assert that
 
 * no instruction multiplies floating-point numbers at all, so no product can enter a sum that way;
+* what is added in 16-bit lanes (int8 weights) counts as data likewise;
 * no integer multiply-add reads data, so no product of the bits of a weight, spike or sum enters
   either: it would be computed from a load and reach an FADD, which makes the load data and the
   multiply-add its reader. What integer multiply-adds do read is thread and block numbers, sizes
   and bit positions, for addresses;
 * what a spike word contributes to a sum is the predicate of an FADD: spike words themselves do
-  not reach one.
+  not reach one. The number of their bits (POPC) does with int8 weights, which are stored 128 too
+  large: 128 for every row added is taken off again.
 
 A multiply-add with two zero factors (`IMAD.MOV R1, RZ, RZ, R2`, `HFMA2 R1, -RZ, RZ, 0, 0`) is how
-the assembler writes a move or a constant; it is followed as a move and not counted.
+the assembler writes a move or a constant; it is followed as a move and not counted. One with the
+constant factor 1 (`IMAD.IADD R1, R2, 0x1, R3`) is how it adds integers in the other pipe.
+The second pass, which adds what several blocks left and scales int8 sums, is the only kernel with a
+multiplication on data: one per output.
 """
 
-import itertools
 import re
 import shutil
 from pathlib import Path
@@ -41,56 +45,126 @@ def cubin(request, tmp_path_factory) -> Path:
     return path
 
 
+# weight: (vector width, most samples of a tile)
+WEIGHTS = {
+    "float": (4, 16),
+    "Float16Weight": (8, 8),
+    "BFloat16Weight": (8, 8),
+    "Int8Weight": (16, 4),
+}
+
+
 @pytest.fixture(scope="module")
-def kernels(cubin) -> dict[tuple[int, int], list[sass.Instruction]]:
-    """The code of the gather kernels by (channels per thread, samples per tile)."""
-    return {shape_of(name): code for name, code in sass.read_functions(cubin).items()}
+def functions(cubin) -> dict[str, list[sass.Instruction]]:
+    return sass.read_functions(cubin)
 
 
-def shape_of(name: str) -> tuple[int, int]:
-    found = re.search(r"unshared_conv_fwd_kernelIfLi(\d+)ELi(\d+)E", name)
+@pytest.fixture(scope="module")
+def kernels(functions) -> dict[tuple[str, int, int], list[sass.Instruction]]:
+    """The code of the gather kernels by (weight, channels per thread, samples per tile)."""
+    return {shape_of(name): code for name, code in functions.items() if "conv_fwd_" in name}
+
+
+@pytest.fixture(scope="module")
+def staged(functions) -> dict[str, list[sass.Instruction]]:
+    """The code of the kernels for many samples by weight."""
+    return {shape_of(name)[0]: code for name, code in functions.items() if "_staged_" in name}
+
+
+def shape_of(name: str) -> tuple[str, int, int]:
+    found = re.search(
+        r"unshared_conv_(?:staged_)?fwd_kernelI(f|NS_\d+(\w+?)E)Li(\d+)ELi(\d+)E", name
+    )
     assert found, f"{name} is not a gather kernel"
-    return int(found[1]), int(found[2])
+    return found[2] or "float", int(found[3]), int(found[4])
 
 
-def test_every_kernel_is_there(kernels):
-    assert set(kernels) == set(itertools.product((1, 4), (1, 2, 4, 8, 16)))
+def test_every_kernel_is_there(kernels, staged, functions):
+    assert set(kernels) == {
+        (weight, vec, samples)
+        for weight, (widest, most) in WEIGHTS.items()
+        for vec in (1, widest)
+        for samples in (1, 2, 4, 8, 16)
+        if samples <= most
+    }
+    assert set(staged) == set(WEIGHTS)
+    others = [name for name in functions if "_fwd_" not in name]
+    assert len(others) == 2
+    assert all("unshared_conv_second_pass_kernel" in name for name in others)
 
 
-def test_nothing_is_spilled(cubin, kernels):
-    resources = {shape_of(name): usage for name, usage in sass.read_resources(cubin).items()}
-    assert set(resources) == set(kernels)
-    for shape, usage in resources.items():
-        assert usage["STACK"] == usage["LOCAL"] == 0, shape
-        assert usage["REG"] <= 128, shape  # two blocks of 256 threads per multiprocessor
-        assert not [str(i) for i in kernels[shape] if re.match(r"(LDL|STL)(\.|$)", i.opcode)]
+def test_nothing_is_spilled(cubin, functions):
+    resources = sass.read_resources(cubin)
+    assert set(resources) == set(functions)
+    for name, usage in resources.items():
+        assert usage["STACK"] == usage["LOCAL"] == 0, name
+        # Two blocks of 256 threads per multiprocessor; of the kernels for many samples, one.
+        assert usage["REG"] <= (255 if "_staged_" in name else 128), name
+        assert not [str(i) for i in functions[name] if re.match(r"(LDL|STL)(\.|$)", i.opcode)]
 
 
 def test_data_is_only_added(kernels):
-    for (vec, samples), code in kernels.items():
+    for (weight, vec, samples), code in kernels.items():
         assert sass.find_multiplications(code) == []
+        if weight == "Int8Weight":
+            continue
         adds = [i for i in code if i.opcode == "FADD"]
         assert len(adds) >= 4 * vec * samples  # four rows in flight
-        assert len([i for i in adds if i.predicate]) >= 4 * vec * samples
+        # Whether a sample fired is the predicate of its additions or of a jump around them.
+        guarded = [i for i in code if i.predicate and i.opcode in ("FADD", "BRA")]
+        assert len(guarded) >= 4 * samples
 
 
-def test_weights_are_loaded_as_rows_of_the_vector_width(kernels):
-    for (vec, _), code in kernels.items():
+def test_data_is_only_added_with_many_samples(staged, cubin):
+    for weight, code in staged.items():
+        assert sass.find_multiplications(code) == []
+        widest, samples = WEIGHTS[weight][0], 4 if weight == "Int8Weight" else 8
+        if weight != "Int8Weight":
+            assert len([i for i in code if i.opcode == "FADD"]) >= widest * samples
+        elif cubin.stem != "sm_80":
+            assert len([i for i in code if i.opcode == "VIADD.16x2"]) == 8 * samples
+        # Rows go through shared memory, 16 bytes at a time.
+        for opcode in ("LDG.E.128.CONSTANT", "STS.128", "LDS.128"):
+            assert [i for i in code if i.opcode == opcode], (weight, opcode)
+
+
+def test_int8_is_added_in_16_bit_lanes(kernels, cubin):
+    for (weight, vec, samples), code in kernels.items():
+        lanes = [i for i in code if i.opcode == "VIADD.16x2"]
+        # sm_80 has no such instruction; there the lanes are masked.
+        native = weight == "Int8Weight" and vec == 16 and cubin.stem != "sm_80"
+        assert len(lanes) == (4 * 8 * samples if native else 0), (weight, vec, samples)
+
+
+def test_the_second_pass_scales_int8_alone(functions):
+    found = {
+        name: sass.find_multiplications(code)
+        for name, code in functions.items()
+        if "second_pass" in name
+    }
+    (floats,) = (lines for name, lines in found.items() if "kernelIfE" in name)
+    (ints,) = (lines for name, lines in found.items() if "kernelIiE" in name)
+    assert floats == []
+    assert len(ints) == 1
+    assert "FMUL" in ints[0]
+
+
+def test_weights_are_loaded_as_rows_of_16_bytes(kernels):
+    for (_, vec, _), code in kernels.items():
         data = sass.data_loads(code, sass.trace_loads(code))
         loads = [i for n, i in enumerate(code) if data >> n & 1 and i.opcode.startswith("LDG")]
         wide = [i for i in loads if i.opcode == "LDG.E.128.CONSTANT"]
-        narrow = [i for i in loads if i.opcode == "LDG.E.CONSTANT"]
-        assert len(wide) + len(narrow) == len(loads)
-        assert len(wide) == (4 if vec == 4 else 0)  # what remains is the bias
-        assert len(narrow) >= (1 if vec == 4 else 5)
+        assert len(wide) == (4 if vec > 1 else 0)
+        # What remains is the bias, or single weights.
+        assert len(loads) - len(wide) >= (1 if vec > 1 else 4)
 
 
 def test_spike_words_do_not_reach_a_sum(kernels):
-    for (_, samples), code in kernels.items():
+    for (weight, _, samples), code in kernels.items():
         data = sass.data_loads(code, sass.trace_loads(code))
         others = [i for n, i in enumerate(code) if i.opcode.startswith("LDG") and not data >> n & 1]
         assert len(others) >= samples
-        assert {i.opcode for i in others} == {"LDG.E.CONSTANT"}
+        assert {i.opcode for i in others} == {"LDG.E.CONSTANT"}, weight
 
 
 PROBES = """
@@ -128,6 +202,10 @@ __global__ void multiplies_halves(const __half2* w, const __half2* x, __half2* o
 }
 __global__ void multiplies_doubles(const double* w, const double* x, double* out) {
   out[threadIdx.x] = w[threadIdx.x] * x[threadIdx.x];
+}
+__global__ void multiplies_bytes(const uint4* w, unsigned* out, int scale) {
+  const uint4 row = w[threadIdx.x];
+  out[threadIdx.x] = __vadd2(row.x * scale, row.y);
 }
 __global__ void divides(const float* w, const float* x, float* out) {
   out[threadIdx.x] = w[threadIdx.x] / x[threadIdx.x];

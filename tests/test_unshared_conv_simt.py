@@ -38,7 +38,7 @@ def fields(text: str, ctype) -> list:
 
 class UnsharedConvParams(ctypes.Structure):
     _fields_ = (
-        fields("spikes weight bias out", ctypes.c_void_p)
+        fields("spikes weight bias amplitude scale out workspace", ctypes.c_void_p)
         + fields("weight_dtype", ctypes.c_int32)
         + fields("N H W words OH OW G KH KW Cin_g Cout_g", ctypes.c_int64)
         + fields("stride_h stride_w padding_h padding_w dilation_h dilation_w", ctypes.c_int64)
@@ -114,12 +114,15 @@ class Case:
     shared: bool = False  # one kernel for all positions
     bias: str = "none"  # none, channel, element
     out: str = "nchw"  # nchw, nhwc
+    weight: str = "float32"  # float32, float16, bfloat16, int8, int8-scaled
     # What the launcher would choose, unless not 0.
     vec: int = 0
     tile: int = 0
     lanes: int = 0
     threads: int = 0
+    splits: int = 0
     blocks: int = 0
+    staged: bool = False  # the kernel for many samples
 
     def __str__(self) -> str:
         def pair(p: tuple) -> str:
@@ -130,7 +133,9 @@ class Case:
         text += f"-g{self.groups}-{self.size[0]}x{self.size[1]}-r{self.rate:g}"
         text += "-shared" * self.shared + f"-bias_{self.bias}" * (self.bias != "none")
         text += "-nhwc" * (self.out == "nhwc")
-        forced = ("vec", "tile", "lanes", "threads", "blocks")
+        text += f"-{self.weight}" * (self.weight != "float32")
+        forced = ("vec", "tile", "lanes", "threads", "splits", "blocks")
+        text += "-staged" * self.staged
         return text + "".join(f"-{k}{getattr(self, k)}" for k in forced if getattr(self, k))
 
     @property
@@ -200,14 +205,84 @@ CASES = [
         for lanes, threads in ((32, 256), (32, 32), (16, 128), (8, 256), (4, 64), (1, 32))
         for vec in (1, 4)
     ),
+    # every type of weights: whole vectors and single weights, idle lanes, several channel tiles
+    *(
+        Case(cin=cin, cout=cout, samples=n, weight=weight, bias="element", size=(3, 4))
+        for weight in ("float16", "bfloat16", "int8", "int8-scaled")
+        for cin, cout, n in ((33, 16, 3), (70, 5, 4), (64, 48, 9), (31, 1, 1))
+    ),
+    *(
+        Case(cin=100, cout=48, samples=19, size=(2, 2), vec=vec, tile=tile, weight=weight)
+        for weight, widest, tiles in (
+            ("float16", 8, (1, 2, 4, 8)),
+            ("bfloat16", 8, (1, 2, 4, 8)),
+            ("int8", 16, (1, 2, 4)),
+        )
+        for vec in (1, widest)
+        for tile in tiles
+    ),
+    # int8: all bits of more words than 16-bit lanes hold, in one stream
+    *(
+        Case(
+            **{
+                "cin": 600,
+                "cout": 16,
+                "samples": 2,
+                "size": (2, 2),
+                "rate": rate,
+                "weight": "int8",
+            },
+            **{"lanes": 1, "threads": 32, "vec": vec},
+        )
+        for rate in (0.5, 1.0)
+        for vec in (1, 16)
+    ),
+    Case(cin=66, cout=32, groups=2, weight="int8-scaled", shared=True, out="nhwc", bias="channel"),
+    Case(cin=66, cout=32, groups=2, weight="bfloat16", shared=True, stride=(2, 2), out="nhwc"),
+    # several blocks share the receptive field
+    *(
+        Case(cin=70, cout=20, samples=3, splits=splits, threads=32, weight=weight, bias="channel")
+        for splits in (2, 3, 16)
+        for weight in ("float32", "bfloat16", "int8", "int8-scaled")
+    ),
+    Case(cin=200, cout=8, samples=17, kernel=(1, 1), padding=(0, 0), size=(1, 1), splits=4),
+    # the kernel for many samples
+    *(
+        Case(cin=cin, cout=cout, samples=n, weight=weight, lanes=lanes, bias="channel", staged=True)
+        for weight in ("float32", "float16", "bfloat16", "int8", "int8-scaled")
+        for cin, cout, n, lanes in ((33, 16, 3, 2), (64, 80, 37, 32), (31, 48, 70, 8))
+    ),
+    *(
+        Case(
+            cin=33, cout=16, kernel=(k, k), stride=(s, s), padding=(p, p), size=(6, 5), staged=True
+        )
+        for k, s, p in itertools.product((1, 3), (1, 2), (0, 2))
+    ),
+    *(
+        Case(cin=cin, cout=48, groups=groups, samples=5, staged=True, shared=shared, out="nhwc")
+        for cin, groups, shared in ((66, 3, False), (210, 3, True), (40, 1, False))
+    ),
+    *(Case(cin=300, cout=16, weight="int8", rate=r, size=(2, 2), staged=True) for r in (0.0, 1.0)),
+    Case(cin=40, cout=40, samples=70, bias="element", blocks=3, staged=True, kernel=(1, 1)),
     # fewer blocks than tiles: a block works on several, one after the other
     Case(cin=40, cout=40, samples=9, bias="element", blocks=1),
     Case(cin=40, cout=40, samples=9, bias="element", blocks=7, tile=4),
+    Case(cin=70, cout=48, samples=9, blocks=5, weight="int8"),
 ]
+
+# weight: (number in csrc/core/dtype.h, dtype in memory)
+WEIGHTS = {
+    "float32": (0, torch.float32),
+    "float16": (1, torch.float16),
+    "bfloat16": (2, torch.bfloat16),
+    "int8": (3, torch.uint8),
+    "int8-scaled": (3, torch.uint8),
+}
 
 
 def make_inputs(case: Case, spikes: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Returns spikes [N, Cin, H, W], weight [OH, OW, G, KH, KW, Cin_g, Cout_g] and the bias."""
+    """Returns spikes [N, Cin, H, W], weight [OH, OW, G, KH, KW, Cin_g, Cout_g] and the bias; the
+    weight in float32, with values that its type has."""
     generator = torch.Generator().manual_seed(0)
     if spikes is None:
         shape = (case.samples, case.cin, *case.size)
@@ -217,6 +292,9 @@ def make_inputs(case: Case, spikes: Tensor | None = None) -> tuple[Tensor, Tenso
     weight = torch.randn(
         OH, OW, g, *case.kernel, case.cin // g, case.cout // g, generator=generator
     )
+    if case.weight.startswith("int8"):
+        weight = torch.randint(-128, 128, weight.shape, generator=generator).float()
+    weight = weight.to(torch.float32 if "int8" in case.weight else WEIGHTS[case.weight][1]).float()
     bias = torch.randn(case.cout, *case.out_size, generator=generator)
     return (
         spikes,
@@ -237,6 +315,11 @@ def expect(case: Case, spikes: Tensor, weight: Tensor, bias: Tensor | None):
     out = torch.einsum(equation, taps, weight).flatten(1, 2)
     magnitude = torch.einsum(equation, taps, weight.abs()).flatten(1, 2)
     terms = torch.einsum(equation, taps, torch.ones_like(weight)).flatten(1, 2)
+    if case.weight.startswith("int8"):  # a sum of integers is exact: one term
+        terms, magnitude = torch.ones_like(terms), out.abs()
+    if case.weight == "int8-scaled":
+        factor = SCALE[: case.cout].double()[:, None, None]
+        out, magnitude, terms = out * factor, magnitude * factor, terms + 1
     if bias is not None:
         bias = bias.double().reshape(case.cout, *((OH, OW) if bias.dim() == 3 else (1, 1)))
         out, magnitude, terms = out + bias, magnitude + bias.abs(), terms + 1
@@ -245,6 +328,16 @@ def expect(case: Case, spikes: Tensor, weight: Tensor, bias: Tensor | None):
     bound = growth / (1 - growth) * magnitude
     uses = taps.sum(0).permute(4, 5, 0, 2, 3, 1).unsqueeze(-1)  # [OH, OW, G, KH, KW, Cin_g, 1]
     return out, bound, uses
+
+
+SCALE = torch.rand(256, generator=torch.Generator().manual_seed(1)) + 0.5
+
+
+def as_stored(case: Case, weight: Tensor) -> Tensor:
+    """Returns the weight in its type; a NaN, which int8 lacks, becomes 127."""
+    if case.weight.startswith("int8"):
+        return (weight.nan_to_num(127.0) + 128).to(torch.uint8)
+    return weight.to(WEIGHTS[case.weight][1])
 
 
 def call(lib, case: Case, spikes, weight, bias, shuffle: int = 0) -> Tensor:
@@ -259,9 +352,14 @@ def call(lib, case: Case, spikes, weight, bias, shuffle: int = 0) -> Tensor:
     else:
         out = out.view(case.samples, OH, OW, case.cout).permute(0, 3, 1, 2)
     packed = pack(spikes)
+    if case.weight != "float32":
+        weight = as_stored(case, weight)
+    scale = SCALE[: case.cout] if case.weight == "int8-scaled" else None
     params = UnsharedConvParams(
         spikes=packed.data_ptr(),
         weight=weight.data_ptr(),
+        scale=None if scale is None else scale.data_ptr(),
+        weight_dtype=WEIGHTS[case.weight][0],
         bias=None if bias is None else bias.data_ptr(),
         out=out.data_ptr(),
         N=case.samples,
@@ -288,7 +386,15 @@ def call(lib, case: Case, spikes, weight, bias, shuffle: int = 0) -> Tensor:
         out_stride_c=out.stride(1),
         out_stride_p=out.stride(3),
     )
-    forced = (ctypes.c_int64 * 5)(case.vec, case.tile, case.lanes, case.threads, case.blocks)
+    forced = (case.vec, case.tile, case.lanes, case.threads, case.splits, case.blocks)
+    if case.staged:  # the tile follows from the number of streams
+        widest, samples = {"float32": (4, 8), "int8": (16, 4), "int8-scaled": (16, 4)}.get(
+            case.weight, (8, 8)
+        )
+        lanes = case.lanes or 4
+        threads = case.threads or 256
+        forced = (widest, threads // lanes * samples, lanes, threads, 1, case.blocks)
+    forced = (ctypes.c_int64 * 7)(*forced, 2 if case.staged else 1)
     check(lib.unshared_conv_simt, ctypes.byref(params), forced, ctypes.c_uint64(shuffle))
     assert memory[:guard].isnan().all()
     assert memory[guard + numel :].isnan().all()
@@ -366,12 +472,10 @@ def test_conv_of_unaligned_weights(lib):
     assert_within(call(lib, case, spikes, unaligned, bias), expected, bound)
 
 
-def test_conv_of_a_reserved_weight_type_is_an_error(lib):
-    params = UnsharedConvParams(weight_dtype=1, N=1, OH=1, OW=1, G=1, Cin_g=1, Cout_g=1)
-    with pytest.raises(AssertionError, match="no kernel for this weight type"):
-        check(
-            lib.unshared_conv_simt, ctypes.byref(params), (ctypes.c_int64 * 5)(), ctypes.c_uint64()
-        )
+def test_conv_of_a_sample_tile_without_kernel_is_an_error(lib):
+    for weight, tile in (("float32", 32), ("bfloat16", 16), ("int8", 8)):
+        with pytest.raises(AssertionError, match="no kernel for this sample tile"):
+            run_and_compare(lib, Case(weight=weight, tile=tile))
 
 
 def config_of(lib, **sizes) -> dict:
@@ -389,9 +493,10 @@ def config_of(lib, **sizes) -> dict:
     }
     sizes = {**defaults, "weight": 4096, **sizes}
     params = UnsharedConvParams(**sizes)
-    values = (ctypes.c_int64 * 8)()
+    values = (ctypes.c_int64 * 10)()
     lib.unshared_conv_simt_config(ctypes.byref(params), values)
-    names = "vec sample_tile lanes threads shared_bytes sample_tiles channel_tiles blocks"
+    names = "vec sample_tile lanes threads splits shared_bytes sample_tiles channel_tiles blocks"
+    names += " staged"
     return dict(zip(names.split(), values, strict=True))
 
 
@@ -401,18 +506,57 @@ def test_config_of_a_wide_layer(lib):
         "sample_tile": 4,
         "lanes": 32,
         "threads": 256,
+        "splits": 1,
         "shared_bytes": 16384,
         "sample_tiles": 1,
         "channel_tiles": 1,
         "blocks": 1024,
+        "staged": 0,
     }
 
 
+def test_config_of_many_samples_stages_the_rows(lib):
+    config = config_of(lib, N=64)
+    assert (config["staged"], config["lanes"], config["threads"]) == (1, 32, 256)
+    # 8 streams of 8 samples each; 32 rows of 512 bytes.
+    assert (config["sample_tile"], config["shared_bytes"], config["blocks"]) == (64, 16384, 1024)
+    for weight_dtype, tile in ((1, 128), (2, 128), (3, 128)):
+        config = config_of(lib, N=64, weight_dtype=weight_dtype)
+        assert (config["staged"], config["sample_tile"]) == (1, tile)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{"N": 16}, {"Cout_g": 130}, {"OH": 1, "OW": 1}],
+    ids=("few-samples", "unaligned", "one-position"),
+)
+def test_config_that_streams(lib, sizes):
+    assert not config_of(lib, **{"N": 64, **sizes})["staged"]
+
+
+@pytest.mark.parametrize(
+    ("weight_dtype", "expected"),
+    [(1, (8, 8, 16, 256)), (2, (8, 8, 16, 256)), (3, (16, 4, 8, 128))],
+    ids=("float16", "bfloat16", "int8"),
+)
+def test_config_of_narrower_weights(lib, weight_dtype, expected):
+    config = config_of(lib, N=16, weight_dtype=weight_dtype)
+    names = ("vec", "sample_tile", "lanes", "threads")
+    assert tuple(config[name] for name in names) == expected
+
+
+def test_config_of_few_positions_splits_the_receptive_field(lib):
+    config = config_of(lib, N=1, OH=1, OW=1, KH=1, KW=1, Cin_g=4096, Cout_g=256)
+    # 8 tiles of 32 channels; 128 words are 4 for each of 32 streams.
+    assert (config["channel_tiles"], config["lanes"], config["threads"]) == (8, 8, 256)
+    assert (config["splits"], config["blocks"]) == (4, 32)
+
+
 def test_config_of_a_narrow_layer_shares_the_warp(lib):
-    config = config_of(lib, Cin_g=16, Cout_g=16, N=64)
+    config = config_of(lib, Cin_g=16, Cout_g=16, N=16)
     # 4 lanes hold a row of 16 channels; 9 words of spikes keep 9 streams busy.
     assert (config["lanes"], config["threads"], config["sample_tile"]) == (4, 64, 16)
-    assert config["blocks"] == 4 * 1024
+    assert config["blocks"] == 1024
 
 
 def test_config_of_a_small_map_cuts_the_rows(lib):
@@ -435,7 +579,11 @@ def test_config_of_unaligned_rows_reads_single_weights(lib, sizes):
 def test_config_covers_all_outputs_and_fits(lib, n, cout, cin):
     for size, groups in itertools.product((1, 4, 56), (1, 3)):
         config = config_of(lib, N=n, Cin_g=cin, Cout_g=cout, OH=size, OW=size, G=groups)
-        assert config["sample_tile"] in (1, 2, 4, 8, 16)
+        streams = config["threads"] // config["lanes"]
+        if config["staged"]:
+            assert (n > 16, config["sample_tile"], config["splits"]) == (True, 8 * streams, 1)
+        else:
+            assert config["sample_tile"] in (1, 2, 4, 8, 16)
         assert config["lanes"] in (1, 2, 4, 8, 16, 32)
         assert config["threads"] in range(32, 257, 32)
         assert config["shared_bytes"] <= 16384
@@ -443,14 +591,17 @@ def test_config_covers_all_outputs_and_fits(lib, n, cout, cin):
         assert (config["sample_tiles"] - 1) * config["sample_tile"] < n
         assert config["sample_tiles"] * config["sample_tile"] >= n
         assert (config["channel_tiles"] - 1) * tile < cout <= config["channel_tiles"] * tile
-        assert config["blocks"] == (
-            config["sample_tiles"] * config["channel_tiles"] * groups * size * size
-        )
+        words = 9 * -(-cin // 32)
+        assert 1 <= config["splits"] <= 16
+        assert config["splits"] == 1 or config["splits"] * streams <= words
+        tiles = config["sample_tiles"] * config["channel_tiles"] * config["splits"]
+        assert config["blocks"] == tiles * groups * size * size
 
 
 def test_config_counts_blocks_beyond_32_bits(lib):
     config = config_of(lib, N=10**6, OH=1000, OW=1000, Cout_g=4)
-    assert config["blocks"] == 62500 * 10**6
+    # Streams of one lane: 2048 samples per block.
+    assert config["blocks"] == 489 * 10**6
 
 
 @pytest.mark.parametrize("divisor", [1, 2, 3, 7, 10, 641, 2**31 - 1, 2**32 + 1, 2**62 + 1])

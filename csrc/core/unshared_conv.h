@@ -10,12 +10,19 @@ namespace realspike {
 // whose input bit is set. A tap reads pixel (oh * stride_h - padding_h + kh * dilation_h, likewise
 // w) and adds nothing outside the map. A set bit selects one contiguous row of Cout_g weights, so
 // there is nothing to multiply.
+//
+// With an amplitude (factored storage) the row is multiplied by that of its input element. int8
+// weights are stored as unsigned bytes, 128 too large; their sum is an integer, multiplied by
+// scale[co], where there is one, before the bias is added.
 struct UnsharedConvParams {
   const uint32_t* spikes;  // [N, H, W, words], one bit per channel (core/pack_spikes.h)
   const void* weight;      // [OH, OW, G, KH, KW, Cin_g, Cout_g], or one position shared by all
   const float* bias;       // [Cout] or [Cout, OH, OW] by strides, or nullptr
+  const float* amplitude;  // [H, W, G * Cin_g], or nullptr; not with int8 weights
+  const float* scale;      // [Cout], or nullptr; with int8 weights alone
   float* out;              // [N, Cout, OH, OW] by strides
-  DType weight_dtype;      // kFloat32; the others are reserved
+  void* workspace;         // of unshared_conv_workspace_cuda bytes, or nullptr if there are none
+  DType weight_dtype;
   int64_t N;
   int64_t H;
   int64_t W;
@@ -41,12 +48,24 @@ struct UnsharedConvParams {
   int64_t out_stride_p;  // elements from output position oh * OW + ow to the next
 };
 
-// Each output is one float32 sum over its rows in ascending (kh, kw, ci), then the bias: the same
-// bits whatever the number of threads and the instruction set.
+// grad_weight[oh, ow, g, kh, kw, ci, :] += grad_out[n, :, oh, ow] for every n whose tap is set. The
+// strides of `out` are those of grad_out; weight, bias, amplitude, scale and out are not used.
+struct UnsharedConvGradWeight : UnsharedConvParams {
+  const float* grad_out;  // [N, Cout, OH, OW] by strides
+  float* grad_weight;     // [OH, OW, G, KH, KW, Cin_g, Cout_g]
+};
+
+// In ascending n.
+void unshared_conv_grad_weight_cpu(const UnsharedConvGradWeight& params, int num_threads);
+
+// Each output is one float32 sum (int32 for int8 weights) over its rows in ascending (kh, kw, ci),
+// then the bias: the same bits whatever the number of threads and the instruction set.
 void unshared_conv_cpu(const UnsharedConvParams& params, int num_threads);
 
 // Enqueue on `stream` (a cudaStream_t) and return the cudaError_t of the launch. Deterministic; the
-// order of the additions may differ from the CPU's.
+// order of the additions may differ from the CPU's. Without amplitude: there is no factored kernel.
 int unshared_conv_cuda(const UnsharedConvParams& params, void* stream);
+
+int64_t unshared_conv_workspace_cuda(const UnsharedConvParams& params);
 
 }  // namespace realspike

@@ -6,14 +6,18 @@
 #include "cpu/lif_bwd_kernel.h"
 #include "cpu/lif_packed_kernel.h"
 #include "cpu/pack_spikes_kernel.h"
+#include "cpu/unshared_conv_grad_kernel.h"
 #include "cpu/unshared_conv_kernel.h"
 
 namespace realspike {
 
 extern const IsaKernels REALSPIKE_ISA_TABLE;
 const IsaKernels REALSPIKE_ISA_TABLE = {
-    REALSPIKE_ISA_NAME, lif_fwd_tile,    lif_bwd_tile,      lif_packed_task,    pack_range,
-    unpack_range,       kWidestChannels, decode_spikes_row, unshared_conv_task,
+    REALSPIKE_ISA_NAME, lif_fwd_tile,
+    lif_bwd_tile,       lif_packed_task,
+    pack_range,         unpack_range,
+    decode_spikes_row,  unite_spikes_row,
+    unshared_conv_task, unshared_conv_grad_weight_task,
 };
 
 }  // namespace realspike

@@ -4,277 +4,180 @@
 #include <cstring>
 
 #include "core/unshared_conv.h"
+#include "cpu/unshared_conv_passes.h"
+#include "cpu/unshared_conv_prefetch.h"
+#include "cpu/unshared_conv_rows.h"
+#include "cpu/unshared_conv_spikes.h"
 #include "cpu/unshared_conv_tiles.h"
 
 namespace realspike {
 namespace {
 
-// 16 floats: one register with AVX-512, two with AVX2, four with SSE or NEON.
-typedef float Vec __attribute__((vector_size(64), aligned(4)));
-constexpr int64_t kVecFloats = 16;
-
+// Channels whose sums fit in the registers, with some to spare.
 #if defined(__AVX512F__)
-constexpr int64_t kWidestChannels = 8 * kVecFloats;
+constexpr int kWidestChannels = 128;
 #elif defined(__AVX2__)
-constexpr int64_t kWidestChannels = 4 * kVecFloats;
+constexpr int kWidestChannels = 64;
 #else
-constexpr int64_t kWidestChannels = 2 * kVecFloats;
+constexpr int kWidestChannels = 32;
 #endif
 
-constexpr int64_t kCacheLine = 64;
-
-// Sums of neighbouring output channels, held in registers while rows are added.
-template <int kVecs>
-class Sums {
- public:
-  explicit Sums(int64_t) {}
-  void load(const float* from) {
-    for (int i = 0; i < kVecs; ++i) std::memcpy(&sums_[i], from + i * kVecFloats, sizeof(Vec));
-  }
-  void add(const float* row) {
-    const Vec* vecs = reinterpret_cast<const Vec*>(row);
-    for (int i = 0; i < kVecs; ++i) sums_[i] += vecs[i];
-  }
-  void store(float* to) const {
-    for (int i = 0; i < kVecs; ++i) std::memcpy(to + i * kVecFloats, &sums_[i], sizeof(Vec));
-  }
-
- private:
-  Vec sums_[kVecs];
+template <int kChannels>
+struct Channels {
+  static constexpr int kCount = kChannels;
 };
 
-// Fewer channels than a Vec.
-template <>
-class Sums<0> {
- public:
-  explicit Sums(int64_t channels) : channels_(channels) {}
-  void load(const float* from) { std::memcpy(sums_, from, channels_ * sizeof(float)); }
-  void add(const float* row) {
-    for (int64_t i = 0; i < channels_; ++i) sums_[i] += row[i];
-  }
-  void store(float* to) const { std::memcpy(to, sums_, channels_ * sizeof(float)); }
-
- private:
-  float sums_[kVecFloats];
-  int64_t channels_;
-};
-
-// One (tap, block of channels) of one output position: which pixel it reads and where its rows are.
-struct Tap {
-  int64_t ih;
-  int64_t iw;
-  int64_t block;
-  const float* rows;  // [channels of the block, Cout_g], from the tile's first output channel
-};
-
-// The taps of position (oh, ow) that lie on the map, in ascending (kh, kw, block).
-class Taps {
- public:
-  Taps(const UnsharedConvParams& p, const UnsharedConvTiles& tiles, const float* weight, int64_t oh,
-       int64_t ow)
-      : p_(p), tiles_(tiles), weight_(weight), oh_(oh), ow_(ow) {}
-
-  bool next(Tap* tap) {
-    const int64_t blocks = tiles_.lists.blocks;
-    while (index_ < p_.KH * p_.KW * blocks) {
-      const int64_t block = index_ % blocks;
-      const int64_t k = index_ / blocks;
-      const int64_t ih = oh_ * p_.stride_h - p_.padding_h + k / p_.KW * p_.dilation_h;
-      const int64_t iw = ow_ * p_.stride_w - p_.padding_w + k % p_.KW * p_.dilation_w;
-      ++index_;
-      if (ih < 0 || ih >= p_.H || iw < 0 || iw >= p_.W) continue;
-      *tap = {ih, iw, block, weight_ + (k * p_.Cin_g + block * kChannelBlock) * p_.Cout_g};
-      return true;
-    }
-    return false;
-  }
-
- private:
-  const UnsharedConvParams& p_;
-  const UnsharedConvTiles& tiles_;
-  const float* weight_;
-  int64_t oh_;
-  int64_t ow_;
-  int64_t index_ = 0;
-};
-
-constexpr int64_t kMostTapsPerPass = 64;
-
-// One pass: up to blocks_per_pass taps.
-struct Pass {
-  Tap taps[kMostTapsPerPass];
-  int64_t count;
-
-  void fill(const UnsharedConvTiles& tiles, Taps* taps_left) {
-    const int64_t most =
-        tiles.blocks_per_pass < kMostTapsPerPass ? tiles.blocks_per_pass : kMostTapsPerPass;
-    count = 0;
-    while (count < most && taps_left->next(&taps[count])) ++count;
-  }
-};
-
-struct Tile {
-  int64_t group;
-  int64_t first_sample;
-  int64_t samples;
-  int64_t first_channel;  // within the group
-  int64_t channels;
-};
-
-// Brings the rows that some sample of the tile will read into the L2 cache, one pass ahead.
-void prefetch(const UnsharedConvParams& p, const Tile& tile, const Pass& pass) {
-  for (int64_t i = 0; i < pass.count; ++i) {
-    const Tap& tap = pass.taps[i];
-    const int64_t first = tile.group * p.Cin_g + tap.block * kChannelBlock;
-    const int64_t left = p.Cin_g - tap.block * kChannelBlock;
-    const int64_t end = first + (left < kChannelBlock ? left : kChannelBlock);
-    for (int64_t word = first / 32; word * 32 < end; ++word) {
-      uint32_t any = 0;
-      for (int64_t s = 0; s < tile.samples; ++s) {
-        const int64_t n = tile.first_sample + s;
-        any |= p.spikes[((n * p.H + tap.ih) * p.W + tap.iw) * p.words + word];
-      }
-      if (word * 32 < first) any &= ~0u << (first - word * 32);
-      if (word * 32 + 32 > end) any &= ~0u >> (word * 32 + 32 - end);
-      for (; any != 0; any &= any - 1) {
-        const int64_t row = word * 32 + __builtin_ctz(any) - first;
-        const char* line = reinterpret_cast<const char*>(tap.rows + row * p.Cout_g);
-        for (int64_t b = 0; b < tile.channels * int64_t{sizeof(float)}; b += kCacheLine) {
-          __builtin_prefetch(line + b, 0, 2);
-        }
-      }
-    }
-  }
+// Calls f(Channels<k>, c) for the runs of k channels that together make up `channels`; what is
+// left, fewer than a vector, is Channels<0>.
+template <class Row, class F>
+inline void for_each_run(int64_t channels, F f) {
+  constexpr int kWidest = kWidestChannels * Row::kTimesWidest;
+  int64_t c = 0;
+  const auto runs_of = [&](auto run, int64_t k) {
+    for (; channels - c >= k; c += k) f(run, c);
+  };
+  if constexpr (kWidest >= 256) runs_of(Channels<256>{}, 256);
+  if constexpr (kWidest >= 128) runs_of(Channels<128>{}, 128);
+  if constexpr (kWidest >= 64) runs_of(Channels<64>{}, 64);
+  runs_of(Channels<32>{}, 32);
+  runs_of(Channels<16>{}, 16);
+  if (c < channels) f(Channels<0>{}, c);
 }
 
-// Adds the rows of one pass to the sums of every sample; sums: [samples, stride].
-template <int kVecs>
-void add_rows(const UnsharedConvParams& p, const UnsharedConvTiles& tiles, const Tile& tile,
-              const Pass& pass, int64_t channel, int64_t channels, float* sums, int64_t stride) {
-  const SpikeLists& lists = tiles.lists;
-  for (int64_t s = 0; s < tile.samples; ++s) {
-    const int64_t n = tile.first_sample + s;
-    Sums<kVecs> sum(channels);
-    sum.load(sums + s * stride + channel);
-    for (int64_t i = 0; i < pass.count; ++i) {
-      const Tap& tap = pass.taps[i];
-      const int64_t row = n * p.H + tap.ih;
-      const uint32_t* start = lists.starts + row * (lists.per_row + 1) +
-                              (tap.iw * p.G + tile.group) * lists.blocks + tap.block;
-      const uint8_t* spikes = lists.spikes + row * lists.row_capacity;
-      for (uint32_t j = start[0]; j < start[1]; ++j) {
-        sum.add(tap.rows + channel + spikes[j] * p.Cout_g);
+// What a task works on.
+template <class Row>
+struct Accumulators {
+  using Sum = typename Row::Sum;
+  Sum sums[kMostSums];         // [samples, channels]
+  int32_t rows[kMostSamples];  // that were added; int8 rows are too large by a constant
+};
+
+// Adds the listed rows to the sums of one sample.
+template <class Row, bool kFactored, class Sums>
+void add_rows(const RowList& list, const typename Row::Weight* weight, int64_t row_stride,
+              const float* amplitude, Sums sums, typename Row::Sum* memory,
+              Prefetcher& prefetcher) {
+  constexpr int64_t kRowsAtOnce = 16;
+  sums.load(memory);
+  for (int64_t j = 0; j < list.size; j += kRowsAtOnce) {
+    const int64_t end = j + kRowsAtOnce < list.size ? j + kRowsAtOnce : list.size;
+    sums.make_room(end - j, memory);
+    for (int64_t k = j; k < end; ++k) {
+      const int64_t row = list.rows[k];
+      if constexpr (kFactored) {
+        sums.add_scaled(weight + row * row_stride, amplitude[row]);
+      } else {
+        sums.add(weight + row * row_stride);
       }
     }
-    sum.store(sums + s * stride + channel);
+    prefetcher.issue();
   }
+  sums.store(memory);
 }
 
-void add_pass(const UnsharedConvParams& p, const UnsharedConvTiles& tiles, const Tile& tile,
-              const Pass& pass, float* sums) {
-  const int64_t stride = tile.channels;
-  int64_t channel = 0;
-  while (channel < tile.channels) {
-    const int64_t left = tile.channels - channel;
-    const auto add = [&](auto kernel, int64_t channels) {
-      kernel(p, tiles, tile, pass, channel, channels, sums, stride);
-      channel += channels;
-    };
-    if (kWidestChannels >= 8 * kVecFloats && left >= 8 * kVecFloats) {
-      add(add_rows<8>, 8 * kVecFloats);
-    } else if (kWidestChannels >= 4 * kVecFloats && left >= 4 * kVecFloats) {
-      add(add_rows<4>, 4 * kVecFloats);
-    } else if (left >= 2 * kVecFloats) {
-      add(add_rows<2>, 2 * kVecFloats);
-    } else if (left >= kVecFloats) {
-      add(add_rows<1>, kVecFloats);
+template <class Row, class F>
+void for_each_sums(int64_t channels, F f) {
+  for_each_run<Row>(channels, [&](auto run, int64_t channel) {
+    if constexpr (run.kCount == 0) {
+      f(FewSums<Row>(static_cast<int>(channels - channel)), channel);
     } else {
-      add(add_rows<0>, left);
+      f(typename Row::template Sums<run.kCount>(), channel);
     }
-  }
+  });
 }
 
-void write_out(const UnsharedConvParams& p, const Tile& tile, int64_t position, const float* sums) {
+template <class Row>
+void write_out(const UnsharedConvParams& p, const Tile& tile, int64_t position,
+               const Accumulators<Row>& accumulators) {
   const int64_t first = tile.group * p.Cout_g + tile.first_channel;
+  const float* bias =
+      p.bias == nullptr ? nullptr : p.bias + first * p.bias_stride_c + position * p.bias_stride_p;
+  float line[kMostSums];
   for (int64_t s = 0; s < tile.samples; ++s) {
+    for_each_sums<Row>(tile.channels, [&](auto sums, int64_t channel) {
+      sums.unpack(accumulators.sums + s * tile.channels + channel, accumulators.rows[s],
+                  line + channel);
+    });
+    if (p.scale != nullptr) {
+      for (int64_t c = 0; c < tile.channels; ++c) line[c] *= p.scale[first + c];
+    }
+    if (bias != nullptr) {
+      for (int64_t c = 0; c < tile.channels; ++c) line[c] += bias[c * p.bias_stride_c];
+    }
     float* out = p.out + (tile.first_sample + s) * p.out_stride_n + first * p.out_stride_c +
                  position * p.out_stride_p;
-    const float* sum = sums + s * tile.channels;
-    if (p.bias == nullptr) {
-      for (int64_t c = 0; c < tile.channels; ++c) out[c * p.out_stride_c] = sum[c];
-    } else {
-      const float* bias = p.bias + first * p.bias_stride_c + position * p.bias_stride_p;
-      for (int64_t c = 0; c < tile.channels; ++c) {
-        out[c * p.out_stride_c] = sum[c] + bias[c * p.bias_stride_c];
-      }
+    for (int64_t c = 0; c < tile.channels; ++c) out[c * p.out_stride_c] = line[c];
+  }
+}
+
+// The amplitude of each row's input element, in the numbering of the rows.
+template <class Weight>
+void copy_amplitude(const UnsharedConvParams& p, const Tile& tile, const Pass<Weight>& pass,
+                    float* amplitude) {
+  for (int64_t i = 0; i < pass.count; ++i) {
+    const Tap& tap = pass.taps[i];
+    const int64_t first = tap.block * kChannelBlock;
+    const int64_t count = p.Cin_g - first < kChannelBlock ? p.Cin_g - first : kChannelBlock;
+    const float* from =
+        p.amplitude + ((tap.ih * p.W + tap.iw) * p.G + tile.group) * p.Cin_g + first;
+    std::memcpy(amplitude + tap.row, from, count * sizeof(float));
+  }
+}
+
+template <class Row, bool kFactored>
+void run_task(const UnsharedConvParams& p, const UnsharedConvTiles& tiles, int64_t task) {
+  const Task work(p, tiles, task);
+  const Tile& tile = work.tile;
+  using Weight = const typename Row::Weight;
+  Accumulators<Row> accumulators;
+  Prefetcher prefetcher;
+  RowList list;
+  const uint32_t* fired = tiles.lists.fired + work.sample_tile * p.H * p.W * p.words;
+  float amplitude[kFactored ? kMostRowsPerPass : 1];
+  Passes<Weight> passes(p, tiles, tile, static_cast<Weight*>(p.weight), work.begin, work.end);
+  Pass<Weight> two[2];
+  Pass<Weight>* now = &two[0];
+  Pass<Weight>* ahead = &two[1];
+  bool more = passes.next(now);
+  while (more) {
+    more = passes.next(ahead);
+    if (more && tiles.prefetch) prefetcher.plan(p, tile, *ahead, fired);
+    if (now->first) {
+      std::memset(accumulators.sums, 0, tile.samples * tile.channels * sizeof(typename Row::Sum));
+      std::memset(accumulators.rows, 0, tile.samples * sizeof(int32_t));
     }
+    if constexpr (kFactored) copy_amplitude(p, tile, *now, amplitude);
+    for (int64_t s = 0; s < tile.samples; ++s) {
+      list.collect(p, tiles.lists, tile, *now, tile.first_sample + s);
+      accumulators.rows[s] += static_cast<int32_t>(list.size);
+      for_each_sums<Row>(tile.channels, [&](auto sums, int64_t channel) {
+        add_rows<Row, kFactored>(list, now->rows + channel, p.Cout_g, amplitude, sums,
+                                 accumulators.sums + s * tile.channels + channel, prefetcher);
+      });
+    }
+    prefetcher.finish();
+    if (now->last) write_out<Row>(p, tile, now->position, accumulators);
+    Pass<Weight>* const done = now;
+    now = ahead;
+    ahead = done;
   }
 }
 
 void unshared_conv_task(const UnsharedConvParams& p, const UnsharedConvTiles& tiles, int64_t task) {
-  Tile tile{};
-  const int64_t sample_tile = task % tiles.sample_tiles;
-  task /= tiles.sample_tiles;
-  const int64_t channel_tile = task % tiles.channel_tiles;
-  task /= tiles.channel_tiles;
-  tile.group = task % p.G;
-  const int64_t first_position = task / p.G * tiles.positions;
-
-  tile.first_sample = sample_tile * tiles.samples;
-  tile.samples = p.N - tile.first_sample < tiles.samples ? p.N - tile.first_sample : tiles.samples;
-  tile.first_channel = channel_tile * tiles.channels;
-  tile.channels = p.Cout_g - tile.first_channel < tiles.channels ? p.Cout_g - tile.first_channel
-                                                                 : tiles.channels;
-  const int64_t group_weights = p.KH * p.KW * p.Cin_g * p.Cout_g;
-  const float* weight =
-      static_cast<const float*>(p.weight) + tile.group * group_weights + tile.first_channel;
-
-  float sums[kMostSamples * kWidestChannels];  // [samples, channels]
-  for (int64_t i = 0; i < tiles.positions; ++i) {
-    const int64_t position = first_position + i;
-    if (position >= p.OH * p.OW) return;
-    Taps taps(p, tiles, weight + position * p.weight_stride_p, position / p.OW, position % p.OW);
-    std::memset(sums, 0, tile.samples * tile.channels * sizeof(float));
-    Pass passes[2];
-    int now = 0;
-    passes[now].fill(tiles, &taps);
-    while (passes[now].count > 0) {
-      Pass& ahead = passes[1 - now];
-      ahead.fill(tiles, &taps);
-      if (tiles.prefetch) prefetch(p, tile, ahead);
-      add_pass(p, tiles, tile, passes[now], sums);
-      now = 1 - now;
-    }
-    write_out(p, tile, position, sums);
+  const bool factored = p.amplitude != nullptr;
+  switch (p.weight_dtype) {
+    case DType::kFloat32:
+      return factored ? run_task<Float32Row, true>(p, tiles, task)
+                      : run_task<Float32Row, false>(p, tiles, task);
+    case DType::kFloat16:
+      return factored ? run_task<Float16Row, true>(p, tiles, task)
+                      : run_task<Float16Row, false>(p, tiles, task);
+    case DType::kBFloat16:
+      return factored ? run_task<BFloat16Row, true>(p, tiles, task)
+                      : run_task<BFloat16Row, false>(p, tiles, task);
+    case DType::kInt8:
+      return run_task<Int8Row, false>(p, tiles, task);
   }
-}
-
-// Row `row` = n * H + h of the map: every set bit becomes one byte of its list.
-void decode_spikes_row(const UnsharedConvParams& p, const SpikeLists& lists, int64_t row,
-                       uint32_t* starts, uint8_t* spikes) {
-  uint32_t* start = starts + row * (lists.per_row + 1);
-  uint8_t* list = spikes + row * lists.row_capacity;
-  uint32_t count = 0;
-  const uint32_t* pixel = p.spikes + row * p.W * p.words;
-  for (int64_t iw = 0; iw < p.W; ++iw, pixel += p.words) {
-    for (int64_t g = 0; g < p.G; ++g) {
-      for (int64_t block = 0; block < lists.blocks; ++block) {
-        *start++ = count;
-        const int64_t left = p.Cin_g - block * kChannelBlock;
-        const int64_t first = g * p.Cin_g + block * kChannelBlock;
-        const int64_t end = first + (left < kChannelBlock ? left : kChannelBlock);
-        for (int64_t word = first / 32; word * 32 < end; ++word) {
-          uint32_t bits = pixel[word];
-          if (word * 32 < first) bits &= ~0u << (first - word * 32);
-          if (word * 32 + 32 > end) bits &= ~0u >> (word * 32 + 32 - end);
-          for (; bits != 0; bits &= bits - 1) {
-            list[count++] = static_cast<uint8_t>(word * 32 + __builtin_ctz(bits) - first);
-          }
-        }
-      }
-    }
-  }
-  *start = count;
 }
 
 }  // namespace

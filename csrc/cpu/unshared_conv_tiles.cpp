@@ -7,11 +7,38 @@ namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+int64_t bytes_of(DType weight_dtype) {
+  switch (weight_dtype) {
+    case DType::kFloat32:
+      return 4;
+    case DType::kInt8:
+      return 1;
+    default:
+      return 2;
+  }
+}
+
+// Weights of one pass. They and those of the next pass share the L2 cache. With few samples a pass
+// is short work, so that a small one spreads the prefetches evenly; with many, the narrower a row,
+// the fewer cycles it takes, and the more rows a list must have to be worth its setup.
+int64_t pass_bytes(int64_t weight_bytes, bool few_samples) {
+  if (few_samples) return 48 * 1024;
+  switch (weight_bytes) {
+    case 4:
+      return 64 * 1024;
+    case 2:
+      return 96 * 1024;
+    default:
+      return 160 * 1024;
+  }
+}
+
 }  // namespace
 
-UnsharedConvTiles choose_unshared_conv_tiles(const UnsharedConvParams& p, int num_threads,
-                                             int64_t widest_channels) {
-  constexpr int64_t kPassBytes = 64 * 1024;            // of weights: they stay in the L2 cache
+UnsharedConvTiles choose_unshared_conv_tiles(const UnsharedConvParams& p, int num_threads) {
+  constexpr int64_t kFewSamples = 16;
+  constexpr int64_t kNarrowTile = 128;
+  constexpr int64_t kWideTile = 512;
   constexpr int64_t kPrefetchBytes = 8 * 1024 * 1024;  // below it the weights stay in the L3 cache
   constexpr int64_t kLineFloats = 16;
   constexpr int64_t kTasksPerThread = 4;
@@ -19,11 +46,17 @@ UnsharedConvTiles choose_unshared_conv_tiles(const UnsharedConvParams& p, int nu
   UnsharedConvTiles tiles{};
   tiles.lists.blocks = ceil_div(p.Cin_g, kChannelBlock);
   tiles.lists.per_row = p.W * p.G * tiles.lists.blocks;
-  tiles.lists.row_capacity = p.W * p.G * p.Cin_g;
+  tiles.lists.row_capacity = p.W * p.G * p.Cin_g + kListPadding;
 
-  tiles.channels = std::min(p.Cout_g, widest_channels);
-  tiles.channel_tiles = ceil_div(p.Cout_g, tiles.channels);
+  // With many samples, wide rows spread the setup of a list over more channels. With few, memory
+  // decides: narrow tiles of one position follow each other, and each finds in the L3 cache what
+  // the hardware fetched beyond the rows of the tile before.
   tiles.samples = std::min(p.N, kMostSamples);
+  const bool few_samples = p.N <= kFewSamples;
+  tiles.channels =
+      few_samples ? kNarrowTile : std::clamp(kMostSums / tiles.samples, kNarrowTile, kWideTile);
+  tiles.channels = std::min(p.Cout_g, tiles.channels);
+  tiles.channel_tiles = ceil_div(p.Cout_g, tiles.channels);
 
   const int64_t wanted = num_threads == 1 ? 1 : kTasksPerThread * num_threads;
   const int64_t positions = p.OH * p.OW;
@@ -39,13 +72,17 @@ UnsharedConvTiles choose_unshared_conv_tiles(const UnsharedConvParams& p, int nu
   tiles.position_tiles = ceil_div(positions, tiles.positions);
   tiles.tasks = tiles.position_tiles * p.G * tiles.channel_tiles * tiles.sample_tiles;
 
-  const int64_t block_bytes =
-      std::min(p.Cin_g, kChannelBlock) * tiles.channels * int64_t{sizeof(float)};
-  tiles.blocks_per_pass =
-      std::clamp<int64_t>(kPassBytes / block_bytes, 1, p.KH * p.KW * tiles.lists.blocks);
-  const int64_t weight_bytes =
-      positions * p.G * p.KH * p.KW * p.Cin_g * p.Cout_g * int64_t{sizeof(float)};
-  tiles.prefetch = p.weight_stride_p != 0 && weight_bytes > kPrefetchBytes;
+  // Equal passes: a short one would leave too little time to fetch the rows of a long one.
+  const int64_t weight_bytes = bytes_of(p.weight_dtype);
+  const int64_t block_bytes = std::min(p.Cin_g, kChannelBlock) * tiles.channels * weight_bytes;
+  const int64_t blocks = std::max<int64_t>(1, p.KH * p.KW * tiles.lists.blocks);
+  const int64_t most =
+      std::clamp<int64_t>(pass_bytes(weight_bytes, few_samples) / std::max<int64_t>(1, block_bytes),
+                          1, std::min(blocks, kMostTapsPerPass));
+  tiles.blocks_per_pass = ceil_div(blocks, ceil_div(blocks, most));
+
+  const int64_t weights = positions * p.G * p.KH * p.KW * p.Cin_g * p.Cout_g;
+  tiles.prefetch = p.weight_stride_p != 0 && weights * weight_bytes > kPrefetchBytes;
   return tiles;
 }
 

@@ -21,6 +21,12 @@ __device__ T* dynamic_shared() {
 #endif
 }
 
+// Four numbers that are read and written as 16 bytes.
+template <typename T>
+struct alignas(16) Vector4 {
+  T x, y, z, w;
+};
+
 // Splits a flat index without a division: n / divisor for 0 <= n < 2^63 is a high product, an
 // addition and a shift (Granlund and Montgomery, "Division by invariant integers using
 // multiplication", 1994).

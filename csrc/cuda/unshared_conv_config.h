@@ -8,44 +8,74 @@
 namespace realspike {
 
 constexpr int kUnsharedConvMaxThreads = 256;
-constexpr int kUnsharedConvMaxSampleTile = 16;
 // Samples whose partial sums lie in shared memory at the same time.
 constexpr int kUnsharedConvReduceTile = 4;
 
-// A block computes `sample_tile` samples x `lanes * vec` channels of one output position and group.
-// It is cut into threads / lanes streams, which share the work on the receptive field.
+// A block computes `sample_tile` samples x `lanes * vec` channels of one output position and group,
+// or one of `splits` shares of their terms. It is cut into threads / lanes streams, which share the
+// work on the receptive field.
+//
+// With many samples the rows are staged in shared memory instead: every stream then takes the whole
+// receptive field, for samples of its own.
 struct UnsharedConvConfig {
-  int vec;          // neighbouring output channels per thread: 4 (16-byte loads) or 1
-  int sample_tile;  // 1, 2, 4, 8 or 16
+  bool staged;
+  int vec;          // neighbouring output channels per thread: 16 bytes of weights, or 1
+  int sample_tile;  // of a block; unless staged, a power of two up to most_samples
   int lanes;        // threads per stream: a power of two up to 32
-  int threads;      // per block: a multiple of 32 up to kUnsharedConvMaxThreads
+  int threads;      // per block: a multiple of 32 up to most_threads
+  int splits;       // blocks that share the receptive field; their sums meet in a second pass
   int shared_bytes;
   int64_t sample_tiles;
   int64_t channel_tiles;
   int64_t blocks;  // 0: there is nothing to compute
 };
 
+// How much of the work the types of weights allow to a thread and a block.
+struct UnsharedConvLimits {
+  int bytes;           // of a weight
+  int most_samples;    // whose sums fit in the registers
+  int most_threads;    // int8: the sums of all threads lie in shared memory
+  int staged_samples;  // of a stream
+};
+
+inline UnsharedConvLimits unshared_conv_limits(DType weight_dtype) {
+  switch (weight_dtype) {
+    case DType::kFloat32:
+      return {4, 16, kUnsharedConvMaxThreads, 8};
+    case DType::kInt8:
+      return {1, kUnsharedConvReduceTile, kUnsharedConvMaxThreads / 2, 4};
+    default:
+      return {2, 8, kUnsharedConvMaxThreads, 8};
+  }
+}
+
 // The parts of a configuration that follow from the other ones.
 inline UnsharedConvConfig complete_unshared_conv_config(const UnsharedConvParams& p,
                                                         UnsharedConvConfig config) {
   const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
-  config.shared_bytes = std::min(config.sample_tile, kUnsharedConvReduceTile) * config.threads *
-                        config.vec * static_cast<int>(sizeof(float));
+  constexpr int kStageBytes = 32 * 16;  // of one lane: the rows of a spike word
+  config.shared_bytes = config.staged
+                            ? kStageBytes * config.lanes
+                            : std::min(config.sample_tile, kUnsharedConvReduceTile) *
+                                  config.threads * config.vec * static_cast<int>(sizeof(float));
   config.sample_tiles = ceil_div(p.N, config.sample_tile);
   config.channel_tiles = ceil_div(p.Cout_g, int64_t{config.lanes} * config.vec);
-  config.blocks = config.sample_tiles * config.channel_tiles * p.G * p.OH * p.OW;
+  config.blocks = config.sample_tiles * config.channel_tiles * config.splits * p.G * p.OH * p.OW;
   return config;
 }
 
 inline UnsharedConvConfig choose_unshared_conv_config(const UnsharedConvParams& p) {
   UnsharedConvConfig config{};
-  const bool rows_are_aligned = p.Cout_g % 4 == 0 && p.weight_stride_p % 4 == 0 &&
+  const UnsharedConvLimits limits = unshared_conv_limits(p.weight_dtype);
+  const int in_16_bytes = 16 / limits.bytes;
+  const bool rows_are_aligned = p.Cout_g % in_16_bytes == 0 &&
+                                p.weight_stride_p % in_16_bytes == 0 &&
                                 reinterpret_cast<uintptr_t>(p.weight) % 16 == 0;
-  config.vec = rows_are_aligned ? 4 : 1;
+  config.vec = rows_are_aligned ? in_16_bytes : 1;
 
   // A touched row is loaded once for all samples of the tile.
   config.sample_tile = 1;
-  while (config.sample_tile < std::min<int64_t>(p.N, kUnsharedConvMaxSampleTile)) {
+  while (config.sample_tile < std::min<int64_t>(p.N, limits.most_samples)) {
     config.sample_tile *= 2;
   }
 
@@ -53,12 +83,25 @@ inline UnsharedConvConfig choose_unshared_conv_config(const UnsharedConvParams& 
   config.lanes = 1;
   while (config.lanes < 32 && int64_t{config.lanes} * config.vec < p.Cout_g) config.lanes *= 2;
 
+  // Above this, a streaming block would not hold all samples, and rows would be read again.
+  constexpr int64_t kFewSamples = 16;
+  constexpr int64_t kWantedBlocks = 256;
+  if (p.N > kFewSamples && rows_are_aligned) {
+    UnsharedConvConfig staged = config;
+    staged.staged = true;
+    staged.splits = 1;
+    staged.threads = kUnsharedConvMaxThreads;
+    staged.sample_tile = staged.threads / staged.lanes * limits.staged_samples;
+    staged = complete_unshared_conv_config(p, staged);
+    if (staged.blocks >= kWantedBlocks / 2) return staged;
+  }
+
   // Small maps have too few positions for a large device: 128 bytes of a row per stream still are
   // whole cache lines, and the narrower streams share the receptive field among more of them.
-  constexpr int64_t kWantedBlocks = 256;
-  constexpr int kCacheLineFloats = 32;
+  constexpr int kCacheLine = 128;
   config.threads = 32;
-  while (config.lanes * config.vec > kCacheLineFloats &&
+  config.splits = 1;
+  while (config.lanes * config.vec * limits.bytes > kCacheLine &&
          complete_unshared_conv_config(p, config).blocks < kWantedBlocks) {
     config.lanes /= 2;
   }
@@ -66,9 +109,29 @@ inline UnsharedConvConfig choose_unshared_conv_config(const UnsharedConvParams& 
   // No more streams than the receptive field of a group has words.
   const int64_t words = p.KH * p.KW * ((p.Cin_g + 31) / 32);
   const int64_t warps = (words * config.lanes + 31) / 32;
-  config.threads =
-      32 * static_cast<int>(std::clamp<int64_t>(warps, 1, kUnsharedConvMaxThreads / 32));
+  config.threads = 32 * static_cast<int>(std::clamp<int64_t>(warps, 1, limits.most_threads / 32));
+
+  // Still too few blocks: they share the receptive field, as long as every stream has a word.
+  constexpr int64_t kMostSplits = 16;
+  const int64_t streams = config.threads / config.lanes;
+  const int64_t blocks = complete_unshared_conv_config(p, config).blocks;
+  if (blocks > 0 && blocks < kWantedBlocks) {
+    config.splits = static_cast<int>(
+        std::clamp<int64_t>(std::min(kWantedBlocks / blocks, words / streams), 1, kMostSplits));
+  }
   return complete_unshared_conv_config(p, config);
+}
+
+// Sums go through memory to a second pass if several blocks share them, or if they are scaled:
+// the first pass only adds.
+inline bool needs_second_pass(const UnsharedConvParams& p, const UnsharedConvConfig& config) {
+  return config.splits > 1 || p.scale != nullptr;
+}
+
+inline int64_t unshared_conv_workspace_bytes(const UnsharedConvParams& p,
+                                             const UnsharedConvConfig& config) {
+  if (!needs_second_pass(p, config)) return 0;
+  return config.splits * p.N * p.G * p.Cout_g * p.OH * p.OW * int64_t{sizeof(float)};
 }
 
 }  // namespace realspike

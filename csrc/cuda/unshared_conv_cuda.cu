@@ -2,19 +2,37 @@
 #include <cstdint>
 
 #include "cuda/unshared_conv_kernel.cuh"
+#include "cuda/unshared_conv_staged_kernel.cuh"
 
 namespace realspike {
 
-int unshared_conv_cuda(const UnsharedConvParams& params, void* stream) {
+int64_t unshared_conv_workspace_cuda(const UnsharedConvParams& params) {
+  return unshared_conv_workspace_bytes(params, choose_unshared_conv_config(params));
+}
+
+int unshared_conv_cuda(const UnsharedConvParams& params, void* stream_address) {
   const UnsharedConvConfig config = choose_unshared_conv_config(params);
   if (config.blocks == 0) return cudaSuccess;
-  const UnsharedConvKernel kernel = select_unshared_conv_kernel(params.weight_dtype, config);
-  if (kernel == nullptr) return cudaErrorInvalidValue;
+  const UnsharedConvKernel kernel = select_kernel(params.weight_dtype, config);
+  const bool second_pass = needs_second_pass(params, config);
+  if (kernel == nullptr || second_pass != (params.workspace != nullptr)) {
+    return cudaErrorInvalidValue;
+  }
+  const auto stream = static_cast<cudaStream_t>(stream_address);
 
   // gridDim.x is a signed 32-bit number; the blocks of a larger problem take turns.
   const auto blocks = static_cast<unsigned>(std::min<int64_t>(config.blocks, INT32_MAX));
-  kernel<<<blocks, config.threads, config.shared_bytes, static_cast<cudaStream_t>(stream)>>>(
+  kernel<<<blocks, config.threads, config.shared_bytes, stream>>>(
       params, make_unshared_conv_grid(params, config));
+  const cudaError_t error = cudaGetLastError();
+  if (error != cudaSuccess || !second_pass) return error;
+
+  const UnsharedConvSecondPass grid = make_unshared_conv_second_pass(params, config);
+  const auto finish = params.weight_dtype == DType::kInt8
+                          ? unshared_conv_second_pass_kernel<int32_t>
+                          : unshared_conv_second_pass_kernel<float>;
+  finish<<<static_cast<unsigned>(grid.blocks), kUnsharedConvSecondPassThreads, 0, stream>>>(params,
+                                                                                            grid);
   return cudaGetLastError();
 }
 

@@ -3,6 +3,7 @@
 from .lif import RealSpikeLIF
 from .time import DirectEncoding, MeanOverTime, SumOverTime
 from .unshared_conv import SpikeConv2d, SpikeLinear, UnsharedSpikeConv
+from .unshared_conv1d import UnsharedSpikeConv1d
 
 __all__ = [
     "DirectEncoding",
@@ -12,4 +13,5 @@ __all__ = [
     "SpikeLinear",
     "SumOverTime",
     "UnsharedSpikeConv",
+    "UnsharedSpikeConv1d",
 ]

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from realspike_ops import _checks as checks
+from realspike_ops.ops.unshared_conv import empty_weight
 
 
 def check_conv2d(conv: nn.Conv2d) -> None:
@@ -77,7 +78,9 @@ def unshare(
     stride: tuple[int, int],
     padding: tuple[int, int],
     dilation: tuple[int, int],
-) -> Tensor:  # [OH, OW, G, KH, KW, Cin/G, Cout/G] float32
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:  # [OH, OW, G, KH, KW, Cin/G, Cout/G]
     """Give every output position its kernel: K~[k,l,i,j,m] = a[m, k*s-p+i*d, l*s-p+j*d] K[i,j,m].
 
     Taps outside the map get 0. One row of positions at a time, so that little more than the result
@@ -92,7 +95,7 @@ def unshare(
     padded = F.pad(
         amplitude, (pw, max(0, columns_needed - W - pw), ph, max(0, rows_needed - H - ph))
     )
-    out = torch.empty((OH, OW, *kernel.shape), dtype=torch.float32, device=kernel.device)
+    out = empty_weight((OH, OW, *kernel.shape), dtype, kernel.device)
     for oh in range(OH):
         rows = padded[:, oh * sh : oh * sh + (KH - 1) * dh + 1 : dh]  # [Cin, KH, W + padding]
         taps = [rows[:, :, j * dw : j * dw + (OW - 1) * sw + 1 : sw] for j in range(KW)]

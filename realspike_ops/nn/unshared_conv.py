@@ -8,12 +8,29 @@ from torch import Tensor, nn
 from realspike_ops import _checks as checks
 from realspike_ops import functional
 from realspike_ops.nn import fold
+from realspike_ops.nn.storage import check_memory, check_storage, stored, unshared
+from realspike_ops.ops.unshared_conv import empty_weight
+
+ALGORITHMS = ("gather", "matmul", "auto")
 
 
 class _SpikeConv(nn.Module):
     """What the layers share. `weight` is in kernel order: a spike selects one contiguous row."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, stride=1, padding=0, dilation=1):
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride=1,
+        padding=0,
+        dilation=1,
+        *,
+        amplitude: Tensor | None = None,
+        scale: Tensor | None = None,
+        fold_scale: bool = False,
+        algorithm: str = "gather",
+        check_binary: bool | None = None,
+    ):
         super().__init__()
         self.stride = checks.pair("stride", stride, 1)
         self.dilation = checks.pair("dilation", dilation, 1)
@@ -22,34 +39,79 @@ class _SpikeConv(nn.Module):
         self.kernel_size = tuple(weight.shape[3:5])
         self.in_channels = self.groups * weight.shape[5]
         self.out_channels = self.groups * weight.shape[6]
-        self.weight = nn.Parameter(weight)
+        self.fold_scale = fold_scale
+        self.algorithm = checks.check_choice("algorithm", algorithm, ALGORITHMS)
+        self.check_binary = check_binary
+        if bias is not None and scale is not None and fold_scale:
+            bias = bias / (scale if bias.dim() == 1 else scale[:, None, None])
+        if weight.dtype == torch.uint8:
+            self.register_buffer("weight", weight)
+        else:
+            self.weight = nn.Parameter(weight)
         self.bias = None if bias is None else nn.Parameter(bias)
+        self.amplitude = None if amplitude is None else nn.Parameter(amplitude)
+        self.register_buffer("scale", scale)
 
     def forward(self, spikes: Tensor) -> Tensor:
-        return self._convolve(spikes, self.weight)
-
-    def _convolve(self, spikes: Tensor, weight: Tensor) -> Tensor:
+        # What .half() and .bfloat16() make of the weights is storage; the rest is float32.
         return functional.unshared_spike_conv(
             spikes,
-            weight,
-            self.bias,
+            self.weight,
+            _float32(self.bias),
             stride=self.stride,
             padding=self.padding,
             dilation=self.dilation,
+            amplitude=_float32(self.amplitude),
+            scale=None if self.fold_scale else _float32(self.scale),
+            algorithm=self.algorithm,
+            check_binary=self.check_binary,
         )
+
+    def threshold(self, v_threshold: float = 0.5) -> "float | Tensor":  # [Cout, 1, 1]
+        """Return the threshold, also a reset potential, for neurons that read this layer.
+
+        It is ``v_threshold`` divided by the scale where that is folded (``fold_scale=True``): the
+        currents are then in steps of the scale.
+        """
+        return v_threshold / self.scale[:, None, None] if self.fold_scale else v_threshold
 
     def extra_repr(self) -> str:
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
             f"stride={self.stride}, padding={self.padding}, dilation={self.dilation}, "
-            f"groups={self.groups}, bias={self.bias is not None}"
+            f"groups={self.groups}, bias={self.bias is not None}{self._storage_repr()}"
         )
+
+    def _storage_repr(self) -> str:
+        """What differs from the default."""
+        text = ""
+        if self.weight.dtype != torch.float32:
+            int8 = self.weight.dtype == torch.uint8
+            text += f", dtype={torch.int8 if int8 else self.weight.dtype}".replace("torch.", "")
+        if self.amplitude is not None:
+            text += ", storage='factored'"
+        if self.fold_scale:
+            text += ", fold_scale=True"
+        if self.algorithm != "gather":
+            text += f", algorithm={self.algorithm!r}"
+        return text
+
+
+def _float32(tensor: Tensor | None) -> Tensor | None:
+    return tensor if tensor is None or tensor.dtype == torch.float32 else tensor.float()
 
 
 def _initial(
-    position: tuple[int, int], in_channels, out_channels, kernel_size, groups, bias, device
-) -> tuple[Tensor, Tensor | None]:
-    """Kaiming-uniform weights and bias, as nn.Conv2d's."""
+    position: tuple[int, int],
+    in_channels,
+    out_channels,
+    kernel_size,
+    groups,
+    bias,
+    device,
+    dtype=torch.float32,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Kaiming-uniform weights and bias, as nn.Conv2d's, and the scale of int8 weights."""
     for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
         checks.check_positive_int(name, value)
         if value % checks.check_positive_int("groups", groups):
@@ -57,10 +119,14 @@ def _initial(
     KH, KW = checks.pair("kernel_size", kernel_size, 1)
     shape = (*position, groups, KH, KW, in_channels // groups, out_channels // groups)
     bound = 1 / math.sqrt(KH * KW * in_channels // groups)
-    weight = torch.empty(shape, device=device).uniform_(-bound, bound)
-    return weight, torch.empty(out_channels, device=device).uniform_(
-        -bound, bound
-    ) if bias else None
+    device = torch.empty(0, device=device).device
+    check_memory(shape, dtype, device, position[0] * position[1])
+    bias = torch.empty(out_channels, device=device).uniform_(-bound, bound) if bias else None
+    if dtype == torch.int8:
+        weight = torch.randint(1, 256, shape, dtype=torch.uint8, device=device)
+        return weight, bias, torch.full((out_channels,), bound / 127, device=device)
+    weight = empty_weight(shape, dtype, device).uniform_(-bound, bound)
+    return weight, bias, None
 
 
 class UnsharedSpikeConv(_SpikeConv):
@@ -73,10 +139,21 @@ class UnsharedSpikeConv(_SpikeConv):
         input_size: (H, W) of the spike map; it fixes the output map and with it the weight.
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: As in
             ``nn.Conv2d``.
+        dtype: Of the stored weights: float32, float16, bfloat16, or int8 with one scale per output
+            channel. Sums are float32 (int32 for int8).
+        storage: "materialized": one kernel per position, additions alone. "factored": one kernel
+            and an amplitude per input element, multiplied at every spike; the same currents with
+            the memory of a shared convolution, but not free of multiplications.
+        fold_scale: Leave int8 currents in steps of the scale: the bias is divided by it here, the
+            neurons' threshold is to be (`threshold`), and nothing is multiplied.
+        algorithm, check_binary: See `realspike_ops.unshared_spike_conv`.
 
     Attributes:
-        weight: [OH, OW, groups, KH, KW, Cin/groups, Cout/groups] float32.
+        weight: [OH, OW, groups, KH, KW, Cin/groups, Cout/groups], or [1, 1, ...] where one kernel
+            serves all positions; for int8 a buffer of uint8, 128 added.
         bias: [Cout] or [Cout, OH, OW] float32, or None.
+        amplitude: [Cin, H, W] float32 in factored storage, else None.
+        scale: [Cout] float32 of int8 weights, else None.
 
     Shape: [N, Cin, H, W] of 0 and 1 (or packed spikes) -> [N, Cout, OH, OW].
     """
@@ -93,15 +170,32 @@ class UnsharedSpikeConv(_SpikeConv):
         groups: int = 1,
         bias: bool = True,
         device=None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        storage: str = "materialized",
+        fold_scale: bool = False,
+        algorithm: str = "gather",
+        check_binary: bool | None = None,
     ):
+        check_storage(storage, dtype)
         input_size = checks.pair("input_size", input_size, 1)
         _, output_size = functional.output_size(
             input_size, checks.pair("kernel_size", kernel_size, 1), stride, padding, dilation
         )
-        weight, bias = _initial(
-            output_size, in_channels, out_channels, kernel_size, groups, bias, device
+        factored = storage == "factored"
+        weight, bias, scale = _initial(
+            *((1, 1) if factored else output_size, in_channels, out_channels),
+            *(kernel_size, groups, bias, device, dtype),
         )
-        super().__init__(weight, bias, stride, padding, dilation)
+        amplitude = weight.new_ones((in_channels, *input_size), dtype=torch.float32)
+        super().__init__(
+            *(weight, bias, stride, padding, dilation),
+            amplitude=amplitude if factored else None,
+            scale=scale,
+            fold_scale=fold_scale and scale is not None,
+            algorithm=algorithm,
+            check_binary=check_binary,
+        )
         self.input_size = input_size
 
     @classmethod
@@ -111,23 +205,32 @@ class UnsharedSpikeConv(_SpikeConv):
         amplitude: Tensor | None = None,  # [1], [C, 1, 1] or [C, H, W]
         input_size: "int | tuple[int, int] | None" = None,
         batch_norm: nn.Module | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        storage: str = "materialized",
+        fold_scale: bool = False,
+        algorithm: str = "gather",
+        check_binary: bool | None = None,
     ) -> "UnsharedSpikeConv":
         """Fold an amplitude, and a batch norm behind it, into a convolution (Eq. 11 to 13).
 
         ``UnsharedSpikeConv.from_conv2d(conv, a, (H, W), bn)(o)`` equals ``bn(conv(a * o))`` in eval
-        mode, up to the order of a float32 sum.
+        mode, up to the order of a float32 sum and the rounding of the weights to ``dtype``. An
+        amplitude that is constant over space needs one kernel alone, whatever the storage.
 
         Args:
             conv: The trained convolution; zero padding.
             amplitude: Amplitude of the spikes that it reads; None: 1.
             input_size: (H, W) of its input; may be left out if the amplitude is [C, H, W].
             batch_norm: The batch norm that follows it, if any; its running statistics are used.
+            dtype, storage, fold_scale, algorithm, check_binary: As in the constructor.
 
         Raises:
             TypeError: if ``conv`` is not an ``nn.Conv2d``.
             ValueError: for another padding mode, an amplitude that does not fit, a missing input
-                size, or a batch norm without running statistics.
+                size, a batch norm without running statistics, or more memory than there is.
         """
+        check_storage(storage, dtype)
         fold.check_conv2d(conv)
         if amplitude is not None:
             checks.check_tensor("amplitude", amplitude)
@@ -144,17 +247,29 @@ class UnsharedSpikeConv(_SpikeConv):
             amplitude = conv.weight.new_ones(1)
         fold.check_folded_amplitude(amplitude, conv.in_channels, input_size)
         amplitude = amplitude.detach().to(conv.weight.device).double()
+        amplitude = amplitude.expand(conv.in_channels, H, W)
         weight, bias = fold.affine_conv2d(conv, batch_norm)
-        unshared = fold.unshare(
-            fold.kernel_order(weight, conv.groups),
-            amplitude.expand(conv.in_channels, H, W),
-            output_size,
-            conv.stride,
-            before,
-            conv.dilation,
-        )
+        kernel = fold.kernel_order(weight, conv.groups)
+        scale = kept = None
+        if bool((amplitude == amplitude[:, :1, :1]).all()):
+            kernel = fold.scale_input_channels(kernel, amplitude[:, 0, 0])
+            weight, scale = stored(kernel[None, None].contiguous(), dtype)
+        elif storage == "factored":
+            weight, kept = kernel[None, None].to(dtype).contiguous(), amplitude.float()
+        else:
+            weight, scale = unshared(
+                kernel, amplitude, output_size, conv.stride, before, conv.dilation, dtype
+            )
         folded = cls.__new__(cls)
-        _SpikeConv.__init__(folded, unshared, None if bias is None else bias.float(), **geometry)
+        _SpikeConv.__init__(
+            *(folded, weight, None if bias is None else bias.float()),
+            **geometry,
+            amplitude=kept,
+            scale=scale,
+            fold_scale=fold_scale and scale is not None,
+            algorithm=algorithm,
+            check_binary=check_binary,
+        )
         folded.input_size = input_size
         return folded
 
@@ -197,7 +312,7 @@ class SpikeConv2d(_SpikeConv):
         bias: bool = True,
         device=None,
     ):
-        weight, bias = _initial(
+        weight, bias, _ = _initial(
             (1, 1), in_channels, out_channels, kernel_size, groups, bias, device
         )
         super().__init__(weight, bias, stride, padding, dilation)
@@ -238,14 +353,8 @@ class SpikeConv2d(_SpikeConv):
         return folded
 
     def forward(self, spikes: Tensor) -> Tensor:
-        _, out = functional.output_size(
-            fold.map_size(spikes, self.in_channels),
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-        )
-        return self._convolve(spikes, self.weight.expand(*out, *self.weight.shape[2:]))
+        fold.map_size(spikes, self.in_channels)
+        return super().forward(spikes)
 
 
 class SpikeLinear(_SpikeConv):
@@ -255,11 +364,12 @@ class SpikeLinear(_SpikeConv):
         weight: [1, 1, 1, 1, 1, in_features, out_features] float32.
         bias: [out_features] float32, or None.
 
-    Shape: [N, in_features] of 0 and 1 -> [N, out_features].
+    Shape: [N, in_features] of 0 and 1 (or packed [N, words]) -> [N, out_features].
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, device=None):
-        super().__init__(*_initial((1, 1), in_features, out_features, 1, 1, bias, device))
+        weight, bias, _ = _initial((1, 1), in_features, out_features, 1, 1, bias, device)
+        super().__init__(weight, bias)
 
     @classmethod
     def from_linear(
@@ -298,10 +408,13 @@ class SpikeLinear(_SpikeConv):
 
     def forward(self, spikes: Tensor) -> Tensor:
         checks.check_tensor("spikes", spikes)
-        if spikes.dim() != 2 or spikes.shape[1] != self.in_channels:
+        packed = spikes.dtype == torch.int32
+        if spikes.dim() != 2 or (not packed and spikes.shape[1] != self.in_channels):
             raise ValueError(
                 f"spikes must have shape [N, {self.in_channels}]; got {checks.shape_text(spikes)}"
             )
+        if packed:
+            return super().forward(spikes[:, None, None, :]).flatten(1)
         return super().forward(spikes[:, :, None, None]).flatten(1)
 
     def extra_repr(self) -> str:

@@ -1,30 +1,45 @@
-"""realspike::unshared_conv: gather-accumulate over binary spikes, and its gradients.
+"""realspike::unshared_conv: gather-accumulate over binary spikes.
 
-All sizes are checked by the functional layer; a weight whose first two strides are 0 (an expanded
-tensor) is one kernel shared by every position.
+All sizes are checked by the functional layer.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from realspike_ops._native import DTYPES, cuda_extension, extension, pointer
 from realspike_ops.ops import LIBRARY
 from realspike_ops.ops.eager import is_plain_eager
 from realspike_ops.ops.pack_spikes import allocate_packed, pack_spikes
+from realspike_ops.ops.unshared_conv_grad import gradients
 
 # Spikes are dense [N, Cin, H, W] or packed [N, H, W, words] int32. Dense ones are packed on the way
-# in, and the packed ones returned: backward keeps one bit per spike.
+# in, and the packed ones returned: backward keeps one bit per spike. A weight of one position
+# serves all, and so does one that is expanded over its first two dimensions. An amplitude
+# [Cin, H, W] multiplies the rows of such a weight (factored storage). uint8 weights are int8 ones
+# plus 128; scale [Cout], if any, multiplies their sums.
 LIBRARY.define(
-    "unshared_conv(Tensor spikes, Tensor weight, Tensor? bias, int[2] stride, int[2] padding,"
-    " int[2] dilation, bool channels_last, bool check_binary) -> (Tensor out, Tensor packed)"
+    "unshared_conv(Tensor spikes, Tensor weight, Tensor? bias, Tensor? amplitude, Tensor? scale,"
+    " int[2] output_size, int[2] stride, int[2] padding, int[2] dilation, bool channels_last,"
+    " bool check_binary)"
+    " -> (Tensor out, Tensor packed)"
 )
 
+_DTYPES = {dtype: number for dtype, number in DTYPES.items() if dtype != torch.int8}
+_DTYPES[torch.uint8] = DTYPES[torch.int8]
 
-def _allocate_out(spikes: Tensor, weight: Tensor, channels_last: bool) -> Tensor:
-    N = spikes.shape[0]
-    OH, OW, G, _, _, _, Cout_g = weight.shape
-    shape = (N, OH, OW, G * Cout_g) if channels_last else (N, G * Cout_g, OH, OW)
+
+def empty_weight(shape, dtype: torch.dtype, device) -> Tensor:
+    """Allocate weights; on the CPU in huge pages where the system has them, since rows lie far
+    apart."""
+    weight = torch.empty(shape, dtype=dtype, device=device)
+    if weight.device.type == "cpu":
+        extension().prefer_huge_pages(pointer(weight), weight.nbytes)
+    return weight
+
+
+def _allocate_out(spikes: Tensor, weight: Tensor, output_size, channels_last: bool) -> Tensor:
+    N, channels = spikes.shape[0], weight.shape[2] * weight.shape[6]
+    shape = (N, *output_size, channels) if channels_last else (N, channels, *output_size)
     out = spikes.new_empty(shape, dtype=torch.float32)
     return out.permute(0, 3, 1, 2) if channels_last else out
 
@@ -36,8 +51,10 @@ def _packed_with(spikes: Tensor, pack) -> Tensor:
     return pack(spikes)
 
 
-def _fake(spikes, weight, bias, stride, padding, dilation, channels_last, check_binary):
-    return _allocate_out(spikes, weight, channels_last), _packed_with(spikes, allocate_packed)
+def _fake(spikes, weight, bias, amplitude, scale, output_size, *others):
+    channels_last = others[-2]
+    out = _allocate_out(spikes, weight, output_size, channels_last)
+    return out, _packed_with(spikes, allocate_packed)
 
 
 def is_shared(weight: Tensor) -> bool:
@@ -56,8 +73,9 @@ def _kernel_order(weight: Tensor) -> tuple[Tensor, int]:
 def _implement(launch):
     """Implement the op by `launch`, a device's function of the kernel's parameters."""
 
-    def run(spikes, weight, bias, stride, padding, dilation, channels_last, check_binary):
-        out = _allocate_out(spikes, weight, channels_last)
+    def run(spikes, weight, bias, amplitude, scale, output_size, *geometry_and_switches):
+        *geometry, channels_last, check_binary = geometry_and_switches
+        out = _allocate_out(spikes, weight, output_size, channels_last)
         packed = _packed_with(spikes, lambda dense: pack_spikes(dense, check_binary))
         if out.numel() == 0:
             return out, packed
@@ -67,12 +85,17 @@ def _implement(launch):
         if bias is not None:
             bias = bias.contiguous()
             bias_strides = (1, 0) if bias.dim() == 1 else (bias[0].numel(), 1)
+        if amplitude is not None:
+            amplitude = amplitude.permute(1, 2, 0).contiguous()  # [H, W, Cin]
+        if scale is not None:
+            scale = scale.contiguous()
         out_stride_p = out.stride(3) if out.shape[3] > 1 else out.stride(2)
         launch(
             extension().UnsharedConvParams(
-                *(pointer(words), pointer(kernels), pointer(bias), pointer(out)),
-                *(DTYPES[weight.dtype], *words.shape, *weight.shape),
-                *(*stride, *padding, *dilation, weight_stride_p, *bias_strides),
+                *(pointer(t) for t in (words, kernels, bias, amplitude, scale, out)),
+                *(_DTYPES[weight.dtype], *words.shape, *output_size, *weight.shape[2:]),
+                *(size for pair in geometry for size in pair),
+                *(weight_stride_p, *bias_strides),
                 *(out.stride(0), out.stride(1), out_stride_p),
             ),
             spikes.device,
@@ -87,65 +110,42 @@ def _launch_cpu(params, device):
 
 
 def _launch_cuda(params, device):
+    native = cuda_extension()
     with torch.cuda.device(device):
-        cuda_extension().unshared_conv_cuda(params, torch.cuda.current_stream().cuda_stream)
+        size = native.unshared_conv_workspace_cuda(params)
+        workspace = torch.empty(size, dtype=torch.uint8, device=device) if size else None
+        stream = torch.cuda.current_stream().cuda_stream
+        native.unshared_conv_cuda(params, pointer(workspace), stream)
 
 
 def _setup_context(ctx, inputs, output):
-    spikes, weight, bias, ctx.stride, ctx.padding, ctx.dilation, *_ = inputs
+    spikes, weight, bias, amplitude, scale, ctx.output_size, *ctx.geometry, _, _ = inputs
     packed = output[1]
     ctx.is_packed = spikes.dtype == torch.int32
-    ctx.spikes_shape, ctx.spikes_dtype = spikes.shape, spikes.dtype
+    ctx.spikes_dtype = spikes.dtype
     ctx.bias_dim = None if bias is None else bias.dim()
-    ctx.save_for_backward(spikes if ctx.is_packed else packed, weight)
+    ctx.save_for_backward(spikes if ctx.is_packed else packed, weight, amplitude, scale)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, grad_out, _):
     if grad_out is None:
-        return (None,) * 8
-    packed, weight = ctx.saved_tensors
-    needs_spikes, needs_weight, needs_bias, *_ = ctx.needs_input_grad
-    OH, OW, G, KH, KW, Cin_g, Cout_g = weight.shape
-    N, H, W, _ = packed.shape
-    positions, taps = OH * OW, Cin_g * KH * KW
-    grad = grad_out.reshape(N, G, Cout_g, positions).permute(3, 1, 0, 2)  # [P, G, N, Cout/G]
-    padded, window = _window((H, W), weight.shape, ctx.stride, ctx.padding, ctx.dilation)
-    grad_spikes = grad_weight = grad_bias = None
-    if needs_weight:
-        spikes = torch.ops.realspike.unpack_spikes(packed, G * Cin_g, False)
-        patches = F.unfold(F.pad(spikes, padded), **window)  # [N, Cin * KH * KW, P]
-        patches = patches.view(N, G, taps, positions).permute(3, 1, 2, 0)
-        grad_weight = torch.matmul(patches, grad)  # [P, G, Cin/G * KH * KW, Cout/G]
-        grad_weight = grad_weight.view(OH, OW, G, Cin_g, KH, KW, Cout_g)
-        grad_weight = grad_weight.permute(0, 1, 2, 4, 5, 3, 6).contiguous()
-    if needs_spikes and not ctx.is_packed:
-        rows = weight.permute(0, 1, 2, 5, 3, 4, 6).reshape(positions, G, taps, Cout_g)
-        patches = torch.matmul(grad, rows.transpose(2, 3))  # [P, G, N, Cin/G * KH * KW]
-        patches = patches.permute(2, 1, 3, 0).reshape(N, G * taps, positions)
-        left, right, top, bottom = padded
-        folded = F.fold(patches, (H + top + bottom, W + left + right), **window)
-        grad_spikes = F.pad(folded, [-p for p in padded]).to(ctx.spikes_dtype)
-    if needs_bias:
-        grad_bias = grad_out.sum((0, 2, 3) if ctx.bias_dim == 1 else 0)
-    return grad_spikes, grad_weight, grad_bias, *(None,) * 5
+        return (None,) * 11
+    packed, weight, amplitude, scale = ctx.saved_tensors
+    spikes, kernel, bias, amplitudes, *_ = ctx.needs_input_grad
+    wanted = (spikes and not ctx.is_packed, kernel, amplitudes)
+    grad_spikes, grad_weight, grad_amplitude = gradients(
+        grad_out, packed, weight, amplitude, scale, ctx.geometry, wanted
+    )
+    grad_bias = grad_out.sum((0, 2, 3) if ctx.bias_dim == 1 else 0) if bias else None
+    if grad_spikes is not None:
+        grad_spikes = grad_spikes.to(ctx.spikes_dtype)
+    return grad_spikes, grad_weight, grad_bias, grad_amplitude, *(None,) * 7
 
 
-def _window(size, weight_shape, stride, padding, dilation):
-    """Return the padding (left, right, top, bottom; negative cuts) and the arguments of unfold."""
-    before_after = []
-    for n, out, k, s, p, d in zip(
-        size, weight_shape[:2], weight_shape[3:5], stride, padding, dilation, strict=True
-    ):
-        before_after.append((p, (out - 1) * s + (k - 1) * d + 1 - n - p))
-    (top, bottom), (left, right) = before_after
-    window = {"kernel_size": tuple(weight_shape[3:5]), "dilation": dilation, "stride": stride}
-    return (left, right, top, bottom), window
-
-
-def unshared_conv(spikes, weight, bias, *rest) -> Tensor:
+def unshared_conv(spikes, weight, bias, amplitude, *rest) -> Tensor:
     """Call realspike::unshared_conv, past the dispatcher where nothing could intercept the call."""
-    tensors = (spikes, weight, bias)
+    tensors = (spikes, weight, bias, amplitude)
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     if needs_grad or spikes.device.type not in _FORWARD or not is_plain_eager(*tensors):
         out, _ = torch.ops.realspike.unshared_conv(*tensors, *rest)

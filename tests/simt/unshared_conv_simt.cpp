@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
+#include <vector>
 
 #include "cuda/unshared_conv_kernel.cuh"
+#include "cuda/unshared_conv_staged_kernel.cuh"
 
 using realspike::UnsharedConvConfig;
 using realspike::UnsharedConvParams;
@@ -21,37 +23,54 @@ int unshared_conv_simt_is_sanitized() {
 #endif
 }
 
-// config: vec, sample_tile, lanes, threads, shared_bytes, sample_tiles, channel_tiles, blocks
-void unshared_conv_simt_config(const UnsharedConvParams* params, int64_t config[8]) {
+// config: vec, sample_tile, lanes, threads, splits, shared_bytes, sample_tiles, channel_tiles,
+// blocks
+void unshared_conv_simt_config(const UnsharedConvParams* params, int64_t config[10]) {
   const UnsharedConvConfig c = realspike::choose_unshared_conv_config(*params);
-  const int64_t fields[8] = {c.vec,          c.sample_tile,  c.lanes,         c.threads,
-                             c.shared_bytes, c.sample_tiles, c.channel_tiles, c.blocks};
-  std::copy(fields, fields + 8, config);
+  const int64_t fields[10] = {c.vec,          c.sample_tile,  c.lanes,         c.threads, c.splits,
+                              c.shared_bytes, c.sample_tiles, c.channel_tiles, c.blocks,  c.staged};
+  std::copy(fields, fields + 10, config);
 }
 
-// forced: vec, sample_tile, lanes, threads, blocks to launch; 0 leaves the choice to the launcher's
-// configuration. Returns 0, or 1 with a message in `error`.
-int unshared_conv_simt(const UnsharedConvParams* params, const int64_t forced[5], uint64_t shuffle,
+// forced: vec, sample_tile, lanes, threads, splits, blocks to launch, kernel (1 streams, 2 stages);
+// 0 leaves the choice to the
+// launcher's configuration. Returns 0, or 1 with a message in `error`.
+int unshared_conv_simt(const UnsharedConvParams* given, const int64_t forced[7], uint64_t shuffle,
                        char* error, size_t error_size) {
-  UnsharedConvConfig config = realspike::choose_unshared_conv_config(*params);
+  UnsharedConvParams params = *given;
+  UnsharedConvConfig config = realspike::choose_unshared_conv_config(params);
   if (config.blocks == 0) return 0;
+  if (forced[6] != 0) config.staged = forced[6] == 2;
   if (forced[0] != 0) config.vec = static_cast<int>(forced[0]);
   if (forced[1] != 0) config.sample_tile = static_cast<int>(forced[1]);
   if (forced[2] != 0) config.lanes = static_cast<int>(forced[2]);
   if (forced[3] != 0) config.threads = static_cast<int>(forced[3]);
-  config = realspike::complete_unshared_conv_config(*params, config);
-  const int64_t blocks = forced[4] != 0 ? forced[4] : config.blocks;
+  if (forced[4] != 0) config.splits = static_cast<int>(forced[4]);
+  config = realspike::complete_unshared_conv_config(params, config);
+  const int64_t blocks = forced[5] != 0 ? forced[5] : config.blocks;
 
-  const auto kernel = realspike::select_unshared_conv_kernel(params->weight_dtype, config);
+  const auto kernel = realspike::select_kernel(params.weight_dtype, config);
   if (kernel == nullptr) {
-    std::snprintf(error, error_size, "no kernel for this weight type or sample tile");
+    std::snprintf(error, error_size, "no kernel for this sample tile");
     return 1;
   }
-  const auto grid = realspike::make_unshared_conv_grid(*params, config);
+  // NaNs, or, as integers, what no sum is.
+  std::vector<char> workspace(realspike::unshared_conv_workspace_bytes(params, config),
+                              static_cast<char>(0xff));
+  params.workspace = workspace.empty() ? nullptr : workspace.data();
   try {
+    const auto grid = realspike::make_unshared_conv_grid(params, config);
     simt::launch(
         dim3(static_cast<unsigned>(blocks)), dim3(config.threads), config.shared_bytes,
-        [&] { kernel(*params, grid); }, shuffle);
+        [&] { kernel(params, grid); }, shuffle);
+    if (workspace.empty()) return 0;
+    const auto second = realspike::make_unshared_conv_second_pass(params, config);
+    const auto finish = params.weight_dtype == realspike::DType::kInt8
+                            ? realspike::unshared_conv_second_pass_kernel<int32_t>
+                            : realspike::unshared_conv_second_pass_kernel<float>;
+    simt::launch(
+        dim3(static_cast<unsigned>(second.blocks)), dim3(realspike::kUnsharedConvSecondPassThreads),
+        0, [&] { finish(params, second); }, shuffle);
   } catch (const simt::Error& e) {
     std::snprintf(error, error_size, "%s", e.what());
     return 1;

@@ -1,0 +1,112 @@
+"""Unshared spike convolution of sequences."""
+
+import torch
+from torch import Tensor, nn
+
+from realspike_ops import _checks as checks
+from realspike_ops.nn.unshared_conv import UnsharedSpikeConv
+
+
+class UnsharedSpikeConv1d(UnsharedSpikeConv):
+    """Convolution of binary spikes along one dimension, with a kernel for every output position.
+
+    `UnsharedSpikeConv` of a map with one row; weight, bias and amplitude keep its shapes, with
+    OH = KH = H = 1.
+
+    Args:
+        input_size: Length L of the sequence.
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: As in
+            ``nn.Conv1d``.
+        dtype, storage, fold_scale, algorithm, check_binary: As in `UnsharedSpikeConv`.
+
+    Shape: [N, Cin, L] of 0 and 1 (or packed [N, L, words]) -> [N, Cout, OL].
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        input_size: int,
+        stride: int = 1,
+        padding: "int | str" = 0,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+        device=None,
+        **storage,
+    ):
+        super().__init__(
+            *(in_channels, out_channels, (1, _one("kernel_size", kernel_size, 1))),
+            (1, _one("input_size", input_size, 1)),
+            (1, _one("stride", stride, 1)),
+            padding if isinstance(padding, str) else (0, _one("padding", padding, 0)),
+            (1, _one("dilation", dilation, 1)),
+            *(groups, bias, device),
+            **storage,
+        )
+
+    @classmethod
+    def from_conv1d(
+        cls,
+        conv: nn.Conv1d,
+        amplitude: Tensor | None = None,  # [1], [C, 1] or [C, L]
+        input_size: int | None = None,
+        batch_norm: nn.Module | None = None,
+        **storage,
+    ) -> "UnsharedSpikeConv1d":
+        """Fold an amplitude, and a batch norm behind it, into a convolution (Eq. 11 to 13).
+
+        Args:
+            conv: The trained convolution; zero padding.
+            amplitude: Amplitude of the spikes that it reads; None: 1.
+            input_size: Length of its input; may be left out if the amplitude is [C, L].
+            batch_norm: The batch norm that follows it, if any; its running statistics are used.
+            storage: ``dtype``, ``storage``, ``fold_scale``, ``algorithm`` and ``check_binary``.
+
+        Raises:
+            TypeError: if ``conv`` is not an ``nn.Conv1d``.
+            ValueError: as `UnsharedSpikeConv.from_conv2d`.
+        """
+        if not isinstance(conv, nn.Conv1d) or isinstance(conv, nn.LazyConv1d):
+            raise TypeError(f"conv must be an initialised nn.Conv1d; got {type(conv).__name__}")
+        with torch.device("meta"):
+            flat = nn.Conv2d(
+                *(conv.in_channels, conv.out_channels, (1, *conv.kernel_size), (1, *conv.stride)),
+                conv.padding if isinstance(conv.padding, str) else (0, *conv.padding),
+                *((1, *conv.dilation), conv.groups, False, conv.padding_mode),
+            )
+        flat.weight = nn.Parameter(conv.weight.detach().unsqueeze(2))
+        if conv.bias is not None:
+            flat.bias = nn.Parameter(conv.bias.detach())
+        if amplitude is not None:
+            checks.check_tensor("amplitude", amplitude)
+            if amplitude.dim() > 1:
+                amplitude = amplitude.unsqueeze(-2)  # [C, 1, L]
+        if input_size is None:
+            if amplitude is None or amplitude.shape[-1] == 1:
+                raise ValueError("input_size must be given unless amplitude has shape [C, L]")
+            input_size = amplitude.shape[-1]
+        size = (1, _one("input_size", input_size, 1))
+        return cls.from_conv2d(flat, amplitude, size, batch_norm, **storage)
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        checks.check_tensor("spikes", spikes)
+        if spikes.dim() != 3:
+            raise ValueError(
+                f"spikes must have shape [N, {self.in_channels}, L], or packed [N, L, words] "
+                f"int32; got {checks.shape_text(spikes)}"
+            )
+        packed = spikes.dtype == torch.int32
+        return super().forward(spikes.unsqueeze(1 if packed else 2)).squeeze(2)
+
+
+def _one(name: str, value, low: int) -> int:
+    """Accept an int, or a tuple of one as nn.Conv1d has them."""
+    if isinstance(value, (tuple, list)) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int; got {value!r}")
+    if value < low:
+        raise ValueError(f"{name} must be at least {low}; got {value}")
+    return value

@@ -1,0 +1,146 @@
+"""Gradients of realspike::unshared_conv.
+
+That of unshared weights is gathered like the forward pass (realspike::unshared_conv_grad_weight, on
+the CPU); the others are dense products.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from realspike_ops._native import DTYPES, extension, pointer
+from realspike_ops.ops import LIBRARY
+
+# grad_out [N, Cout, OH, OW], packed [N, H, W, words] -> float32 of shape weight_shape
+LIBRARY.define(
+    "unshared_conv_grad_weight(Tensor grad_out, Tensor packed, int[7] weight_shape, int[2] stride,"
+    " int[2] padding, int[2] dilation) -> Tensor"
+)
+
+
+def gradients(
+    grad_out: Tensor,  # [N, Cout, OH, OW]
+    packed: Tensor,  # [N, H, W, words]
+    weight: Tensor,  # [OH, OW, G, KH, KW, Cin/G, Cout/G], or of one position for all
+    amplitude: Tensor | None,  # [Cin, H, W]
+    scale: Tensor | None,  # [Cout]
+    geometry,  # (stride, padding, dilation)
+    wanted: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients of the spikes, the weight and the amplitude, those that are wanted."""
+    if not any(wanted):
+        return None, None, None
+    needs_spikes, needs_weight, _ = wanted
+    if scale is not None:
+        grad_out = grad_out * scale[:, None, None]
+    if amplitude is not None or tuple(weight.shape[:2]) != tuple(grad_out.shape[2:]):
+        return _of_one_kernel(grad_out, packed, weight, amplitude, geometry, wanted)
+    OH, OW, G, _, _, _, Cout_g = weight.shape
+    N = packed.shape[0]
+    by_position = grad_out.reshape(N, G, Cout_g, OH * OW).permute(3, 1, 0, 2)  # [P, G, N, Cout/G]
+    padded, window = window_of(packed.shape[1:3], weight.shape, *geometry)
+    grad_spikes = grad_weight = None
+    if needs_weight:
+        grad_weight = torch.ops.realspike.unshared_conv_grad_weight(
+            grad_out, packed, weight.shape, *geometry
+        ).to(weight.dtype)
+    if needs_spikes:
+        grad_spikes = _of_spikes(by_position, packed, weight, padded, window)
+    return grad_spikes, grad_weight, None
+
+
+def _grad_weight_gathered(grad_out, packed, weight_shape, *geometry) -> Tensor:
+    grad_out = grad_out.float()
+    if 0 in grad_out.stride():  # the kernel has one stride for the positions
+        grad_out = grad_out.contiguous()
+    OH, OW = weight_shape[:2]
+    if OH > 1 and OW > 1 and grad_out.stride(2) != OW * grad_out.stride(3):
+        grad_out = grad_out.contiguous()
+    grad_weight = grad_out.new_zeros(weight_shape)
+    packed = packed.contiguous()
+    stride_p = grad_out.stride(3) if OW > 1 else grad_out.stride(2)
+    params = extension().UnsharedConvParams(
+        *(pointer(packed), 0, 0, 0, 0, 0, DTYPES[torch.float32], *packed.shape, *weight_shape),
+        *(size for pair in geometry for size in pair),
+        *(grad_weight[0, 0].numel(), 0, 0, grad_out.stride(0), grad_out.stride(1), stride_p),
+    )
+    extension().unshared_conv_grad_weight_cpu(
+        params, pointer(grad_out), pointer(grad_weight), torch.get_num_threads()
+    )
+    return grad_weight
+
+
+def _grad_weight_multiplied(grad_out, packed, weight_shape, *geometry) -> Tensor:
+    OH, OW, G, KH, KW, Cin_g, Cout_g = weight_shape
+    N, positions, taps = packed.shape[0], OH * OW, Cin_g * KH * KW
+    padded, window = window_of(packed.shape[1:3], weight_shape, *geometry)
+    spikes = torch.ops.realspike.unpack_spikes(packed, G * Cin_g, False)
+    patches = F.unfold(F.pad(spikes, padded), **window)  # [N, Cin * KH * KW, P]
+    patches = patches.view(N, G, taps, positions).permute(3, 1, 2, 0)
+    by_position = grad_out.reshape(N, G, Cout_g, positions).permute(3, 1, 0, 2)
+    grad = torch.matmul(patches, by_position)  # [P, G, Cin/G * KH * KW, Cout/G]
+    grad = grad.view(OH, OW, G, Cin_g, KH, KW, Cout_g).permute(0, 1, 2, 4, 5, 3, 6)
+    return grad.contiguous()
+
+
+def _of_spikes(by_position, packed, weight, padded, window) -> Tensor:
+    OH, OW, G, KH, KW, Cin_g, Cout_g = weight.shape
+    positions, taps = OH * OW, Cin_g * KH * KW
+    (N, H, W, _), (left, right, top, bottom) = packed.shape, padded
+    rows = as_float(weight).permute(0, 1, 2, 5, 3, 4, 6).reshape(positions, G, taps, Cout_g)
+    patches = torch.matmul(by_position, rows.transpose(2, 3))  # [P, G, N, Cin/G * KH * KW]
+    patches = patches.permute(2, 1, 3, 0).reshape(N, G * taps, positions)
+    folded = F.fold(patches, (H + top + bottom, W + left + right), **window)
+    return F.pad(folded, [-p for p in padded])
+
+
+def _of_one_kernel(grad_out, packed, weight, amplitude, geometry, wanted):
+    """The gradients of a shared convolution of the spikes, or of amplitude * spikes."""
+    needs_spikes, needs_weight, needs_amplitude = wanted
+    _, _, G, KH, KW, Cin_g, Cout_g = weight.shape
+    stride, _, dilation = geometry
+    kernel = as_float(weight)[0, 0].permute(0, 4, 3, 1, 2).reshape(-1, Cin_g, KH, KW)
+    spikes = torch.ops.realspike.unpack_spikes(packed, G * Cin_g, False)
+    shape = (*grad_out.shape[2:], *weight.shape[2:])
+    padded, _ = window_of(packed.shape[1:3], shape, *geometry)
+    x = F.pad(spikes if amplitude is None else amplitude * spikes, padded)
+    grad_x, grad_kernel, _ = torch.ops.aten.convolution_backward(
+        *(grad_out, x, kernel, None, stride, (0, 0), dilation, False, (0, 0), G),
+        [needs_spikes or needs_amplitude, needs_weight, False],
+    )
+    grad_spikes = grad_weight = grad_amplitude = None
+    if grad_x is not None:
+        grad_x = F.pad(grad_x, [-p for p in padded])
+    if needs_spikes:
+        grad_spikes = grad_x if amplitude is None else amplitude * grad_x
+    if needs_amplitude:
+        grad_amplitude = (spikes * grad_x).sum(0)
+    if needs_weight:
+        by_row = grad_kernel.view(G, Cout_g, Cin_g, KH, KW).permute(0, 3, 4, 2, 1)
+        grad_weight = by_row.contiguous()[None, None].to(weight.dtype)
+    return grad_spikes, grad_weight, grad_amplitude
+
+
+def as_float(weight: Tensor) -> Tensor:
+    return weight.float() - 128 if weight.dtype == torch.uint8 else weight.float()
+
+
+def window_of(size, weight_shape, stride, padding, dilation):
+    """Return the padding (left, right, top, bottom; negative cuts) and the arguments of unfold."""
+    before_after = []
+    for n, out, k, s, p, d in zip(
+        size, weight_shape[:2], weight_shape[3:5], stride, padding, dilation, strict=True
+    ):
+        before_after.append((p, (out - 1) * s + (k - 1) * d + 1 - n - p))
+    (top, bottom), (left, right) = before_after
+    window = {"kernel_size": tuple(weight_shape[3:5]), "dilation": dilation, "stride": stride}
+    return (left, right, top, bottom), window
+
+
+LIBRARY.impl("unshared_conv_grad_weight", _grad_weight_gathered, "CPU")
+LIBRARY.impl("unshared_conv_grad_weight", _grad_weight_multiplied, "CUDA")
+torch.library.register_fake(
+    "realspike::unshared_conv_grad_weight",
+    lambda grad_out, packed, weight_shape, *geometry: grad_out.new_empty(weight_shape),
+    lib=LIBRARY,
+)

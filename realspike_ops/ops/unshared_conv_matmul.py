@@ -1,0 +1,57 @@
+"""The dense form of the unshared convolution: bits expanded, one matrix product per position.
+
+For comparison, and for many samples on a GPU; it multiplies.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from realspike_ops.ops.unshared_conv import is_shared
+from realspike_ops.ops.unshared_conv_grad import as_float, window_of
+
+# Where the products overtake the additions on a GPU, by arithmetic alone (docs/unshared_conv.md).
+GPU_SAMPLES_FOR_MATMUL = 128
+
+
+def choose_algorithm(device_type: str, samples: int, weight_dtype: torch.dtype) -> str:
+    """Return what "auto" stands for: "gather" or "matmul"."""
+    half = weight_dtype in (torch.float16, torch.bfloat16)
+    on_gpu = device_type == "cuda" and half and samples >= GPU_SAMPLES_FOR_MATMUL
+    return "matmul" if on_gpu else "gather"
+
+
+def unshared_conv_matmul(
+    spikes: Tensor,  # [N, Cin, H, W], or packed [N, H, W, words]
+    weight: Tensor,  # [OH, OW, G, KH, KW, Cin/G, Cout/G], or of one position for all
+    bias: Tensor | None,  # [Cout] or [Cout, OH, OW]
+    amplitude: Tensor | None,  # [Cin, H, W]
+    scale: Tensor | None,  # [Cout]
+    output_size,
+    *geometry,
+) -> Tensor:  # [N, Cout, OH, OW] float32
+    """Multiply in the dtype of the weight (float32 for int8), which also rounds the products."""
+    _, _, G, KH, KW, Cin_g, Cout_g = weight.shape
+    OH, OW = output_size
+    if spikes.dtype == torch.int32:
+        spikes = torch.ops.realspike.unpack_spikes(spikes, G * Cin_g, False)
+    if weight.dtype == torch.uint8:
+        weight = as_float(weight)
+    x = (spikes if amplitude is None else amplitude * spikes).to(weight.dtype)
+    padded, window = window_of(x.shape[2:], (OH, OW, *weight.shape[2:]), *geometry)
+    x = F.pad(x, padded)
+    if is_shared(weight):
+        kernel = weight[0, 0].permute(0, 4, 3, 1, 2).reshape(G * Cout_g, Cin_g, KH, KW)
+        out = F.conv2d(x, kernel, None, geometry[0], 0, geometry[2], G)
+    else:
+        taps = Cin_g * KH * KW
+        patches = F.unfold(x, **window).view(-1, G, taps, OH * OW)
+        rows = weight.permute(0, 1, 2, 5, 3, 4, 6).reshape(OH * OW, G, taps, Cout_g)
+        out = torch.matmul(patches.permute(3, 1, 0, 2), rows)  # [P, G, N, Cout/G]
+        out = out.permute(2, 1, 3, 0).reshape(x.shape[0], G * Cout_g, OH, OW)
+    out = out.float()
+    if scale is not None:
+        out = out * scale[:, None, None]
+    if bias is not None:
+        out = out + (bias[:, None, None] if bias.dim() == 1 else bias)
+    return out

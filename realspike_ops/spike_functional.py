@@ -1,0 +1,317 @@
+"""The documented functions on spikes: packing, and the convolution that adds what they select."""
+
+import torch
+from torch import Tensor
+
+import realspike_ops.ops.pack_spikes
+import realspike_ops.ops.unshared_conv
+from realspike_ops import _checks as checks
+from realspike_ops.ops.unshared_conv_matmul import choose_algorithm, unshared_conv_matmul
+
+WEIGHT_DTYPES = (*checks.FLOATS, torch.uint8)
+
+
+def pack_spikes(spikes: Tensor, *, check_binary: bool | None = None) -> Tensor:
+    """Pack binary spikes into one bit per channel.
+
+    Channel c of a pixel becomes bit ``c % 32`` (least significant first) of word ``c // 32``;
+    the bits beyond the last channel are 0. Equal to ``realspike_ops.reference.pack_spikes``.
+
+    Args:
+        spikes: [N, C, ...], 0 or 1, of a floating dtype, bool, uint8 or int8; any strides
+            (contiguous and channels_last are read without a copy).
+        check_binary: Raise if an element is neither 0 nor 1. Default: on the CPU, where it costs
+            nothing; on a GPU it makes the host wait for the result, so there it is on request.
+
+    Returns:
+        int32 words, [N, ..., ceil(C / 32)].
+
+    Raises:
+        TypeError: if the dtype is not accepted.
+        ValueError: if there are fewer than 2 dimensions, or an element is not 0 or 1.
+    """
+    checks.check_tensor("spikes", spikes)
+    checks.check_supported_device("spikes", spikes)
+    checks.check_dtype("spikes", spikes, realspike_ops.ops.pack_spikes.DTYPES)
+    if spikes.dim() < 2:
+        raise ValueError(
+            f"spikes must have at least 2 dimensions [N, C, ...]; got {checks.shape_text(spikes)}"
+        )
+    if check_binary is None:
+        check_binary = spikes.device.type == "cpu"
+    return realspike_ops.ops.pack_spikes.pack_spikes(spikes.detach(), bool(check_binary))
+
+
+def unpack_spikes(packed: Tensor, channels: int) -> Tensor:
+    """Undo `pack_spikes`: [N, ..., words] int32 to [N, channels, ...] float32 of 0 and 1.
+
+    Equal to ``realspike_ops.reference.unpack_spikes``.
+
+    Args:
+        packed: int32 words, [N, ..., ceil(channels / 32)].
+        channels: Number of channels, at least 1.
+
+    Raises:
+        TypeError: if ``packed`` is not int32 or ``channels`` is not an int.
+        ValueError: if the number of words does not fit the number of channels.
+    """
+    checks.check_tensor("packed", packed)
+    checks.check_supported_device("packed", packed)
+    checks.check_dtype("packed", packed, (torch.int32,))
+    checks.check_positive_int("channels", channels)
+    _check_words("packed", packed, channels, low=2)
+    return torch.ops.realspike.unpack_spikes(packed, channels, False)
+
+
+def _check_words(name: str, packed: Tensor, channels: int, low: int) -> None:
+    words = realspike_ops.ops.pack_spikes.words_of(channels)
+    if packed.dim() < low or packed.shape[-1] != words:
+        raise ValueError(
+            f"{name} must be packed words [N, ..., {words}] for {channels} channels; "
+            f"got shape {checks.shape_text(packed)}"
+        )
+
+
+def unshared_spike_conv(
+    spikes: Tensor,  # [N, Cin, H, W], or packed [N, H, W, ceil(Cin / 32)]
+    weight: Tensor,  # [OH, OW, G, KH, KW, Cin/G, Cout/G], or [1, 1, ...] for all positions
+    bias: Tensor | None = None,  # [Cout] or [Cout, OH, OW]
+    *,
+    stride: "int | tuple[int, int]" = 1,
+    padding: "int | tuple[int, int] | str" = 0,
+    dilation: "int | tuple[int, int]" = 1,
+    amplitude: Tensor | None = None,  # [Cin, H, W]
+    scale: Tensor | None = None,  # [Cout]
+    algorithm: str = "gather",
+    check_binary: bool | None = None,
+) -> Tensor:  # [N, Cout, OH, OW]
+    r"""Convolve binary spikes with a kernel for every output position, by additions alone.
+
+    .. math::
+        out[n, :, k, l] = bias + \sum_{i, j, m} W[k, l, i, j, m, :]\;
+            o[n, m, k s - p + i d, l s - p + j d]
+
+    A spike selects one contiguous row of weights, which is added: nothing is multiplied. Equal to
+    ``realspike_ops.reference.unshared_spike_conv`` up to the order of a float32 sum, and to
+    ``F.conv2d`` when all positions hold the same kernel.
+
+    Args:
+        spikes: 0 or 1, dense in any dtype that `pack_spikes` takes, or already packed (int32).
+        weight: In kernel order; float32, float16 or bfloat16, added in float32; or uint8, which
+            holds an int8 weight plus 128 (`quantize_weight`), added in int32. The first two sizes
+            are the output map; 1 x 1, or expanded, is one kernel that all positions share.
+        bias: float32, one per output channel or one per output element.
+        stride, padding, dilation: As in ``F.conv2d``, padding "same" and "valid" included.
+        amplitude: float32. Factored storage: the weight is one kernel for all positions, and the
+            row that a spike selects is multiplied by the spike's amplitude; equal to the unshared
+            weight ``amplitude * kernel``, in a fraction of its memory, but not free of
+            multiplications. Not with uint8 weights.
+        scale: float32, with uint8 weights alone: multiplies their sums, once per output. None
+            leaves the currents in steps of the scale, so that bias and threshold are to be divided
+            by it instead, and nothing is multiplied.
+        algorithm: "gather"; "matmul", a matrix product per position, which multiplies, and rounds
+            to the dtype of the weight; or "auto", the one that should be faster
+            (docs/unshared_conv.md).
+        check_binary: Raise if a dense spike is neither 0 nor 1, or a packed word has bits beyond
+            the last channel. Default: on the CPU, where it costs next to nothing; on a GPU it makes
+            the host wait for the result, so there it is on request.
+
+    Returns:
+        float32 currents; channels_last if the spikes are channels_last or packed.
+
+    Raises:
+        TypeError: if a dtype is not accepted.
+        ValueError: if the channels, the words or the output size do not fit the weight, spikes are
+            not binary, or the devices differ.
+
+    Note:
+        Deterministic. Every output is one float32 sum; on the CPU in ascending (i, j, m), the same
+        bits for any number of threads. Differentiable with respect to weight, bias, amplitude and
+        dense spikes (for a surrogate upstream), not to uint8 weights; backward keeps one bit per
+        spike.
+
+    Reference:
+        Guo et al., "Real Spike", ECCV 2022, equations (11) to (13).
+    """
+    checks.check_tensor("spikes", spikes)
+    checks.check_supported_device("spikes", spikes)
+    checks.check_tensor("weight", weight)
+    checks.check_device("weight", weight, "spikes", spikes)
+    checks.check_dtype("weight", weight, WEIGHT_DTYPES, _hint_for_int8(weight))
+    checks.check_choice("algorithm", algorithm, ("gather", "matmul", "auto"))
+    if weight.dim() != 7 or 0 in weight.shape:
+        raise ValueError(
+            "weight must have shape [OH, OW, groups, KH, KW, Cin/groups, Cout/groups], all at "
+            f"least 1; got {checks.shape_text(weight)}"
+        )
+    if spikes.dim() != 4:
+        raise ValueError(
+            "spikes must have shape [N, Cin, H, W], or packed [N, H, W, ceil(Cin / 32)] int32; "
+            f"got {checks.shape_text(spikes)}"
+        )
+    OH, OW, G, KH, KW, Cin_g, Cout_g = weight.shape
+    packed = spikes.dtype == torch.int32
+    if packed:
+        _check_words("spikes", spikes, G * Cin_g, low=4)
+    elif spikes.shape[1] != G * Cin_g:
+        raise ValueError(
+            f"spikes must have {G * Cin_g} channels to fit weight {checks.shape_text(weight)}; "
+            f"got {spikes.shape[1]}"
+        )
+    H, W = spikes.shape[1:3] if packed else spikes.shape[2:]
+    before, expected = output_size((H, W), (KH, KW), stride, padding, dilation)
+    if (OH, OW) not in (expected, (1, 1)):
+        raise ValueError(
+            f"weight is for an output map of {OH} x {OW}; spikes of {H} x {W} with stride "
+            f"{stride}, padding {padding}, dilation {dilation} give {expected[0]} x {expected[1]}"
+        )
+    if bias is not None:
+        checks.check_tensor("bias", bias)
+        checks.check_device("bias", bias, "spikes", spikes)
+        checks.check_dtype("bias", bias, (torch.float32,))
+        if tuple(bias.shape) not in ((G * Cout_g,), (G * Cout_g, *expected)):
+            raise ValueError(
+                f"bias must have shape [{G * Cout_g}] or [{G * Cout_g}, {expected[0]}, "
+                f"{expected[1]}]; got {checks.shape_text(bias)}"
+            )
+    if amplitude is not None:
+        _check_amplitude(amplitude, spikes, weight, (G * Cin_g, H, W))
+        weight = weight[:1, :1]
+    if scale is not None:
+        _check_scale(scale, spikes, weight, G * Cout_g)
+    checks.check_no_tangent(spikes=spikes, weight=weight, bias=bias, amplitude=amplitude)
+    channels_last = packed or (
+        not spikes.is_contiguous() and spikes.is_contiguous(memory_format=torch.channels_last)
+    )
+    if not packed:
+        checks.check_dtype("spikes", spikes, realspike_ops.ops.pack_spikes.DTYPES)
+    if check_binary is None:
+        check_binary = spikes.device.type == "cpu"
+    if packed and check_binary:
+        _check_spare_bits(spikes, G * Cin_g)
+    geometry = (checks.pair("stride", stride, 1), before, checks.pair("dilation", dilation, 1))
+    if algorithm == "auto":
+        algorithm = choose_algorithm(spikes.device.type, spikes.shape[0], weight.dtype)
+    if amplitude is not None and spikes.device.type == "cuda":
+        algorithm = "matmul"  # there is no factored kernel: one convolution of amplitude * spikes
+    arguments = (spikes, weight, bias, amplitude, scale, expected, *geometry)
+    if algorithm == "matmul":
+        if not packed and check_binary:
+            realspike_ops.ops.pack_spikes.pack_spikes(spikes.detach(), True)
+        return unshared_conv_matmul(*arguments)
+    return realspike_ops.ops.unshared_conv.unshared_conv(
+        *arguments, channels_last, bool(check_binary)
+    )
+
+
+def _hint_for_int8(weight: Tensor) -> str:
+    if weight.dtype != torch.int8:
+        return ""
+    return ": an int8 weight is held as uint8, 128 added (quantize_weight makes such weights)"
+
+
+def _check_amplitude(amplitude: Tensor, spikes: Tensor, weight: Tensor, shape) -> None:
+    checks.check_tensor("amplitude", amplitude)
+    checks.check_device("amplitude", amplitude, "spikes", spikes)
+    checks.check_dtype("amplitude", amplitude, (torch.float32,))
+    checks.check_shape("amplitude", amplitude, shape, "[Cin, H, W]")
+    if weight.dtype == torch.uint8:
+        raise ValueError("amplitude: factored storage needs a floating weight; got uint8")
+    if not realspike_ops.ops.unshared_conv.is_shared(weight):
+        raise ValueError(
+            "amplitude: factored storage has one kernel for all positions, a weight of shape "
+            f"[1, 1, ...]; got {checks.shape_text(weight)}"
+        )
+
+
+def _check_scale(scale: Tensor, spikes: Tensor, weight: Tensor, channels: int) -> None:
+    checks.check_tensor("scale", scale)
+    checks.check_device("scale", scale, "spikes", spikes)
+    checks.check_dtype("scale", scale, (torch.float32,))
+    checks.check_shape("scale", scale, (channels,), "[Cout]")
+    if weight.dtype != torch.uint8:
+        name = str(weight.dtype).removeprefix("torch.")
+        raise ValueError(f"scale is for uint8 weights; got a weight of {name}")
+
+
+def _check_spare_bits(packed: Tensor, channels: int) -> None:
+    """Refuse bits beyond the last channel: whoever set them meant another number of channels."""
+    spare = -channels % 32
+    # A shift to the right of a negative int32 drags ones along.
+    if spare and bool(((packed[..., -1] >> (32 - spare)) & ((1 << spare) - 1)).any()):
+        raise ValueError(
+            f"spikes must have no bits beyond {channels} channels; a last word has some"
+        )
+
+
+def quantize_weight(
+    weight: Tensor,  # [OH, OW, G, KH, KW, Cin/G, Cout/G]
+) -> tuple[Tensor, Tensor]:  # uint8 of the same shape, and scale [Cout]
+    """Round weights to int8, with one scale per output channel.
+
+    ``weight[:, :, g, ..., co]`` is about ``scale[g * Cout/G + co] * (q[:, :, g, ..., co] - 128)``,
+    where the scale is the largest magnitude of the channel over 127, or 1 if that is 0; ties round
+    to even.
+
+    Args:
+        weight: In kernel order, of a floating dtype.
+
+    Returns:
+        (q, scale): uint8, the int8 weight plus 128, as `unshared_spike_conv` takes it; float32.
+
+    Raises:
+        TypeError: if the dtype is not accepted.
+        ValueError: if there are not 7 dimensions, or a weight is not finite.
+    """
+    checks.check_tensor("weight", weight)
+    checks.check_dtype("weight", weight, (*checks.FLOATS, torch.float64))
+    if weight.dim() != 7:
+        raise ValueError(
+            "weight must have shape [OH, OW, groups, KH, KW, Cin/groups, Cout/groups]; "
+            f"got {checks.shape_text(weight)}"
+        )
+    scale = int8_scale(weight.detach().abs().amax((0, 1, 3, 4, 5)))  # [G, Cout/G]
+    out = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
+    # Row by row of positions: little more than the result is ever held.
+    for rows, quantized in zip(weight.detach(), out, strict=True):
+        quantized.copy_(int8_steps(rows, scale))
+    return out, scale.flatten()
+
+
+def int8_scale(largest: Tensor) -> Tensor:
+    """Return the size of a step for weights of these magnitudes at most."""
+    if not torch.isfinite(largest).all():
+        raise ValueError("weight must be finite to be rounded to int8")
+    largest = largest.double()
+    return torch.where(largest > 0, largest / 127, 1.0).float()
+
+
+def int8_steps(weight: Tensor, scale: Tensor) -> Tensor:  # [..., G, KH, KW, Cin/G, Cout/G] uint8
+    """Round to steps of scale [G, Cout/G] and add 128."""
+    steps = weight.double() / scale.double()[:, None, None, None, :]
+    return (steps.round_().clamp_(-127, 127) + 128).to(torch.uint8)
+
+
+def output_size(input_size, kernel_size, stride, padding, dilation):
+    """Return the padding before the map and the size of the output map, each (height, width)."""
+    stride = checks.pair("stride", stride, 1)
+    dilation = checks.pair("dilation", dilation, 1)
+    reach = [d * (k - 1) for k, d in zip(kernel_size, dilation, strict=True)]
+    if padding == "same":
+        if stride != (1, 1):
+            raise ValueError(f'padding="same" needs stride 1; got {stride}')
+        return tuple(r // 2 for r in reach), tuple(input_size)
+    if isinstance(padding, str) and padding != "valid":
+        raise ValueError(f'padding must be an int, a pair, "same" or "valid"; got {padding!r}')
+    before = (0, 0) if padding == "valid" else checks.pair("padding", padding, 0)
+    out = tuple(
+        (n + 2 * p - r - 1) // s + 1
+        for n, p, r, s in zip(input_size, before, reach, stride, strict=True)
+    )
+    if min(out) < 1:
+        raise ValueError(
+            f"a map of {input_size[0]} x {input_size[1]} with kernel_size {tuple(kernel_size)}, "
+            f"stride {stride}, padding {padding}, dilation {dilation} gives an output of "
+            f"{out[0]} x {out[1]}; both must be at least 1"
+        )
+    return before, out
