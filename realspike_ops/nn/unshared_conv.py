@@ -29,10 +29,14 @@ class _SpikeConv(nn.Module):
         return self._convolve(spikes, self.weight)
 
     def _convolve(self, spikes: Tensor, weight: Tensor) -> Tensor:
+        # Half-precision weights are storage: what is added up is float32.
+        bias = self.bias
+        if weight.dtype in (torch.float16, torch.bfloat16):
+            weight, bias = weight.float(), None if bias is None else bias.float()
         return functional.unshared_spike_conv(
             spikes,
             weight,
-            self.bias,
+            bias,
             stride=self.stride,
             padding=self.padding,
             dilation=self.dilation,
