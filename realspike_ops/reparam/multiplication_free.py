@@ -9,7 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 _FREE = frozenset(
     (
         "add add_ sum cumsum sub sub_ neg abs maximum minimum max min amax amin argmax argmin "
-        "max_pool2d max_pool2d_with_indices clone copy_ _to_copy contiguous detach alias view "
+        "max_pool2d max_pool2d_with_indices constant_pad_nd "
+        "clone copy_ _to_copy contiguous detach alias view "
         "_unsafe_view reshape _reshape_alias flatten unflatten expand permute transpose t squeeze "
         "unsqueeze slice select split unbind cat stack as_strided empty empty_like empty_strided "
         "new_empty zeros zeros_like new_zeros fill_ zero_ eq ne lt le gt ge where index gather"
