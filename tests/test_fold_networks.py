@@ -40,11 +40,13 @@ def test_every_family(family, granularity, form):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_any_batch_in_any_memory_format(family):
+def test_any_batch_in_any_memory_format(family, device):
     network, x = make(family, Neurons("element", emission="ternary")), images_for(family)
+    network, x = network.to(device), x.to(device)
     folded = rso.reparameterize(network, x[:1])
     with torch.no_grad():
         expected = folded(x)
+        assert expected.device == x.device
         assert folded(x[:0]).shape == (0, 5)
         apart = torch.cat([folded(one[None]) for one in x])
         torch.testing.assert_close(apart, expected)

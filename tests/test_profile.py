@@ -59,3 +59,21 @@ def test_profile_of_networks(family):
         assert row.startswith(layer.name)
     with pytest.raises(TypeError, match=r"network must be an nn\.Module"):
         rso.profile(3, x)
+
+
+def test_neurons_that_do_not_decay_multiply_nothing():
+    current = torch.rand(2 * T, 1, 3, 3)
+    lifs = {"if": {"decay": 1.0}, "lif": {"decay": 0.5}, "plif": {"decay_granularity": "layer"}}
+    network = nn.Sequential()
+    for name, form in lifs.items():
+        network.add_module(name, rso.RealSpikeLIF(T, **form))
+    rows = {layer.name: layer for layer in rso.profile(network, current).layers}
+    assert {name: row.additions for name, row in rows.items()} == dict.fromkeys(lifs, 9.0)
+    assert {n: r.multiplications for n, r in rows.items()} == {"if": 0, "lif": 9, "plif": 9}
+
+    class Packed(nn.Module):
+        def forward(self, x):
+            return rso.lif(x.unflatten(0, (T, -1)), decay=1.0, packed=True)
+
+    (row,) = rso.profile(nn.Sequential(Packed()), current).layers
+    assert (row.kind, row.additions, row.multiplications) == ("neurons", 9.0, 0.0)

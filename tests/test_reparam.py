@@ -657,6 +657,21 @@ def test_a_multiplication_behind_the_first_lif_is_found(behind):
         rso.assert_multiplication_free(Behind(behind), images(2))
 
 
+def test_packed_neurons_are_layers_too():
+    class Packed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = rso.SpikeConv2d(2, 3, 3).requires_grad_(False)
+
+        def forward(self, x):
+            return self.layer(rso.lif(x[None], packed=True)[0])
+
+    rso.assert_multiplication_free(Packed(), images(2))
+    doubled = nn.Sequential(Packed(), rso.RealSpikeLIF(1, "layer"))
+    with pytest.raises(rso.MultiplicationError, match=r"LIF layer number 2.*amplitude"):
+        rso.assert_multiplication_free(doubled, images(2))
+
+
 @pytest.mark.parametrize("granularity", ["layer", "channel", "element"])
 def test_real_valued_spikes_are_found(granularity):
     with pytest.raises(rso.MultiplicationError, match=r"LIF layer number 1.*amplitude"):

@@ -83,49 +83,49 @@ def max_pool2d(
     value = _map(folding, input)
     if return_indices:
         folding.refuse("it returns indices")
+    _check_spikes_of_one_amplitude(folding, value)
+    form = (kernel_size, stride or None, padding, dilation, ceil_mode)
+    terms = tuple(_pooled(folding, term, form) for term in value.terms)
+    return replace(value, grid=(value.grid[0], *terms[0].window.out_shape[1:]), terms=terms)
+
+
+def _check_spikes_of_one_amplitude(folding, value: Value) -> None:
+    """Refuse all but one map of spikes in every channel, scaled and shifted by constants of the
+    channel."""
     if value.real is not None or value.time != "steps":
         folding.refuse("it pools currents, not spikes")
-    constant = value.constant
-    written = sum(t.window.own_channels for t in value.terms)
-    if written > len(set().union(*(t.window.own_range for t in value.terms))) or not all(
-        t.window.is_one_to_one for t in value.terms
-    ):
+    windows = [term.window for term in value.terms]
+    written = sum(window.own_channels for window in windows)
+    overlap = written > len(set().union(*(window.own_range for window in windows)))
+    if overlap or not all(window.is_one_to_one for window in windows):
         folding.refuse(
             "the largest of sums of spikes is not a sum of spikes: pool before they are added, or "
             "pool by averages"
         )
     varying = [
-        t.source for t in value.terms if t.source.varies_over_space or not t.window.is_shared
+        repr(term.source.step)
+        for term in value.terms
+        if term.source.varies_over_space or not term.window.is_shared
     ]
-    if varying or (constant is not None and constant.shape[1:] != (1, 1)):
-        names = ", ".join(repr(s.step) for s in varying) or "a shift before it"
+    shift = value.constant
+    if varying or (shift is not None and shift.shape[1:] != (1, 1)):
+        names = ", ".join(varying) or "a shift before it"
         folding.refuse(
             f"{names} scales the spikes of a map by different amplitudes, whose largest is not a "
             "spike: give that layer granularity 'channel' (or 'layer'), or pool by averages"
         )
-    terms = []
-    for term in value.terms:
-        source, window = term.source, term.window
-        coefficient = window.kernel.reshape(-1)  # [C]
-        if source.amplitude is not None:
-            coefficient = coefficient * source.amplitude.reshape(-1)
-        negative = coefficient < 0
-        pool = SpikeMaxPool2d(
-            *(kernel_size, stride or None, padding, dilation, ceil_mode),
-            negative=negative if negative.any() else None,
-        )
-        pooled = pool(torch.zeros((1, *source.shape), dtype=torch.float64))
-        step = folding.spikes(folding.layer_name, pool, source.step)
-        shape = tuple(pooled.shape[1:])
-        terms.append(
-            Term(
-                replace(source, step=step, shape=shape),
-                replace(
-                    window,
-                    in_shape=shape,
-                    rows=(0,) * shape[1],
-                    columns=(0,) * shape[2],
-                ),
-            )
-        )
-    return replace(value, grid=(value.grid[0], *terms[0].window.out_shape[1:]), terms=tuple(terms))
+
+
+def _pooled(folding, term: Term, form: tuple) -> Term:
+    source, window = term.source, term.window
+    coefficient = window.kernel.reshape(-1)  # [C]
+    if source.amplitude is not None:
+        coefficient = coefficient * source.amplitude.reshape(-1)
+    negative = coefficient < 0
+    pool = SpikeMaxPool2d(*form, negative=negative if negative.any() else None)
+    shape = tuple(pool(torch.zeros((1, *source.shape))).shape[1:])
+    step = folding.spikes(folding.layer_name, pool, source.step)
+    everywhere = {"rows": (0,) * shape[1], "columns": (0,) * shape[2]}
+    return Term(
+        replace(source, step=step, shape=shape), replace(window, in_shape=shape, **everywhere)
+    )

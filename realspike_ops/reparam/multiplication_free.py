@@ -31,9 +31,10 @@ class _RefuseMultiplications(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         namespace, name = func.name().split("::")
         name = name.split(".")[0]
-        if namespace == "realspike" and name == "lif_fwd":
+        if namespace == "realspike" and name in ("lif_fwd", "lif_packed"):
             self.layers += 1
-            if args[1] is not None:
+            # Packed spikes have no amplitude.
+            if name == "lif_fwd" and args[1] is not None:
                 raise MultiplicationError(
                     f"LIF layer number {self.layers} emits real-valued spikes (it has an "
                     "amplitude): the layer that reads them multiplies"

@@ -286,18 +286,23 @@ class _Counter(TorchDispatchMode):
         self._row().additions += args[0].numel() - out.numel()
 
     def neurons(self, args, out):
-        x = args[0]
+        """x, amplitude, decay and v_threshold as tensors, v_init, decay as a number, ..."""
+        x, _, decay, _, _, fixed_decay = args[:6]
         row = self._row(kind="neurons")
         self._last_neurons = row.name
         row.additions += x.numel()
-        decays = args[2] is not None or args[5] not in (0.0, 1.0)
-        row.multiplications += x.numel() if decays else 0
+        row.multiplications += 0 if decay is None and fixed_decay in (0.0, 1.0) else x.numel()
+
+    def packed_neurons(self, args, out):
+        """As `neurons`, without the amplitude."""
+        self.neurons((args[0], None, *args[1:]), out)
 
 
 _COUNTS = {
     ("aten", "convolution"): _Counter.convolution,
     ("realspike", "unshared_conv"): _Counter.unshared_conv,
     ("realspike", "lif_fwd"): _Counter.neurons,
+    ("realspike", "lif_packed"): _Counter.packed_neurons,
     ("aten", "addmm"): _Counter.addmm,
     ("aten", "mm"): _Counter.mm,
     ("aten", "mean"): _Counter.average,
