@@ -35,6 +35,15 @@ def device(request) -> torch.device:
     return torch.device(request.param)
 
 
+@pytest.fixture
+def one_thread():
+    """For networks that are too small for more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def poisoned_allocations():
     """Fill what realspike_ops allocates with NaN (integers: a pattern): an element that a kernel

@@ -72,21 +72,26 @@ def scale_input_channels(kernel: Tensor, amplitude: Tensor) -> Tensor:
 
 
 def unshare(
-    kernel: Tensor,  # [G, KH, KW, Cin/G, Cout/G] float64
+    kernel: Tensor,  # [G, KH, KW, Cin/G, Cout/G] or [R, Q, G, KH, KW, Cin/G, Cout/G] float64
     amplitude: Tensor,  # [Cin, H, W] float64
     output_size: tuple[int, int],
     stride: tuple[int, int],
     padding: tuple[int, int],
     dilation: tuple[int, int],
     *,
+    rows: "tuple[int, ...] | None" = None,
+    columns: "tuple[int, ...] | None" = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:  # [OH, OW, G, KH, KW, Cin/G, Cout/G]
     """Give every output position its kernel: K~[k,l,i,j,m] = a[m, k*s-p+i*d, l*s-p+j*d] K[i,j,m].
 
-    Taps outside the map get 0. One row of positions at a time, so that little more than the result
-    is ever held.
+    Taps outside the map get 0. With `rows` and `columns`, K is kernel[rows[k], columns[l]]. One row
+    of positions at a time, so that little more than the result is ever held.
     """
-    G, KH, KW, Cin_g, _ = kernel.shape
+    if rows is None or columns is None:
+        kernel, rows, columns = kernel[None, None], (0,) * output_size[0], (0,)
+    G, KH, KW, Cin_g, Cout_g = kernel.shape[2:]
+    columns = slice(0, 1) if kernel.shape[1] == 1 else list(columns)
     OH, OW = output_size
     (sh, sw), (ph, pw), (dh, dw) = stride, padding, dilation
     _, H, W = amplitude.shape
@@ -95,12 +100,12 @@ def unshare(
     padded = F.pad(
         amplitude, (pw, max(0, columns_needed - W - pw), ph, max(0, rows_needed - H - ph))
     )
-    out = empty_weight((OH, OW, *kernel.shape), dtype, kernel.device)
+    out = empty_weight((OH, OW, G, KH, KW, Cin_g, Cout_g), dtype, kernel.device)
     for oh in range(OH):
-        rows = padded[:, oh * sh : oh * sh + (KH - 1) * dh + 1 : dh]  # [Cin, KH, W + padding]
-        taps = [rows[:, :, j * dw : j * dw + (OW - 1) * sw + 1 : sw] for j in range(KW)]
+        lines = padded[:, oh * sh : oh * sh + (KH - 1) * dh + 1 : dh]  # [Cin, KH, W + padding]
+        taps = [lines[:, :, j * dw : j * dw + (OW - 1) * sw + 1 : sw] for j in range(KW)]
         window = torch.stack(taps, dim=2).view(G, Cin_g, KH, KW, OW)
-        out[oh] = window.permute(4, 0, 2, 3, 1).unsqueeze(-1) * kernel
+        out[oh] = window.permute(4, 0, 2, 3, 1).unsqueeze(-1) * kernel[rows[oh], columns]
     return out
 
 

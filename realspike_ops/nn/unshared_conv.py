@@ -98,7 +98,9 @@ class _SpikeConv(nn.Module):
 
 
 def _float32(tensor: Tensor | None) -> Tensor | None:
-    return tensor if tensor is None or tensor.dtype == torch.float32 else tensor.float()
+    # float64 stays: a kernel refuses it, the reference computes in it.
+    half = tensor is not None and tensor.dtype in (torch.float16, torch.bfloat16)
+    return tensor.float() if half else tensor
 
 
 def _initial(

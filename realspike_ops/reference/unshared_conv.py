@@ -5,7 +5,7 @@ from torch import Tensor
 
 def unshared_spike_conv(
     spikes: Tensor,  # [N, Cin, H, W]
-    weight: Tensor,  # [OH, OW, G, KH, KW, Cin/G, Cout/G]
+    weight: Tensor,  # [OH, OW, G, KH, KW, Cin/G, Cout/G], or [1, 1, ...] for all positions
     bias: Tensor | None = None,  # [Cout] or [Cout, OH, OW]
     *,
     stride=1,
@@ -19,6 +19,11 @@ def unshared_spike_conv(
         (a, a) if isinstance(a, int) else a for a in (stride, padding, dilation)
     )
     N, _, H, W = spikes.shape
+    if (OH, OW) == (1, 1):
+        # One kernel for all positions, of which there may be one.
+        OH = (H + 2 * ph - (KH - 1) * dh - 1) // sh + 1
+        OW = (W + 2 * pw - (KW - 1) * dw - 1) // sw + 1
+        weight = weight.expand(OH, OW, -1, -1, -1, -1, -1)
     # The padding behind the map is whatever the last window needs.
     after_w = (OW - 1) * sw + (KW - 1) * dw + 1 - W - pw
     after_h = (OH - 1) * sh + (KH - 1) * dh + 1 - H - ph

@@ -9,10 +9,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 _FREE = frozenset(
     (
         "add add_ sum cumsum sub sub_ neg abs maximum minimum max min amax amin argmax argmin "
-        "max_pool2d max_pool2d_with_indices clone copy_ _to_copy contiguous detach alias view "
+        "max_pool2d max_pool2d_with_indices constant_pad_nd "
+        "clone copy_ _to_copy contiguous detach alias view "
         "_unsafe_view reshape _reshape_alias flatten unflatten expand permute transpose t squeeze "
         "unsqueeze slice select split unbind cat stack as_strided empty empty_like empty_strided "
-        "new_empty zeros zeros_like new_zeros fill_ zero_ eq ne lt le gt ge where index gather"
+        "new_empty zeros zeros_like new_zeros fill_ zero_ eq ne lt le gt ge where index gather "
+        "__rshift__ __and__ bitwise_and any _local_scalar_dense"
     ).split()
 )
 _OUR_OPS = frozenset({"lif_fwd", "pack_spikes", "unpack_spikes", "unshared_conv"})
@@ -30,9 +32,10 @@ class _RefuseMultiplications(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         namespace, name = func.name().split("::")
         name = name.split(".")[0]
-        if namespace == "realspike" and name == "lif_fwd":
+        if namespace == "realspike" and name in ("lif_fwd", "lif_packed"):
             self.layers += 1
-            if args[1] is not None:
+            # Packed spikes have no amplitude.
+            if name == "lif_fwd" and args[1] is not None:
                 raise MultiplicationError(
                     f"LIF layer number {self.layers} emits real-valued spikes (it has an "
                     "amplitude): the layer that reads them multiplies"
@@ -41,12 +44,26 @@ class _RefuseMultiplications(TorchDispatchMode):
             free = name in (_OUR_OPS if namespace == "realspike" else _FREE)
             # add and sub can scale their second operand.
             free = free and (kwargs or {}).get("alpha", 1) == 1
+            if name == "unshared_conv" and namespace == "realspike":
+                self._check_weights(args)
             if not free:
                 raise MultiplicationError(
                     f"{func.name()}, behind LIF layer number {self.layers}, is not an operator "
                     "that is known to be free of multiplications"
                 )
         return func(*args, **(kwargs or {}))
+
+    def _check_weights(self, args) -> None:
+        _, _, _, amplitude, scale, *_ = args
+        if amplitude is not None or scale is not None:
+            reason = (
+                "storage='factored' multiplies every weight by an amplitude"
+                if amplitude is not None
+                else "the scale of int8 weights multiplies every current; fold_scale=True does not"
+            )
+            raise MultiplicationError(
+                f"the weights behind LIF layer number {self.layers} are not materialized: {reason}"
+            )
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from realspike_ops import functional
 from realspike_ops.nn import RealSpikeLIF
 from realspike_ops.nn.time import split_time
+from realspike_ops.reparam.bound import current_bounds
+from realspike_ops.reparam.network import FoldedNetwork
 
 
 @dataclass
@@ -20,6 +23,8 @@ class LayerReport:
 
     name: str
     max_current_error: float = 0.0  # largest difference of the input currents
+    # Largest current error as a fraction of its bound, over the samples without an earlier flip.
+    error_over_bound: float | None = None
     flipped_spikes: int = 0  # neuron-timesteps that fire in one network only
     spikes: int = 0  # of the folded network
     neuron_timesteps: int = 0
@@ -36,29 +41,48 @@ class VerificationReport:
     samples: int = 0
     max_logit_error: float = 0.0  # largest difference of the outputs
     agreement: float = 1.0  # fraction of samples with the same prediction
+    # As for the layers: of the outputs, over the samples without a flip.
+    error_over_bound: float | None = None
     layers: list[LayerReport] = field(default_factory=list)
 
     @property
     def flipped_spikes(self) -> int:
         return sum(layer.flipped_spikes for layer in self.layers)
 
+    @property
+    def within_bounds(self) -> bool:
+        """Whether float32 rounding explains every difference before the first flip (needs
+        ``verify(..., bounds=True)``)."""
+        ratios = [self.error_over_bound, *(layer.error_over_bound for layer in self.layers)]
+        return all(ratio is not None and ratio <= 1 for ratio in ratios)
+
     def to_json(self) -> str:
         layers = [asdict(layer) | {"firing_rate": layer.firing_rate} for layer in self.layers]
         content = asdict(self) | {"flipped_spikes": self.flipped_spikes, "layers": layers}
         return json.dumps(content, indent=2)
 
+    def _of_bound(self) -> str:
+        ratio = self.error_over_bound
+        return "" if ratio is None else f" ({_percent(ratio)} of its bound where none flipped)"
+
     def __str__(self) -> str:
         lines = [
             f"{self.samples} samples: same prediction for {self.agreement:.2%}, largest logit "
-            f"difference {self.max_logit_error:.3g}, {self.flipped_spikes} flipped spikes",
-            f"{'LIF layer':<24}{'current error':>14}{'flipped':>9}{'neuron-steps':>14}{'rate':>8}",
+            f"difference {self.max_logit_error:.3g}{self._of_bound()}, "
+            f"{self.flipped_spikes} flipped spikes",
+            f"{'LIF layer':<24}{'current error':>14}{'of bound':>10}{'flipped':>9}"
+            f"{'neuron-steps':>14}{'rate':>8}",
         ]
         lines += [
-            f"{layer.name:<24}{layer.max_current_error:>14.3g}{layer.flipped_spikes:>9}"
-            f"{layer.neuron_timesteps:>14}{layer.firing_rate:>8.2%}"
+            f"{layer.name:<24}{layer.max_current_error:>14.3g}{_percent(layer.error_over_bound):>10}"
+            f"{layer.flipped_spikes:>9}{layer.neuron_timesteps:>14}{layer.firing_rate:>8.2%}"
             for layer in self.layers
         ]
         return "\n".join(lines)
+
+
+def _percent(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2%}"
 
 
 @contextmanager
@@ -112,13 +136,18 @@ def _batches(data) -> Iterable[Tensor]:
 
 
 @torch.no_grad()
-def verify(model: nn.Module, folded: nn.Module, data) -> VerificationReport:
+def verify(
+    model: nn.Module, folded: nn.Module, data, *, bounds: bool = False
+) -> VerificationReport:
     """Run the trained and the folded network side by side and report where they differ.
 
     Args:
         model: The trained network; run in eval mode, restored afterwards.
         folded: What `reparameterize` made of it.
         data: A batch, or an iterable of batches, or of (batch, labels) pairs such as a DataLoader.
+        bounds: Also compute, for every neuron and timestep, the largest difference that rounding
+            can make, and report the errors as fractions of it (docs/reparam.md). It costs a pass
+            of the trained network in float64, and needs a `FoldedNetwork`.
 
     Raises:
         TypeError: if ``model`` or ``folded`` is not a module, or ``data`` cannot be iterated over.
@@ -127,6 +156,8 @@ def verify(model: nn.Module, folded: nn.Module, data) -> VerificationReport:
     for name, network in (("model", model), ("folded", folded)):
         if not isinstance(network, nn.Module):
             raise TypeError(f"{name} must be an nn.Module; got {type(network).__name__}")
+    if bounds and not isinstance(folded, FoldedNetwork):
+        raise TypeError(f"folded must be a FoldedNetwork for bounds; got {type(folded).__name__}")
     report = VerificationReport()
     agreeing = 0
     with _eval_mode(model, folded):
@@ -142,10 +173,22 @@ def verify(model: nn.Module, folded: nn.Module, data) -> VerificationReport:
                 )
             if not report.layers:
                 report.layers = [LayerReport(name) for name, _, _ in trained_calls]
-            for layer, (_, lif, current), (_, folded_lif, folded_current) in zip(
-                report.layers, trained_calls, folded_calls, strict=True
-            ):
-                _compare(layer, lif, current, folded_lif, folded_current)
+            pairs = [
+                _Pair(
+                    current, folded_current, *_spikes_of(lif, current, folded_lif, folded_current)
+                )
+                for (_, lif, current), (_, folded_lif, folded_current) in zip(
+                    trained_calls, folded_calls, strict=True
+                )
+            ]
+            for layer, pair in zip(report.layers, pairs, strict=True):
+                _compare(layer, pair)
+            if bounds and batch.shape[0] > 0:
+                timesteps = [lif.timesteps for _, lif, _ in trained_calls]
+                _compare_with_bounds(
+                    report, pairs, timesteps, trained_out - folded_out,
+                    current_bounds(model, folded, batch, [pair.spikes for pair in pairs]),
+                )  # fmt: skip
             if batch.shape[0] > 0:
                 difference = (trained_out - folded_out).abs().max().item()
                 report.max_logit_error = _larger(report.max_logit_error, difference)
@@ -160,13 +203,50 @@ def _larger(a: float, b: float) -> float:
     return b if b > a or math.isnan(b) else a
 
 
-def _compare(layer: LayerReport, lif, current, folded_lif, folded_current) -> None:
+class _Pair(NamedTuple):
+    """What reached one LIF layer in both networks, and what it emitted; [T*B, ...]."""
+
+    current: Tensor
+    folded_current: Tensor
+    spikes: Tensor
+    folded_spikes: Tensor
+
+
+def _spikes_of(lif, current, folded_lif, folded_current) -> tuple[Tensor, Tensor]:
     if current.numel() == 0:
+        return current, folded_current
+    return binary_spikes(lif, current), binary_spikes(folded_lif, folded_current)
+
+
+def _compare(layer: LayerReport, pair: _Pair) -> None:
+    if pair.current.numel() == 0:
         return
-    spikes = binary_spikes(lif, current)
-    folded_spikes = binary_spikes(folded_lif, folded_current)
-    error = (current - folded_current).abs().max().item()
+    error = (pair.current - pair.folded_current).abs().max().item()
     layer.max_current_error = _larger(layer.max_current_error, error)
-    layer.flipped_spikes += (spikes != folded_spikes).sum().item()
-    layer.spikes += int(folded_spikes.sum(dtype=torch.float64).item())
-    layer.neuron_timesteps += folded_spikes.numel()
+    layer.flipped_spikes += (pair.spikes != pair.folded_spikes).sum().item()
+    layer.spikes += int(pair.folded_spikes.count_nonzero().item())
+    layer.neuron_timesteps += pair.folded_spikes.numel()
+
+
+def _compare_with_bounds(report, pairs, timesteps, output_error, bounds) -> None:
+    """Compare the samples whose spikes were equal so far: a flip is a difference of its own."""
+    equal = None  # [B]
+    for layer, pair, T, bound in zip(report.layers, pairs, timesteps, bounds, strict=False):
+        error = split_time((pair.current - pair.folded_current).abs().cpu(), T)  # [T, B, ...]
+        if equal is None:
+            equal = torch.ones(error.shape[1], dtype=torch.bool)
+        ratio = _largest_ratio(error[:, equal], split_time(bound, T)[:, equal])
+        layer.error_over_bound = _larger(layer.error_over_bound or 0.0, ratio)
+        flips = split_time((pair.spikes != pair.folded_spikes).cpu(), T)
+        equal &= ~flips.transpose(0, 1).flatten(1).any(1)
+    # [T*B, ...], or [B, ...] averages.
+    per_sample = output_error.abs().cpu().unflatten(0, (-1, len(equal)))
+    bound = bounds[-1].unflatten(0, (-1, len(equal)))
+    ratio = _largest_ratio(per_sample[:, equal], bound[:, equal])
+    report.error_over_bound = _larger(report.error_over_bound or 0.0, ratio)
+
+
+def _largest_ratio(error: Tensor, bound: Tensor) -> float:
+    if error.numel() == 0:
+        return 0.0
+    return torch.where(error == 0, 0.0, error.double() / bound).max().item()

@@ -1,0 +1,83 @@
+"""Convolution whose kernel is shared inside the map and differs near its edges."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from realspike_ops import _checks as checks
+from realspike_ops import functional
+
+
+class PiecewiseSpikeConv(nn.Module):
+    """Convolve binary spikes with a kernel shared by every run of rows and run of columns.
+
+    What two linear layers with nothing between them become: composed they are one convolution,
+    but where the outer one reads beyond the map of the inner one its kernel lacks taps. Output row
+    y, column x use kernel ``weight[rows[y], columns[x]]``. One gather-accumulate per rectangle of
+    equal kernels.
+
+    Args:
+        weight: [R, Q, groups, KH, KW, Cin/groups, Cout/groups] float32.
+        rows, columns: For every output row (column) the index into R (Q).
+        stride, dilation: As in ``nn.Conv2d``.
+        padding: (height, width) before the map; behind it, whatever the last window needs.
+
+    Shape: [N, Cin, H, W] of 0 and 1 -> [N, Cout, OH, OW].
+    """
+
+    def __init__(self, weight: Tensor, rows, columns, stride, padding, dilation):
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.rows, self.columns = tuple(rows), tuple(columns)
+        self.stride = checks.pair("stride", stride, 1)
+        self.padding = tuple(padding)
+        self.dilation = checks.pair("dilation", dilation, 1)
+        self.in_channels = weight.shape[2] * weight.shape[5]
+        self.out_channels = weight.shape[2] * weight.shape[6]
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        checks.check_tensor("spikes", spikes)
+        if spikes.dim() != 4 or spikes.shape[1] != self.in_channels:
+            raise ValueError(
+                f"spikes must have shape [N, {self.in_channels}, H, W]; "
+                f"got {checks.shape_text(spikes)}"
+            )
+        return torch.cat(
+            [
+                torch.cat(
+                    [self._rectangle(spikes, row, column) for column in _runs(self.columns)], 3
+                )
+                for row in _runs(self.rows)
+            ],
+            2,
+        )
+
+    def _rectangle(self, spikes: Tensor, *runs) -> Tensor:
+        H, W = spikes.shape[2:]
+        pads = []
+        for (first, last), size, k, s, p, d in zip(
+            runs, (H, W), self.weight.shape[3:5], self.stride, self.padding, self.dilation,
+            strict=True,
+        ):  # fmt: skip
+            end = last * s - p + (k - 1) * d + 1
+            pads = [p - first * s, end - size, *pads]
+        (y, last_y), (x, last_x) = runs
+        weight = self.weight[self.rows[y], self.columns[x]]
+        weight = weight.expand(last_y - y + 1, last_x - x + 1, *weight.shape)
+        return functional.unshared_spike_conv(
+            F.pad(spikes, pads), weight, stride=self.stride, dilation=self.dilation
+        )
+
+    def extra_repr(self) -> str:
+        R, Q, G, KH, KW, _, _ = self.weight.shape
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size=({KH}, {KW}), "
+            f"stride={self.stride}, padding={self.padding}, dilation={self.dilation}, groups={G}, "
+            f"kernels={R} x {Q} for {len(self.rows)} x {len(self.columns)} positions"
+        )
+
+
+def _runs(indices: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Return (first, last) of every run of equal indices."""
+    starts = [n for n, index in enumerate(indices) if n == 0 or index != indices[n - 1]]
+    return list(zip(starts, [*(s - 1 for s in starts[1:]), len(indices) - 1], strict=True))

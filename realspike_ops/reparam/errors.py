@@ -1,0 +1,5 @@
+"""What folding raises."""
+
+
+class ReparameterizationError(ValueError):
+    """The network cannot be folded; the message names the layer, the operation and the reason."""

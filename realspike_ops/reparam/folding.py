@@ -1,0 +1,288 @@
+"""The walk over a traced network: what every tensor is made of, and the steps that compute it."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, fx, nn
+
+from realspike_ops import _checks as checks
+from realspike_ops.nn import FoldedLIF, RealSpikeLIF, SumOverTime, SynapticCurrent
+from realspike_ops.reparam import rules
+from realspike_ops.reparam.errors import ReparameterizationError
+from realspike_ops.reparam.network import (
+    INPUT,
+    RESERVED,
+    Argument,
+    EncodingCall,
+    FoldedNetwork,
+    Step,
+)
+from realspike_ops.reparam.synapses import PlannedSynapses, plan
+from realspike_ops.reparam.trace import describe, function_name
+from realspike_ops.reparam.value import Source, Value, of_source
+
+
+@dataclass(frozen=True)
+class PlannedCurrent:
+    """The synapses of one step, before they are allocated."""
+
+    synapses: list[PlannedSynapses]  # in the order of the step's inputs
+    bias: "Tensor | None"  # [C, 1, 1] or [C, H, W] float64
+    flat: bool  # whether the current is [N, F]
+    has_real_part: bool  # the last input of the step, added as it is
+
+    @property
+    def is_alone(self) -> bool:
+        return len(self.synapses) == 1 and not self.has_real_part
+
+    @property
+    def reads_features_of_maps(self) -> bool:
+        """Whether it is one layer of features, and reads maps."""
+        return self.is_alone and self.synapses[0].flattens_spikes
+
+
+class Folding(fx.Interpreter):
+    """Walks the graph of a model with an example, and beside it what every tensor is made of."""
+
+    def __init__(self, graph: fx.GraphModule):
+        super().__init__(graph, garbage_collect_values=False)
+        self.extra_traceback = False  # the messages name the layer themselves
+        self.values: dict[fx.Node, Value] = {}
+        self.encoding: list[Step] = []
+        self.steps: list[Step] = []
+        self.modules: dict[str, nn.Module] = {}
+        self.planned: dict[str, PlannedCurrent] = {}  # steps whose modules are not allocated yet
+        self.names: set[str] = {INPUT}
+        self.output_step: str | None = None
+        self.node: fx.Node | None = None
+        self.result_shape: tuple[int, ...] = ()
+
+    # --- what the rules use
+
+    @property
+    def layer_name(self) -> str:
+        return str(self.node.target if self.node.op == "call_module" else self.node.name)
+
+    @property
+    def operation(self) -> str:
+        """What a function, operator or method is called; "" for a layer."""
+        return "" if self.node.op == "call_module" else function_name(self.node)
+
+    def refuse(self, reason: str):
+        raise ReparameterizationError(
+            f"{describe(self.node)} reads the spikes of a LIF layer and cannot be folded: {reason}"
+        )
+
+    def shape_of(self, value: Value) -> tuple[int, ...]:
+        """The shape of the argument that is `value`, with its leading dimensions."""
+        node = next(n for n in self.node.all_input_nodes if self.values.get(n) is value)
+        return tuple(self.env[node].shape)
+
+    def spikes(self, name: str, module: nn.Module, *inputs: str) -> str:
+        """Add a step that moves spikes."""
+        name = self.unique_name(name)
+        self.modules[name] = module
+        self.steps.append(Step(name, inputs))
+        return name
+
+    def encode(self, target, inputs: tuple[str, ...], *rest) -> str:
+        """Add a step to the encoding: target(*inputs, *rest)."""
+        constants = {f"constant{n}": c for n, c in enumerate(rest) if isinstance(c, Tensor)}
+        numbers = (
+            Argument(f"constant{n}") if isinstance(c, Tensor) else c for n, c in enumerate(rest)
+        )
+        arguments = (*(Argument(n) for n in range(len(inputs))), *numbers)
+        call = EncodingCall(target, arguments, {}, constants)
+        return self._encoding_step(f"{self.layer_name}_real", call, inputs)
+
+    def _encoding_step(self, name: str, module: nn.Module, inputs: tuple[str, ...]) -> str:
+        name = self.unique_name(name)
+        self.modules[name] = module
+        self.encoding.append(Step(name, tuple(inputs)))
+        return name
+
+    def unique_name(self, name: str) -> str:
+        """Name a step as in the model, "." replaced; one that is called again gets a number."""
+        unique = name = name.replace(".", "_")
+        # A submodule must not hide an attribute of the network.
+        calls = 1
+        while unique in self.names or unique in RESERVED or hasattr(FoldedNetwork, unique):
+            calls += 1
+            unique = f"{name}_call{calls}"
+        self.names.add(unique)
+        return unique
+
+    # --- the walk
+
+    def run_node(self, node: fx.Node):
+        self.node = node
+        if node.op == "output":
+            self._finish(node)
+            return super().run_node(node)
+        try:
+            result = self._shape_only(node)
+            if result is None:
+                result = super().run_node(node)
+        except ReparameterizationError:
+            raise
+        except Exception as error:
+            reason = str(error).partition("\n")[0]
+            raise ReparameterizationError(
+                f"{describe(node)} cannot be run on example_input: {reason}"
+            ) from error
+        if node.op == "placeholder":
+            self.values[node] = Value(None, real=INPUT)
+        elif any(n in self.values for n in node.all_input_nodes):
+            value = self._value(node, result)
+            if value is not None:
+                self.values[node] = value
+        return result
+
+    def _shape_only(self, node: fx.Node):
+        """LIF layers are not run: their spikes do not matter here, nor the dtype that they take."""
+        module = self._module(node)
+        if not isinstance(module, RealSpikeLIF):
+            return None
+        (x,), _ = self.fetch_args_kwargs_from_env(node)
+        if x.shape[0] % module.timesteps:
+            raise ValueError(
+                f"{module.timesteps} timesteps do not divide its input {checks.shape_text(x)}"
+            )
+        for name in ("amplitude", "decay", "v_threshold"):
+            if isinstance(parameter := getattr(module, name), Tensor):
+                checks.check_parameter(name, parameter, x.shape[1:])
+        return torch.zeros_like(x)
+
+    def _module(self, node: fx.Node) -> "nn.Module | None":
+        return self.module.get_submodule(node.target) if node.op == "call_module" else None
+
+    def _value(self, node: fx.Node, result) -> "Value | None":
+        read = [self.values[n] for n in node.all_input_nodes if n in self.values]
+        if isinstance(self._module(node), RealSpikeLIF):
+            return self._fire(node, read[0], result)
+        if not _holds_tensors(result):
+            return None  # a size
+        if all(value.is_real for value in read):
+            return Value(None, real=self._encode_node(node))
+        self.result_shape = tuple(getattr(result, "shape", ()))
+        return self._apply_rule(node)
+
+    def _apply_rule(self, node: fx.Node) -> Value:
+        def given(item):
+            return fx.node.map_arg(item, lambda n: self.values.get(n, self.env[n]))
+
+        module = self._module(node)
+        try:
+            if module is None:
+                rule = rules.RULES.get(self.operation)
+                if rule is None:
+                    self.refuse("it is not linear, or not known")
+                value = rule(self, *given(node.args), **given(node.kwargs))
+            else:
+                rule, arguments = rules.MODULES.get(type(module), (None, None))
+                if rule is None:
+                    self.refuse("it is not linear, or not known")
+                value = rule(self, *given(node.args), *arguments(module))
+        except ReparameterizationError:
+            raise
+        except (ValueError, TypeError, RuntimeError) as error:
+            self.refuse(str(error))
+        if value.real is not None and rule not in rules.ARITHMETIC:
+            # The layer is linear: of a sum, the real part passes it by itself.
+            value = replace(value, real=self._encode_node(node))
+        return value
+
+    def _encode_node(self, node: fx.Node) -> str:
+        """Add a step to the encoding that does what the node does to the real parts it reads."""
+        inputs: list[str] = []
+        constants: dict[str, Tensor] = {}
+
+        def argument(n: fx.Node):
+            if n in self.values:
+                inputs.append(self.values[n].real)
+                return Argument(len(inputs) - 1)
+            value = self.env[n]
+            if isinstance(value, Tensor):
+                constants[f"constant{len(constants)}"] = value
+                return Argument(f"constant{len(constants) - 1}")
+            return value
+
+        args = fx.node.map_arg(node.args, argument)
+        kwargs = fx.node.map_arg(node.kwargs, argument)
+        module = self._module(node)
+        if module is None or args != (Argument(0),) or kwargs:
+            target = node.target if module is None else module
+            module = EncodingCall(target, args, kwargs, constants)
+        return self._encoding_step(self.layer_name, module, tuple(inputs))
+
+    # --- currents and neurons
+
+    def _fire(self, node: fx.Node, value: Value, result: Tensor) -> Value:
+        lif = self._module(node)
+        if value.terms and value.time != "steps":
+            self.refuse("the timesteps are no longer apart")
+        if value.terms and value.timesteps != lif.timesteps:
+            self.refuse(f"it has {lif.timesteps} timesteps, the spikes {value.timesteps}")
+        if result.dim() not in (2, 4):
+            self.refuse(f"maps must be [T*B, C, H, W] or [T*B, F]; got {checks.shape_text(result)}")
+        current = self._current(value, self.layer_name)
+        name = self.unique_name(self.layer_name)
+        self.modules[name] = FoldedLIF(lif.timesteps, **lif.form)
+        self.steps.append(Step(name, (current,)))
+        flat = result.dim() == 2
+        shape = (result.shape[1], 1, 1) if flat else tuple(result.shape[1:])
+        amplitude = lif.amplitude
+        if amplitude is not None:
+            amplitude = amplitude.detach().double()
+            if flat:
+                amplitude = amplitude.reshape(-1, 1, 1)
+            amplitude = amplitude.reshape((1,) * (3 - amplitude.dim()) + tuple(amplitude.shape))
+        source = Source(name, shape, flat, amplitude, lif.emission == "ternary", lif.timesteps)
+        return of_source(source)
+
+    def _current(self, value: Value, reader: str) -> str:
+        """Plan the step that computes a value, and return its name."""
+        if value.is_real:
+            return value.real
+        if value.is_spikes:
+            return value.terms[0].source.step
+        synapses = [plan(term, value.flat) for term in value.terms]
+        bias = value.constant
+        if bias is not None:
+            bias = bias.expand(value.grid) if value.flat else bias
+            # What is added at every timestep, where the sum over time adds all of them.
+            bias = bias / value.timesteps if value.time == "averaged" else bias
+        name = value.layer if len(synapses) == 1 and value.layer else f"{reader}_current"
+        name = self.unique_name(name)
+        self.planned[name] = PlannedCurrent(synapses, bias, value.flat, value.real is not None)
+        sources = [planned.source for planned in synapses]
+        self.steps.append(Step(name, (*sources, *([value.real] if value.real else []))))
+        return name
+
+    def _finish(self, node: fx.Node) -> None:
+        (output,) = node.args
+        value = self.values.get(output) if isinstance(output, fx.Node) else None
+        if value is None:
+            raise ReparameterizationError("the model must return one tensor")
+        if not any(isinstance(module, FoldedLIF) for module in self.modules.values()):
+            raise ReparameterizationError(
+                "nothing emits spikes: the model has no RealSpikeLIF layer"
+            )
+        if value.time == "split":
+            raise ReparameterizationError(
+                "the model must return [T*B, ...] or an average over time"
+            )
+        if value.time != "averaged":
+            self.output_step = self._current(value, "output")
+            return
+        name = self._current(replace(value, real=None), "output")
+        name = self.spikes(value.average, SumOverTime(value.timesteps), name)
+        if value.real is not None:
+            name = self.spikes("output_sum", SynapticCurrent({}), name, value.real)
+        self.output_step = name
+
+
+def _holds_tensors(result) -> bool:
+    if isinstance(result, (tuple, list)):
+        return any(_holds_tensors(item) for item in result)
+    return isinstance(result, Tensor)

@@ -1,0 +1,172 @@
+"""A folded network: named steps that read the input or earlier steps."""
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from realspike_ops import nn as layers
+
+INPUT = "input"
+# Attributes of a FoldedNetwork, which no step may hide.
+RESERVED = frozenset({"steps", "output", "training"})
+_SYNAPSES = (
+    layers.SpikeConv2d,
+    layers.UnsharedSpikeConv,
+    layers.SpikeLinear,
+    layers.PiecewiseSpikeConv,
+    layers.OneToOneSynapses,
+    layers.SynapticCurrent,
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Run the submodule `name` on what `inputs` name: the input, or earlier steps."""
+
+    name: str
+    inputs: tuple[str, ...]
+
+
+def bytes_of(module: nn.Module) -> int:
+    return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+
+
+def bytes_text(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:.4g} GiB"
+
+
+class FoldedNetwork(nn.Module):
+    """A network that emits only 0 and 1 (or -1, 0 and 1) and whose weight layers only add.
+
+    `reparameterize` returns it. An ordinary module: ``state_dict``, ``.to()``, ``.half()``,
+    training. ``print`` shows its steps: what each reads, its synapses and their size.
+
+    Args:
+        steps: In the order in which they run.
+        modules: The submodule of every step.
+        output: The step whose output is the network's.
+    """
+
+    def __init__(self, steps: list[Step], modules: "dict[str, nn.Module]", output: str):
+        super().__init__()
+        self.steps = tuple(steps)
+        self.output = output
+        for step in self.steps:
+            self.add_module(step.name, modules[step.name])
+        self._unused_after: list[list[str]] = []
+        last = {name: n for n, step in enumerate(self.steps) for name in step.inputs}
+        for n in range(len(self.steps)):
+            self._unused_after.append([k for k, at in last.items() if at == n and k != output])
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = {INPUT: x}
+        for step, unused in zip(self.steps, self._unused_after, strict=True):
+            inputs = [values[name] for name in step.inputs]
+            values[step.name] = self.get_submodule(step.name)(*inputs)
+            for name in unused:
+                del values[name]
+        return values[self.output]
+
+    def kind_of(self, name: str) -> str:
+        """Return what a step is: "encoding", "neurons", "synapses" or "" (moves and sums)."""
+        module = self.get_submodule(name)
+        if isinstance(module, layers.RealSpikeLIF):
+            return "neurons"
+        if isinstance(module, _SYNAPSES):
+            return "synapses"
+        return "encoding" if name in self.encoding else ""
+
+    @property
+    def encoding(self) -> tuple[str, ...]:
+        """The steps before the first LIF layer: they read real values and are as in training."""
+        names = []
+        for step in self.steps:
+            if isinstance(self.get_submodule(step.name), layers.RealSpikeLIF):
+                break
+            names.append(step.name)
+        return tuple(names)
+
+    def __repr__(self) -> str:
+        rows = [("kind", "step", "reads", "layer", "weights")]
+        for step in self.steps:
+            module = self.get_submodule(step.name)
+            kind, size = self.kind_of(step.name), bytes_text(bytes_of(module))
+            if isinstance(module, layers.SynapticCurrent):
+                rows.append((kind, step.name, "", "sum of", size))
+                named = list(module.synapses.values())
+                for n, source in enumerate(step.inputs):
+                    inner = named[n] if n < len(named) else None
+                    layer = getattr(inner, "layer", inner)
+                    weights = "" if layer is None else bytes_text(bytes_of(layer))
+                    shown = "a current" if layer is None else _line(layer)
+                    signed = "+-" if getattr(inner, "signed", False) else ""
+                    rows.append(("", "", signed + source, shown, weights))
+            else:
+                size = "" if bytes_of(module) == 0 else size
+                rows.append((kind, step.name, ", ".join(step.inputs), _line(module), size))
+        widths = [max(len(row[n]) for row in rows) for n in range(3)]
+        lines = [
+            "  " + "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[3]])
+            + (f"  [{row[4]}]" if row[4] else "")
+            for row in rows
+        ]  # fmt: skip
+        count = sum(math.prod(p.shape) for p in self.parameters())
+        total = f"  {count:,} parameters, {bytes_text(bytes_of(self))}; output: {self.output}"
+        return "\n".join(["FoldedNetwork(", *lines, total, ")"])
+
+
+def _line(module: nn.Module) -> str:
+    return f"{type(module).__name__}({module.extra_repr()})"
+
+
+class EncodingCall(nn.Module):
+    """A function, method or layer of the encoding with other arguments than one tensor.
+
+    Args:
+        target: A callable, the name of a method of the first argument, or a module.
+        args, kwargs: Its arguments; `Argument(n)` stands for the n-th input, `Argument("name")`
+            for the constant of that name.
+        constants: Tensors of the trained network.
+    """
+
+    def __init__(self, target, args: tuple, kwargs: dict, constants: "dict[str, Tensor]"):
+        super().__init__()
+        if isinstance(target, nn.Module):
+            self.module, target = target, "module"
+        self.target = target
+        self.args, self.kwargs = args, kwargs
+        for name, tensor in constants.items():
+            self.register_buffer(name, tensor)
+
+    def forward(self, *inputs):
+        def given(value):
+            if isinstance(value, Argument):
+                is_input = isinstance(value.which, int)
+                return inputs[value.which] if is_input else getattr(self, value.which)
+            if isinstance(value, (tuple, list)):
+                return type(value)(given(item) for item in value)
+            if isinstance(value, dict):
+                return {key: given(item) for key, item in value.items()}
+            return value
+
+        args, kwargs = given(tuple(self.args)), given(self.kwargs)
+        if self.target == "module":
+            return self.module(*args, **kwargs)
+        if isinstance(self.target, str):
+            return getattr(args[0], self.target)(*args[1:], **kwargs)
+        return self.target(*args, **kwargs)
+
+    def extra_repr(self) -> str:
+        return self.target if isinstance(self.target, str) else self.target.__name__
+
+
+@dataclass(frozen=True)
+class Argument:
+    """Stands for an input or a constant of an `EncodingCall`."""
+
+    which: "int | str"
