@@ -466,7 +466,7 @@ BUGS = [
         "packed_equals_cpu",
     ),
     Bug(
-        "lif-packed-triton-planes-swapped-in-time",
+        "lif-packed-triton-second-plane-too-early",
         "realspike_ops/kernels/lif_packed.py",
         "* (N // C) * words + word)",
         "* (N // C) + word)",

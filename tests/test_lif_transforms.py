@@ -218,9 +218,7 @@ GRANULARITIES = ("none", "layer", "channel", "element")
 SIZES = {"layer": (1,), "channel": (3, 1, 1), "element": (3, 4, 5)}
 
 
-@pytest.mark.parametrize(
-    ("decay", "threshold"), list(itertools.product(GRANULARITIES, repeat=2)), ids="-".join
-)
+@pytest.mark.parametrize(("decay", "threshold"), list(itertools.product(GRANULARITIES, repeat=2)))
 def test_layer_with_learnable_dynamics(decay, threshold, device):
     layer = rso.RealSpikeLIF(
         *(4, "channel", (3, 4, 5)),
