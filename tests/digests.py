@@ -11,6 +11,14 @@ import realspike_ops as rso
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 SURROGATES = (("rectangular", True), ("rectangular", False), ("atan", False), ("sigmoid", False))
+# (emission, reset, detach_reset, decay and threshold are learnable)
+FORMS = (
+    ("ternary", "hard", True, False),
+    ("ternary", "soft", False, False),
+    ("binary", "none", True, False),
+    ("binary", "hard", False, True),
+    ("ternary", "soft", False, True),
+)
 
 
 def results():
@@ -45,6 +53,19 @@ def results():
         (y.float().pow(2).sum() + v_last.sum()).backward()
         for part, tensor in (("y", y), ("v", v_last), ("x", x.grad), ("a", amplitude.grad)):
             yield f"lif {dtype} {surrogate} {detach_reset} {part}", tensor
+    for dtype, (emission, reset, detach_reset, learn) in itertools.product(FLOATS, FORMS):
+        x = normal((11, 3, 5, 9, 13), 4).to(dtype).requires_grad_()
+        parameters = [normal((5, 1, 1), seed).sigmoid().requires_grad_(learn) for seed in (5, 6)]
+        form = {"emission": emission, "reset": reset, "detach_reset": detach_reset}
+        form |= {"decay": parameters[0], "v_threshold": parameters[1]} if learn else {}
+        y, v_last = rso.lif(x, return_state=True, **form)
+        (y.float().pow(2).sum() + v_last.sum()).backward()
+        packed = rso.lif(x.detach(), packed=True, emission=emission, reset=reset)
+        parts = {"y": y, "v": v_last, "x": x.grad, "packed": packed}
+        if learn:
+            parts |= {"decay": parameters[0].grad, "threshold": parameters[1].grad}
+        for part, tensor in parts.items():
+            yield f"lif {dtype} {emission} {reset} {detach_reset} {learn} {part}", tensor
     for dtype, memory_format in itertools.product((*FLOATS, torch.float64, torch.bool), formats):
         spikes = binary((3, 70, 9, 9), 6).to(dtype).contiguous(memory_format=memory_format)
         packed = rso.pack_spikes(spikes)

@@ -27,6 +27,26 @@ def lif(dtype, detach_reset, T):
         check(f"lif {dtype} detach={detach_reset} T={T} {name}", actual, expected, bound)
 
 
+def lif_form(emission, reset, memory_format):
+    """Learnable decay and threshold in training, then packed spikes in inference."""
+    form = {"emission": emission, "reset": reset}
+    x = torch.randn(6, 35, 5, 7).contiguous(memory_format=memory_format)
+    parameters = [torch.rand(35, 1, 1) * 0.5 + 0.25 for _ in range(3)]
+    results, words = [], []
+    for device in ("cpu", "cuda"):
+        inputs = [t.to(device).requires_grad_() for t in (x, *parameters)]
+        steps = inputs[0].unflatten(0, (3, 2))
+        y = rso.lif(steps, inputs[1], decay=inputs[2], v_threshold=inputs[3], **form)
+        results.append((y.detach(), *torch.autograd.grad(y.sum(), inputs)))
+        words.append(rso.lif(steps.detach(), decay=inputs[2].detach(), packed=True, **form))
+    names = ("y", "grad_x", "grad_amplitude", "grad_decay", "grad_v_threshold")
+    for name, expected, actual in zip(names, *results, strict=True):
+        bound = 0.0 if name in ("y", "grad_x") else 1e-3
+        check(f"lif {emission} {reset} {memory_format} {name}", actual, expected, bound)
+    assert torch.equal(words[1].cpu(), words[0]), "packed spikes"
+    print("ok packed", emission, reset, memory_format)
+
+
 def unshared_conv(channels, groups, samples, shared):
     spikes = (torch.rand(samples, channels, 6, 5) < 0.3).float()
     weight = torch.randn(
@@ -62,6 +82,10 @@ def main():
         for detach_reset in (True, False):
             for T in (1, 4, 11):
                 lif(dtype, detach_reset, T)
+    for emission in ("binary", "ternary"):
+        for reset in ("hard", "soft", "none"):
+            for memory_format in (torch.contiguous_format, torch.channels_last):
+                lif_form(emission, reset, memory_format)
     for channels, groups in ((1, 1), (33, 1), (64, 2), (96, 3)):
         for samples in (1, 5, 17):
             for shared in (False, True):

@@ -76,7 +76,7 @@ def assert_within(actual: Tensor, expected: Tensor, bound: Tensor, what: str) ->
 
 def surrogate_slope(name: str, d: Tensor, scale: float) -> Tensor:
     if name == "rectangular":
-        return torch.where(d.abs() <= scale / 2, 1 / scale, 0.0).to(d.dtype)
+        return (d.abs() <= scale / 2).to(d.dtype) / scale
     if name == "triangle":
         return 2 / scale * torch.clamp(1 - 2 / scale * d.abs(), min=0)
     if name == "atan":
@@ -204,6 +204,71 @@ def lif_by_hand(
         grad_v_init_bound=q_error * SLACK,
         grad_amplitude_terms=grad_y * o,
     )
+
+
+def lif_gradients_by_hand(
+    x: Tensor,  # [T, B, ...], and everything else, in float64
+    amplitude: Tensor | None,
+    decay: float | Tensor,
+    v_threshold: float | Tensor,
+    v_init: Tensor | None,  # [B, ...]
+    grad_y: Tensor,  # [T, B, ...]
+    grad_v_last: Tensor,  # [B, ...]
+    *,
+    v_reset: float,
+    reset: str,
+    detach_reset: bool,
+    emission: str,
+    surrogate: tuple[str, float],
+) -> dict[str, Tensor]:
+    """Every form of the neuron and its gradients, by their equations: no autograd, no bounds.
+
+    The gradients of amplitude, decay and v_threshold are the terms [T, B, ...] to be summed, and
+    abs_grad_... their sizes; `magnitude` is the largest that meets grad_x of a neuron [B, ...].
+    """
+    a = torch.ones((), dtype=torch.float64) if amplitude is None else amplitude
+    v = torch.zeros_like(x[0]) if v_init is None else v_init
+    steps = []
+    for x_t in x:
+        h = decay * v + x_t
+        s = torch.where(h.signbit(), -1.0, 1.0).double() if emission == "ternary" else 1.0
+        o = (s * h >= v_threshold).double()
+        steps.append((v, h, s, o))
+        if reset == "hard":
+            v = torch.where(o == 1, v_reset, h)
+        elif reset == "soft":
+            v = h - s * o * v_threshold
+        else:
+            v = h
+    out = {"y": [a * s * o for _, _, s, o in steps], "v_last": v}
+    q = grad_v_last
+    terms = {name: [] for name in ("x", "amplitude", "decay", "v_threshold")}
+    magnitude = torch.zeros_like(v)
+    sizes = []
+    for (v_before, h, s, o), g in reversed(list(zip(steps, grad_y, strict=True))):
+        slope = surrogate_slope(surrogate[0], s * h - v_threshold, surrogate[1])
+        lever = {"hard": v_reset - h, "soft": -s * v_threshold, "none": 0.0}[reset]
+        grad_fires = a * s * g + (0.0 if detach_reset else lever * q)
+        through_state = q * (1 - o) if reset == "hard" else q
+        grad_h = s * slope * grad_fires + through_state
+        subtracted = s * o * q if reset == "soft" else torch.zeros_like(q)
+        terms["x"].append(grad_h)
+        terms["amplitude"].append(g * s * o)
+        terms["decay"].append(grad_h * v_before)
+        terms["v_threshold"].append(-(slope * grad_fires) - subtracted)
+        size = slope * ((a * g).abs() + (lever * q).abs()) + q.abs()
+        magnitude = torch.maximum(magnitude, size)
+        sizes.append((size * v_before.abs(), size))
+        q = decay * grad_h
+    out["y"] = torch.stack(out["y"]) if steps else torch.zeros_like(x)
+    for name, values in terms.items():
+        out[f"grad_{name}"] = torch.stack(values[::-1])
+    out["abs_grad_amplitude"] = out["grad_amplitude"].abs()
+    out["abs_grad_decay"] = torch.stack([of_decay for of_decay, _ in sizes])
+    out["abs_grad_v_threshold"] = torch.stack([of_threshold for _, of_threshold in sizes])
+    out["grad_v_init"] = q
+    out["magnitude"] = magnitude
+    return out
 
 
 def sum_to(tensor: Tensor, shape) -> Tensor:

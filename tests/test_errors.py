@@ -153,6 +153,86 @@ CASES = {
         for shape in [(4,), (2,), (3, 1, 1), (5, 4, 6), (4, 5), (1, 4, 5, 6), (0,), (3, 4, 5, 6)]
     },
     "lif amplitude: enlarges x": (lif(zeros(2, 3, 1), zeros(4)), ValueError, ["amplitude", "[4]"]),
+    "lif emission: unknown": (lif(emission="real"), ValueError, ["emission", "ternary", "real"]),
+    "lif emission: None": (lif(emission=None), ValueError, ["emission", "binary", "None"]),
+    "lif emission: ternary at threshold 0": (
+        lif(emission="ternary", v_threshold=0.0),
+        ValueError,
+        ["v_threshold", "positive", "ternary", "0"],
+    ),
+    "lif emission: ternary below 0": (
+        lif(emission="ternary", v_threshold=-0.5),
+        ValueError,
+        ["v_threshold", "positive", "-0.5"],
+    ),
+    "lif reset: unknown": (lif(reset="zero"), ValueError, ["reset", "hard, soft, none", "zero"]),
+    "lif reset: a number": (lif(reset=0.0), ValueError, ["reset", "hard", "0"]),
+    "lif reset: hard without a value": (
+        lif(reset="hard", v_reset=None),
+        ValueError,
+        ["v_reset", "number", "None"],
+    ),
+    "lif decay: shape": (lif(decay=zeros(4)), ValueError, ["decay", "[4, 1, 1]", "[4]"]),
+    "lif decay: tensor on another device": (
+        lif(decay=zeros(1, device="meta")),
+        ValueError,
+        ["decay", "cpu", "meta"],
+    ),
+    "lif v_threshold: shape": (
+        lif(v_threshold=zeros(3, 1, 1)),
+        ValueError,
+        ["v_threshold", "[4, 1, 1]", "[3, 1, 1]"],
+    ),
+    "lif v_threshold: float64": (
+        lif(v_threshold=zeros(1, dtype=torch.float64)),
+        TypeError,
+        ["v_threshold", "float32", "float64"],
+    ),
+    "lif packed: an amplitude": (
+        lif(X, zeros(4, 1, 1), packed=True),
+        ValueError,
+        ["amplitude", "None", "packed", "[4, 1, 1]"],
+    ),
+    "lif packed: a gradient": (
+        lambda: rso.lif(X.clone().requires_grad_(), packed=True),
+        ValueError,
+        ["packed", "inference", "no_grad"],
+    ),
+    "lif packed: a learnable decay": (
+        lambda: rso.lif(X, decay=torch.nn.Parameter(zeros(1)), packed=True),
+        ValueError,
+        ["packed", "inference"],
+    ),
+    "lif packed: no channels": (
+        lif(zeros(2, 3), packed=True),
+        ValueError,
+        ["x", "[T, B, C, ...]", "[2, 3]"],
+    ),
+    "layer emission: unknown": (layer(emission="real"), ValueError, ["emission", "ternary"]),
+    "layer emission: ternary at threshold 0": (
+        layer(emission="ternary", v_threshold=0),
+        ValueError,
+        ["v_threshold", "positive"],
+    ),
+    "layer reset: unknown": (layer(reset="zero"), ValueError, ["reset", "soft", "zero"]),
+    "layer decay_granularity: unknown": (
+        layer(decay_granularity="neuron"),
+        ValueError,
+        ["decay_granularity", "channel", "neuron"],
+    ),
+    "layer threshold_granularity: no shape": (
+        layer(threshold_granularity="channel"),
+        ValueError,
+        ["shape", "threshold_granularity", "None"],
+    ),
+    **{
+        f"layer decay: {decay} and learnable": (
+            layer(decay=decay, decay_granularity="layer"),
+            ValueError,
+            ["decay", "(0, 1)", f"{decay:g}"],
+        )
+        for decay in (0.0, 1.0)
+    },
     "lif v_init: not a tensor": (lif(v_init=0.0), TypeError, ["v_init", "Tensor", "float"]),
     "lif v_init: shape": (
         lif(v_init=zeros(3, 4, 5, 1)),

@@ -19,6 +19,15 @@ from helpers import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lif_cases import (
+    DTYPES,
+    LAYOUTS,
+    SCALES,
+    SHAPES,
+    as_channels_last,
+    lay_out,
+    parameter_sizes,
+)
 from torch.utils.checkpoint import checkpoint
 
 import realspike_ops as rso
@@ -27,8 +36,6 @@ from realspike_ops.ops.lif import SAVE_NOTHING, Neuron, what_to_save
 
 NAN, INF = float("nan"), float("inf")
 BELOW_HALF = 0.5 - 2**-25  # the float32 before 0.5
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-SCALES = {"rectangular": 1.0, "triangle": 2.0, "atan": 2.0, "sigmoid": 4.0}
 
 
 def sequence(values, device) -> torch.Tensor:  # [T, 1]
@@ -259,70 +266,14 @@ def test_infinite_current_does_not_spoil_the_gradient(device):
 # --- the sweep ------------------------------------------------------------------------------------
 
 
-def as_channels_last(x):  # [T, B, C, H, W]
-    return x.movedim(2, -1).contiguous().movedim(-1, 2)
-
-
-def lay_out(x: torch.Tensor, layout: str) -> torch.Tensor:
-    """Return a tensor with the values of x (of x[0] for "expanded") in another layout."""
-    if layout == "channels_last":
-        return as_channels_last(x) if x.dim() == 5 else x
-    if layout == "sliced":
-        wide = torch.full((*x.shape[:-1], 2 * x.shape[-1]), NAN, dtype=x.dtype, device=x.device)
-        wide[..., 1::2] = x
-        return wide[..., 1::2]
-    if layout == "sliced-in-time":
-        long = torch.full((2 * x.shape[0], *x.shape[1:]), NAN, dtype=x.dtype, device=x.device)
-        long[::2] = x
-        return long[::2]
-    if layout == "transposed":
-        return x.transpose(1, -1).contiguous().transpose(1, -1)
-    if layout == "offset":
-        return torch.cat([x[:1] * NAN, x])[1:]
-    if layout == "expanded":
-        return x[:1].expand_as(x)
-    if layout == "expanded-sliced":
-        return lay_out(x[:1], "sliced").expand_as(x)
-    if layout == "expanded-channels_last" and x.dim() == 5:
-        return as_channels_last(x[:1]).expand_as(x)
-    return x
-
-
-LAYOUTS = [
-    *("contiguous", "channels_last", "sliced", "sliced-in-time", "transposed", "offset"),
-    *("expanded", "expanded-channels_last", "expanded-sliced"),
-]
-
-SHAPES = st.one_of(
-    st.tuples(st.sampled_from([0, 1, 3, 70])),
-    st.tuples(st.sampled_from([0, 1, 2]), st.sampled_from([1, 5, 33])),
-    st.tuples(st.sampled_from([1, 3]), st.sampled_from([1, 2, 65]), st.sampled_from([1, 9])),
-    st.tuples(
-        st.sampled_from([0, 1, 2, 3]),
-        st.sampled_from([1, 2, 5, 17]),
-        st.sampled_from([1, 2, 7]),
-        st.sampled_from([1, 3, 6]),
-    ),
-)
-
-
 @st.composite
 def cases(draw):
     shape = draw(SHAPES)
-    follows = draw(st.one_of(st.none(), st.just("layer"), st.lists(st.booleans(), max_size=3)))
-    if follows is None:
-        amplitude = None
-    elif follows == "layer" or len(shape) == 1:
-        amplitude = (1,)
-    else:
-        follows = follows[: len(shape) - 1]
-        sizes = shape[len(shape) - len(follows) :]
-        amplitude = tuple(n if f else 1 for n, f in zip(sizes, follows, strict=True))
     name = draw(st.sampled_from(sorted(SCALES)))
     return {
         "T": draw(st.one_of(st.integers(1, 10), st.sampled_from([15, 16, 17, 24, 40]))),
         "shape": shape,
-        "amplitude": amplitude,
+        "amplitude": draw(parameter_sizes(shape)),
         "layout": draw(st.sampled_from(LAYOUTS)),
         "grad_layout": draw(st.sampled_from(["contiguous", "channels_last", "sliced", "offset"])),
         "dtype": draw(st.sampled_from([torch.float32, *DTYPES])),

@@ -1,38 +1,60 @@
 """The Triton LIF kernels against the C++ kernels: the same bits, in the interpreter and on a GPU.
 
-Where there is no GPU the interpreter executes the kernels (conftest.py selects it), and they are
-compiled ahead of time for three generations of cards, which also shows what the compiler made of
-them: 16-byte accesses, no spills, no fused multiply-add.
+Where there is no GPU the interpreter executes the kernels (conftest.py selects it);
+test_lif_triton_compiled.py looks at what the compiler makes of them.
 """
 
-from collections import Counter
-from pathlib import Path
+import functools
+import itertools
 
 import pytest
 import torch
-from helpers import run_python
-from sass import read_functions, read_resources
+from helpers import generator, grid, normal
 
 from realspike_ops.ops import lif as lif_op
-from realspike_ops.ops import lif_cpu, lif_cuda
+from realspike_ops.ops import lif_cpu, lif_cuda, lif_packed
+from realspike_ops.ops.lif import Neuron
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # With a card the compiled kernels run, under `make gpu`; without one the interpreter does.
 pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
 
 cpu_fwd = lif_op.forward_with(lif_cpu.launch_fwd)
-cpu_bwd = lif_op.backward_with(lif_cpu.launch_bwd)
+cpu_bwd = lif_op.backward_with(lif_cpu.launch_bwd, lif_cpu.partial_shape)
+cpu_packed = lif_packed._packed_with(lif_cpu.launch_packed)
 triton_fwd = lif_op.forward_with(lif_cuda.launch_fwd)
-triton_bwd = lif_op.backward_with(lif_cuda.launch_bwd)
+triton_bwd = lif_op.backward_with(lif_cuda.launch_bwd, lif_cuda.partial_shape)
+triton_packed = lif_packed._packed_with(lif_cuda.launch_packed)
 
-AMPLITUDES = {"none": None, "layer": (1,), "channel": (3, 1, 1), "element": (3, 5, 7)}
+PAPERS = Neuron(0.25, 0.5, 0.0, "hard", True, False, "rectangular", 1.0)
 NEURONS = {
-    "bits": (0.3, 0.5, 0.0, True, "rectangular", 1.0),
-    "bits-soft-wide": (0.9, 0.5, None, True, "rectangular", 2.0),
-    "attached": (0.25, 0.5, 0.0, False, "rectangular", 1.0),
-    "attached-reset-value": (1.0, 0.7, -0.2, False, "triangle", 1.5),
-    "attached-soft": (0.6, 0.5, None, False, "atan", 2.0),
-    "detached-smooth": (0.6, 0.5, 0.1, True, "sigmoid", 4.0),
+    "bits": PAPERS._replace(decay=0.3),
+    "bits-soft-wide": PAPERS._replace(decay=0.9, reset="soft", surrogate_scale=2.0),
+    "bits-none": PAPERS._replace(decay=0.6, reset="none"),
+    "bits-ternary": PAPERS._replace(ternary=True, v_reset=0.125),
+    "bits-ternary-soft": PAPERS._replace(decay=0.9, ternary=True, reset="soft"),
+    "attached": PAPERS._replace(detach_reset=False),
+    "attached-reset-value": Neuron(1.0, 0.7, -0.2, "hard", False, False, "triangle", 1.5),
+    "attached-soft": Neuron(0.6, 0.5, 0.0, "soft", False, False, "atan", 2.0),
+    "detached-smooth": Neuron(0.6, 0.5, 0.1, "hard", True, False, "sigmoid", 4.0),
+    "none-smooth": Neuron(0.6, 0.5, 0.0, "none", True, False, "triangle", 2.0),
+    "ternary-attached": Neuron(0.9, 0.5, 0.125, "hard", False, True, "rectangular", 1.5),
+    "ternary-soft": Neuron(0.9, 0.5, 0.0, "soft", False, True, "rectangular", 1.0),
+    "ternary-none": Neuron(0.9, 0.5, 0.0, "none", True, True, "atan", 2.0),
+}
+SHAPE = (2, 3, 5, 7)  # [B, C, H, W]
+SIZES = {"none": None, "layer": (1,), "channel": (3, 1, 1), "element": (3, 5, 7)}
+# (dtype, channels_last, sizes of amplitude, decay, v_threshold, learnable, with v_init and v_last)
+LAYOUTS = {
+    "plain": (torch.float32, False, "none", "none", "none", False, True),
+    "amplitude-layer": (torch.float32, False, "layer", "none", "none", False, False),
+    "amplitude-element": (torch.float32, False, "element", "none", "none", False, True),
+    "channels_last-element": (torch.float32, True, "element", "none", "element", False, False),
+    "learn-layer": (torch.float32, False, "none", "layer", "layer", True, True),
+    "learn-channel": (torch.float32, True, "channel", "channel", "channel", True, True),
+    "learn-element": (torch.float32, False, "layer", "element", "channel", True, False),
+    "float16-channel": (torch.float16, True, "channel", "channel", "none", True, True),
+    "bfloat16-channel": (torch.bfloat16, False, "channel", "none", "channel", False, False),
 }
 
 
@@ -41,114 +63,159 @@ def to(device, *tensors):
 
 
 def assert_same_bits(actual, expected, what):
+    if expected is None:
+        assert actual is None, what
+        return
     actual = actual.cpu()
     assert actual.dtype == expected.dtype, what
     assert torch.equal(actual, expected), (what, (actual.float() - expected.float()).abs().max())
 
 
-def assert_close(actual, expected, what):
+def assert_close(actual, expected, what, ulps=8):
     # The surrogates' exponentials and divisions may differ in the last bit between backends.
+    if expected is None:
+        assert actual is None, what
+        return
     assert actual.shape == expected.shape, what
     scale = 1 + expected.float().abs().amax() if expected.numel() else 1
     error = (actual.cpu().float() - expected.float()).abs() / scale
-    assert (error <= 8 * torch.finfo(expected.dtype).eps).all(), (what, error.max())
+    assert (error <= ulps * torch.finfo(expected.dtype).eps).all(), (what, error.max())
 
 
-@pytest.mark.parametrize("T", [1, 4, 5, 8, 11, 17])
-@pytest.mark.parametrize("neuron", NEURONS)
-@pytest.mark.parametrize(
-    ("dtype", "channels_last", "amplitude", "with_state"),
-    [
-        (torch.float32, False, "element", True),
-        (torch.float32, True, "element", False),
-        (torch.float16, True, "channel", True),
-        (torch.bfloat16, False, "channel", False),
-        (torch.float32, False, "layer", False),
-        (torch.float32, False, "none", True),
-    ],
-)
-def test_triton_equals_cpu(T, neuron, dtype, channels_last, amplitude, with_state):
-    torch.manual_seed(T)
-    x = (torch.randn(T, 2, 3, 5, 7) * 0.8).to(dtype)
+def positive(size, seed):
+    """Values of [0.25, 1] in steps of 1/16, so that bfloat16 holds them."""
+    if size is None:
+        return None
+    return torch.randint(4, 17, size, generator=generator(seed)) / 16
+
+
+def compare(neuron, layout, T, shape=SHAPE):
+    dtype, channels_last, *sizes, learn, with_state = LAYOUTS[layout]
+    amplitude, decay, v_threshold = (SIZES[size] for size in sizes)
+    # float32 alone rounds; on a grid, ties are common.
+    draw = normal if T % 2 else grid
+    x = draw((T, *shape), T).mul(0.75).to(dtype)
     if channels_last:
-        x = x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (T, 2))
-    a = None if AMPLITUDES[amplitude] is None else torch.randn(AMPLITUDES[amplitude])
+        x = x.movedim(2, -1).contiguous().movedim(-1, 2)
+    amplitude = None if amplitude is None else normal(amplitude, 2)
+    decay, v_threshold = positive(decay, 3), positive(v_threshold, 4)
     # The interpreter truncates float32 to bfloat16 where cards and C++ round to nearest.
     truncates = dtype == torch.bfloat16 and DEVICE == "cpu"
     if truncates:
-        a = a.bfloat16().float()
-    v_init = torch.randn(2, 3, 5, 7) if with_state else None
-    form = NEURONS[neuron]
-    expected = cpu_fwd(x, a, v_init, *form, True)
-    actual = triton_fwd(*to(DEVICE, x, a, v_init), *form, True)
+        amplitude = amplitude.bfloat16().float()
+    v_init = normal(shape, 5) if with_state else None
+    parameters = (amplitude, decay, v_threshold)
+    learnable = (t.clone().requires_grad_(learn) for t in parameters[1:] if t is not None)
+    save = lif_op.what_to_save(neuron, *learnable)
+    inputs = (x, *parameters, v_init)
+    expected = cpu_fwd(*inputs, neuron, save, with_state)
+    actual = triton_fwd(*to(DEVICE, *inputs), neuron, save, with_state)
     for name, left, right in zip(("y", "v_last", "saved"), actual, expected, strict=True):
         assert_same_bits(left, right, name)
-    inference = triton_fwd(*to(DEVICE, x, a, v_init), *form, False)
-    assert_same_bits(inference[0], expected[0], "y without saving")
-    assert inference[2].numel() == 0
+    y, v_last, saved = triton_fwd(*to(DEVICE, *inputs), neuron, lif_op.SAVE_NOTHING, False)
+    assert_same_bits(y, expected[0], "y without saving")
+    assert v_last is saved is None
 
-    grad_y = torch.randn(x.shape).to(dtype)
-    grad_v = torch.randn(2, 3, 5, 7) if with_state else None
-    bits = lif_op.Neuron(*form).save == lif_op.SAVE_BITS
-    inputs = (grad_y, grad_v, None if bits else x, a, None if bits else v_init, expected[2])
-    expected_grads = cpu_bwd(*inputs, channels_last, *form)
-    actual_grads = triton_bwd(*to(DEVICE, *inputs), channels_last, *form)
-    compare = assert_close if truncates or form[4] != "rectangular" else assert_same_bits
-    names = ("grad_x", "grad_v_init", "grad_amplitude")
-    for name, left, right in zip(names, actual_grads, expected_grads, strict=True):
-        # torch sums the neurons that share an amplitude, in another order on another device.
-        (assert_close if name == "grad_amplitude" else compare)(left, right, name)
+    grad_y = normal(x.shape, 6).to(dtype)
+    grad_v = normal(shape, 7) if with_state else None
+    bits = save == lif_op.SAVE_BITS
+    inputs = (grad_y, grad_v, None if bits else x, *parameters, None if bits else v_init)
+    inputs = (*inputs, expected[2])
+    wanted = [amplitude is not None, *(learn and t is not None for t in parameters[1:]), with_state]
+    form = (channels_last, wanted, neuron, save)
+    expected_grads = cpu_bwd(*inputs, *form)
+    actual_grads = triton_bwd(*to(DEVICE, *inputs), *form)
+    same = assert_close if truncates or neuron.surrogate != "rectangular" else assert_same_bits
+    # Neurons that share a parameter are summed in an order of each device's own.
+    summed = functools.partial(assert_close, ulps=64)
+    checks = (same, summed, summed, summed, same)
+    names = ("grad_x", "grad_amplitude", "grad_decay", "grad_v_threshold", "grad_v_init")
+    for check, name, left, right in zip(checks, names, actual_grads, expected_grads, strict=True):
+        check(left, right, name)
 
 
-def test_ties_fire():
-    # h == v_threshold exactly: at once, and after 0.25 * 1 + 0.25.
-    x = torch.tensor([[[0.5, 0.49999997, 0.25]], [[0.0, 0.5, 0.4375]]]).to(DEVICE)
-    y, v_last, _ = triton_fwd(x, None, None, 0.25, 0.5, 0.0, False, "rectangular", 1.0, False)
-    assert y.cpu().tolist() == [[[1.0, 0.0, 0.0]], [[0.0, 1.0, 1.0]]]
-    assert v_last.cpu().tolist() == [[0.0, 0.0, 0.0]]
+@pytest.mark.parametrize("T", [1, 8, 11])
+@pytest.mark.parametrize("neuron", NEURONS)
+@pytest.mark.parametrize("layout", ["plain", "learn-channel"])
+def test_every_neuron_equals_cpu(layout, neuron, T):
+    compare(NEURONS[neuron], layout, T)
+
+
+@pytest.mark.parametrize("neuron", ["bits", "bits-ternary-soft", "attached", "ternary-soft"])
+@pytest.mark.parametrize("layout", sorted(set(LAYOUTS) - {"plain", "learn-channel"}))
+def test_every_layout_equals_cpu(layout, neuron):
+    for T in (5, 10):
+        compare(NEURONS[neuron], layout, T)
+
+
+@pytest.mark.parametrize("shape", [(25, 3, 5, 7), (7, 3, 12, 19)], ids=["rows", "columns"])
+@pytest.mark.parametrize("neuron", ["bits-ternary", "attached"])
+def test_rows_of_a_tile_are_walked(neuron, shape, monkeypatch):
+    """More neurons than programs: a program adds up its rows, of which the last may be short."""
+    monkeypatch.setattr(lif_cuda, "PROGRAMS", 3)
+    monkeypatch.setitem(SIZES, "element", shape[1:])
+    for layout in ("learn-channel", "learn-element", "amplitude-element"):
+        compare(NEURONS[neuron], layout, 3, shape)
+    tiles = lif_cuda.tiling(torch.Size(shape).numel(), torch.Size(shape[1:]).numel(), 512)
+    assert tiles.rows_per_chunk > 1
+
+
+TIES = {
+    # id: (neuron, x, y, v_last)
+    "binary": (PAPERS, [0.5, 0.49999997, 0.25, -0.5], [0.0] * 4, [1, 0, 0, 0], None),
+    "binary-decays": (
+        PAPERS,
+        [0.25, 0.25, 0.0],
+        [0.4375, 0.43749997, 0.5],
+        [0, 0, 0],
+        [1, 0, 1],
+    ),
+    "ternary": (
+        PAPERS._replace(ternary=True),
+        [0.5, -0.5, -0.49999997, -0.0],
+        [0.0] * 4,
+        [1, -1, 0, 0],
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TIES)
+def test_ties_fire(case):
+    neuron, first, second, y0, y1 = TIES[case]
+    x = torch.tensor([first, second])[:, None].to(DEVICE)
+    y, _, _ = triton_fwd(x, None, None, None, None, neuron, lif_op.SAVE_NOTHING, False)
+    assert y[0, 0].tolist() == y0
+    if y1 is not None:
+        assert y[1, 0].tolist() == y1
 
 
 def test_constant_input_is_read_in_place():
-    x = torch.randn(1, 2, 300)
-    form = NEURONS["attached"]
-    expected = cpu_fwd(x.repeat(9, 1, 1), None, None, *form, True)
-    actual = triton_fwd(x.to(DEVICE).expand(9, -1, -1), None, None, *form, True)
+    x = normal((1, 2, 300), 1)
+    save = lif_op.SAVE_POTENTIALS
+    nothing = (None,) * 4
+    expected = cpu_fwd(x.repeat(9, 1, 1), *nothing, NEURONS["attached"], save, True)
+    expanded = x.to(DEVICE).expand(9, -1, -1)
+    actual = triton_fwd(expanded, *nothing, NEURONS["attached"], save, True)
     for left, right in zip(actual, expected, strict=True):
         assert_same_bits(left, right, "expanded input")
 
 
-def accesses(code, opcode):
-    """Count the accesses of `opcode` (LDG, STG) to global memory by their width in bits."""
-    counts = Counter()
-    for instruction in code:
-        name, *flags = instruction.opcode.split(".")
-        if name == opcode:
-            counts[next((int(flag) for flag in flags if flag in ("64", "128")), 32)] += 1
-    return counts
-
-
-@pytest.mark.parametrize("arch", [80, 90, 100])
-def test_compiles_ahead_of_time(arch, tmp_path):
-    run_python(
-        str(Path(__file__).with_name("compile_lif_triton.py")),
-        *(str(arch), str(tmp_path)),
-        TRITON_INTERPRET="0",
-    )
-    cubins = sorted(tmp_path.glob("*.cubin"))
-    assert len(cubins) == 7
-    for cubin in cubins:
-        (resources,) = read_resources(cubin).values()
-        assert resources["STACK"] == resources["LOCAL"] == 0, (cubin.name, "spills")
-        (code,) = read_functions(cubin).values()
-        opcodes = {instruction.opcode.split(".")[0] for instruction in code}
-        # The recurrence is a product and a sum, each rounded (two at a time on sm_100).
-        assert opcodes & {"FMUL", "FMUL2"}, cubin.name
-        assert opcodes & {"FADD", "FADD2"}, cubin.name
-        assert not opcodes & {"FFMA", "FFMA2"}, cubin.name
-        kernel, dtype, saved = cubin.stem.split("-")
-        # Half precision recomputes with fewer neurons a thread (options() in ops/lif_cuda.py).
-        wide = 64 if (dtype, saved) == ("bfloat16", "potentials") else 128
-        steps = 8 if saved == "potentials" else 4
-        reads = 2 * steps if (kernel, saved) == ("lif_bwd_kernel", "potentials") else steps
-        assert accesses(code, "LDG")[wide] >= reads, cubin.name
-        assert accesses(code, "STG")[wide] >= steps, cubin.name
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 33, 6, 7), (2, 70, 1, 1)], ids=str)
+@pytest.mark.parametrize("neuron", ["bits", "bits-none", "ternary-attached", "bits-ternary-soft"])
+def test_packed_equals_cpu(neuron, shape, channels_last):
+    neuron, C = NEURONS[neuron], shape[1]
+    for T, dtype in itertools.product((1, 6), (torch.float32, torch.bfloat16)):
+        x = grid((T, *shape), T).to(dtype)
+        if channels_last:
+            x = x.movedim(2, -1).contiguous().movedim(-1, 2)
+        for decay, v_threshold in ((None, (1,)), ((C, 1, 1), shape[1:])):
+            inputs = (x, positive(decay, 1), positive(v_threshold, 2), normal(shape, 3))
+            expected = cpu_packed(*inputs, neuron, True)
+            actual = triton_packed(*to(DEVICE, *inputs), neuron, True)
+            for left, right in zip(actual, expected, strict=True):
+                assert_same_bits(left, right, (T, dtype, decay))
+        packed, v_last = triton_packed(x.to(DEVICE), None, None, None, neuron, False)
+        assert_same_bits(packed, cpu_packed(x, None, None, None, neuron, False)[0], "stateless")
+        assert v_last is None

@@ -1,5 +1,7 @@
 #include "cpu/memory.h"
 
+#include <cstdlib>
+
 #if defined(__linux__)
 #include <sys/mman.h>
 #include <unistd.h>
@@ -7,12 +9,25 @@
 
 namespace realspike {
 
-int64_t last_level_cache_bytes() {
+namespace {
+
+int64_t find_last_level_cache_bytes() {
+  if (const char* asked = std::getenv("REALSPIKE_CPU_CACHE_BYTES")) {
+    const int64_t bytes = std::atoll(asked);
+    if (bytes > 0) return bytes;
+  }
 #if defined(_SC_LEVEL3_CACHE_SIZE)
-  static const int64_t bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
+  const int64_t bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
   if (bytes > 0) return bytes;
 #endif
   return int64_t{32} << 20;
+}
+
+}  // namespace
+
+int64_t last_level_cache_bytes() {
+  static const int64_t bytes = find_last_level_cache_bytes();
+  return bytes;
 }
 
 void prefer_huge_pages([[maybe_unused]] void* begin, [[maybe_unused]] int64_t bytes) {

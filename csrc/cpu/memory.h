@@ -4,7 +4,8 @@
 
 namespace realspike {
 
-// What the last level of caches holds, or a guess where the system does not say.
+// What the last level of caches holds: REALSPIKE_CPU_CACHE_BYTES if set, else what the system says,
+// or a guess where it does not.
 int64_t last_level_cache_bytes();
 
 // Asks the system to back a large output by huge pages where nothing has touched it yet: a page

@@ -297,7 +297,7 @@ def lif(x, amplitude, decay, v_threshold, v_init, neuron, save, keep_state):
     return emitted if keep_state else (emitted, None)
 
 
-def _merge_batch(tensor, dim, size, batch_axis):
+def merge_batch(tensor, dim, size, batch_axis):
     """Make the vmapped dimension `dim` of a tensor part of its batch, which is `batch_axis`."""
     if tensor is None:
         return None
@@ -310,7 +310,8 @@ def _merge_batch(tensor, dim, size, batch_axis):
     return tensor.flatten(batch_axis, batch_axis + 1)
 
 
-def _check_vmap(in_dims) -> None:
+def check_vmap(in_dims) -> None:
+    """Refuse a vmapped dimension of the parameters."""
     if any(dim is not None for dim in in_dims):
         raise NotImplementedError(
             "lif: torch.func.vmap over amplitude, decay or v_threshold is not supported; vmap over "
@@ -320,7 +321,7 @@ def _check_vmap(in_dims) -> None:
 
 def _fwd_vmap(info, in_dims, x, amplitude, decay, v_threshold, v_init, *form):
     x_dim, *parameter_dims, v_init_dim = in_dims[:5]
-    _check_vmap(parameter_dims)
+    check_vmap(parameter_dims)
     size = info.batch_size
     *neuron, save, keep_state = form
     if save != SAVE_NOTHING:
@@ -329,8 +330,8 @@ def _fwd_vmap(info, in_dims, x, amplitude, decay, v_threshold, v_init, *form):
             "the vmapped dimension into the batch, or use realspike_ops.reference.lif"
         )
     y, v_last, saved = torch.ops.realspike.lif_fwd(
-        *(_merge_batch(x, x_dim, size, 1), amplitude, decay, v_threshold),
-        *(_merge_batch(v_init, v_init_dim, size, 0), *neuron, save, keep_state),
+        *(merge_batch(x, x_dim, size, 1), amplitude, decay, v_threshold),
+        *(merge_batch(v_init, v_init_dim, size, 0), *neuron, save, keep_state),
     )
     y = y.unflatten(1, (size, -1))
     return (y, v_last.unflatten(0, (size, -1)) if keep_state else v_last, saved), (

@@ -6,7 +6,14 @@ from torch import Tensor
 from realspike_ops.ops import LIBRARY, lif_cpu
 from realspike_ops.ops.eager import is_plain_eager
 from realspike_ops.ops.layout import as_step, dense_over_time, empty_step
-from realspike_ops.ops.lif import NEURON_SCHEMA, Neuron, on_cuda, or_empty
+from realspike_ops.ops.lif import (
+    NEURON_SCHEMA,
+    Neuron,
+    check_vmap,
+    merge_batch,
+    on_cuda,
+    or_empty,
+)
 from realspike_ops.ops.lif_parameters import in_memory_order, period_of
 from realspike_ops.ops.pack_spikes import words_of
 
@@ -62,6 +69,21 @@ def _fake(x, decay, v_threshold, v_init, *form):
     return _allocate(x, Neuron(*neuron).ternary), *or_empty(x, v_last)
 
 
+def _vmap(info, in_dims, x, decay, v_threshold, v_init, *form):
+    x_dim, *parameter_dims, v_init_dim = in_dims[:4]
+    check_vmap(parameter_dims)
+    *neuron, keep_state = form
+    size = info.batch_size
+    packed, v_last = torch.ops.realspike.lif_packed(
+        *(merge_batch(x, x_dim, size, 1), decay, v_threshold),
+        *(merge_batch(v_init, v_init_dim, size, 0), *neuron, keep_state),
+    )
+    batch = 2 if Neuron(*neuron).ternary else 1
+    packed = packed.unflatten(batch, (size, -1))
+    v_last = v_last.unflatten(0, (size, -1)) if keep_state else v_last
+    return (packed, v_last), (batch, 0 if keep_state else None)
+
+
 _FWD = {
     "cpu": _packed_with(lif_cpu.launch_packed),
     "cuda": _packed_with(on_cuda("launch_packed")),
@@ -69,6 +91,7 @@ _FWD = {
 for device in _FWD:
     LIBRARY.impl("lif_packed", _registered(_FWD[device]), device.upper())
 torch.library.register_fake("realspike::lif_packed", _fake, lib=LIBRARY)
+torch.library.register_vmap("realspike::lif_packed", _vmap, lib=LIBRARY)
 
 
 def lif_packed(x, decay, v_threshold, v_init, neuron, keep_state):

@@ -1,0 +1,126 @@
+"""What the launches of realspike_ops.ops.lif_cuda would hand to Triton's compiler, without a card.
+
+For a process with TRITON_INTERPRET=0: the interpreter replaces the compiler for a whole process.
+Nothing is computed; tensors on the CPU stand for those of a card.
+"""
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile, make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
+
+from realspike_ops.ops import lif as lif_op
+from realspike_ops.ops import lif_cuda
+from realspike_ops.ops.lif_packed import _packed_with
+
+forward = lif_op.forward_with(lif_cuda.launch_fwd)
+backward = lif_op.backward_with(lif_cuda.launch_bwd, lif_cuda.partial_shape)
+packed_forward = _packed_with(lif_cuda.launch_packed)
+
+
+@dataclass
+class Launch:
+    """One call of a kernel."""
+
+    kernel: JITFunction
+    args: tuple
+    kwargs: dict
+
+    def _specialized(self, target):
+        backend = make_backend(target)
+        bind = create_function_from_signature(self.kernel.signature, self.kernel.params, backend)
+        return backend, *bind(*self.args, **self.kwargs)
+
+    def key(self, arch: int) -> str:
+        """What the launcher looks a compiled kernel up by."""
+        _, _, specialization, options = self._specialized(GPUTarget("cuda", arch, 32))
+        return str((specialization, sorted(options.items())))
+
+    def compiled(self, arch: int) -> bytes:
+        """The cubin that this launch would compile."""
+        target = GPUTarget("cuda", arch, 32)
+        backend, bound, specialization, options = self._specialized(target)
+        options, signature, constants, attributes = self.kernel._pack_args(
+            backend, self.kwargs, bound, specialization, options
+        )
+        source = ASTSource(self.kernel, signature, constants, attributes)
+        return compile(source, target=target, options=options.__dict__).asm["cubin"]
+
+
+@dataclass
+class Recorder:
+    """Takes the place of a kernel."""
+
+    kernel: JITFunction
+    launches: list[Launch] = field(default_factory=list)
+
+    def __getitem__(self, grid):
+        assert len(grid) == 1
+        assert 0 < grid[0] < 2**31
+        return lambda *args, **kwargs: self.launches.append(Launch(self.kernel, args, kwargs))
+
+
+KERNELS = ("lif_fwd_kernel", "lif_bwd_kernel", "lif_packed_fwd_kernel")
+
+
+@contextmanager
+def recorded():
+    """Collect the launches of the with block."""
+    kernels = {name: getattr(lif_cuda, name) for name in KERNELS}
+    launches: list[Launch] = []
+    for name, kernel in kernels.items():
+        setattr(lif_cuda, name, Recorder(kernel, launches))
+    try:
+        yield launches
+    finally:
+        for name, kernel in kernels.items():
+            setattr(lif_cuda, name, kernel)
+
+
+def launches_of(
+    T: int,
+    shape: tuple[int, ...],  # of a timestep, [B, C, H, W]
+    neuron: lif_op.Neuron,
+    *,
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+    expanded: bool = False,
+    amplitude=None,  # shapes
+    decay=None,
+    v_threshold=None,
+    learn: bool = False,
+    state: bool = False,
+    inference: bool = False,
+    packed: bool = False,
+) -> list[Launch]:
+    """The launches of a forward pass and, unless in inference, of its backward pass."""
+    x = torch.empty((T, *shape), dtype=dtype)
+    if channels_last:
+        x = x.movedim(2, -1).contiguous().movedim(-1, 2)
+    if expanded:
+        x = x[:1].expand_as(x)
+    parameters = [None if size is None else torch.ones(size) for size in (amplitude, decay)]
+    parameters.append(None if v_threshold is None else torch.ones(v_threshold))
+    for parameter in parameters[1:]:
+        if parameter is not None:
+            parameter.requires_grad_(learn)
+    v_init = torch.empty(shape) if state else None
+    save = lif_op.SAVE_NOTHING if inference else lif_op.what_to_save(neuron, *parameters[1:])
+    with recorded() as launches, torch.no_grad():
+        if packed:
+            packed_forward(x, *parameters[1:], v_init, neuron, state)
+            return launches
+        _, _, saved = forward(x, *parameters, v_init, neuron, save, state)
+        if inference:
+            return launches
+        bits = save == lif_op.SAVE_BITS
+        wanted = [amplitude is not None, *(learn and p is not None for p in parameters[1:]), state]
+        backward(
+            *(torch.empty_like(x, memory_format=torch.contiguous_format), v_init),
+            *(None if bits else x, *parameters, None if bits else v_init, saved),
+            *(channels_last, wanted, neuron, save),
+        )
+    return launches
