@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from realspike.files import write_atomically
-from realspike.networks import DigitsNet, DigitsNetConfig, build
+from realspike.networks import NetworkConfig, SpikingNetwork, build
 from realspike.optional import require
 
 FORMAT = "realspike.checkpoint"
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"
 
 
 class CheckpointError(ValueError):
@@ -27,11 +27,11 @@ class CheckpointError(ValueError):
 class Checkpoint:
     """A network in eval mode, on the CPU, and the record that was saved beside it."""
 
-    network: DigitsNet
+    network: SpikingNetwork
     training: dict
 
 
-def save(path: "str | Path", network: DigitsNet, training: Mapping) -> None:
+def save(path: "str | Path", network: SpikingNetwork, training: Mapping) -> None:
     """Write the weights, the configuration and a record of the training; all or nothing.
 
     Args:
@@ -108,7 +108,7 @@ def _json_object(metadata: Mapping[str, str], key: str) -> dict:
     return value
 
 
-def _read_metadata(metadata: "Mapping[str, str] | None") -> tuple[DigitsNetConfig, dict]:
+def _read_metadata(metadata: "Mapping[str, str] | None") -> tuple[NetworkConfig, dict]:
     metadata = metadata or {}
     if metadata.get("format") != FORMAT:
         raise ValueError(f"it is a safetensors file, but not a {FORMAT}")
@@ -117,12 +117,12 @@ def _read_metadata(metadata: "Mapping[str, str] | None") -> tuple[DigitsNetConfi
         raise ValueError(
             f"its format version is {version!r:.40}; this version reads {FORMAT_VERSION!r}"
         )
-    return DigitsNetConfig.from_dict(_json_object(metadata, "network")), _json_object(
+    return NetworkConfig.from_dict(_json_object(metadata, "network")), _json_object(
         metadata, "training"
     )
 
 
-def _read_tensors(file, config: DigitsNetConfig) -> dict[str, Tensor]:
+def _read_tensors(file, config: NetworkConfig) -> dict[str, Tensor]:
     # The header's shapes are compared with those of a network without storage, so that a file
     # cannot make us allocate more than its configuration allows.
     with torch.device("meta"):
