@@ -4,13 +4,14 @@ Reading one parses numbers and JSON; nothing in a file is ever executed or unpic
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from realspike.errors import UserError
 from realspike.files import write_atomically
 from realspike.networks import NetworkConfig, SpikingNetwork, build
 from realspike.optional import require
@@ -19,7 +20,7 @@ FORMAT = "realspike.checkpoint"
 FORMAT_VERSION = "2"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError, ValueError):
     """A file is not a checkpoint that can be loaded; the message names it and the reason."""
 
 
@@ -44,16 +45,7 @@ def save(path: "str | Path", network: SpikingNetwork, training: Mapping) -> None
         TypeError: if ``training`` holds something that JSON cannot.
         MissingPackageError: if safetensors is not installed.
     """
-    tensors = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()
-    }
-    metadata = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "network": json.dumps(network.config.to_dict()),
-        "training": json.dumps(dict(training)),
-    }
-    write_atomically(Path(path), require("safetensors.torch").save(tensors, metadata))
+    write(path, FORMAT, network.state_dict(), network.config, training)
 
 
 def load(path: "str | Path") -> Checkpoint:
@@ -65,25 +57,79 @@ def load(path: "str | Path") -> Checkpoint:
             tensor is missing, unknown, of the wrong shape or dtype, or not finite.
         MissingPackageError: if safetensors is not installed.
     """
-    safetensors = require("safetensors")
-    path = Path(path)
-    try:
-        if not path.exists():
-            raise ValueError("there is no such file")
-        if not path.is_file():
-            raise ValueError("it is not a regular file")
-        try:
-            file = safetensors.safe_open(path, framework="pt", device="cpu")
-        except safetensors.SafetensorError as error:
-            raise ValueError(_what_it_is(path, error)) from error
-        with file:
-            config, training = _read_metadata(file.metadata())
-            tensors = _read_tensors(file, config)
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"cannot load the checkpoint {path}: {error}") from error
+
+    def expected(config: NetworkConfig) -> Mapping[str, Tensor]:
+        # Without storage, so that a file cannot make us allocate more than it holds.
+        with torch.device("meta"):
+            return build(config, seed=0).state_dict()
+
+    config, training, tensors = read(path, FORMAT, expected)
     network = build(config, seed=0)
     network.load_state_dict(tensors)
     return Checkpoint(network.eval(), training)
+
+
+def write(
+    path: "str | Path",
+    format: str,
+    state: Mapping[str, Tensor],
+    config: NetworkConfig,
+    training: Mapping,
+) -> None:
+    """Write tensors with a configuration and a record as a file of the named format."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    metadata = {
+        "format": format,
+        "format_version": FORMAT_VERSION,
+        "network": json.dumps(config.to_dict()),
+        "training": json.dumps(dict(training)),
+    }
+    write_atomically(Path(path), require("safetensors.torch").save(tensors, metadata))
+
+
+def read(
+    path: "str | Path",
+    format: str,
+    expected: Callable[[NetworkConfig], Mapping[str, Tensor]],
+) -> tuple[NetworkConfig, dict, dict[str, Tensor]]:
+    """Read what `write` wrote: the configuration, the record and the tensors.
+
+    Args:
+        path: The file.
+        format: The format that it must have.
+        expected: Returns the state whose names, shapes and dtypes the file must have.
+
+    Raises:
+        CheckpointError: see `load`.
+    """
+    path = Path(path)
+    try:
+        with _open(path) as file:
+            config, training = _read_metadata(file.metadata(), format)
+            return config, training, _read_tensors(file, expected(config))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"cannot load the checkpoint {path}: {error}") from error
+
+
+def format_of(path: "str | Path") -> "str | None":
+    """Return the format that a file claims to have, None if it has no such claim."""
+    try:
+        with _open(Path(path)) as file:
+            return (file.metadata() or {}).get("format")
+    except (ValueError, OSError):
+        return None
+
+
+def _open(path: Path):
+    safetensors = require("safetensors")
+    if not path.exists():
+        raise ValueError("there is no such file")
+    if not path.is_file():
+        raise ValueError("it is not a regular file")
+    try:
+        return safetensors.safe_open(path, framework="pt", device="cpu")
+    except safetensors.SafetensorError as error:
+        raise ValueError(_what_it_is(path, error)) from error
 
 
 def _what_it_is(path: Path, error: Exception) -> str:
@@ -108,10 +154,10 @@ def _json_object(metadata: Mapping[str, str], key: str) -> dict:
     return value
 
 
-def _read_metadata(metadata: "Mapping[str, str] | None") -> tuple[NetworkConfig, dict]:
+def _read_metadata(metadata: "Mapping[str, str] | None", format: str) -> tuple[NetworkConfig, dict]:
     metadata = metadata or {}
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"it is a safetensors file, but not a {FORMAT}")
+    if metadata.get("format") != format:
+        raise ValueError(f"it is a safetensors file, but not a {format}")
     version = metadata.get("format_version")
     if version != FORMAT_VERSION:
         raise ValueError(
@@ -122,11 +168,7 @@ def _read_metadata(metadata: "Mapping[str, str] | None") -> tuple[NetworkConfig,
     )
 
 
-def _read_tensors(file, config: NetworkConfig) -> dict[str, Tensor]:
-    # The header's shapes are compared with those of a network without storage, so that a file
-    # cannot make us allocate more than its configuration allows.
-    with torch.device("meta"):
-        expected = build(config, seed=0).state_dict()
+def _read_tensors(file, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found = set(file.keys())
     if missing := sorted(set(expected) - found):
         raise ValueError(f"the tensor {missing[0]!r} is missing")
