@@ -7,13 +7,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from realspike.commands import common, evaluate, fold, profile, quickstart, train
+from realspike.commands import common, evaluate, fold, profile, quickstart, table, train
 from realspike.errors import UserError
 from realspike.names import nearest
 
 # Nothing above or at the top of this file imports torch: --help and wrong arguments answer at once.
 
-_COMMANDS = (quickstart, train, evaluate, fold, profile)
+_COMMANDS = (quickstart, train, evaluate, fold, profile, table)
 
 
 class _Version(argparse.Action):
@@ -48,10 +48,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _parse(arguments: "Sequence[str] | None") -> argparse.Namespace:
+    """Parse, with key=value anywhere: argparse takes arguments behind an option for unknown."""
+    parser = _parser()
+    parsed, others = parser.parse_known_args(arguments)
+    if others and (not hasattr(parsed, "overrides") or any(o.startswith("-") for o in others)):
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    if others:
+        parsed.overrides = [*parsed.overrides, *others]
+    return parsed
+
+
 def main(arguments: "Sequence[str] | None" = None) -> int:
     """Run the command line; return the exit code (argparse exits by itself on wrong arguments)."""
     try:
-        parsed = _parser().parse_args(arguments)
+        parsed = _parse(arguments)
         return parsed.run(parsed)
     except UserError as error:
         return common.fail(2, str(error))
