@@ -9,10 +9,10 @@ for package in ("sklearn", "safetensors", "rich", "lightning", "yaml"):
     pytest.importorskip(package)
 
 from helpers import ROOT  # noqa: E402
-from realspike import cli, recipes, run_config, tables, train  # noqa: E402
+from realspike import cli, recipes, run_config, train  # noqa: E402
 from realspike.recipes import TABLES, Cell, cells_of  # noqa: E402
-from realspike.tables import Entry  # noqa: E402
-from realspike.train import module  # noqa: E402
+from realspike.train import module, tables  # noqa: E402
+from realspike.train.tables import Entry  # noqa: E402
 
 QUICK = {"architecture": "digits", "width": 2, "timesteps": 1, "epochs": 2, "batch_size": 256}
 QUICK |= {"threads": 1, "device": "cpu"}

@@ -329,6 +329,7 @@ def test_train_prints_and_refuses_to_overwrite(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "epoch   1: training loss" in printed
     assert str(tmp_path / "run") in printed
+    assert "<img" in (tmp_path / "run" / "report.html").read_text()
     assert cli.main(["train", "--out", str(tmp_path / "run"), *overrides]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert "holds a run: --resume continues it" in line

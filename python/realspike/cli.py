@@ -7,13 +7,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from realspike.commands import common, evaluate, fold, profile, quickstart, table, train
+from realspike.commands import common, evaluate, fold, plot, profile, quickstart, table, train
 from realspike.errors import UserError
 from realspike.names import nearest
 
 # Nothing above or at the top of this file imports torch: --help and wrong arguments answer at once.
 
-_COMMANDS = (quickstart, train, evaluate, fold, profile, table)
+_COMMANDS = (quickstart, train, evaluate, fold, profile, table, plot)
 
 
 class _Version(argparse.Action):

@@ -47,13 +47,8 @@ class Trained:
         image_size = self.network_config.image_size
         preprocess = Preprocess(self.config.data, splits.mean, splits.std, image_size)
         workers = self.config.data.workers if splits.read_in_workers else 0
-        chosen = splits.test
-        if samples is not None:
-            chosen = torch.utils.data.Subset(chosen, range(min(samples, len(chosen))))
-        return (
-            (preprocess(inputs), labels)
-            for inputs, labels in evaluation_loader(chosen, BATCH, workers=workers)
-        )
+        loader = evaluation_loader(splits.test, BATCH, workers=workers, samples=samples)
+        return ((preprocess(inputs), labels) for inputs, labels in loader)
 
     def example_input(self) -> Tensor:
         """Return an input of the right shape for one sample."""

@@ -75,7 +75,7 @@ def run(arguments) -> int:
     require("lightning.pytorch")
     console = common.console()
 
-    from realspike import tables
+    from realspike.train import tables
 
     jobs = tables.jobs_of(cells, arguments.seeds, arguments.out, overrides)
 

@@ -1,5 +1,6 @@
 """`realspike train`."""
 
+import os
 import signal
 import sys
 import time
@@ -18,9 +19,9 @@ def add(commands) -> None:
         run,
         help="train a network as a configuration says",
         description="Train as a YAML file and overrides say, into a folder: config.yaml,\n"
-        "metrics.csv, TensorBoard logs, last.ckpt (to resume) and model.safetensors (the\n"
-        "network). Ctrl-C or SIGTERM stops after the current step, with a checkpoint from which\n"
-        "--resume continues exactly. On many GPUs:\n"
+        "metrics.csv, TensorBoard logs, last.ckpt (to resume), model.safetensors (the\n"
+        "network) and report.html. Ctrl-C or SIGTERM stops after the current step, with a\n"
+        "checkpoint from which --resume continues exactly. On many GPUs:\n"
         "  torchrun --nproc-per-node 8 -m realspike train --config FILE --out FOLDER",
         epilog=f"keys, with their defaults (the section may be left out):\n{run_config.describe()}",
     )
@@ -78,6 +79,12 @@ def run(arguments) -> int:
             file=sys.stderr,
         )
         return 128 + result.stopped_by
+    if os.environ.get("RANK", "0") != "0":
+        return 0
+
+    from realspike import run_report
+
+    run_report.write(out)
     console.print(f"Files: {out}/ ({time.perf_counter() - began:.0f} s)", soft_wrap=True)
     return 0
 

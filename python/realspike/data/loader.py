@@ -70,12 +70,18 @@ class ResumableLoader(DataLoader):
 
 
 def evaluation_loader(
-    dataset: Dataset, batch_size: int, rank: int = 0, world_size: int = 1, workers: int = 0
+    dataset: Dataset,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    samples: "int | None" = None,
 ) -> DataLoader:
-    """Return a loader of every sample once, over all processes together."""
+    """Return a loader of every sample, or the first ``samples``, once over all processes."""
+    count = len(dataset) if samples is None else min(samples, len(dataset))
     return DataLoader(
         dataset,
-        batch_sampler=BatchSampler(range(rank, len(dataset), world_size), batch_size, False),
+        batch_sampler=BatchSampler(range(rank, count, world_size), batch_size, drop_last=False),
         num_workers=workers,
         collate_fn=_whole if isinstance(dataset, InMemory) else None,
     )

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from realspike import environment, train
+from realspike import environment
 from realspike.datasets import DATASETS
 from realspike.recipes import Cell
 from realspike.run_config import RunConfig
 from realspike.train.history import read_csv
-from realspike.train.run import CONFIG_FILE, METRICS_FILE
+from realspike.train.run import CONFIG_FILE, METRICS_FILE, RunError, resume, start
 
 METHODS = {
     "none": "binary (vanilla)",
@@ -51,7 +51,7 @@ class Job:
     def check(self) -> None:
         stored = self.folder / CONFIG_FILE
         if stored.exists() and stored.read_text() != self.config.to_yaml():
-            raise train.RunError(
+            raise RunError(
                 f"{self.folder} holds a run of another configuration: --out chooses another folder"
             )
 
@@ -88,9 +88,7 @@ def run(
         job.check()
         begun = (job.folder / CONFIG_FILE).exists()
         result = (
-            train.resume(job.folder, **options)
-            if begun
-            else train.start(job.config, job.folder, **options)
+            resume(job.folder, **options) if begun else start(job.config, job.folder, **options)
         )
         if result.stopped_by:
             return result.stopped_by
