@@ -118,10 +118,10 @@ def test_overrides_are_for_the_data(run, capsys):
 
 def test_fold_says_how_large_and_writes_whole_files(run, folded_file, capsys, tmp_path):
     printed = output(capsys, "fold", run, "-o", tmp_path / "a")
-    assert re.search(
-        r"MiB of folded weights \(0\.\d MiB trained\), free of multiplications", printed
-    )
-    assert (tmp_path / "a").read_bytes() == folded_file.read_bytes()
+    assert re.search(r"\d MiB of folded weights \(0\.\d MiB trained\), free of mult", printed)
+    expected = folded.load(folded_file).network.state_dict()
+    for name, tensor in folded.load(tmp_path / "a").network.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
     (tmp_path / "file").touch()
     assert "cannot write" in output(capsys, "fold", run, "-o", tmp_path / "file" / "b", code=2)
 
