@@ -172,7 +172,7 @@ def test_trained_and_folded_files_are_not_confused(run, folded_file, capsys):
     message = output(capsys, "fold", folded_file, "-o", "x", code=2)
     assert "not a realspike.checkpoint" in message
     message = output(capsys, "verify", run, run / "model.safetensors", code=2)
-    assert "not a realspike.folded" in message
+    assert "not a realspike.folded_checkpoint" in message
 
 
 @pytest.mark.parametrize("keep", [0, 20, 0.5, 0.99])

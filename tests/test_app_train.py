@@ -155,6 +155,15 @@ def test_a_stopped_run_continues_exactly(whole, tmp_path, monkeypatch, step, sig
     assert_same_run(tmp_path, whole[0])
 
 
+def test_compressed_spikes_give_the_same_run(whole, tmp_path, monkeypatch):
+    entered = []
+    original = module.compress_spikes
+    monkeypatch.setattr(module, "compress_spikes", lambda: entered.append(1) or original())
+    result = train.start(config_of(compress_spikes=True), tmp_path)
+    assert len(entered) == 2 * STEPS
+    assert result.records == whole[1].records
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -14,7 +14,7 @@ from realspike import checkpoint, trained
 from realspike.networks import build
 from realspike.trained import Trained, example_input
 
-FORMAT = "realspike.folded"
+FORMAT = "realspike.folded_checkpoint"
 
 
 def fold(network: Trained) -> nn.Module:

@@ -75,6 +75,7 @@ class TrainingSection:
     device: str = _option("auto", "to train on", choices=("auto", "cpu", "cuda"))
     precision: str = _option("32-true", "of the computation", choices=PRECISIONS)
     ema: float = _option(0.0, "decay of an average of the weights (0: none)", 0, 1)
+    compress_spikes: bool = _option(False, "keep spikes for backward as bits: less memory, slower")
     sync_batchnorm: bool = _option(True, "batch norm over all GPUs of a run")
     seed: int = _option(0, "of weights, batches and augmentation", 0, 2**31 - 1)
     threads: int | None = _option(None, "CPU threads per process; null: as PyTorch chooses", 1)

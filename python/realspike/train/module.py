@@ -1,6 +1,7 @@
 """What is trained: the loss, the optimizer and its schedule."""
 
 import math
+from contextlib import nullcontext
 
 import lightning.pytorch as lightning
 import numpy as np
@@ -12,6 +13,7 @@ from realspike import environment
 from realspike.data.preprocess import Preprocess
 from realspike.networks import build
 from realspike.run_config import RunConfig, TrainingSection
+from realspike_ops import compress_spikes
 
 
 def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
@@ -58,7 +60,8 @@ class SpikingClassifier(lightning.LightningModule):
     def training_step(self, batch, batch_idx: int) -> dict:
         samples, labels = batch
         inputs = self.preprocess(samples, self._augmentation_seed(batch_idx))
-        logits = self.network(inputs).float()
+        with compress_spikes() if self.config.training.compress_spikes else nullcontext():
+            logits = self.network(inputs).float()
         loss = F.cross_entropy(logits, labels)
         self.log("loss", loss.detach(), prog_bar=True, logger=False)
         return {"loss": loss, "sums": _sums(loss, logits, labels)}
