@@ -4,6 +4,7 @@ Forward, cross-entropy, backward and SGD; only what stands where the neurons are
 has ReLU there and runs on the same T*B images.
 """
 
+import functools
 import json
 import tempfile
 from pathlib import Path
@@ -60,14 +61,18 @@ def with_neurons(granularity: str, make) -> nn.Module:
     return network
 
 
+@functools.cache
+def compiled_lif():
+    """The compiled loop, the same for all cases: every map size is compiled for itself, once."""
+    torch._dynamo.config.recompile_limit = 64
+    return torch.compile(lambda x: lif_loop(x, None), fullgraph=True, dynamic=False)
+
+
 def networks(granularity: str, device: str) -> dict[str, nn.Module]:
-    torch.compiler.reset()
-    torch._dynamo.config.recompile_limit = 64  # every map size is compiled for itself
-    compiled = torch.compile(lambda x: lif_loop(x, None), fullgraph=True, dynamic=False)
     makers = {
         "ours": lambda lif: lif,
         "ANN": lambda lif: nn.ReLU(),
-        "compiled LIF": lambda lif: Neurons(lif, compiled),
+        "compiled LIF": lambda lif: Neurons(lif, compiled_lif()),
     }
     if spikingjelly_lif(False) is not None:
         makers["SpikingJelly"] = lambda lif: Neurons(lif, Resetting())
