@@ -319,3 +319,6 @@ def test_help_of_every_command(capsys):
     with pytest.raises(SystemExit):
         cli.main(["evaluate"])
     assert "did you mean 'eval'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["eval", "x", "--sample", "3", "--jsn"])
+    assert "unrecognized arguments: --jsn (did you mean '--json'?)" in capsys.readouterr().err

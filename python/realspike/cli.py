@@ -33,7 +33,8 @@ class _Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, f"must be one of {choices}; got {value!r}{hint}")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """Return the parser of the whole command and those of its commands."""
     parser = _Parser(
         prog="realspike",
         description="Train, fold, verify and use Real Spike networks.",
@@ -45,15 +46,21 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in _COMMANDS:
         command.add(commands)
-    return parser
+    return parser, commands.choices
 
 
 def _parse(arguments: "Sequence[str] | None") -> argparse.Namespace:
     """Parse, with key=value anywhere: argparse takes arguments behind an option for unknown."""
-    parser = _parser()
+    parser, commands = _parsers()
     parsed, others = parser.parse_known_args(arguments)
-    if others and (not hasattr(parsed, "overrides") or any(o.startswith("-") for o in others)):
-        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    unknown = [other for other in others if other.startswith("-")]
+    if not hasattr(parsed, "overrides"):
+        unknown = others
+    if unknown:
+        command = commands[parsed.command]
+        options = [o for action in command._actions for o in action.option_strings]
+        hint = nearest(unknown[0].partition("=")[0], options)
+        command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     if others:
         parsed.overrides = [*parsed.overrides, *others]
     return parsed

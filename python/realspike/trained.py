@@ -13,6 +13,7 @@ from realspike.checkpoint import CheckpointError
 from realspike.data.loader import evaluation_loader
 from realspike.data.preprocess import Preprocess
 from realspike.network_config import NetworkConfig
+from realspike.progress import track
 from realspike.run_config import ConfigError, RunConfig
 
 BATCH = 64  # samples
@@ -48,7 +49,8 @@ class Trained:
         preprocess = Preprocess(self.config.data, splits.mean, splits.std, image_size)
         workers = self.config.data.workers if splits.read_in_workers else 0
         loader = evaluation_loader(splits.test, BATCH, workers=workers, samples=samples)
-        return ((preprocess(inputs), labels) for inputs, labels in loader)
+        batches = track(loader, "test samples")
+        return ((preprocess(inputs), labels) for inputs, labels in batches)
 
     def example_input(self) -> Tensor:
         """Return an input of the right shape for one sample."""

@@ -55,7 +55,8 @@ def run(arguments) -> int:
             print(config.to_yaml(), end="")
             return 0
     require("lightning.pytorch")
-    console = common.console()
+    # The console of Lightning's bar, above which the lines of the epochs then appear.
+    console = require("rich").get_console()
 
     from realspike import train
 
@@ -85,13 +86,18 @@ def run(arguments) -> int:
     from realspike import run_report
 
     run_report.write(out)
-    console.print(f"Files: {out}/ ({time.perf_counter() - began:.0f} s)", soft_wrap=True)
+    _line(console, f"Files: {out}/ ({time.perf_counter() - began:.0f} s)")
     return 0
 
 
 def _print(console, record: dict) -> None:
-    console.print(
+    _line(
+        console,
         f"epoch {record['epoch']:>3}: training loss {record['train_loss']:.4f}, "
         f"accuracy {100 * record['train_accuracy']:.2f} %; "
-        f"test accuracy {100 * record['test_accuracy']:.2f} %"
+        f"test accuracy {100 * record['test_accuracy']:.2f} %",
     )
+
+
+def _line(console, text: str) -> None:
+    console.print(text, soft_wrap=True, highlight=False, markup=False)

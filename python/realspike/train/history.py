@@ -45,10 +45,8 @@ class History(lightning.Callback):
         self._test += outputs["sums"]
 
     def gather(self, trainer) -> None:
-        """Make the sums those of all processes and give them to the first, before a checkpoint in
-        the middle of an epoch."""
-        total = _total(trainer, self._train)
-        self._train = total if trainer.is_global_zero else torch.zeros_like(total)
+        """Make the sums those of all processes, before a checkpoint in the middle of an epoch."""
+        self._train = _total(trainer, self._train)
 
     def on_train_epoch_end(self, trainer, module) -> None:
         train, test = _total(trainer, self._train), _total(trainer, self._test)
@@ -74,6 +72,7 @@ class History(lightning.Callback):
 
     def load_state_dict(self, state: dict) -> None:
         self.records = state["records"]
+        # What is saved is the sum of all processes.
         first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
         self._train = state["train"] if first else torch.zeros_like(state["train"])
 
