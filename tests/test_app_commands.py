@@ -153,6 +153,16 @@ def test_verify(run, folded_file, capsys):
     assert "flipped spikes" in output(capsys, "verify", run, folded_file, "--samples", 64)
 
 
+def test_verify_of_frames_counts_samples(tmp_path, capsys):
+    run = trained_run(tmp_path / "run", name="digits-events", epochs=1)
+    output(capsys, "fold", run, "-o", tmp_path / "folded")
+    arguments = ("verify", run, tmp_path / "folded", "--json", "--samples", 100)
+    report = json.loads(output(capsys, *arguments))
+    assert report["samples"] == 100
+    assert report["agreement"] >= 0.99
+    assert report["layers"][0]["neuron_timesteps"] == 100 * 3 * 4 * 16 * 16
+
+
 def test_verify_notices_other_weights(run, tmp_path, capsys):
     network = trained.load(run)
     binary = folded.fold(network)

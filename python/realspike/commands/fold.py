@@ -75,7 +75,17 @@ def run_verify(arguments) -> int:
         return common.fail(
             2, f"{arguments.folded} was folded from another network than {network.source} holds"
         )
-    report = rso.verify(network.network, binary.network, network.test_batches(arguments.samples))
+    counted = []
+
+    def batches():
+        for inputs, labels in network.test_batches(arguments.samples):
+            counted.append(len(labels))
+            yield inputs
+
+    report = rso.verify(network.network, binary.network, batches())
+    # Of frames, `verify` counts every timestep as a sample.
+    report.agreement *= report.samples / sum(counted)
+    report.samples = sum(counted)
     print(report.to_json() if arguments.json else report)
     if not report.agreement >= arguments.agreement:
         return common.fail(
