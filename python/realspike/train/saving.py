@@ -57,6 +57,8 @@ class Saving(lightning.Callback):
         self._handlers = {}
 
     def _asked_to_stop(self, trainer, module) -> int:
+        if trainer.world_size == 1:  # without waiting for a GPU
+            return self._signal
         flag = torch.tensor(self._signal, device=module.device)
         return int(trainer.strategy.reduce(flag, reduce_op="max"))
 
