@@ -183,6 +183,7 @@ def test_table_command(tmp_path, capsys):
     assert f"| digits | 2 | {accuracies[0]} | {accuracies[1]} |" in text
     assert "| digits | 4 | - | - |" in text
     assert "The paper has no such table" in text
+    assert "`realspike table 1 --data digits --seeds 1 architecture=digits width=2" in text
     assert "torch" in text
 
 

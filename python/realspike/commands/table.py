@@ -98,7 +98,7 @@ def run(arguments) -> int:
     if missing:
         console.print(f"{missing} of {len(jobs)} networks are not trained yet")
     if arguments.save:
-        page = tables.markdown(arguments.table, arguments.data, jobs, found)
+        page = tables.markdown(arguments.table, arguments.data, jobs, found, arguments.overrides)
         arguments.save.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(arguments.save, page.encode())
     if stopped:

@@ -1,11 +1,11 @@
 """Running the grid behind a table, cell by cell, and setting the table."""
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from realspike import environment
+from realspike import environment, run_config
 from realspike.datasets import DATASETS
 from realspike.recipes import Cell
 from realspike.run_config import RunConfig
@@ -50,7 +50,7 @@ class Job:
 
     def check(self) -> None:
         stored = self.folder / CONFIG_FILE
-        if stored.exists() and stored.read_text() != self.config.to_yaml():
+        if stored.exists() and run_config.read(stored) != self.config:
             raise RunError(
                 f"{self.folder} holds a run of another configuration: --out chooses another folder"
             )
@@ -158,8 +158,10 @@ def title(table: int, data: str) -> str:
     return f"Table {table} on {data}: {subject} (test accuracy of the last epoch, %)"
 
 
-def markdown(table: int, data: str, jobs: list[Job], found: dict[Cell, Entry]) -> str:
-    """Return the table as a page that says how it was measured."""
+def markdown(
+    table: int, data: str, jobs: list[Job], found: dict[Cell, Entry], overrides: Sequence[str] = ()
+) -> str:
+    """Return the table as a page that says how it was measured, with which overrides."""
     header, rows = layout(table, found)
     seeds = len({job.config.training.seed for job in jobs})
     lines = [
@@ -179,14 +181,15 @@ def markdown(table: int, data: str, jobs: list[Job], found: dict[Cell, Entry]) -
         ]
     config = jobs[0].config
     facts = environment.describe()
+    command = " ".join([f"realspike table {table} --data {data} --seeds {seeds}", *overrides])
     lines += [
         f"Every seed: {'; '.join(_seeds_of(found))}.",
         "",
         f"Network of width {config.network_config().width}; {config.training.epochs} epochs of "
         f"SGD, batch {config.data.batch_size}, learning rate {config.training.learning_rate} along "
         f"a cosine, weight decay {config.training.weight_decay}, crop {config.data.crop}.",
-        f"Measured with `realspike table {table} --data {data} --seeds {seeds}` on {facts['cpu']}, "
-        f"torch {facts['torch']}, commit {facts['commit'] or 'unknown'}.",
+        f"Measured with `{command}` on {facts['cpu']}, torch {facts['torch']}, "
+        f"realspike {facts['realspike']}; the checkpoint of every run holds its commit.",
     ]
     return "\n".join(lines) + "\n"
 
