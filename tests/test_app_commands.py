@@ -137,6 +137,16 @@ def test_a_folded_file_is_the_folded_network(run, folded_file):
     rso.assert_multiplication_free(loaded.network, inputs[:4])
 
 
+def test_a_folded_file_needs_neither_the_application_nor_the_architecture(folded_file, capsys):
+    network = rso.load_folded(folded_file)
+    with torch.no_grad():
+        assert network(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    plain = folded_file.with_name("plain.safetensors")
+    rso.save_folded(network, plain)
+    message = output(capsys, "eval", plain, code=2)
+    assert "has no 'trained_network'" in message
+
+
 def test_eval_of_a_folded_network(run, folded_file, capsys):
     expected = json.loads(output(capsys, "eval", run, "--json"))
     result = json.loads(output(capsys, "eval", folded_file, "--json"))
@@ -182,7 +192,7 @@ def test_trained_and_folded_files_are_not_confused(run, folded_file, capsys):
     message = output(capsys, "fold", folded_file, "-o", "x", code=2)
     assert "not a realspike.checkpoint" in message
     message = output(capsys, "verify", run, run / "model.safetensors", code=2)
-    assert "not a realspike.folded_checkpoint" in message
+    assert "not a realspike.folded" in message
 
 
 @pytest.mark.parametrize("keep", [0, 20, 0.5, 0.99])
@@ -197,7 +207,6 @@ def test_truncated_folded_files(folded_file, tmp_path, keep, capsys):
 # profile
 
 
-@pytest.mark.skipif(not hasattr(rso, "profile"), reason="realspike_ops has no profile")
 def test_profile(run, folded_file, capsys):
     assert "lif1" in output(capsys, "profile", run, "--samples", 64)
     json.loads(output(capsys, "profile", folded_file, "--samples", 64, "--json"))

@@ -218,12 +218,19 @@ def test_the_residual_sum_of_a_resnet_is_a_current_and_of_a_sew_resnet_spikes():
         assert sums[0].max() == (1.0 if is_current else 2.0)
 
 
-def test_a_plain_chain_folds():
-    config = small("digits", "element")
-    network = lively(config)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("granularity", ["none", "channel", "element"])
+def test_every_network_folds(name, granularity):
+    if granularity != "none" and name in ("resnet19", "sew_resnet18", "sew_resnet34"):
+        pytest.skip("the same blocks as a smaller network's")
+    # Max pooling does not commute with one amplitude per element.
+    average = granularity == "element" and name.startswith(("vgg", "sew"))
+    network = lively(small(name, granularity, pooling="average" if average else None))
+    torch.manual_seed(0)
     with torch.no_grad():
         for lif in of_type(network, rso.RealSpikeLIF):
-            lif.amplitude.uniform_(0.5, 1.5)
+            if lif.amplitude is not None:
+                lif.amplitude.uniform_(-0.5, 1.5)
     images = torch.rand(4, 3, 13, 13)
     folded = rso.reparameterize(network, images)
     report = rso.verify(network, folded, images)

@@ -4,7 +4,7 @@ Reading one parses numbers and JSON; nothing in a file is ever executed or unpic
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +45,16 @@ def save(path: "str | Path", network: SpikingNetwork, training: Mapping) -> None
         TypeError: if ``training`` holds something that JSON cannot.
         MissingPackageError: if safetensors is not installed.
     """
-    write(path, FORMAT, network.state_dict(), network.config, training)
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()
+    }
+    metadata = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "network": json.dumps(network.config.to_dict()),
+        "training": json.dumps(dict(training)),
+    }
+    write_atomically(Path(path), require("safetensors.torch").save(tensors, metadata))
 
 
 def load(path: "str | Path") -> Checkpoint:
@@ -58,69 +67,29 @@ def load(path: "str | Path") -> Checkpoint:
         MissingPackageError: if safetensors is not installed.
     """
 
-    def expected(config: NetworkConfig) -> Mapping[str, Tensor]:
-        # Without storage, so that a file cannot make us allocate more than it holds.
-        with torch.device("meta"):
-            return build(config, seed=0).state_dict()
-
-    config, training, tensors = read(path, FORMAT, expected)
+    path = Path(path)
+    try:
+        with open_file(path) as file:
+            config, training = _read_metadata(file.metadata())
+            tensors = _read_tensors(file, config)
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"cannot load the checkpoint {path}: {error}") from error
     network = build(config, seed=0)
     network.load_state_dict(tensors)
     return Checkpoint(network.eval(), training)
 
 
-def write(
-    path: "str | Path",
-    format: str,
-    state: Mapping[str, Tensor],
-    config: NetworkConfig,
-    training: Mapping,
-) -> None:
-    """Write tensors with a configuration and a record as a file of the named format."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    metadata = {
-        "format": format,
-        "format_version": FORMAT_VERSION,
-        "network": json.dumps(config.to_dict()),
-        "training": json.dumps(dict(training)),
-    }
-    write_atomically(Path(path), require("safetensors.torch").save(tensors, metadata))
-
-
-def read(
-    path: "str | Path",
-    format: str,
-    expected: Callable[[NetworkConfig], Mapping[str, Tensor]],
-) -> tuple[NetworkConfig, dict, dict[str, Tensor]]:
-    """Read what `write` wrote: the configuration, the record and the tensors.
-
-    Args:
-        path: The file.
-        format: The format that it must have.
-        expected: Returns the state whose names, shapes and dtypes the file must have.
-
-    Raises:
-        CheckpointError: see `load`.
-    """
-    path = Path(path)
-    try:
-        with _open(path) as file:
-            config, training = _read_metadata(file.metadata(), format)
-            return config, training, _read_tensors(file, expected(config))
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"cannot load the checkpoint {path}: {error}") from error
-
-
 def format_of(path: "str | Path") -> "str | None":
     """Return the format that a file claims to have, None if it has no such claim."""
     try:
-        with _open(Path(path)) as file:
+        with open_file(Path(path)) as file:
             return (file.metadata() or {}).get("format")
     except (ValueError, OSError):
         return None
 
 
-def _open(path: Path):
+def open_file(path: Path):
+    """Open a safetensors file; ValueError says in one line why that cannot be done."""
     safetensors = require("safetensors")
     if not path.exists():
         raise ValueError("there is no such file")
@@ -142,7 +111,8 @@ def _what_it_is(path: Path, error: Exception) -> str:
     return f"it is truncated, corrupt or not a safetensors file ({error})"
 
 
-def _json_object(metadata: Mapping[str, str], key: str) -> dict:
+def json_object(metadata: Mapping[str, str], key: str) -> dict:
+    """Return an entry of a file's metadata; ValueError if it is missing or no JSON object."""
     try:
         value = json.loads(metadata[key])
     except KeyError:
@@ -154,21 +124,25 @@ def _json_object(metadata: Mapping[str, str], key: str) -> dict:
     return value
 
 
-def _read_metadata(metadata: "Mapping[str, str] | None", format: str) -> tuple[NetworkConfig, dict]:
+def _read_metadata(metadata: "Mapping[str, str] | None") -> tuple[NetworkConfig, dict]:
     metadata = metadata or {}
-    if metadata.get("format") != format:
-        raise ValueError(f"it is a safetensors file, but not a {format}")
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"it is a safetensors file, but not a {FORMAT}")
     version = metadata.get("format_version")
     if version != FORMAT_VERSION:
         raise ValueError(
             f"its format version is {version!r:.40}; this version reads {FORMAT_VERSION!r}"
         )
-    return NetworkConfig.from_dict(_json_object(metadata, "network")), _json_object(
+    return NetworkConfig.from_dict(json_object(metadata, "network")), json_object(
         metadata, "training"
     )
 
 
-def _read_tensors(file, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _read_tensors(file, config: NetworkConfig) -> dict[str, Tensor]:
+    # The header's shapes are compared with those of a network without storage, so that a file
+    # cannot make us allocate more than its configuration allows.
+    with torch.device("meta"):
+        expected = build(config, seed=0).state_dict()
     found = set(file.keys())
     if missing := sorted(set(expected) - found):
         raise ValueError(f"the tensor {missing[0]!r} is missing")

@@ -24,9 +24,6 @@ def run(arguments) -> int:
         network = folded.load(arguments.checkpoint, arguments.overrides)
     else:
         network = trained.load(arguments.checkpoint, arguments.overrides)
-    profile = getattr(rso, "profile", None)
-    if profile is None:
-        return common.fail(2, "this realspike_ops has no profile yet")
-    report = profile(network.network, network.test_batches(arguments.samples))
+    report = rso.profile(network.network, network.test_batches(arguments.samples))
     print(report.to_json() if arguments.json else report)
     return 0
