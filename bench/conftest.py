@@ -118,6 +118,20 @@ def report_values(request, benchmark):
     return run
 
 
+@pytest.fixture
+def compare_bytes(request, benchmark):
+    """compare_bytes(ours, {name: bytes}): report the ratios of sizes beside those of times."""
+
+    def run(ours, peers):
+        benchmark.pedantic(lambda: None)  # nothing is timed
+        ratios = {name: size / ours for name, size in peers.items()}
+        benchmark.extra_info.update(device=DEVICE, ratios=ratios, bytes=ours, peer_bytes=peers)
+        row = Row(request.node.name, "peak memory of a step", 0.0, {}, ratios)
+        request.config.stash[ROWS].append(row)
+
+    return run
+
+
 def _cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

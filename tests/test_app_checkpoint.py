@@ -12,14 +12,14 @@ safetensors_torch = pytest.importorskip("safetensors.torch")
 
 from realspike import checkpoint  # noqa: E402
 from realspike.checkpoint import CheckpointError  # noqa: E402
-from realspike.networks import GRANULARITIES, DigitsNetConfig, build  # noqa: E402
+from realspike.networks import GRANULARITIES, NetworkConfig, build  # noqa: E402
 
 RECORD = {"seed": 3, "test_accuracy": 0.5}
 
 
 @pytest.fixture
 def network():
-    network = build(DigitsNetConfig("element", timesteps=2, width=4, decay=0.5), seed=1)
+    network = build(NetworkConfig("element", timesteps=2, width=4, decay=0.5), seed=1)
     for norm in (network.bn1, network.bn2, network.bn3):
         norm.running_mean.uniform_(-1, 1)
     with torch.no_grad():
@@ -66,7 +66,7 @@ def refusal_of(network, path, tensors=None, /, **metadata):
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_round_trip(granularity, tmp_path):
-    network = build(DigitsNetConfig(granularity, timesteps=3, width=5), seed=2).eval()
+    network = build(NetworkConfig(granularity, timesteps=3, width=5), seed=2).eval()
     checkpoint.save(tmp_path / "a", network, RECORD)
     loaded = checkpoint.load(str(tmp_path / "a"))
     assert loaded.training == RECORD
@@ -168,7 +168,7 @@ def test_foreign_safetensors(network, tmp_path):
 
 
 def test_other_version(network, tmp_path):
-    assert "format version is '2'" in refusal_of(network, tmp_path / "a", format_version="2")
+    assert "format version is '1'" in refusal_of(network, tmp_path / "a", format_version="1")
     assert "format version is None" in refusal_of(network, tmp_path / "a", format_version=None)
 
 

@@ -18,7 +18,7 @@ for package in ("sklearn", "matplotlib", "safetensors", "rich"):
 
 from realspike import checkpoint, cli, quickstart, report  # noqa: E402
 from realspike.digits import load_digits, stratified_split  # noqa: E402
-from realspike.networks import GRANULARITIES, DigitsNetConfig, build  # noqa: E402
+from realspike.networks import GRANULARITIES, NetworkConfig, build  # noqa: E402
 from realspike.spikes import record_spikes  # noqa: E402
 from realspike.timing import time_interleaved  # noqa: E402
 from realspike.training import TrainingSettings, predict, random_shift, train  # noqa: E402
@@ -115,7 +115,7 @@ def test_split_without_a_part_is_refused(fraction):
 
 
 def test_the_four_networks_start_alike():
-    networks = {g: build(DigitsNetConfig(g, width=4), seed=7) for g in GRANULARITIES}
+    networks = {g: build(NetworkConfig(g, width=4), seed=7) for g in GRANULARITIES}
     expected = networks["none"].state_dict()
     for granularity, network in networks.items():
         state = network.state_dict()
@@ -125,13 +125,13 @@ def test_the_four_networks_start_alike():
         for name, tensor in expected.items():
             assert torch.equal(state[name], tensor), name
         assert all((state[name] == 1).all() for name in amplitudes)
-    other = build(DigitsNetConfig(width=4), seed=8)
+    other = build(NetworkConfig(width=4), seed=8)
     assert not torch.equal(other.conv1.weight, networks["none"].conv1.weight)
 
 
 def test_the_four_networks_compute_alike_at_the_start(digits):
     logits = [
-        predict(build(DigitsNetConfig(g, width=4), seed=7), digits.test_images[:8])
+        predict(build(NetworkConfig(g, width=4), seed=7), digits.test_images[:8])
         for g in GRANULARITIES
     ]
     for other in logits[1:]:
@@ -139,7 +139,7 @@ def test_the_four_networks_compute_alike_at_the_start(digits):
 
 
 def short_training(digits, granularity="element", **settings):
-    network = build(DigitsNetConfig(granularity, width=4, timesteps=2), seed=3)
+    network = build(NetworkConfig(granularity, width=4, timesteps=2), seed=3)
     settings = {"epochs": 2, "batch_size": 256, "seed": 3} | settings
     return list(train(network, digits, TrainingSettings(**settings))), network
 
@@ -169,7 +169,7 @@ def test_training_learns_also_the_amplitudes(digits):
 def test_every_network_sees_the_same_batches(digits):
     seen = {}
     for granularity in ("none", "element"):
-        network = build(DigitsNetConfig(granularity, width=2, timesteps=1), seed=0)
+        network = build(NetworkConfig(granularity, width=2, timesteps=1), seed=0)
         seen[granularity] = []
         network.register_forward_pre_hook(
             lambda module, args, to=seen[granularity]: to.append(args[0].clone())
@@ -180,7 +180,7 @@ def test_every_network_sees_the_same_batches(digits):
 
 
 def test_predict_is_in_eval_mode_and_restores_the_mode(digits):
-    network = build(DigitsNetConfig(width=4, timesteps=2), seed=0)
+    network = build(NetworkConfig(width=4, timesteps=2), seed=0)
     images = digits.test_images[:200]  # more than one batch of the evaluation
     with torch.no_grad():
         expected = network.eval()(images)
@@ -231,7 +231,7 @@ def test_unfold_bmm_equals_unshared_spike_conv(geometry):
 
 
 def test_unfold_bmm_replaces_every_unshared_layer(digits):
-    network = build(DigitsNetConfig("element", width=4), seed=0).eval()
+    network = build(NetworkConfig("element", width=4), seed=0).eval()
     with torch.no_grad():
         for lif in (network.lif1, network.lif2, network.lif3):
             lif.amplitude.uniform_(0.5, 1.5)
@@ -265,7 +265,7 @@ def test_timing_is_relative_to_the_first():
 
 
 def test_recorded_spikes_are_amplitude_times_binary(digits):
-    network = build(DigitsNetConfig("channel", width=4, timesteps=3), seed=0).eval()
+    network = build(NetworkConfig("channel", width=4, timesteps=3), seed=0).eval()
     with torch.no_grad():
         network.lif2.amplitude.uniform_(0.5, 1.5)
     images = digits.test_images[:2]
@@ -385,16 +385,16 @@ def test_the_ops_that_run_are_the_real_ones(digits, monkeypatch):
 
 
 def test_a_checkpoint_that_classifies_otherwise_is_an_error(digits, tmp_path):
-    trained = build(DigitsNetConfig("element", width=4), seed=0).eval()
-    other = build(DigitsNetConfig("element", width=4), seed=1).eval()
+    trained = build(NetworkConfig("element", width=4), seed=0).eval()
+    other = build(NetworkConfig("element", width=4), seed=1).eval()
     checkpoint.save(tmp_path / quickstart.checkpoint_name("element"), other, {})
     with pytest.raises(quickstart.QuickstartError, match="classifies"):
         quickstart._reload(tmp_path, trained, digits)
 
 
 def test_trained_and_folded_are_examined_apart(digits):
-    trained = build(DigitsNetConfig("element", width=4), seed=0).eval()
-    other = build(DigitsNetConfig("element", width=4), seed=1).eval()
+    trained = build(NetworkConfig("element", width=4), seed=0).eval()
+    other = build(NetworkConfig("element", width=4), seed=1).eval()
     folded = rso.reparameterize(other, digits.test_images[:1])
     examined = quickstart._examine(trained, folded, digits)
     for name, network in (("trained", trained), ("folded", other)):
@@ -406,7 +406,7 @@ def test_trained_and_folded_are_examined_apart(digits):
 
 
 def test_a_network_that_multiplies_is_an_error(digits):
-    trained = build(DigitsNetConfig("element", width=4), seed=0).eval()
+    trained = build(NetworkConfig("element", width=4), seed=0).eval()
     with pytest.raises(rso.MultiplicationError):
         quickstart._examine(trained, trained, digits)
 

@@ -134,6 +134,19 @@ def test_the_application_uses_public_names_alone():
                 assert not private, f"{path.name} uses {node.value.id}.{node.attr}"
 
 
+def test_every_package_is_installed():
+    declared = re.search(
+        r"\npackages = (\[.*?\])", (ROOT / "pyproject.toml").read_text(), re.DOTALL
+    )
+    roots = {ROOT: PACKAGE, ROOT / "python": ROOT / "python" / "realspike"}
+    found = [
+        module_name(path, root)
+        for root, package in roots.items()
+        for path in package.rglob("__init__.py")
+    ]
+    assert sorted(found) == sorted(ast.literal_eval(declared.group(1)))
+
+
 def _all_of(path: Path) -> ast.expr:
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":

@@ -1,5 +1,6 @@
 #include "cpu/memory.h"
 
+#include <cstdio>
 #include <cstdlib>
 
 #if defined(__linux__)
@@ -16,10 +17,13 @@ int64_t find_last_level_cache_bytes() {
     const int64_t bytes = std::atoll(asked);
     if (bytes > 0) return bytes;
   }
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-  const int64_t bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
-  if (bytes > 0) return bytes;
-#endif
+  // sysconf adds up the caches of a whole package; what one core can fill is in sysfs.
+  if (std::FILE* file = std::fopen("/sys/devices/system/cpu/cpu0/cache/index3/size", "r")) {
+    long kibibytes = 0;
+    const int read = std::fscanf(file, "%ldK", &kibibytes);
+    std::fclose(file);
+    if (read == 1 && kibibytes > 0) return int64_t{kibibytes} << 10;
+  }
   return int64_t{32} << 20;
 }
 

@@ -11,15 +11,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from realspike.errors import UserError
 from realspike.files import write_atomically
-from realspike.networks import DigitsNet, DigitsNetConfig, build
+from realspike.networks import NetworkConfig, SpikingNetwork, build
 from realspike.optional import require
 
 FORMAT = "realspike.checkpoint"
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError, ValueError):
     """A file is not a checkpoint that can be loaded; the message names it and the reason."""
 
 
@@ -27,11 +28,11 @@ class CheckpointError(ValueError):
 class Checkpoint:
     """A network in eval mode, on the CPU, and the record that was saved beside it."""
 
-    network: DigitsNet
+    network: SpikingNetwork
     training: dict
 
 
-def save(path: "str | Path", network: DigitsNet, training: Mapping) -> None:
+def save(path: "str | Path", network: SpikingNetwork, training: Mapping) -> None:
     """Write the weights, the configuration and a record of the training; all or nothing.
 
     Args:
@@ -65,18 +66,10 @@ def load(path: "str | Path") -> Checkpoint:
             tensor is missing, unknown, of the wrong shape or dtype, or not finite.
         MissingPackageError: if safetensors is not installed.
     """
-    safetensors = require("safetensors")
+
     path = Path(path)
     try:
-        if not path.exists():
-            raise ValueError("there is no such file")
-        if not path.is_file():
-            raise ValueError("it is not a regular file")
-        try:
-            file = safetensors.safe_open(path, framework="pt", device="cpu")
-        except safetensors.SafetensorError as error:
-            raise ValueError(_what_it_is(path, error)) from error
-        with file:
+        with open_file(path) as file:
             config, training = _read_metadata(file.metadata())
             tensors = _read_tensors(file, config)
     except (ValueError, OSError) as error:
@@ -84,6 +77,28 @@ def load(path: "str | Path") -> Checkpoint:
     network = build(config, seed=0)
     network.load_state_dict(tensors)
     return Checkpoint(network.eval(), training)
+
+
+def format_of(path: "str | Path") -> "str | None":
+    """Return the format that a file claims to have, None if it has no such claim."""
+    try:
+        with open_file(Path(path)) as file:
+            return (file.metadata() or {}).get("format")
+    except (ValueError, OSError):
+        return None
+
+
+def open_file(path: Path):
+    """Open a safetensors file; ValueError says in one line why that cannot be done."""
+    safetensors = require("safetensors")
+    if not path.exists():
+        raise ValueError("there is no such file")
+    if not path.is_file():
+        raise ValueError("it is not a regular file")
+    try:
+        return safetensors.safe_open(path, framework="pt", device="cpu")
+    except safetensors.SafetensorError as error:
+        raise ValueError(_what_it_is(path, error)) from error
 
 
 def _what_it_is(path: Path, error: Exception) -> str:
@@ -96,7 +111,8 @@ def _what_it_is(path: Path, error: Exception) -> str:
     return f"it is truncated, corrupt or not a safetensors file ({error})"
 
 
-def _json_object(metadata: Mapping[str, str], key: str) -> dict:
+def json_object(metadata: Mapping[str, str], key: str) -> dict:
+    """Return an entry of a file's metadata; ValueError if it is missing or no JSON object."""
     try:
         value = json.loads(metadata[key])
     except KeyError:
@@ -108,7 +124,7 @@ def _json_object(metadata: Mapping[str, str], key: str) -> dict:
     return value
 
 
-def _read_metadata(metadata: "Mapping[str, str] | None") -> tuple[DigitsNetConfig, dict]:
+def _read_metadata(metadata: "Mapping[str, str] | None") -> tuple[NetworkConfig, dict]:
     metadata = metadata or {}
     if metadata.get("format") != FORMAT:
         raise ValueError(f"it is a safetensors file, but not a {FORMAT}")
@@ -117,12 +133,12 @@ def _read_metadata(metadata: "Mapping[str, str] | None") -> tuple[DigitsNetConfi
         raise ValueError(
             f"its format version is {version!r:.40}; this version reads {FORMAT_VERSION!r}"
         )
-    return DigitsNetConfig.from_dict(_json_object(metadata, "network")), _json_object(
+    return NetworkConfig.from_dict(json_object(metadata, "network")), json_object(
         metadata, "training"
     )
 
 
-def _read_tensors(file, config: DigitsNetConfig) -> dict[str, Tensor]:
+def _read_tensors(file, config: NetworkConfig) -> dict[str, Tensor]:
     # The header's shapes are compared with those of a network without storage, so that a file
     # cannot make us allocate more than its configuration allows.
     with torch.device("meta"):

@@ -56,6 +56,17 @@ def stratified_split(labels: np.ndarray, test_fraction: float, seed: int):  # [N
     return np.flatnonzero(~test), np.flatnonzero(test)
 
 
+def read_pixels() -> tuple[Tensor, Tensor]:
+    """Return all images [1797, 1, 8, 8] with values in [0, 1] and their labels [1797].
+
+    Raises:
+        MissingPackageError: if scikit-learn is not installed.
+    """
+    raw = require("sklearn.datasets").load_digits()
+    pixels = torch.from_numpy(raw.images / _WHITE).float().unsqueeze(1)
+    return pixels, torch.from_numpy(raw.target).long()
+
+
 def load_digits(test_fraction: float = 0.25, split_seed: int = 0) -> Digits:
     """Load the digits and split them, the same way for the same arguments.
 
@@ -63,10 +74,8 @@ def load_digits(test_fraction: float = 0.25, split_seed: int = 0) -> Digits:
         MissingPackageError: if scikit-learn is not installed.
         ValueError: for a ``test_fraction`` that leaves a class without images.
     """
-    raw = require("sklearn.datasets").load_digits()
-    train, test = stratified_split(raw.target, test_fraction, split_seed)
-    pixels = torch.from_numpy(raw.images / _WHITE).float().unsqueeze(1)
-    labels = torch.from_numpy(raw.target).long()
+    pixels, labels = read_pixels()
+    train, test = stratified_split(labels.numpy(), test_fraction, split_seed)
     train, test = torch.from_numpy(train), torch.from_numpy(test)
     # Of the training part alone: nothing of the test images may reach the network.
     mean, std = pixels[train].mean().item(), pixels[train].std().item()

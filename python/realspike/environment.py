@@ -1,6 +1,7 @@
 """What a measurement ran on: the versions and the machine, for the record beside it."""
 
 import platform
+import subprocess
 from pathlib import Path
 
 import torch
@@ -21,10 +22,33 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def commit() -> str:
+    """Return the commit of the checkout that this file belongs to, "+" behind it if files differ
+    from it, or "" outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=30,
+        )
+        return done.stdout.strip()
+
+    try:
+        # Not the repository of a project that has this package in its virtual environment.
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
 def describe() -> dict:
     """Return versions, processor, threads and how the kernels were built, as JSON can hold it."""
     return {
         "realspike": realspike_ops.__version__,
+        "commit": commit(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",

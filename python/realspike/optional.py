@@ -3,11 +3,17 @@
 import importlib
 from types import ModuleType
 
-_DISTRIBUTIONS = {"sklearn": "scikit-learn"}
+from realspike.errors import UserError
+
+_DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml"}
+_EXTRAS = {"lightning": "train", "tensorboard": "train", "yaml": "train"} | {
+    "kornia": "data",
+    "PIL": "data",
+}
 
 
-class MissingPackageError(ImportError):
-    """A package of the ``app`` extra is not installed; the message says how to install it."""
+class MissingPackageError(UserError, ImportError):
+    """A package of an extra is not installed; the message says how to install it."""
 
 
 def require(module: str) -> ModuleType:
@@ -22,5 +28,5 @@ def require(module: str) -> ModuleType:
         package = module.partition(".")[0]
         raise MissingPackageError(
             f"{_DISTRIBUTIONS.get(package, package)} is needed here and cannot be imported "
-            f"({error}): pip install '.[app]' in the checkout"
+            f"({error}): pip install '.[{_EXTRAS.get(package, 'app')}]' in the checkout"
         ) from error

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import realspike_ops as rso
 from realspike import checkpoint, environment, files, plots, report
 from realspike.digits import Digits, load_digits
-from realspike.networks import GRANULARITIES, DigitsNet, DigitsNetConfig, build
+from realspike.networks import GRANULARITIES, NetworkConfig, SpikingNetwork, build
 from realspike.optional import require
 from realspike.spikes import record_spikes
 from realspike.timing import time_interleaved
@@ -96,12 +96,12 @@ def run(
 
 def _run(settings: QuickstartSettings, on_epoch: Callable[[str, EpochRecord], None]) -> dict:
     data = load_digits()
-    trained: dict[str, DigitsNet] = {}
+    trained: dict[str, SpikingNetwork] = {}
     folded: dict[str, nn.Module] = {}
     histories: dict[str, list[EpochRecord]] = {}
     networks: dict[str, dict] = {}
     for granularity in GRANULARITIES:
-        config = DigitsNetConfig(granularity, timesteps=settings.timesteps)
+        config = NetworkConfig(granularity, timesteps=settings.timesteps)
         network = trained[granularity] = build(config, settings.training.seed)
         began = time.perf_counter()
         histories[granularity] = []
@@ -149,7 +149,7 @@ def _run(settings: QuickstartSettings, on_epoch: Callable[[str, EpochRecord], No
     }
 
 
-def _examine(network: DigitsNet, folded: nn.Module, data: Digits) -> dict:
+def _examine(network: SpikingNetwork, folded: nn.Module, data: Digits) -> dict:
     """Compare the trained and the folded network on the test images."""
     images, labels = data.test_images, data.test_labels
     verification = rso.verify(network, folded, images.split(EVALUATION_BATCH))
@@ -186,7 +186,7 @@ def _amplitudes(network: nn.Module) -> dict[str, dict[str, float]]:
     }
 
 
-def _compare_inference(trained: DigitsNet, folded: nn.Module, data: Digits) -> dict:
+def _compare_inference(trained: SpikingNetwork, folded: nn.Module, data: Digits) -> dict:
     """Run the element-wise network in three ways: are they right, and how long do they take?"""
     ways = {
         "unshared_spike_conv": folded,
@@ -217,7 +217,7 @@ def _difference(a: Tensor, b: Tensor) -> float:
     return (a - b).abs().max().item()
 
 
-def _reload(out: Path, trained: DigitsNet, data: Digits) -> dict:
+def _reload(out: Path, trained: SpikingNetwork, data: Digits) -> dict:
     """Load the element-wise checkpoint, fold it and compare it with the network in memory."""
     name = checkpoint_name("element")
     network = checkpoint.load(out / name).network
@@ -239,7 +239,7 @@ def _reload(out: Path, trained: DigitsNet, data: Digits) -> dict:
     }
 
 
-def _draw_spikes(path: Path, trained: DigitsNet, folded: nn.Module, data: Digits) -> None:
+def _draw_spikes(path: Path, trained: SpikingNetwork, folded: nn.Module, data: Digits) -> None:
     image = data.test_images[data.test_labels == SHOWN_DIGIT][:1]
     timestep = trained.config.timesteps - 1
     binary = record_spikes(folded, image)[SHOWN_LAYER][timestep, 0]  # [C, H, W]

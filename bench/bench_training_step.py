@@ -1,0 +1,143 @@
+"""One training step of ResNet20 beside the same network with other neurons, and beside the ANN.
+
+Forward, cross-entropy, backward and SGD; only what stands where the neurons are differs. The ANN
+has ReLU there and runs on the same T*B images.
+"""
+
+import functools
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from peers import lif_loop, spikingjelly_lif
+from realspike.networks import NetworkConfig, build
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+import realspike_ops as rso
+
+BATCH = 8
+CONFIG = {"architecture": "resnet20", "width": 16, "timesteps": 4, "in_channels": 3}
+CONFIG |= {"image_size": 32}
+
+
+class Neurons(nn.Module):
+    """Another implementation of the neuron in the place of a `RealSpikeLIF`, amplitude included."""
+
+    def __init__(self, lif: rso.RealSpikeLIF, multi_step):
+        super().__init__()
+        self.timesteps, self.amplitude = lif.timesteps, lif.amplitude
+        self.multi_step = multi_step
+
+    def forward(self, x: Tensor) -> Tensor:  # [T*B, C, H, W]
+        y = self.multi_step(x.unflatten(0, (self.timesteps, -1)))
+        return (y if self.amplitude is None else self.amplitude * y).flatten(0, 1)
+
+
+class Resetting(nn.Module):
+    """SpikingJelly's node keeps its state until it is reset, which its users do between steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.node = spikingjelly_lif(detach_reset=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.node.reset()
+        return self.node(x)
+
+
+def with_neurons(granularity: str, make) -> nn.Module:
+    """Return ResNet20 with `make(lif)` in place of every LIF layer."""
+    network = build(NetworkConfig(granularity, **CONFIG), seed=0)
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.ones_(norm.weight)  # as in training: the last ones of the blocks start at 0
+    for name, module in list(network.named_modules()):
+        if isinstance(module, rso.RealSpikeLIF):
+            network.set_submodule(name, make(module))
+    return network
+
+
+@functools.cache
+def compiled_lif():
+    """The compiled loop, the same for all cases: every map size is compiled for itself, once."""
+    torch._dynamo.config.recompile_limit = 64
+    return torch.compile(lambda x: lif_loop(x, None), fullgraph=True, dynamic=False)
+
+
+def networks(granularity: str, device: str) -> dict[str, nn.Module]:
+    makers = {
+        "ours": lambda lif: lif,
+        "ANN": lambda lif: nn.ReLU(),
+        "compiled LIF": lambda lif: Neurons(lif, compiled_lif()),
+    }
+    if spikingjelly_lif(False) is not None:
+        makers["SpikingJelly"] = lambda lif: Neurons(lif, Resetting())
+    return {name: with_neurons(granularity, make).to(device) for name, make in makers.items()}
+
+
+def training_step(network: nn.Module, images: Tensor, labels: Tensor):
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
+
+    def step():
+        optimizer.zero_grad()
+        F.cross_entropy(network(images), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def batch(device: str) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(BATCH, 3, 32, 32, device=device), torch.arange(BATCH, device=device)
+
+
+@pytest.mark.parametrize("granularity", ["none", "element"])
+def bench_training_step(compare, device, granularity):
+    steps = {
+        name: training_step(network, *batch(device))
+        for name, network in networks(granularity, device).items()
+    }
+    ours = steps.pop("ours")
+
+    def compressed():
+        with rso.compress_spikes():
+            ours()
+
+    compare(ours, steps | {"ours, compress_spikes": compressed})
+
+
+def peak_bytes(step, device: str) -> int:
+    """Return by how much the memory of tensors grows within one step, at its highest."""
+    step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        profiler.export_chrome_trace(file.name)
+        events = json.loads(Path(file.name).read_text())["traceEvents"]
+    changes = sorted(
+        (event for event in events if event.get("name") == "[memory]"), key=lambda e: e["ts"]
+    )
+    totals = [event["args"]["Total Allocated"] for event in changes]
+    return max(totals) - (totals[0] - changes[0]["args"]["Bytes"])
+
+
+@pytest.mark.parametrize("granularity", ["none", "element"])
+def bench_training_memory(compare_bytes, device, granularity):
+    made = networks(granularity, device)
+    steps = {name: training_step(network, *batch(device)) for name, network in made.items()}
+    peaks = {name: peak_bytes(step, device) for name, step in steps.items()}
+    with rso.compress_spikes():
+        compressed = peak_bytes(steps["ours"], device)
+    ours = peaks.pop("ours")
+    compare_bytes(ours, peaks | {"ours, compress_spikes": compressed})

@@ -1,0 +1,143 @@
+"""What the neurons of a network do on data: firing rates, and the entropy of what they emit."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from realspike_ops import RealSpikeLIF
+
+REAL_VALUED_BITS = 32  # of a float32, the paper's R(X) of a real-valued spike (Section 3.4)
+BINARY_BITS = 1
+
+
+@dataclass(frozen=True)
+class LayerActivity:
+    """One LIF layer over all samples and timesteps.
+
+    Attributes:
+        name: In the network.
+        spikes: How often each neuron fired, [C, H, W] float64.
+        chances: How often it could have: timesteps * samples.
+        amplitude: Of each neuron, [C, H, W]; ones for binary spikes.
+        is_real_valued: Whether the layer has amplitudes.
+    """
+
+    name: str
+    spikes: Tensor  # [C, H, W]
+    chances: int
+    amplitude: Tensor  # [C, H, W]
+    is_real_valued: bool
+
+    @property
+    def firing_rates(self) -> Tensor:  # [C, H, W]
+        return self.spikes / self.chances
+
+    @property
+    def firing_rate(self) -> float:
+        return self.firing_rates.mean().item()
+
+    @property
+    def capacity(self) -> int:
+        """The largest entropy of one spike, R(X), in bits."""
+        return REAL_VALUED_BITS if self.is_real_valued else BINARY_BITS
+
+    def binary_entropy(self) -> float:
+        """Return the entropy of "fires or not", over all neurons, in bits."""
+        return _entropy(torch.tensor([self.firing_rate, 1 - self.firing_rate]))
+
+    def emitted_entropy(self) -> float:
+        """Return the entropy of the value that is emitted, over all neurons, in bits.
+
+        The values are 0 and the amplitudes of the neurons that fire. A reader that knows which
+        neuron it reads learns only whether it fired: see `neuron_entropy`.
+        """
+        values, which = self.amplitude.flatten().unique(return_inverse=True)
+        fired = torch.zeros(len(values), dtype=torch.float64)
+        fired.index_add_(0, which, self.spikes.flatten())
+        shares = fired / (self.chances * self.spikes.numel())
+        silent = 1 - shares.sum() + shares[values == 0].sum()
+        return _entropy(torch.cat([shares[values != 0], silent[None]]))
+
+    def neuron_entropy(self) -> float:
+        """Return the mean over the neurons of the entropy of what one of them emits, in bits.
+
+        An amplitude is fixed after training: one neuron emits 0 or its own, two values.
+        """
+        rates = self.firing_rates.flatten()
+        return float(_terms(rates).add(_terms(1 - rates)).mean())
+
+
+def _terms(shares: Tensor) -> Tensor:
+    return -torch.xlogy(shares, shares) / math.log(2)
+
+
+def _entropy(shares: Tensor) -> float:
+    return float(_terms(shares.double().clamp(min=0)).sum())
+
+
+@torch.no_grad()
+def record_activity(network: nn.Module, batches: Iterable[Tensor]) -> list[LayerActivity]:
+    """Run batches of network inputs and return what every LIF layer did, in order of execution.
+
+    Raises:
+        ValueError: if there are no batches.
+    """
+    spikes: dict[str, Tensor] = {}
+    chances: dict[str, int] = {}
+    layers: dict[str, RealSpikeLIF] = {}
+
+    def count(name: str):
+        def hook(module, _, output):
+            fired = (output != 0).sum(0, dtype=torch.float64)  # [C, H, W]
+            spikes[name] = spikes.get(name, 0) + fired
+            chances[name] = chances.get(name, 0) + len(output)
+            layers[name] = module
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(count(name))
+        for name, module in network.named_modules()
+        if isinstance(module, RealSpikeLIF)
+    ]
+    try:
+        for batch in batches:
+            network(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not spikes:
+        raise ValueError("there must be at least one batch and one LIF layer")
+    return [
+        LayerActivity(
+            *(name, fired.cpu(), chances[name]),
+            _amplitude_map(layers[name], fired),
+            layers[name].amplitude is not None,
+        )
+        for name, fired in spikes.items()
+    ]
+
+
+def _amplitude_map(layer: RealSpikeLIF, fired: Tensor) -> Tensor:  # [C, H, W]
+    if layer.amplitude is None:
+        return torch.ones(fired.shape)
+    return layer.amplitude.detach().float().cpu().expand(fired.shape)
+
+
+def entropy_table(layers: list[LayerActivity]) -> list[dict]:
+    """Return one row per layer, as JSON can hold it; entropies and capacities in bits."""
+    return [
+        {
+            "layer": layer.name,
+            "neurons": layer.spikes.numel(),
+            "firing_rate": layer.firing_rate,
+            "capacity": layer.capacity,
+            "emitted_entropy": layer.emitted_entropy(),
+            "binary_entropy": layer.binary_entropy(),
+            "neuron_entropy": layer.neuron_entropy(),
+        }
+        for layer in layers
+    ]

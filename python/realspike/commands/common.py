@@ -1,0 +1,67 @@
+"""What several commands share."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from realspike.optional import require
+
+
+def add_command(commands, name: str, run, *, help: str, description: str, **options):
+    """Declare a command and return its parser."""
+    parser = commands.add_parser(
+        name,
+        help=help,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **options,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def integer(smallest: int, largest: int):
+    """Return a parser of integers in a range, for argparse."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or not smallest <= value <= largest:
+            raise argparse.ArgumentTypeError(
+                f"must be an integer from {smallest} to {largest}; got {text!r:.40}"
+            )
+        return value
+
+    return parse
+
+
+def add_checkpoint(parser) -> None:
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="a .safetensors file or a run's folder"
+    )
+
+
+def add_evaluation(parser) -> None:
+    """Declare what commands that read test data share."""
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="changes of the configuration stored in the checkpoint, such as data.root=FOLDER",
+    )
+    parser.add_argument(
+        "--samples", type=integer(1, 10**9), metavar="N", help="use the first N test samples only"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def console():
+    """Return rich's console; MissingPackageError without rich."""
+    return require("rich.console").Console(highlight=False, markup=False)
+
+
+def fail(code: int, message: str) -> int:
+    print(f"realspike: error: {message}", file=sys.stderr)
+    return code

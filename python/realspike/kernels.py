@@ -1,0 +1,80 @@
+"""Which convolution reads which spikes, and the kernels that its amplitudes make of it (Fig. 3)."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from realspike_ops import RealSpikeLIF
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A convolution that reads the spikes of one LIF layer, and nothing else."""
+
+    conv_name: str
+    conv: nn.Conv2d
+    lif_name: str
+    lif: RealSpikeLIF
+    input_size: tuple[int, int]
+
+
+@torch.no_grad()
+def find_readings(network: nn.Module, example_input: Tensor) -> list[Reading]:
+    """Return every 3 x 3 or larger convolution whose input is the output of a LIF layer."""
+    emitted: list[tuple[Tensor, str, RealSpikeLIF]] = []
+    found: list[Reading] = []
+
+    def emit(name):
+        return lambda module, _, output: emitted.append((output, name, module))
+
+    def read(name):
+        def hook(module, args):
+            for output, lif_name, lif in emitted:
+                if args[0] is output:
+                    found.append(Reading(name, module, lif_name, lif, tuple(output.shape[2:])))
+
+        return hook
+
+    handles = []
+    for name, module in network.named_modules():
+        if isinstance(module, RealSpikeLIF):
+            handles.append(module.register_forward_hook(emit(name)))
+        elif isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1 and module.groups == 1:
+            handles.append(module.register_forward_pre_hook(read(name)))
+    try:
+        network(example_input)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+@torch.no_grad()
+def unshared_kernels(
+    reading: Reading, out_channel: int, in_channel: int
+) -> tuple[Tensor, Tensor, Tensor]:  # [KH, KW], [H, W], [OH, OW, KH, KW]
+    """Return the shared kernel, the amplitudes and the kernel of every output position (Eq. 11).
+
+    Taps outside the map are 0.
+    """
+    conv = reading.conv
+    kernel = conv.weight[out_channel, in_channel]  # [KH, KW]
+    C = conv.in_channels
+    amplitude = torch.ones(C, *reading.input_size)
+    if reading.lif.amplitude is not None:
+        amplitude = amplitude * reading.lif.amplitude.float()
+    amplitude = amplitude[in_channel]  # [H, W]
+    windows = F.unfold(
+        amplitude[None, None], conv.kernel_size, conv.dilation, conv.padding, conv.stride
+    )  # [1, KH*KW, OH*OW]
+    OH, OW = (
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, p, d, k, s in zip(
+            *(reading.input_size, conv.padding, conv.dilation, conv.kernel_size, conv.stride),
+            strict=True,
+        )
+    )
+    shape = (OH, OW, *conv.kernel_size)
+    return kernel, amplitude, windows[0].t().reshape(shape) * kernel

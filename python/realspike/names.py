@@ -1,0 +1,28 @@
+"""Errors about names that are not known, with the nearest one that is."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """Return `` (did you mean 'x'?)`` for the name most like ``name``, or nothing."""
+    close = difflib.get_close_matches(str(name)[:80].lower(), list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def check_choice(what: str, value: object, choices: Iterable[str]) -> None:
+    """Raise ValueError, naming the choices and the nearest one, unless ``value`` is a choice."""
+    choices = tuple(choices)
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(
+            f"{what} must be one of {', '.join(choices)}; got {value!r:.80}"
+            f"{nearest(value, choices)}"
+        )
+
+
+def check_known(what: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Raise ValueError for the first of ``names`` that is not in ``known``."""
+    known = tuple(known)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown {what} {name!r:.80}{nearest(name, known)}")

@@ -1,0 +1,7 @@
+"""The networks of the paper, small ones of the same build, and what makes one from its config."""
+
+from realspike.network_config import ARCHITECTURES, GRANULARITIES, NetworkConfig
+
+from .build import SpikingNetwork, build
+
+__all__ = ["ARCHITECTURES", "GRANULARITIES", "NetworkConfig", "SpikingNetwork", "build"]

@@ -1,0 +1,66 @@
+"""What every network is made of: its neurons, its encoding, its classifier, its initial weights."""
+
+import math
+
+from torch import Tensor, nn
+
+from realspike.network_config import NetworkConfig
+from realspike_ops import DirectEncoding, MeanOverTime, RealSpikeLIF
+
+
+def neurons(
+    config: NetworkConfig, channels: int, size: int, granularity: "str | None" = None
+) -> RealSpikeLIF:
+    """Return the LIF layer of ``channels`` maps of ``size`` x ``size`` neurons."""
+    return RealSpikeLIF(
+        config.timesteps,
+        config.granularity if granularity is None else granularity,
+        (channels, size, size),
+        decay=config.decay,
+        v_threshold=config.v_threshold,
+        detach_reset=config.detach_reset,
+    )
+
+
+def encoding(config: NetworkConfig) -> nn.Module:
+    """Return what stands before the first neurons: a repetition, or nothing for frames."""
+    return DirectEncoding(config.timesteps) if config.encoding == "direct" else nn.Identity()
+
+
+def conv3x3(in_channels: int, channels: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
+
+
+def halved(size: int) -> int:
+    """The size of a map behind any layer of stride 2 here: all of them round up."""
+    return -(-size // 2)
+
+
+class Classifier(nn.Module):
+    """Average the spikes over the map and over time, then classify.
+
+    Shape: [T*B, C, H, W] -> [B, classes].
+    """
+
+    def __init__(self, config: NetworkConfig, channels: int):
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.mean = MeanOverTime(config.timesteps)
+        self.linear = nn.Linear(channels, config.classes)
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        return self.linear(self.mean(self.pool(spikes).flatten(1)))
+
+
+def initialise(network: nn.Module) -> None:
+    """Draw convolutions from N(0, 2 / (k*k*Cout)); batch norms are 1 and 0, as made.
+
+    A module with ``last_norm``, the last batch norm of a residual branch, has it set to 0: every
+    block starts as its shortcut.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
+            nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))
+        if isinstance(getattr(module, "last_norm", None), nn.BatchNorm2d):
+            nn.init.zeros_(module.last_norm.weight)

@@ -1,0 +1,96 @@
+"""Spike-element-wise ResNets, for ImageNet: every block adds its spikes to those of the shortcut.
+
+Fang et al., "Deep Residual Learning in Spiking Neural Networks", NeurIPS 2021, with connection ADD;
+as in the Real Spike code, the neurons of a shortcut emit binary spikes.
+"""
+
+from collections import OrderedDict
+
+from torch import Tensor, nn
+
+from realspike.network_config import NetworkConfig
+from realspike.networks.layers import Classifier, conv3x3, encoding, halved, neurons
+
+
+class SEWBlock(nn.Module):
+    """LIF(BN(conv(LIF(BN(conv(x)))))) + shortcut(x), a sum of spikes.
+
+    Shape: [T*B, Cin, S, S] -> [T*B, C, S/stride, S/stride].
+    """
+
+    def __init__(self, config, in_channels: int, channels: int, stride: int, size: int):
+        super().__init__()
+        self.conv1 = conv3x3(in_channels, channels, stride)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.lif1 = neurons(config, channels, size)
+        self.conv2 = conv3x3(channels, channels)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.lif2 = neurons(config, channels, size)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != channels:
+            self.shortcut = nn.Sequential(
+                OrderedDict(
+                    conv=nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False),
+                    bn=nn.BatchNorm2d(channels),
+                    lif=neurons(config, channels, size, granularity="none"),
+                )
+            )
+
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        return self.bn2
+
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.lif1(self.bn1(self.conv1(x)))
+        return self.lif2(self.bn2(self.conv2(spikes))) + self.shortcut(x)
+
+
+class SEWResNet(nn.Module):
+    """A 7 x 7 stem of stride 2, a pooling, stages of `SEWBlock`, and a classifier.
+
+    Args:
+        config: See `NetworkConfig`; published with IF neurons (decay 1, threshold 1) and a
+            detached reset.
+        blocks: Blocks per stage; every stage but the first halves the map and doubles the channels.
+
+    Shape: [B, Cin, S, S] (frames: [T*B, Cin, S, S]) -> [B, classes].
+    """
+
+    def __init__(self, config: NetworkConfig, blocks):
+        super().__init__()
+        self.config = config
+        width, size = config.width, halved(config.image_size)
+        self.conv1 = nn.Conv2d(config.in_channels, width, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.encoding = encoding(config)
+        self.lif1 = neurons(config, width, size)
+        pooling = nn.MaxPool2d if config.pooling == "max" else nn.AvgPool2d
+        self.pool = pooling(3, stride=2, padding=1)
+        size, in_channels = halved(size), width
+        self.stages = nn.Sequential()
+        for number, count in enumerate(blocks):
+            channels = width << number
+            stage = nn.Sequential()
+            for block in range(count):
+                stride = 2 if number > 0 and block == 0 else 1
+                size = halved(size) if stride == 2 else size
+                stage.append(SEWBlock(config, in_channels, channels, stride, size))
+                in_channels = channels
+            self.stages.append(stage)
+        self.classifier = Classifier(config, in_channels)
+
+    def forward(self, images: Tensor) -> Tensor:
+        spikes = self.lif1(self.encoding(self.bn1(self.conv1(images))))
+        return self.classifier(self.stages(self.pool(spikes)))
+
+
+def sew_resnet18(config: NetworkConfig) -> SEWResNet:
+    return SEWResNet(config, (2, 2, 2, 2))
+
+
+def sew_resnet34(config: NetworkConfig) -> SEWResNet:
+    return SEWResNet(config, (3, 4, 6, 3))
+
+
+def sew_resnet10(config: NetworkConfig) -> SEWResNet:
+    return SEWResNet(config, (1, 1, 1, 1))

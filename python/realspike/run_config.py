@@ -1,0 +1,273 @@
+"""The configuration of a run: a YAML file, overrides ``key=value``, and their checks.
+
+Everything is checked before torch or any data is loaded.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import UnionType
+from typing import get_args, get_type_hints
+
+from realspike.datasets import DATASETS
+from realspike.errors import UserError
+from realspike.names import check_choice, check_known, nearest
+from realspike.network_config import ARCHITECTURES, GRANULARITIES, NetworkConfig
+from realspike.optional import require
+
+PRECISIONS = ("32-true", "bf16-mixed")
+
+
+class ConfigError(UserError, ValueError):
+    """A configuration cannot be used; the message names the key, its value and what is accepted."""
+
+
+def _option(default, text: str, low=None, high=None, choices=None):
+    return field(
+        default=default, metadata={"help": text, "low": low, "high": high, "choices": choices}
+    )
+
+
+@dataclass(frozen=True)
+class NetworkSection:
+    architecture: str = _option("resnet20", "the network", choices=ARCHITECTURES)
+    granularity: str = _option(
+        "element", "what shares one amplitude; none: binary spikes", choices=GRANULARITIES
+    )
+    timesteps: int = _option(4, "T", 1, 64)
+    width: int | None = _option(None, "channels of the first convolution; null: as published", 1)
+    decay: float = _option(0.25, "of the membrane potential per timestep; 1: IF neurons", 0, 1)
+    v_threshold: float = _option(0.5, "potential at which a neuron fires", 1e-6, 100)
+    detach_reset: bool = _option(False, "stop the gradient through the reset")
+    pooling: str | None = _option(
+        None, "of VGG and SEW-ResNet; null: as published (max)", choices=("max", "average", "none")
+    )
+
+
+@dataclass(frozen=True)
+class DataSection:
+    name: str = _option("cifar10", "the data set", choices=tuple(DATASETS))
+    root: str = _option("data", "folder with the data set's files")
+    batch_size: int = _option(128, "images per step and process", 1)
+    workers: int = _option(2, "processes that read images from files", 0, 256)
+    crop: int = _option(0, "padding of the random crop in pixels (0: none)", 0, 64)
+    flip: bool = _option(False, "random horizontal flip")
+    autoaugment: bool = _option(False, "AutoAugment, the policy found on CIFAR-10")
+    cutout: int = _option(0, "side of the square that Cutout blanks (0: none)", 0, 224)
+    image_size: int | None = _option(
+        None, "pixels, of cifar10-dvs and imagenet; null: 48 and 224", 1, 4096
+    )
+    classes: int | None = _option(None, "of an image folder; null: 1000", 1, 100_000)
+
+
+@dataclass(frozen=True)
+class TrainingSection:
+    epochs: int = _option(400, "passes over the training data", 1)
+    learning_rate: float = _option(0.1, "of SGD, at its highest", 0)
+    momentum: float = _option(0.9, "of SGD", 0, 1)
+    weight_decay: float = _option(1e-4, "of convolutions and linear layers", 0)
+    warmup_epochs: float = _option(0.0, "of a linear rise before the cosine to 0", 0)
+    accumulate: int = _option(1, "batches per step of the optimizer", 1)
+    clip_gradient: float = _option(0.0, "largest norm of the gradient (0: any)", 0)
+    device: str = _option("auto", "to train on", choices=("auto", "cpu", "cuda"))
+    precision: str = _option("32-true", "of the computation", choices=PRECISIONS)
+    ema: float = _option(0.0, "decay of an average of the weights (0: none)", 0, 1)
+    compress_spikes: bool = _option(False, "keep spikes for backward as bits: less memory, slower")
+    sync_batchnorm: bool = _option(True, "batch norm over all GPUs of a run")
+    seed: int = _option(0, "of weights, batches and augmentation", 0, 2**31 - 1)
+    threads: int | None = _option(None, "CPU threads per process; null: as PyTorch chooses", 1)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run. Unknown keys and impossible values raise `ConfigError`."""
+
+    network: NetworkSection = NetworkSection()
+    data: DataSection = DataSection()
+    training: TrainingSection = TrainingSection()
+
+    def __post_init__(self):
+        for section in dataclasses.fields(self):
+            values = getattr(self, section.name)
+            for option in dataclasses.fields(values):
+                _check_range(f"{section.name}.{option.name}", getattr(values, option.name), option)
+        data, facts = self.data, DATASETS[self.data.name]
+        if not facts.resizable:
+            for key in ("image_size", "classes"):
+                if getattr(data, key) is not None:
+                    raise ConfigError(f"data.{key} cannot be chosen for {data.name}")
+        if data.autoaugment and facts.channels != 3:
+            raise ConfigError(f"data.autoaugment needs colour images; {data.name} has none")
+        if self.training.warmup_epochs >= self.training.epochs:
+            raise ConfigError(
+                f"training.warmup_epochs must be below training.epochs ({self.training.epochs}); "
+                f"got {self.training.warmup_epochs}"
+            )
+        self.network_config()
+
+    def network_config(self) -> NetworkConfig:
+        """Return the network that fits the data."""
+        facts = DATASETS[self.data.name]
+        try:
+            return NetworkConfig(
+                **dataclasses.asdict(self.network),
+                classes=self.data.classes or facts.classes,
+                in_channels=facts.channels,
+                image_size=self.data.image_size or facts.image_size,
+                encoding=facts.encoding,
+            )
+        except ValueError as error:
+            raise ConfigError(f"network: {error}") from error
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+    def to_yaml(self) -> str:
+        return require("yaml").safe_dump(self.to_dict(), sort_keys=False)
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> "RunConfig":
+        """Make a configuration of nested dictionaries; what is not given keeps its default.
+
+        Raises:
+            ConfigError: for an unknown key, a value of the wrong type or out of range.
+        """
+        sections = {}
+        known = {f.name: f.type for f in dataclasses.fields(cls)}
+        try:
+            check_known("section", values, known)
+            for name, given in values.items():
+                if not isinstance(given, Mapping):
+                    raise ConfigError(f"{name} must be a section of keys; got {given!r:.80}")
+                check_known(f"key of {name}", given, _SECTIONS[name])
+                kinds = get_type_hints(known[name])
+                sections[name] = known[name](
+                    **{k: _convert(f"{name}.{k}", v, kinds[k]) for k, v in given.items()}
+                )
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        return cls(**sections)
+
+    def replaced(self, **changes) -> "RunConfig":
+        """Return a copy; keys as in `resolve_key` (``timesteps=2``, ``**{"data.root": "x"}``)."""
+        values = self.to_dict()
+        for key, value in changes.items():
+            section, name = resolve_key(key)
+            values[section][name] = value
+        return type(self).from_dict(values)
+
+
+_SECTIONS = {
+    section.name: tuple(option.name for option in dataclasses.fields(section.type))
+    for section in dataclasses.fields(RunConfig)
+}
+
+
+def resolve_key(key: str) -> tuple[str, str]:
+    """Return (section, name) of ``section.name``, or of a name alone: no two sections share one.
+
+    Raises:
+        ConfigError: if there is no such key; the message gives the nearest.
+    """
+    section, dot, name = key.rpartition(".")
+    owners = [s for s, names in _SECTIONS.items() if name in names and section in ("", s)]
+    if not owners:
+        known = [f"{s}.{n}" if dot else n for s, names in _SECTIONS.items() for n in names]
+        raise ConfigError(f"unknown key {key!r:.80}{nearest(key, known)}")
+    return owners[0], name
+
+
+def _convert(key: str, value, kind):
+    """Return ``value`` as ``kind``; numbers may be texts, as YAML reads 1e-4."""
+    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    if value is None and type(None) in kinds:
+        return None
+    kind = kinds[0]
+    if type(value) is kind:
+        return value
+    if kind is float and type(value) in (int, str):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
+    optional = " or null" if type(None) in kinds else ""
+    raise ConfigError(f"{key} must be {names[kind]}{optional}; got {value!r:.80}")
+
+
+def _check_range(key: str, value, option: dataclasses.Field) -> None:
+    low, high, choices = (option.metadata[k] for k in ("low", "high", "choices"))
+    if value is None:
+        return
+    if choices:
+        try:
+            check_choice(key, value, choices)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    too_low = low is not None and not value >= low
+    too_high = high is not None and not value <= high
+    if too_low or too_high or (isinstance(value, float) and not math.isfinite(value)):
+        limits = [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
+        raise ConfigError(f"{key} must be {' and '.join(limits)}; got {value!r}")
+
+
+def read(path: "Path | None", overrides: Iterable[str] = ()) -> RunConfig:
+    """Read a YAML file (None: the defaults) and apply overrides ``key=value``.
+
+    Raises:
+        ConfigError: if the file cannot be read or is no YAML, or for a bad key or value.
+        MissingPackageError: if PyYAML is not installed.
+    """
+    yaml = require("yaml")
+    values: dict = {}
+    if path is not None:
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read the configuration {path}: {error}") from error
+        except yaml.YAMLError as error:
+            text = " ".join(str(error).split())
+            raise ConfigError(f"the configuration {path} is no YAML: {text}") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"the configuration {path} must hold sections; got {values!r:.80}")
+    for override in overrides:
+        section, name, value = parse_override(override)
+        if not isinstance(values.setdefault(section, {}), dict):
+            raise ConfigError(f"{section} must be a section of keys; got {values[section]!r:.80}")
+        values[section][name] = value
+    return RunConfig.from_dict(values)
+
+
+def parse_override(override: str) -> tuple[str, str, object]:
+    """Return (section, name, value) of ``key=value``; the value is read as YAML.
+
+    Raises:
+        ConfigError: without a "=", or if there is no such key.
+    """
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise ConfigError(f"an override must be key=value; got {override!r:.80}")
+    yaml = require("yaml")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    return *resolve_key(key.strip()), value
+
+
+def describe() -> str:
+    """Return one line per key: its name, its default, what it means and what it accepts."""
+    lines = []
+    for section in dataclasses.fields(RunConfig):
+        for option in dataclasses.fields(section.type):
+            choices = option.metadata["choices"]
+            accepted = f" [{', '.join(choices)}]" if choices else ""
+            default = json.dumps(option.default).strip('"')
+            text = f"{option.metadata['help']}{accepted}"
+            lines.append(f"  {section.name}.{option.name}={default}\n      {text}")
+    return "\n".join(lines)

@@ -1,0 +1,97 @@
+"""What is trained: the loss, the optimizer and its schedule."""
+
+import math
+from contextlib import nullcontext
+
+import lightning.pytorch as lightning
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from realspike import environment
+from realspike.data.preprocess import Preprocess
+from realspike.networks import build
+from realspike.run_config import RunConfig, TrainingSection
+from realspike_ops import compress_spikes
+
+
+def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
+    """Return what the learning rate is multiplied by: a linear rise, then a cosine to 0."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
+
+
+def optimizer_of(network: nn.Module, training: TrainingSection) -> torch.optim.SGD:
+    """Return SGD with weight decay for the weights of convolutions and linear layers alone.
+
+    A batch norm follows the amplitudes, so that their scale is no measure of complexity.
+    """
+    decayed = [m.weight for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    identities = {id(weight) for weight in decayed}
+    others = [p for p in network.parameters() if id(p) not in identities]
+    return torch.optim.SGD(
+        [{"params": decayed, "weight_decay": training.weight_decay}, {"params": others}],
+        lr=training.learning_rate,
+        momentum=training.momentum,
+    )
+
+
+class SpikingClassifier(lightning.LightningModule):
+    """A network, what its input goes through, and how it is trained.
+
+    Its steps return sums over the batch ([loss, correct, samples], float64), which `History` adds
+    up.
+    """
+
+    def __init__(self, config: RunConfig, mean, std, steps_per_epoch: int):
+        super().__init__()
+        self.config = config
+        # Asking Lightning for the number would set up the loader before its state is restored.
+        self.steps_per_epoch = steps_per_epoch
+        self.network = build(config.network_config(), config.training.seed)
+        self.preprocess = Preprocess(config.data, mean, std, self.network.config.image_size)
+
+    def _augmentation_seed(self, batch_idx: int) -> int:
+        entropy = (self.config.training.seed, self.current_epoch, batch_idx, self.global_rank)
+        return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+    def training_step(self, batch, batch_idx: int) -> dict:
+        samples, labels = batch
+        inputs = self.preprocess(samples, self._augmentation_seed(batch_idx))
+        with compress_spikes() if self.config.training.compress_spikes else nullcontext():
+            logits = self.network(inputs).float()
+        loss = F.cross_entropy(logits, labels)
+        self.log("loss", loss.detach(), prog_bar=True, logger=False)
+        return {"loss": loss, "sums": _sums(loss, logits, labels)}
+
+    def validation_step(self, batch, batch_idx: int) -> dict:
+        samples, labels = batch
+        logits = self.network(self.preprocess(samples)).float()
+        return {"sums": _sums(F.cross_entropy(logits, labels), logits, labels)}
+
+    def configure_optimizers(self):
+        training = self.config.training
+        optimizer = optimizer_of(self.network, training)
+        steps = self.steps_per_epoch * training.epochs
+        warmup = round(self.steps_per_epoch * training.warmup_epochs)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate_factor(step, steps, warmup)
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["realspike"] = {
+            "config": self.config.to_dict(),
+            "commit": environment.commit(),
+        }
+
+
+def _sums(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:  # [3] float64
+    count = len(labels)
+    correct = (logits.argmax(1) == labels).sum()
+    return torch.stack([loss.detach().double() * count, correct.double(), loss.new_tensor(count)])

@@ -1,0 +1,170 @@
+"""Starting and resuming a run."""
+
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning.pytorch as lightning
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from realspike import data, files, run_config
+from realspike.data.loader import ResumableLoader, evaluation_loader
+from realspike.errors import UserError
+from realspike.run_config import RunConfig
+from realspike.train.history import History
+from realspike.train.module import SpikingClassifier
+from realspike.train.saving import NETWORK_FILE, RESUME_FILE, Saving, Stopped
+
+CONFIG_FILE = "config.yaml"
+METRICS_FILE = "metrics.csv"
+EVALUATION_BATCH = 256
+
+
+class RunError(UserError):
+    """A run cannot be started or resumed as asked."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What came of a run: its records, and the signal that stopped it, or 0."""
+
+    records: list[dict]
+    stopped_by: int = 0
+
+
+def start(config: RunConfig, out: Path, **options) -> RunResult:
+    """Train and write everything into ``out``: configuration, checkpoints, network, logs.
+
+    Under ``torchrun`` all processes call it alike.
+
+    Args:
+        config: See `RunConfig`.
+        out: A folder without a run.
+        options: Passed on to `_fit`: ``on_epoch``, ``progress``.
+
+    Raises:
+        RunError: if ``out`` holds a run already.
+        OSError: if ``out`` cannot be written to.
+        DataError: if the data cannot be read.
+    """
+    if (out / RESUME_FILE).exists():
+        raise RunError(f"{out} holds a run: --resume continues it, --out chooses another folder")
+    files.make_writable_folder(out)
+    if _rank() == 0:
+        files.write_atomically(out / CONFIG_FILE, config.to_yaml().encode())
+    return _fit(config, out, None, **options)
+
+
+def resume(out: Path, **options) -> RunResult:
+    """Continue the run in ``out`` from its last checkpoint, exactly as if it had never stopped.
+
+    A run that was stopped before its first checkpoint starts again.
+
+    Raises:
+        RunError: if there is no run in ``out``.
+        ConfigError: if its configuration cannot be read.
+    """
+    if not (out / CONFIG_FILE).exists():
+        raise RunError(f"there is no run in {out}: it has no {CONFIG_FILE}")
+    last = out / RESUME_FILE
+    config = run_config.read(out / CONFIG_FILE)
+    return _fit(config, out, last if last.exists() else None, **options)
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+def _placement(device: str) -> dict:
+    """Return where Lightning puts the processes: one, or as many as torchrun started."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RunError("training.device is cuda, but there is no CUDA device")
+    gpu = device != "cpu" and torch.cuda.is_available()
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    return {
+        "accelerator": "gpu" if gpu else "cpu",
+        "devices": local,
+        "num_nodes": world // local,
+        "strategy": "ddp" if world > 1 else "auto",
+        "sync_batchnorm": gpu and world > 1,
+    }
+
+
+def _callbacks(config: RunConfig, out: Path, on_epoch, progress: bool) -> list:
+    # Before the checkpoints, which contain the records.
+    history = History(out / METRICS_FILE, on_epoch)
+    callbacks = [history]
+    if config.training.ema:
+        callbacks.append(lightning.callbacks.EMAWeightAveraging(decay=config.training.ema))
+    if progress:
+        callbacks.append(lightning.callbacks.RichProgressBar(leave=False))
+    return [*callbacks, Saving(out, config, history)]
+
+
+def _fit(
+    config: RunConfig,
+    out: Path,
+    last: "Path | None",
+    on_epoch: Callable[[dict], None] = lambda record: None,
+    progress: bool = False,
+) -> RunResult:
+    training = config.training
+    placement = _placement(training.device)
+    placement["sync_batchnorm"] &= training.sync_batchnorm
+    if training.threads is not None:
+        torch.set_num_threads(training.threads)
+    splits = data.load(config)
+    rank, world = _rank(), int(os.environ.get("WORLD_SIZE", 1))
+    workers = config.data.workers if splits.read_in_workers else 0
+    callbacks = _callbacks(config, out, on_epoch, progress)
+    with _quiet():
+        trainer = lightning.Trainer(
+            **placement,
+            max_epochs=training.epochs,
+            precision=training.precision,
+            accumulate_grad_batches=training.accumulate,
+            gradient_clip_val=training.clip_gradient or None,
+            logger=TensorBoardLogger(out, name="tensorboard", version=""),
+            callbacks=callbacks,
+            default_root_dir=out,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=progress,
+        )
+        train_loader = ResumableLoader(
+            splits.train, config.data.batch_size, training.seed, rank, world, workers
+        )
+        test_loader = evaluation_loader(splits.test, EVALUATION_BATCH, rank, world, workers)
+        steps = -(-len(train_loader) // training.accumulate)
+        module = SpikingClassifier(config, splits.mean, splits.std, steps)
+        try:
+            trainer.fit(module, train_loader, test_loader, ckpt_path=last, weights_only=True)
+        except Stopped as stopped:
+            return RunResult(callbacks[0].records, stopped.signum)
+    return RunResult(callbacks[0].records)
+
+
+class _quiet:
+    """Without Lightning's advice; its errors are raised."""
+
+    def __enter__(self):
+        self.logger = logging.getLogger("lightning.pytorch")
+        self.level = self.logger.level
+        self.logger.setLevel(logging.ERROR)
+        self.warnings = warnings.catch_warnings()
+        self.warnings.__enter__()
+        warnings.filterwarnings("ignore", module=r"lightning\.")
+
+    def __exit__(self, *error):
+        self.logger.setLevel(self.level)
+        self.warnings.__exit__(*error)
+
+
+__all__ = ["CONFIG_FILE", "METRICS_FILE", "NETWORK_FILE", "RESUME_FILE", "resume", "start"]

@@ -1,0 +1,207 @@
+"""Running the grid behind a table, cell by cell, and setting the table."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from realspike import environment, run_config
+from realspike.datasets import DATASETS
+from realspike.recipes import Cell
+from realspike.run_config import RunConfig
+from realspike.train.history import read_csv
+from realspike.train.run import CONFIG_FILE, METRICS_FILE, RunError, resume, start
+
+METHODS = {
+    "none": "binary (vanilla)",
+    "layer": "Real Spike, layer",
+    "channel": "Real Spike, channel",
+    "element": "Real Spike, element",
+}
+ARCHITECTURES = {
+    "resnet20": "ResNet20",
+    "resnet19": "ResNet19",
+    "vgg16": "VGG16",
+    "sew_resnet18": "SEW-ResNet18",
+    "sew_resnet34": "SEW-ResNet34",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One cell with one seed, and the folder of its run."""
+
+    cell: Cell
+    config: RunConfig
+    folder: Path
+
+    def accuracy(self) -> "float | None":
+        """Return the test accuracy of the last epoch, None if the run is not finished.
+
+        Raises:
+            RunError: if the folder holds a run of another configuration.
+        """
+        if not (self.folder / METRICS_FILE).exists():
+            return None
+        self.check()
+        records = read_csv(self.folder / METRICS_FILE)
+        done = len(records) == self.config.training.epochs
+        return records[-1]["test_accuracy"] if done else None
+
+    def check(self) -> None:
+        stored = self.folder / CONFIG_FILE
+        if stored.exists() and run_config.read(stored) != self.config:
+            raise RunError(
+                f"{self.folder} holds a run of another configuration: --out chooses another folder"
+            )
+
+
+def jobs_of(
+    cells: list[Cell], seeds: int, out: Path, overrides: "dict[str, object] | None" = None
+) -> list[Job]:
+    """Return the runs behind a table, seed by seed."""
+    return [
+        Job(
+            cell,
+            cell.config(seed).replaced(**(overrides or {})),
+            out / f"{cell.name}_seed{seed}",
+        )
+        for seed in range(seeds)
+        for cell in cells
+    ]
+
+
+def run(
+    jobs: list[Job],
+    at_most: "int | None" = None,
+    on_job: Callable[[Job, int], None] = lambda job, left: None,
+    **options,
+) -> int:
+    """Train what is not yet trained, ``at_most`` that many; resume what was stopped.
+
+    Returns:
+        The signal that stopped it, or 0.
+    """
+    missing = [job for job in jobs if job.accuracy() is None]
+    for number, job in enumerate(missing[:at_most]):
+        on_job(job, len(missing) - number)
+        job.check()
+        begun = (job.folder / CONFIG_FILE).exists()
+        result = (
+            resume(job.folder, **options) if begun else start(job.config, job.folder, **options)
+        )
+        if result.stopped_by:
+            return result.stopped_by
+    return 0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a table says about a cell: the accuracies of its finished seeds, in %."""
+
+    accuracies: tuple[float, ...]
+    paper: "float | None" = None
+
+    def __str__(self) -> str:
+        if not self.accuracies:
+            measured = "-"
+        elif len(self.accuracies) == 1:
+            measured = f"{self.accuracies[0]:.2f}"
+        else:
+            deviation = statistics.stdev(self.accuracies)
+            measured = f"{statistics.mean(self.accuracies):.2f} ± {deviation:.2f}"
+        return measured if self.paper is None else f"{measured} (paper {self.paper:.2f})"
+
+
+def entries(jobs: list[Job]) -> dict[Cell, Entry]:
+    found: dict[Cell, list[float]] = {}
+    for job in jobs:
+        accuracy = job.accuracy()
+        found.setdefault(job.cell, []).extend([] if accuracy is None else [100 * accuracy])
+    return {cell: Entry(tuple(values), cell.paper) for cell, values in found.items()}
+
+
+def layout(table: int, found: dict[Cell, Entry]) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows of the table, as the paper sets it."""
+    methods = [m for m in METHODS if any(cell.granularity == m for cell in found)]
+    if table == 1:
+        header = ["data", "T", *(METHODS[m] for m in methods)]
+        keys = list(dict.fromkeys((cell.data, cell.timesteps) for cell in found))
+        rows = [[data, str(timesteps)] for data, timesteps in keys]
+        for row, key in zip(rows, keys, strict=True):
+            by_method = {c.granularity: e for c, e in found.items() if (c.data, c.timesteps) == key}
+            row += [str(by_method[m]) for m in methods]
+        return header, rows
+    if table == 2:
+        data = list(dict.fromkeys(cell.data for cell in found))
+        header = ["method", *data]
+        by_both = {(cell.granularity, cell.data): entry for cell, entry in found.items()}
+        rows = [[METHODS[m], *(str(by_both[m, d]) for d in data)] for m in methods]
+        return header, rows
+    header = ["data", "network", "T", "method", "accuracy"]
+    rows = [
+        [
+            *(cell.data, ARCHITECTURES[cell.architecture], str(cell.timesteps)),
+            *(METHODS[cell.granularity], str(entry)),
+        ]
+        for cell, entry in found.items()
+    ]
+    return header, rows
+
+
+def title(table: int, data: str) -> str:
+    subject = {
+        1: "ResNet20, binary spikes against element-wise Real Spike",
+        2: "ResNet20, T = 4, what shares an amplitude",
+        3: "Real Spike on several networks",
+    }[table]
+    return f"Table {table} on {data}: {subject} (test accuracy of the last epoch, %)"
+
+
+def markdown(
+    table: int, data: str, jobs: list[Job], found: dict[Cell, Entry], overrides: Sequence[str] = ()
+) -> str:
+    """Return the table as a page that says how it was measured, with which overrides."""
+    header, rows = layout(table, found)
+    seeds = len({job.config.training.seed for job in jobs})
+    lines = [
+        f"# {title(table, data)}",
+        "",
+        f"Mean ± standard deviation over {seeds} seeds of weights, batches and augmentation.",
+        f"Data: {DATASETS[data].description}.",
+        "",
+        *_pipe_table(header, rows),
+        "",
+    ]
+    if not DATASETS[data].in_paper:
+        lines += [
+            "The paper has no such table: it shows that the grid runs, not how the methods rank on "
+            "the paper's data.",
+            "",
+        ]
+    config = jobs[0].config
+    facts = environment.describe()
+    command = " ".join([f"realspike table {table} --data {data} --seeds {seeds}", *overrides])
+    lines += [
+        f"Every seed: {'; '.join(_seeds_of(found))}.",
+        "",
+        f"Network of width {config.network_config().width}; {config.training.epochs} epochs of "
+        f"SGD, batch {config.data.batch_size}, learning rate {config.training.learning_rate} along "
+        f"a cosine, weight decay {config.training.weight_decay}, crop {config.data.crop}.",
+        f"Measured with `{command}` on {facts['cpu']}, torch {facts['torch']}, "
+        f"realspike {facts['realspike']}; the checkpoint of every run holds its commit.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _seeds_of(found: dict[Cell, Entry]) -> list[str]:
+    return [
+        f"T={cell.timesteps} {cell.architecture} {cell.granularity} "
+        + " ".join(f"{value:.2f}" for value in entry.accuracies)
+        for cell, entry in found.items()
+    ]
+
+
+def _pipe_table(header: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [header, ["---"] * len(header), *rows]
+    return [f"| {' | '.join(cells)} |" for cells in lines]

@@ -1,0 +1,117 @@
+"""A trained network with the test data that belongs to it, from a checkpoint."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from realspike import checkpoint, data, run_config
+from realspike.checkpoint import CheckpointError
+from realspike.data.loader import evaluation_loader
+from realspike.data.preprocess import Preprocess
+from realspike.network_config import NetworkConfig
+from realspike.progress import track
+from realspike.run_config import ConfigError, RunConfig
+
+BATCH = 64  # samples
+RUN_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network in eval mode, how it was trained, and its test data.
+
+    Attributes:
+        network: The trained network, or what it was folded to.
+        network_config: Of the trained network.
+        config: Of its run, with the overrides.
+        record: What was saved beside the network.
+        source: The file.
+    """
+
+    network: nn.Module
+    network_config: NetworkConfig
+    config: RunConfig
+    record: dict
+    source: Path
+
+    def test_batches(self, samples: "int | None" = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Return batches of (network input, labels) of the test data, the first ``samples`` of it.
+
+        Raises:
+            DataError: if the data cannot be read.
+        """
+        splits = data.load(self.config)
+        image_size = self.network_config.image_size
+        preprocess = Preprocess(self.config.data, splits.mean, splits.std, image_size)
+        workers = self.config.data.workers if splits.read_in_workers else 0
+        loader = evaluation_loader(splits.test, BATCH, workers=workers, samples=samples)
+        batches = track(loader, "test samples")
+        return ((preprocess(inputs), labels) for inputs, labels in batches)
+
+    def example_input(self) -> Tensor:
+        """Return an input of the right shape for one sample."""
+        return example_input(self.network_config)
+
+
+def example_input(config: NetworkConfig) -> Tensor:  # [1, Cin, S, S], for frames [T, Cin, S, S]
+    count = config.timesteps if config.encoding == "frames" else 1
+    return torch.zeros(count, config.in_channels, config.image_size, config.image_size)
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Trained:
+    """Load a checkpoint, or that of a run's folder.
+
+    Raises:
+        CheckpointError: if it is none, or a folder without one.
+        ConfigError: for a bad override, or one that changes the network.
+    """
+    if path.is_dir():
+        if not (path / RUN_FILE).exists():
+            raise CheckpointError(f"{path} is a folder without {RUN_FILE}")
+        path = path / RUN_FILE
+    loaded = checkpoint.load(path)
+    network, record = loaded.network, loaded.training
+    config = config_of(network.config, record, overrides)
+    return Trained(network, network.config, config, record, path)
+
+
+def config_of(network: NetworkConfig, record: dict, overrides: Sequence[str]) -> RunConfig:
+    """Return the configuration in a record; the quickstart's checkpoints have none: digits."""
+    stored = record.get("config")
+    if stored is None:
+        config = RunConfig().replaced(name="digits")
+    else:
+        config = RunConfig.from_dict(stored)
+        if config.network_config() != network:
+            raise CheckpointError("its configuration of the run is not that of its network")
+    changes = {}
+    for override in overrides:
+        section, name, value = run_config.parse_override(override)
+        if section != "data":
+            raise ConfigError(
+                f"{section}.{name} cannot be changed after training; keys of data can"
+            )
+        changes[f"{section}.{name}"] = value
+    return config.replaced(**changes)
+
+
+@torch.inference_mode()
+def evaluate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict:
+    """Return ``samples``, ``correct``, ``accuracy`` and the mean cross-entropy ``loss``."""
+    samples = correct = 0
+    loss = 0.0
+    for inputs, labels in batches:
+        logits = network(inputs)
+        samples += len(labels)
+        correct += int((logits.argmax(1) == labels).sum())
+        loss += F.cross_entropy(logits.double(), labels, reduction="sum").item()
+    return {
+        "samples": samples,
+        "correct": correct,
+        "accuracy": correct / samples,
+        "loss": loss / samples,
+    }
