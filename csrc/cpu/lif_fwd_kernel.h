@@ -92,6 +92,7 @@ void lif_fwd_block(const LifForward& p, const Lanes& lanes, const typename Form:
   using Word = typename Form::Word;
   alignas(64) float v[kBlock];
   alignas(64) Storage streamed[kLifBitsInterval][kBlock];
+  alignas(64) Word streamed_bits[kBlock];
   load_potential(p.v_init, n, count, v);
   const Storage* x = static_cast<const Storage*>(p.x) + n;
   Storage* y = static_cast<Storage*>(p.y) + n;
@@ -100,15 +101,20 @@ void lif_fwd_block(const LifForward& p, const Lanes& lanes, const typename Form:
       float* saved = static_cast<float*>(p.saved) + (t / kLifPotentialInterval - 1) * p.N + n;
       for (int64_t i = 0; i < count; ++i) saved[i] = v[i];
     }
-    Word* bits =
+    Word* saved =
         Form::kSaveBits ? static_cast<Word*>(p.saved) + t / kLifBitsInterval * p.N + n : nullptr;
     lif_fwd_steps<Form, steps.value>(
         p, count, x + t * p.x_stride_t, {amplitude, lane}, {lanes.decay, lane},
         {lanes.v_threshold, lane}, v, stream ? streamed[0] : y + t * p.N, stream ? kBlock : p.N,
-        bits, static_cast<int>(t % kLifBitsInterval) * SavedBits<Form::kTernary>::kPerStep);
+        stream ? streamed_bits : saved,
+        static_cast<int>(t % kLifBitsInterval) * SavedBits<Form::kTernary>::kPerStep);
     if (!stream) return;
     for (int k = 0; k < steps.value; ++k) {
       stream_copy(y + (t + k) * p.N, streamed[k], count * sizeof(Storage));
+    }
+    const int64_t end = t + steps.value;
+    if (Form::kSaveBits && (end % kLifBitsInterval == 0 || end == p.T)) {
+      stream_copy(saved, streamed_bits, count * sizeof(Word));
     }
   });
   if (p.v_last == nullptr) return;
