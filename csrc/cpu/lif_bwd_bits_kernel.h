@@ -19,15 +19,8 @@ struct LaneSums {
 
 // What backward from bits is compiled for. Where the parameters do not vary, their gradient is not
 // wanted either.
-template <class ElementType, bool kTernaryValue, bool kHardResetValue, Vary kVaryValue>
-struct BitsForm {
-  using Element = ElementType;
-  using Storage = typename Element::Storage;
-  using Word = typename SavedBits<kTernaryValue>::Word;
-  static constexpr bool kTernary = kTernaryValue;
-  static constexpr bool kHardReset = kHardResetValue;
-  static constexpr Vary kVary = kVaryValue;
-};
+template <class Element, bool kTernary, bool kHardReset, Vary kVary>
+using BitsForm = NeuronForm<Element, true, kTernary, kHardReset, kVary>;
 
 // kSteps timesteps from the saved bits; the reset is detached and the surrogate rectangular.
 template <class Form, int kSteps, class Storage = typename Form::Storage,

@@ -23,10 +23,10 @@ struct SavedBits<true> {
   static constexpr int kPerStep = 4;
 };
 
-// What a forward pass is compiled for.
+// What a loop over neurons is compiled for; kSaveBits: bits are saved for backward.
 template <class ElementType, bool kSaveBitsValue, bool kTernaryValue, bool kHardResetValue,
           Vary kVaryValue>
-struct ForwardForm {
+struct NeuronForm {
   using Element = ElementType;
   using Storage = typename Element::Storage;
   using Word = typename SavedBits<kTernaryValue>::Word;
@@ -142,17 +142,17 @@ template <class Element, bool kSaveBits>
 ForwardTile choose_forward(const LifForward& p) {
   constexpr Vary kEverything = Vary::kEverything;
   if (p.reset != Reset::kHard) {
-    return p.ternary ? lif_fwd_form<ForwardForm<Element, kSaveBits, true, false, kEverything>>
-                     : lif_fwd_form<ForwardForm<Element, kSaveBits, false, false, kEverything>>;
+    return p.ternary ? lif_fwd_form<NeuronForm<Element, kSaveBits, true, false, kEverything>>
+                     : lif_fwd_form<NeuronForm<Element, kSaveBits, false, false, kEverything>>;
   }
-  if (p.ternary) return lif_fwd_form<ForwardForm<Element, kSaveBits, true, true, kEverything>>;
+  if (p.ternary) return lif_fwd_form<NeuronForm<Element, kSaveBits, true, true, kEverything>>;
   switch (what_varies(p)) {
     case Vary::kNothing:
-      return lif_fwd_form<ForwardForm<Element, kSaveBits, false, true, Vary::kNothing>>;
+      return lif_fwd_form<NeuronForm<Element, kSaveBits, false, true, Vary::kNothing>>;
     case Vary::kAmplitude:
-      return lif_fwd_form<ForwardForm<Element, kSaveBits, false, true, Vary::kAmplitude>>;
+      return lif_fwd_form<NeuronForm<Element, kSaveBits, false, true, Vary::kAmplitude>>;
     default:
-      return lif_fwd_form<ForwardForm<Element, kSaveBits, false, true, kEverything>>;
+      return lif_fwd_form<NeuronForm<Element, kSaveBits, false, true, kEverything>>;
   }
 }
 

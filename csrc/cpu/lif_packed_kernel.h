@@ -39,7 +39,7 @@ struct SpikeOf {
 template <class Element, bool kTernary, bool kHardReset, class Pack>
 void lif_packed_rows(const LifPacked& p, PackedBuffers<Element>& buffers, int64_t n, int64_t rows,
                      int64_t count, int64_t row_stride, Pack pack) {
-  using Form = ForwardForm<Element, false, kTernary, kHardReset, Vary::kEverything>;
+  using Form = NeuronForm<Element, false, kTernary, kHardReset, Vary::kEverything>;
   using Storage = typename Element::Storage;
   LifForward forward{p, nullptr, nullptr};
   Storage one[kPackedNeurons];
