@@ -95,6 +95,8 @@ class Saving(lightning.Callback):
         trainer.save_checkpoint(temporary)
         if trainer.is_global_zero:
             os.replace(temporary, self.out / RESUME_FILE)
+        # No process goes on, and perhaps resumes, before the file is in its place.
+        trainer.strategy.barrier()
 
 
 def _network_of(path: Path) -> dict:
