@@ -140,6 +140,14 @@ BUGS = [
         "alignment",
     ),
     Bug(
+        "lif-cpu-streamed-bits-of-a-short-group-lost",
+        "csrc/cpu/lif_fwd_kernel.h",
+        "(end % kLifBitsInterval == 0 || end == p.T)",
+        "end % kLifBitsInterval == 0",
+        "tests/test_streaming.py",
+        "alignment",
+    ),
+    Bug(
         "lif-cpu-streams-the-first-step-alone",
         "csrc/cpu/lif_fwd_kernel.h",
         "stream_copy(y + (t + k) * p.N, streamed[k],",

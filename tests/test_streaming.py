@@ -27,15 +27,16 @@ ALIGNMENTS = """
 import torch
 import realspike_ops as rso
 
-# Rows of every length end and begin anywhere in a cache line; longer than a block, too.
+# Rows of every length end and begin anywhere in a cache line; longer than a block, too. Seven
+# timesteps are walked as four, two and one.
 for N in (*range(1, 70), 511, 513, 1037, 2049):
     for dtype in (torch.float32, torch.bfloat16):
         for detach_reset in (True, False):
-            x = torch.randn(6, N).to(dtype).requires_grad_()
+            x = torch.randn(7, N).to(dtype).requires_grad_()
             y = rso.lif(x, detach_reset=detach_reset)
             expected = rso.reference.lif(x, detach_reset=detach_reset)
             assert torch.equal(y, expected)
-            grad_y = torch.randn(6, N).to(dtype)
+            grad_y = torch.randn(7, N).to(dtype)
             grads = [torch.autograd.grad(out, x, grad_y)[0] for out in (y, expected)]
             torch.testing.assert_close(*grads)
 print("done")
