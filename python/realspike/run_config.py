@@ -49,7 +49,7 @@ class NetworkSection:
 
 @dataclass(frozen=True)
 class DataSection:
-    name: str = _option("cifar10", "the data set", choices=tuple(DATASETS))
+    name: str = _option("digits", "the data set", choices=tuple(DATASETS))
     root: str = _option("data", "folder with the data set's files")
     batch_size: int = _option(128, "images per step and process", 1)
     workers: int = _option(2, "processes that read images from files", 0, 256)
