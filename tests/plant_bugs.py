@@ -1,4 +1,4 @@
-"""Plants the bugs of planted_bugs.py, one at a time, and runs the tests that should notice.
+"""Plants the bugs of planted/, one at a time, and runs the tests that should notice.
 
     python tests/plant_bugs.py [--list] [--only NAME ...] [--jobs N]
 
@@ -23,7 +23,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from planted_bugs import BUGS, Bug
+from planted import BUGS
+from planted.bug import Bug
 
 ROOT = Path(__file__).resolve().parents[1]
 # The extension is built from these; the CUDA kernels are built by the tests that execute them.

@@ -1,0 +1,8 @@
+"""The bugs that plant_bugs.py plants; each names the tests that must notice it.
+
+A bug reads and writes nothing outside its tensors, so that a test fails and no process crashes.
+"""
+
+from planted import app, lif, ops, reparam, unshared_conv
+
+BUGS = lif.BUGS + unshared_conv.BUGS + ops.BUGS + reparam.BUGS + app.BUGS
