@@ -3,8 +3,8 @@
     python -m sanitized_sweep EXTENSION sweep|one_beyond|misaligned
 
 torch gives a tensor on the CPU an allocation of its own, of exactly its size, so that an access to
-the element after the last, or before the first, is one outside all memory. Sizes are odd: every loop
-has whole vectors and a rest. Values are not compared; the other tests do that.
+the element after the last, or before the first, is one outside all memory. Sizes are odd: every
+loop has whole vectors and a rest. Values are not compared; the other tests do that.
 """
 
 import importlib.util
@@ -82,8 +82,8 @@ def run_lif_packed(rso):
         for dtype in FLOATS:
             rso.lif(exactly(lay_out(normal((T, *shape), 1).to(dtype))), packed=True, **form)
             yield
-        v_init = normal(shape, 2)
-        rso.lif(normal((1, *shape), 1).expand(T, *shape), packed=True, v_init=v_init, **form)
+        x, v_init = normal((1, *shape), 1).expand(T, *shape), normal(shape, 2)
+        rso.lif(x, packed=True, v_init=v_init, return_state=True, **form)
         yield
 
 

@@ -44,6 +44,21 @@ BUGS = [
         "many_channels_and_taps",
     ),
     Bug(
+        "conv-cpu-position-index-of-32-bits",
+        "csrc/cpu/unshared_conv_passes.h",
+        "weight_ + position_ * p_.weight_stride_p +",
+        "weight_ + static_cast<uint32_t>(position_ * p_.weight_stride_p) +",
+        "tests/test_huge_tensors.py",
+        "test_weights",
+    ),
+    Bug(
+        "conv-cpu-reads-the-weight-after-the-last",
+        "csrc/cpu/unshared_conv_rows.h",
+        "for (int i = 0; i < channels_; ++i) sums_[i] += Row::widen(row[i]);",
+        "for (int i = 0; i <= channels_; ++i) sums_[i] += Row::widen(row[i]);",
+        "tests/test_cpu_sanitizers.py",
+    ),
+    Bug(
         "conv-cpu-bfloat16-channels-of-a-pair-swapped",
         "csrc/cpu/unshared_conv_rows.h",
         "out[2 * (i * kLanes + lane) + 1] = sums[(2 * i + 1) * kLanes + lane];",
