@@ -59,6 +59,22 @@ BUGS = [
         "tests/test_cpu_sanitizers.py",
     ),
     Bug(
+        "conv-cpu-amplitude-of-the-first-group",
+        "csrc/cpu/unshared_conv_kernel.h",
+        "* p.G + tile.group) * p.Cin_g + first;",
+        "* p.G) * p.Cin_g + first;",
+        "tests/test_unshared_conv_oracle.py",
+        "every_pair_of_settings and factored and not gradients",
+    ),
+    Bug(
+        "conv-cpu-gradient-of-the-first-channels",
+        "csrc/cpu/unshared_conv_grad_kernel.h",
+        "tile.group * p.Cout_g + tile.first_channel;",
+        "tile.group * p.Cout_g;",
+        "tests/test_unshared_conv_oracle.py",
+        "gradients_of_every_pair",
+    ),
+    Bug(
         "conv-cpu-bfloat16-channels-of-a-pair-swapped",
         "csrc/cpu/unshared_conv_rows.h",
         "out[2 * (i * kLanes + lane) + 1] = sums[(2 * i + 1) * kLanes + lane];",
