@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from realspike_ops import _checks as checks
 from realspike_ops._checks import shape_text
+from realspike_ops.nn.packed_spikes import PackedSpikes, as_dense
 
 
 class _Select(torch.autograd.Function):
@@ -48,7 +49,9 @@ class OneToOneSynapses(nn.Module):
         checks.check_tensor("weight", weight)
         self.weight = nn.Parameter(weight)
 
-    def forward(self, spikes: Tensor) -> Tensor:
+    def forward(self, spikes: "Tensor | PackedSpikes") -> Tensor:
+        # The current is as large as the dense map; bits alone would save nothing here.
+        spikes = as_dense(spikes)
         checks.check_tensor("spikes", spikes)
         shape = spikes.shape[1:]
         if torch.broadcast_shapes(self.weight.shape, shape) != shape:

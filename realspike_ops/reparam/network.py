@@ -1,6 +1,7 @@
 """A folded network: named steps that read the input or earlier steps."""
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -17,6 +18,14 @@ _SYNAPSES = (
     layers.PiecewiseSpikeConv,
     layers.OneToOneSynapses,
     layers.SynapticCurrent,
+)
+_READ_BITS = (
+    layers.SpikeConv2d,
+    layers.UnsharedSpikeConv,
+    layers.SpikeLinear,
+    layers.PiecewiseSpikeConv,
+    layers.OneToOneSynapses,
+    layers.Synapses,
 )
 
 
@@ -65,12 +74,52 @@ class FoldedNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         values = {INPUT: x}
+        in_bits = self.steps_in_bits()
         for step, unused in zip(self.steps, self._unused_after, strict=True):
             inputs = [values[name] for name in step.inputs]
-            values[step.name] = self.get_submodule(step.name)(*inputs)
+            module = self.get_submodule(step.name)
+            if (
+                step.name in in_bits
+                and isinstance(module, layers.FoldedLIF)
+                and module.can_pack(*inputs)
+            ):
+                values[step.name] = module(*inputs, packed=True)
+            else:
+                values[step.name] = module(*inputs)
             for name in unused:
                 del values[name]
         return values[self.output]
+
+    def steps_in_bits(self) -> frozenset[str]:
+        """Return the LIF and pooling layers whose spikes travel as bits in inference.
+
+        Those whose readers all take bits. Where a hook is to see the spikes, they stay dense, as in
+        training.
+        """
+        readers = defaultdict(list)
+        for step in self.steps:
+            for position, name in enumerate(step.inputs):
+                readers[name].append((step.name, position))
+        in_bits: set[str] = set()
+
+        def takes_bits(name: str, position: int) -> bool:
+            module = self.get_submodule(name)
+            if any(m._forward_pre_hooks or m._forward_hooks for m in module.modules()):
+                return False
+            if isinstance(module, layers.SynapticCurrent):
+                among = module.readers
+                return position < len(among) and isinstance(among[position], _READ_BITS)
+            pools = isinstance(module, layers.SpikeMaxPool2d) and name in in_bits
+            return pools or isinstance(module, _READ_BITS)
+
+        for step in reversed(self.steps):
+            module = self.get_submodule(step.name)
+            emits = isinstance(module, (layers.FoldedLIF, layers.SpikeMaxPool2d))
+            if not emits or module._forward_hooks or step.name == self.output:
+                continue
+            if all(takes_bits(*reader) for reader in readers[step.name]):
+                in_bits.add(step.name)
+        return frozenset(in_bits)
 
     def kind_of(self, name: str) -> str:
         """Return what a step is: "encoding", "neurons", "synapses" or "" (moves and sums)."""
@@ -98,12 +147,14 @@ class FoldedNetwork(nn.Module):
             kind, size = self.kind_of(step.name), bytes_text(bytes_of(module))
             if isinstance(module, layers.SynapticCurrent):
                 rows.append((kind, step.name, "", "sum of", size))
-                named = list(module.synapses.values())
+                readers = module.readers
                 for n, source in enumerate(step.inputs):
-                    inner = named[n] if n < len(named) else None
+                    inner = readers[n] if n < len(readers) else None
                     layer = getattr(inner, "layer", inner)
-                    weights = "" if layer is None else bytes_text(bytes_of(layer))
+                    again = n > 0 and inner is not None and inner is readers[n - 1]
+                    weights = "" if layer is None or again else bytes_text(bytes_of(layer))
                     shown = "a current" if layer is None else _line(layer)
+                    shown = "the same weights" if again else shown
                     signed = "+-" if getattr(inner, "signed", False) else ""
                     rows.append(("", "", signed + source, shown, weights))
             else:
