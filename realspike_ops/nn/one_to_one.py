@@ -50,7 +50,8 @@ class OneToOneSynapses(nn.Module):
         self.weight = nn.Parameter(weight)
 
     def forward(self, spikes: "Tensor | PackedSpikes") -> Tensor:
-        # The current is as large as the dense map; bits alone would save nothing here.
+        is_binary = isinstance(spikes, PackedSpikes) and not spikes.signed
+        # The current is as large as the dense map: to expand the bits first costs no more memory.
         spikes = as_dense(spikes)
         checks.check_tensor("spikes", spikes)
         shape = spikes.shape[1:]
@@ -59,6 +60,8 @@ class OneToOneSynapses(nn.Module):
                 f"spikes must have maps that weight {shape_text(self.weight)} broadcasts against; "
                 f"got shape {shape_text(spikes)}"
             )
+        if is_binary and not (torch.is_grad_enabled() and self.weight.requires_grad):
+            return torch.where(spikes != 0, self.weight, self.weight.new_zeros(()))
         return _Select.apply(spikes, self.weight)
 
     def extra_repr(self) -> str:

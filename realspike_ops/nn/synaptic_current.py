@@ -27,7 +27,7 @@ class Synapses(nn.Module):
     them, run through the same weights as one batch, and their currents are added (subtracted).
 
     Args:
-        layer: The gather-accumulate layer; without a bias.
+        layer: The gather-accumulate layer; it has a bias only if its output is the current.
         maps: How many maps of spikes it reads.
         signed: The spikes are ternary.
         pad: (left, right, top, bottom) silent pixels that the layer expects around the map;

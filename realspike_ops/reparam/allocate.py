@@ -112,13 +112,13 @@ def _built(planned: PlannedCurrent, dtype: torch.dtype, scale: "Tensor | None") 
     bias = planned.bias
     if bias is not None and scale is not None:
         bias = bias / scale.double().view(-1, 1, 1)
-    own_bias = bias if planned.is_alone else None
-    layers = [synapses.build(dtype, own_bias, scale) for synapses in planned.synapses]
-    has_bias = hasattr(layers[0].layer, "bias")
-    if planned.is_alone and layers[0].is_plain and (has_bias or planned.bias is None):
+    layers = []
+    for synapses in planned.synapses:
+        own_bias = bias if synapses.takes_bias else None
+        layers.append(synapses.build(dtype, own_bias, scale))
+        bias = bias if own_bias is None else None
+    if planned.is_alone and layers[0].is_plain and bias is None:
         return layers[0].layer
-    if has_bias:
-        layers[0].layer.bias = None  # it is added behind the sum
     named = {}
     for layer, synapses in zip(layers, planned.synapses, strict=True):
         first, *others = synapses.sources

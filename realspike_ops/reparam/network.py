@@ -1,7 +1,6 @@
 """A folded network: named steps that read the input or earlier steps."""
 
 import math
-from collections import defaultdict
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -96,29 +95,16 @@ class FoldedNetwork(nn.Module):
         Those whose readers all take bits. Where a hook is to see the spikes, they stay dense, as in
         training.
         """
-        readers = defaultdict(list)
-        for step in self.steps:
-            for position, name in enumerate(step.inputs):
-                readers[name].append((step.name, position))
         in_bits: set[str] = set()
-
-        def takes_bits(name: str, position: int) -> bool:
-            module = self.get_submodule(name)
-            if any(m._forward_pre_hooks or m._forward_hooks for m in module.modules()):
-                return False
-            if isinstance(module, layers.SynapticCurrent):
-                among = module.readers
-                return position < len(among) and isinstance(among[position], _READ_BITS)
-            pools = isinstance(module, layers.SpikeMaxPool2d) and name in in_bits
-            return pools or isinstance(module, _READ_BITS)
-
+        read_dense = {self.output}
         for step in reversed(self.steps):
-            module = self.get_submodule(step.name)
+            module = self._modules[step.name]
             emits = isinstance(module, (layers.FoldedLIF, layers.SpikeMaxPool2d))
-            if not emits or module._forward_hooks or step.name == self.output:
-                continue
-            if all(takes_bits(*reader) for reader in readers[step.name]):
+            if emits and step.name not in read_dense and not module._forward_hooks:
                 in_bits.add(step.name)
+            readers = _readers_of_bits(module, step.name in in_bits)
+            taken = {n for n, reads_bits in enumerate(readers) if reads_bits}
+            read_dense |= {name for n, name in enumerate(step.inputs) if n not in taken}
         return frozenset(in_bits)
 
     def kind_of(self, name: str) -> str:
@@ -169,6 +155,18 @@ class FoldedNetwork(nn.Module):
         count = sum(math.prod(p.shape) for p in self.parameters())
         total = f"  {count:,} parameters, {bytes_text(bytes_of(self))}; output: {self.output}"
         return "\n".join(["FoldedNetwork(", *lines, total, ")"])
+
+
+def _readers_of_bits(module: nn.Module, emits_bits: bool) -> list[bool]:
+    """Return for the inputs of a step whether they may be `PackedSpikes`; none beyond the list."""
+    if isinstance(module, layers.SpikeMaxPool2d):
+        reads = [emits_bits]
+    elif isinstance(module, layers.SynapticCurrent):
+        reads = [isinstance(reader, _READ_BITS) for reader in module.readers]
+    else:
+        reads = [isinstance(module, _READ_BITS)]
+    hooked = any(reads) and any(m._forward_pre_hooks or m._forward_hooks for m in module.modules())
+    return [] if hooked else reads
 
 
 def _line(module: nn.Module) -> str:

@@ -91,6 +91,13 @@ class PlannedKernel:
         return self.weights * dtype.itemsize
 
     @property
+    def takes_bias(self) -> bool:
+        """Whether the layer's own output is its current, so that it can add the bias on the way."""
+        several = self.source.signed or len(self.sources) > 1
+        moved = _channels(self.window) or (self.flat and self.kind is not SpikeLinear)
+        return not (several or moved or self.sums or self.kind is PiecewiseSpikeConv)
+
+    @property
     def _is_unshared(self) -> bool:
         return self.kind is UnsharedSpikeConv
 
@@ -165,8 +172,7 @@ class PlannedKernel:
             _SpikeConv.__init__(layer, weight, _plain(bias, dtype))
         else:
             layer = self.kind.__new__(self.kind)
-            bias = None if self.sums else _plain(bias, dtype)
-            _SpikeConv.__init__(layer, weight, bias, padding=padding, **geometry)
+            _SpikeConv.__init__(layer, weight, _plain(bias, dtype), padding=padding, **geometry)
             if self._is_unshared:
                 H, W = self.window.in_shape[1:]
                 layer.input_size = (H + pad[2] + pad[3], W + pad[0] + pad[1])
@@ -222,6 +228,7 @@ class PlannedOneToOne:
     flat: bool  # whether its current is [N, F]
     flattens: bool  # whether it reads maps for it
     kind = OneToOneSynapses
+    takes_bias = False
 
     @property
     def weights(self) -> int:
