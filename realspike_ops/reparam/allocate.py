@@ -16,6 +16,7 @@ from realspike_ops.reparam.network import (
     bytes_text,
 )
 from realspike_ops.reparam.steps_of_scale import current_scale, refusal_of_steps
+from realspike_ops.reparam.synapses import PlannedSynapses
 
 
 def allocate(folding: Folding, dtype: torch.dtype, max_bytes: int) -> FoldedNetwork:
@@ -36,7 +37,10 @@ def allocate(folding: Folding, dtype: torch.dtype, max_bytes: int) -> FoldedNetw
             continue
         planned = folding.planned[step.name]
         own_dtype = _dtype_of(planned, dtype)
-        scale = current_scale(planned) if own_dtype == torch.int8 else None  # [C]
+        try:
+            scale = current_scale(planned) if own_dtype == torch.int8 else None  # [C]
+        except ValueError as error:
+            raise ReparameterizationError(f"{step.name!r} cannot be int8: {error}") from error
         inputs = step.inputs
         if scale is not None:
             by_neuron = _by_neuron(scale, planned)
@@ -107,6 +111,17 @@ def _check_size(folding: Folding, dtype: torch.dtype, max_bytes: int) -> None:
     )
 
 
+def _check_range(synapses: PlannedSynapses, dtype: torch.dtype) -> None:
+    if dtype != torch.float16:
+        return
+    largest = synapses.largest().max().item()
+    if largest > torch.finfo(dtype).max:
+        raise ReparameterizationError(
+            f"the synapses from {synapses.sources[0]!r} hold a weight of {largest:.3g}, beyond the "
+            "range of float16: use weight_dtype=torch.bfloat16 or torch.float32"
+        )
+
+
 def _built(planned: PlannedCurrent, dtype: torch.dtype, scale: "Tensor | None") -> nn.Module:
     """One layer where that is all; else the sum of several, or of one and a bias."""
     bias = planned.bias
@@ -114,6 +129,7 @@ def _built(planned: PlannedCurrent, dtype: torch.dtype, scale: "Tensor | None") 
         bias = bias / scale.double().view(-1, 1, 1)
     layers = []
     for synapses in planned.synapses:
+        _check_range(synapses, dtype)
         own_bias = bias if synapses.takes_bias else None
         layers.append(synapses.build(dtype, own_bias, scale))
         bias = bias if own_bias is None else None

@@ -44,7 +44,6 @@ _BY_ARGUMENTS: "dict[type, str]" = {
 _FUNCTIONS = {
     "add": torch.add,
     "operator.add": operator.add,
-    "operator.iadd": operator.iadd,
     "sub": torch.sub,
     "mul": torch.mul,
     "operator.mul": operator.mul,

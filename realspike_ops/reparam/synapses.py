@@ -245,6 +245,9 @@ class PlannedOneToOne:
     def joined(self, other: "PlannedSynapses") -> None:
         return None
 
+    def largest(self) -> Tensor:
+        return self.coefficient.abs().amax()
+
     def build(self, dtype: torch.dtype, bias: None, scale: "Tensor | None") -> Synapses:
         # They tell the signs of ternary spikes apart by themselves.
         coefficient = self.coefficient

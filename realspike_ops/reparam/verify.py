@@ -92,7 +92,8 @@ def record_currents(model: nn.Module):
     calls: list[tuple[str, RealSpikeLIF, Tensor]] = []
     handles = [
         module.register_forward_pre_hook(
-            lambda module, args, name=name: calls.append((name, module, args[0].detach()))
+            # A copy: the model may change the current in place behind the neurons.
+            lambda module, args, name=name: calls.append((name, module, args[0].detach().clone()))
         )
         for name, module in model.named_modules()
         if isinstance(module, RealSpikeLIF)
