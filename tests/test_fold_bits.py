@@ -258,6 +258,25 @@ def test_half_precision_input():
     assert torch.equal(dense, packed)
 
 
+def test_other_modes_of_inference():
+    """inference_mode, threads, train() without gradients, autocast and vmap."""
+    network, x = make("resnet20", Neurons("channel")), images_for("resnet20")
+    folded = rso.reparameterize(network, x[:1])
+    with torch.no_grad():
+        expected = folded(x)
+        torch.set_num_threads(2)
+        assert torch.equal(folded(x), expected)
+        torch.set_num_threads(1)
+        for mapped in torch.func.vmap(folded)(torch.stack((x, x))):
+            assert torch.equal(mapped, expected)
+    with torch.inference_mode():
+        assert torch.equal(folded(x), expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        dense = folded(x).detach()
+        with torch.no_grad():
+            assert torch.equal(folded(x), dense)
+
+
 def test_compiled():
     network, x = make("vgg", Neurons("channel", emission="ternary")), images_for("vgg")
     folded = rso.reparameterize(network, x[:1])

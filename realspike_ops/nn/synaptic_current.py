@@ -72,9 +72,9 @@ class Synapses(nn.Module):
         if self.signed or self.maps > 1:
             current = self._added(current)
         if self.sums:
-            # One order of the sum, whichever way the spikes came.
-            current = current.contiguous(memory_format=torch.channels_last)
-            current = current.sum((2, 3), keepdim=True)
+            # One memory format, and so one order of the sum, whichever way the spikes came.
+            pixels = current.permute(0, 2, 3, 1).flatten(1, 2).contiguous()  # [N, H*W, C]
+            current = pixels.sum(1)[..., None, None]
         if self.channels is not None:
             first, count = self.channels
             behind = count - first - current.shape[1]
