@@ -230,6 +230,13 @@ PYBIND11_MODULE(_C, m) {
     params.workspace = pointer<void>(workspace);
     check_cuda(unshared_conv_cuda(params, pointer<void>(stream)), "unshared_conv_cuda");
   });
+  m.attr("unshared_conv_grad_samples") = kUnsharedConvGradSamples;
+  m.def("unshared_conv_grad_weight_cuda", [](const UnsharedConvParams& params, uintptr_t grad_out,
+                                             uintptr_t grad_weight, uintptr_t stream) {
+    check_cuda(unshared_conv_grad_weight_cuda(params, pointer<const float>(grad_out),
+                                              pointer<void>(grad_weight), pointer<void>(stream)),
+               "unshared_conv_grad_weight_cuda");
+  });
 #else
   m.attr("with_cuda") = false;
 #endif

@@ -19,6 +19,9 @@ the assembler writes a move or a constant; it is followed as a move and not coun
 constant factor 1 (`IMAD.IADD R1, R2, 0x1, R3`) is how it adds integers in the other pipe.
 The second pass, which adds what several blocks left and scales int8 sums, is the only kernel with a
 multiplication on data: one per output.
+
+The gradient of the weight keeps spike words in shared memory too, beside the gradients that it
+adds. There what was loaded from shared memory is data if it reaches an FADD, as everywhere.
 """
 
 import re
@@ -37,12 +40,15 @@ pytestmark = [
 ]
 
 
+def compile_op(name: str, arch: str, folder: Path) -> Path:
+    path = folder / f"{arch}.cubin"
+    sass.compile_cubin(ROOT / "csrc" / "cuda" / name, arch, path, f"-I{ROOT / 'csrc'}")
+    return path
+
+
 @pytest.fixture(scope="module", params=ARCHS)
 def cubin(request, tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("sass") / f"{request.param}.cubin"
-    source = ROOT / "csrc" / "cuda" / "unshared_conv_cuda.cu"
-    sass.compile_cubin(source, request.param, path, f"-I{ROOT / 'csrc'}")
-    return path
+    return compile_op("unshared_conv_cuda.cu", request.param, tmp_path_factory.mktemp("sass"))
 
 
 # weight: (vector width, most samples of a tile)
@@ -165,6 +171,39 @@ def test_spike_words_do_not_reach_a_sum(kernels):
         others = [i for n, i in enumerate(code) if i.opcode.startswith("LDG") and not data >> n & 1]
         assert len(others) >= samples
         assert {i.opcode for i in others} == {"LDG.E.CONSTANT"}, weight
+
+
+@pytest.fixture(scope="module", params=ARCHS)
+def grad_cubin(request, tmp_path_factory) -> Path:
+    return compile_op("unshared_conv_grad_cuda.cu", request.param, tmp_path_factory.mktemp("grad"))
+
+
+def test_the_gradient_of_the_weight_is_only_added(grad_cubin):
+    functions = sass.read_functions(grad_cubin)
+    resources = sass.read_resources(grad_cubin)
+    widths = {}
+    for name, code in functions.items():
+        found = re.search(r"grad_weight_kernelI(f|NS_\d+(\w+?)E)Li(\d+)E", name)
+        stored, vec = found[2] or "float", int(found[3])
+        widths.setdefault(stored, set()).add(vec)
+        assert sass.find_multiplications(code, shared_is_data=False) == []
+        assert len([i for i in code if i.opcode == "FADD"]) >= vec
+        assert resources[name]["STACK"] == resources[name]["LOCAL"] == 0, name
+        # Four blocks of 256 threads per multiprocessor, three where a thread has eight sums.
+        assert resources[name]["REG"] <= (80 if vec == 8 else 64), name
+        data = sass.data_loads(code, sass.trace_loads(code), shared_is_data=False)
+        loads = {i.opcode for n, i in enumerate(code) if data >> n & 1}
+        stores = {i.opcode for i in code if i.opcode.startswith("STG")}
+        if vec == 1:
+            assert "LDS" in loads
+        else:
+            # Gradients come from shared memory and rows go out 16 bytes at a time.
+            assert "LDS.128" in loads
+            assert stores == {"STG.E.128"}
+        # Spike words, and what a warp makes of them, are no data.
+        others = {i.opcode for n, i in enumerate(code) if not data >> n & 1}
+        assert {"LDS", "LDG.E.CONSTANT", "SHFL.BFLY"} <= others
+    assert widths == {"float": {1, 4}, "Float16Weight": {1, 8}, "BFloat16Weight": {1, 8}}
 
 
 PROBES = """

@@ -15,7 +15,8 @@ int unshared_conv_cuda(const UnsharedConvParams& params, void* stream_address) {
   if (config.blocks == 0) return cudaSuccess;
   const UnsharedConvKernel kernel = select_kernel(params.weight_dtype, config);
   const bool second_pass = needs_second_pass(params, config);
-  if (kernel == nullptr || second_pass != (params.workspace != nullptr)) {
+  if (kernel == nullptr || params.amplitude != nullptr ||
+      second_pass != (params.workspace != nullptr)) {
     return cudaErrorInvalidValue;
   }
   const auto stream = static_cast<cudaStream_t>(stream_address);
