@@ -237,6 +237,10 @@ class Registers:
             if predicate:
                 self.any[register] = self.any.get(register, 0) | loads
                 self.under[register, predicate] = loads
+                # Written where the predicate is true and where it is not: nothing old is left.
+                opposite = predicate[1:] if predicate[0] == "!" else f"!{predicate}"
+                if (register, opposite) in self.under:
+                    self.any[register] = loads | self.under[register, opposite]
             else:
                 self.any[register] = loads
         changed = instruction.predicates_written

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "core/dtype.h"
+#include "core/lif.h"
 
 namespace realspike {
 
@@ -67,6 +68,14 @@ void unshared_conv_cpu(const UnsharedConvParams& params, int num_threads);
 int unshared_conv_cuda(const UnsharedConvParams& params, void* stream);
 
 int64_t unshared_conv_workspace_cuda(const UnsharedConvParams& params);
+
+// unshared_conv and lif_packed of its output, which is not written (`out` is not used): sample n of
+// the convolution is timestep n / B of element n % B of the batch. x and x_stride_t of `lif` are
+// not used either; its neurons are those of the output map. The workspace has
+// unshared_conv_lif_workspace_cuda bytes. For the same currents, the same spikes as lif_packed.
+int unshared_conv_lif_cuda(const UnsharedConvParams& params, const LifPacked& lif, void* stream);
+
+int64_t unshared_conv_lif_workspace_cuda(const UnsharedConvParams& params);
 
 // Samples that one pass of the gradient on a GPU takes; more are added to what it has stored.
 constexpr int kUnsharedConvGradSamples = 256;

@@ -139,10 +139,14 @@ inline bool needs_second_pass(const UnsharedConvParams& p, const UnsharedConvCon
   return config.splits > 1 || p.scale != nullptr;
 }
 
+// [splits, N, OH, OW, Cout], float or int32_t.
+inline int64_t workspace_bytes(const UnsharedConvParams& p, const UnsharedConvConfig& config) {
+  return config.splits * p.N * p.G * p.Cout_g * p.OH * p.OW * int64_t{sizeof(float)};
+}
+
 inline int64_t unshared_conv_workspace_bytes(const UnsharedConvParams& p,
                                              const UnsharedConvConfig& config) {
-  if (!needs_second_pass(p, config)) return 0;
-  return config.splits * p.N * p.G * p.Cout_g * p.OH * p.OW * int64_t{sizeof(float)};
+  return needs_second_pass(p, config) ? workspace_bytes(p, config) : 0;
 }
 
 }  // namespace realspike

@@ -125,7 +125,7 @@ struct GradRow {
 // Uniform over a block: the tile and all barriers. Uniform over a warp: the spike words and
 // everything warp-wide. Uniform over a stream: the row, hence the samples that are added to it.
 template <typename Stored, int VEC>
-__global__ void __launch_bounds__(kUnsharedConvMaxThreads, 3)
+__global__ void __launch_bounds__(kUnsharedConvMaxThreads, 4)
     unshared_conv_grad_weight_kernel(const UnsharedConvParams p, const float* const grad_out,
                                      void* const grad_weight, const UnsharedConvGrid grid,
                                      const int sample_tile) {
@@ -133,7 +133,8 @@ __global__ void __launch_bounds__(kUnsharedConvMaxThreads, 3)
   constexpr int kVecLog2 = VEC == 8 ? 3 : VEC == 4 ? 2 : 0;
   static_assert(1 << kVecLog2 == VEC, "the vector width is 1, 4 or 8");
   const int warp_lane = static_cast<int>(threadIdx.x) % 32;
-  const int warp = static_cast<int>(threadIdx.x) / 32;
+  // By way of lane 0, so that the compiler knows what follows from it to be uniform over a warp.
+  const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0);
   const int warps = static_cast<int>(blockDim.x) / 32;
   const int lane = warp_lane & (grid.lanes - 1);
   const int tile_channels_log2 = grid.lanes_log2 + kVecLog2;

@@ -64,13 +64,14 @@ __device__ void add_rows(const Weight* rows, uint32_t row_bytes, const uint32_t 
   }
 }
 
-// Leaves a sum to the second pass, if there is one, or makes it an output.
+// Leaves a sum to the second pass, if there is one, in a workspace [splits, N, OH, OW, Cout]; or
+// makes it an output.
 template <typename Total>
 __device__ void write_total(const UnsharedConvParams& p, int64_t split, int64_t n, int64_t co,
                             int64_t position, Total total) {
   if (p.workspace != nullptr) {
-    const int64_t row = (split * p.N + n) * p.G * p.Cout_g + co;
-    static_cast<Total*>(p.workspace)[row * p.OH * p.OW + position] = total;
+    const int64_t pixel = (split * p.N + n) * p.OH * p.OW + position;
+    static_cast<Total*>(p.workspace)[pixel * p.G * p.Cout_g + co] = total;
     return;
   }
   float out = static_cast<float>(total);
@@ -233,8 +234,8 @@ __global__ void __launch_bounds__(kUnsharedConvSecondPassThreads)
     Total total = __ldg(sums + i);
     for (int k = 1; k < grid.splits; ++k) total += __ldg(sums + k * grid.outputs + i);
     int64_t n = i;
-    const int64_t position = take_remainder(n, grid.positions);
     const int64_t co = take_remainder(n, grid.channels);
+    const int64_t position = take_remainder(n, grid.positions);
     float out = static_cast<float>(total);
     if constexpr (static_cast<Total>(0.5) == 0) {  // int32_t
       if (p.scale != nullptr) out *= __ldg(p.scale + co);
