@@ -63,6 +63,21 @@ void unshared_conv_grad_weight_cpu(const UnsharedConvGradWeight& params, int num
 // then the bias: the same bits whatever the number of threads and the instruction set.
 void unshared_conv_cpu(const UnsharedConvParams& params, int num_threads);
 
+// Currents that go straight into LIF neurons: bit for bit unshared_conv_cpu, then lif_packed_cpu on
+// currents [T, B, OH * OW, Cout], without these ever being in memory. N = T * B, timestep
+// outermost; lif.C = Cout and lif.P = OH * OW; lif.x, the strides of `out` and `out` itself are not
+// used.
+struct UnsharedConvLif {
+  UnsharedConvParams conv;
+  LifPacked lif;  // channels_last, currents of float32
+};
+
+// Whether the words of a group are its own and all timesteps fit in a task, which the fused kernel
+// needs.
+bool unshared_conv_lif_fits(int64_t groups, int64_t channels_per_group, int64_t timesteps);
+
+void unshared_conv_lif_cpu(const UnsharedConvLif& params, int num_threads);
+
 // Enqueue on `stream` (a cudaStream_t) and return the cudaError_t of the launch. Deterministic; the
 // order of the additions may differ from the CPU's. Without amplitude: there is no factored kernel.
 int unshared_conv_cuda(const UnsharedConvParams& params, void* stream);
