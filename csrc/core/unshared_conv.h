@@ -84,4 +84,21 @@ int unshared_conv_cuda(const UnsharedConvParams& params, void* stream);
 
 int64_t unshared_conv_workspace_cuda(const UnsharedConvParams& params);
 
+// unshared_conv and lif_packed of its output, which is not written (`out` is not used): sample n of
+// the convolution is timestep n / B of element n % B of the batch. x and x_stride_t of `lif` are
+// not used either; its neurons are those of the output map. The workspace has
+// unshared_conv_lif_workspace_cuda bytes. For the same currents, the same spikes as lif_packed.
+int unshared_conv_lif_cuda(const UnsharedConvParams& params, const LifPacked& lif, void* stream);
+
+int64_t unshared_conv_lif_workspace_cuda(const UnsharedConvParams& params);
+
+// Samples that one pass of the gradient on a GPU takes; more are added to what it has stored.
+constexpr int kUnsharedConvGradSamples = 256;
+
+// unshared_conv_grad_weight_cpu, to the same bits. Every element of grad_weight is written. It is
+// of params.weight_dtype: float32, or float16 or bfloat16 (the sum rounded once), for up to
+// kUnsharedConvGradSamples samples. Returns the cudaError_t of the launch.
+int unshared_conv_grad_weight_cuda(const UnsharedConvParams& params, const float* grad_out,
+                                   void* grad_weight, void* stream);
+
 }  // namespace realspike
