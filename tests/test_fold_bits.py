@@ -30,12 +30,13 @@ class DenseSpikes(TorchDispatchMode):
     def __init__(self, shapes=()):
         super().__init__()
         self.shapes = shapes
-        self.dense, self.unpacked, self.packed, self.neurons = [], 0, 0, 0
+        self.dense, self.unpacked, self.packed, self.neurons, self.fused = [], 0, 0, 0, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         name = func.name()
-        self.neurons += name == "realspike::lif_packed"
+        self.neurons += name in ("realspike::lif_packed", "realspike::unshared_conv_lif")
+        self.fused += name == "realspike::unshared_conv_lif"
         self.unpacked += name == "realspike::unpack_spikes"
         self.packed += name == "realspike::pack_spikes" and args[0].dim() > 2
         for tensor in out if isinstance(out, (tuple, list)) else (out,):
@@ -79,10 +80,28 @@ def test_bits_change_nothing(family, granularity, form):
         assert torch.equal(folded(x), packed)
     assert seen.neurons == len(neurons)
     assert seen.packed == 0
+    assert seen.fused == len(folded.fused_steps(folded.steps_in_bits()))
     one_to_one = sum(isinstance(m, rso.OneToOneSynapses) for m in folded.modules())
     assert seen.unpacked == one_to_one
     if one_to_one == 0:  # their current is as large as the map
         assert not seen.dense
+
+
+def test_a_convolution_and_its_neurons_are_one_op_where_nobody_looks():
+    network, x = make("vgg", Neurons("element")), images_for("vgg")
+    folded = rso.reparameterize(network, x[:1])
+    fused = folded.fused_steps(folded.steps_in_bits())
+    assert len(fused) == 2
+    with torch.no_grad():
+        expected = folded(x)
+        for name in (*fused, *fused.values()):
+            calls = []
+            handle = folded.get_submodule(name).register_forward_pre_hook(
+                lambda *call, calls=calls: calls.append(call)
+            )
+            assert torch.equal(folded(x), expected)
+            assert len(calls) == 1
+            handle.remove()
 
 
 @pytest.mark.parametrize("emission", ["binary", "ternary"])

@@ -1,6 +1,6 @@
 """realspike::unshared_conv_lif: the currents of a convolution go straight into LIF neurons.
 
-Inference on the CPU; all sizes are checked by the functional layer.
+Inference; all sizes are checked by the functional layer.
 """
 
 import math
@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from realspike_ops._native import cuda_extension, extension, pointer
 from realspike_ops.ops import LIBRARY, lif_cpu
 from realspike_ops.ops.eager import is_plain_eager
 from realspike_ops.ops.layout import as_step, empty_step
@@ -28,7 +29,7 @@ LIBRARY.define(
 
 
 def fits(weight: Tensor, timesteps: int) -> bool:
-    """Whether the fused kernel takes such weights and so many timesteps.
+    """Whether the fused kernel of the CPU takes such weights and so many timesteps.
 
     unshared_conv_lif_fits in csrc/core/unshared_conv.h, in a form that can be traced.
     """
@@ -46,6 +47,26 @@ def _allocate(spikes, weight, timesteps, output_size, ternary, keep_state):
     return packed, v_last
 
 
+def _launch_cpu(conv, neurons, packed, v_last, channels_and_pixels, device):
+    extension().unshared_conv_lif_cpu(
+        conv, neurons, packed.data_ptr(), pointer(v_last), torch.get_num_threads()
+    )
+
+
+def _launch_cuda(conv, neurons, packed, v_last, channels_and_pixels, device):
+    native = cuda_extension()
+    with torch.cuda.device(device):
+        size = native.unshared_conv_lif_workspace_cuda(conv)
+        workspace = torch.empty(size, dtype=torch.uint8, device=device)
+        native.unshared_conv_lif_cuda(
+            *(conv, neurons, packed.data_ptr(), pointer(v_last), *channels_and_pixels, True),
+            *(pointer(workspace), torch.cuda.current_stream().cuda_stream),
+        )
+
+
+_LAUNCH = {"cpu": _launch_cpu, "cuda": _launch_cuda}
+
+
 def _run(
     spikes, weight, bias, amplitude, scale, decay, v_threshold, v_init, timesteps, output_size,
     stride, padding, dilation, check_binary, neuron, keep_state,
@@ -59,15 +80,18 @@ def _run(
         words, weight, bias, amplitude, scale, None, output_size, (stride, padding, dilation)
     )
     shape = (weight.shape[2] * weight.shape[6], *output_size)
-    neurons = (
+    parameters = (
         in_memory_order(None, 1.0, shape, True),
         in_memory_order(decay, neuron.decay, shape, True),
         in_memory_order(v_threshold, neuron.v_threshold, shape, True),
     )
     v_init = None if v_init is None else as_step(v_init, True)
     N = spikes.shape[0] // timesteps * math.prod(shape)
-    lif_cpu.launch_after_conv(params, neurons, v_init, packed, v_last, neuron, timesteps, N)
-    del tensors
+    neurons = lif_cpu.params_after_conv(parameters, v_init, neuron, timesteps, N)
+    channels_and_pixels = (shape[0], math.prod(output_size))
+    launch = _LAUNCH[spikes.device.type]
+    launch(params, neurons, packed, v_last, channels_and_pixels, spikes.device)
+    del tensors, parameters
     return packed, v_last
 
 
@@ -84,13 +108,14 @@ def _fake(spikes, weight, *rest):
     return packed, *or_empty(packed, v_last)
 
 
-LIBRARY.impl("unshared_conv_lif", _registered, "CPU")
+for device in _LAUNCH:
+    LIBRARY.impl("unshared_conv_lif", _registered, device.upper())
 torch.library.register_fake("realspike::unshared_conv_lif", _fake, lib=LIBRARY)
 
 
 def unshared_conv_lif(*arguments):
     """Return (packed, v_last or None)."""
     *fixed, neuron, keep_state = arguments
-    if is_plain_eager(*fixed[:8]):
+    if arguments[0].device.type in _LAUNCH and is_plain_eager(*fixed[:8]):
         return _run(*arguments)
     return torch.ops.realspike.unshared_conv_lif(*fixed, *neuron, keep_state)
