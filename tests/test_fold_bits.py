@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import realspike_ops as rso
 from realspike_ops.nn.packed_spikes import PackedSpikes
+from realspike_ops.ops.unshared_conv_lif import fits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -80,7 +81,8 @@ def test_bits_change_nothing(family, granularity, form):
         assert torch.equal(folded(x), packed)
     assert seen.neurons == len(neurons)
     assert seen.packed == 0
-    assert seen.fused == len(folded.fused_steps(folded.steps_in_bits()))
+    fused = map(folded.get_submodule, folded.fused_steps(folded.steps_in_bits()))
+    assert seen.fused == sum(fits(conv.weight, T) for conv in fused)
     one_to_one = sum(isinstance(m, rso.OneToOneSynapses) for m in folded.modules())
     assert seen.unpacked == one_to_one
     if one_to_one == 0:  # their current is as large as the map

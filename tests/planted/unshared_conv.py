@@ -291,4 +291,36 @@ BUGS = [
         "tests/test_unshared_conv_grad_simt.py",
         "ascending_samples",
     ),
+    # The convolution with neurons behind it
+    Bug(
+        "conv-lif-timesteps-a-sequence-apart",
+        "csrc/cpu/unshared_conv_lif_kernel.h",
+        "neurons.x_stride_t = tile.sequences * tile.channels;",
+        "neurons.x_stride_t = tile.channels;",
+        "tests/test_unshared_conv_lif.py",
+        "test_sizes",
+    ),
+    Bug(
+        "conv-lif-words-counted-from-the-tile",
+        "csrc/cpu/unshared_conv_lif_kernel.h",
+        "(channel + c) / 32",
+        "c / 32",
+        "tests/test_unshared_conv_lif.py",
+        "test_sizes or test_groups",
+    ),
+    Bug(
+        "conv-lif-tile-of-neighbouring-samples",
+        "csrc/cpu/unshared_conv_lists.h",
+        "f(s, t * all_sequences + run.first_sequence + b);",
+        "f(s, run.first_sequence + s);",
+        "tests/test_unshared_conv_lif.py",
+        "test_several_tiles_of_samples",
+    ),
+    Bug(
+        "conv-cpu-list-of-the-sixth-sample-is-empty",
+        "csrc/cpu/unshared_conv_spikes.h",
+        "starts[s + 1] = static_cast<uint16_t>(list - begin);",
+        "starts[s + 1] = s == 5 ? starts[s] : static_cast<uint16_t>(list - begin);",
+        "tests/test_unshared_conv.py",
+    ),
 ]
