@@ -33,9 +33,6 @@ import realspike_ops as rso
 from realspike_ops.ops.layout import dense_over_time
 from realspike_ops.ops.lif import SAVE_NOTHING, Neuron, what_to_save
 
-NAN = float("nan")
-
-
 # --- the sweep ------------------------------------------------------------------------------------
 
 
