@@ -1,5 +1,7 @@
 """The documented functions on spikes: packing, and the convolution that adds what they select."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -133,12 +135,44 @@ def unshared_spike_conv(
     Reference:
         Guo et al., "Real Spike", ECCV 2022, equations (11) to (13).
     """
+    checks.check_choice("algorithm", algorithm, ("gather", "matmul", "auto"))
+    conv = check_convolution(
+        spikes, weight, bias, stride, padding, dilation, amplitude, scale, check_binary
+    )
+    if algorithm == "auto":
+        algorithm = choose_algorithm(spikes.device.type, spikes.shape[0], weight.dtype)
+    if amplitude is not None and spikes.device.type == "cuda":
+        algorithm = "matmul"  # there is no factored kernel: one convolution of amplitude * spikes
+    arguments = (*conv.tensors, conv.output_size, *conv.geometry)
+    if algorithm == "matmul":
+        if not conv.packed and conv.check_binary:
+            realspike_ops.ops.pack_spikes.pack_spikes(spikes.detach(), True)
+        return unshared_conv_matmul(*arguments)
+    return realspike_ops.ops.unshared_conv.unshared_conv(
+        *arguments, conv.channels_last, conv.check_binary
+    )
+
+
+class _Convolution(NamedTuple):
+    """The arguments of a convolution of spikes, checked."""
+
+    tensors: tuple[Tensor | None, ...]  # spikes, weight, bias, amplitude, scale
+    output_size: tuple[int, int]
+    geometry: tuple[tuple[int, int], ...]  # stride, padding, dilation
+    packed: bool
+    channels_last: bool
+    check_binary: bool
+
+
+def check_convolution(
+    spikes, weight, bias, stride, padding, dilation, amplitude, scale, check_binary
+) -> _Convolution:
+    """Check the arguments of `unshared_spike_conv`."""
     checks.check_tensor("spikes", spikes)
     checks.check_supported_device("spikes", spikes)
     checks.check_tensor("weight", weight)
     checks.check_device("weight", weight, "spikes", spikes)
     checks.check_dtype("weight", weight, WEIGHT_DTYPES, _hint_for_int8(weight))
-    checks.check_choice("algorithm", algorithm, ("gather", "matmul", "auto"))
     if weight.dim() != 7 or 0 in weight.shape:
         raise ValueError(
             "weight must have shape [OH, OW, groups, KH, KW, Cin/groups, Cout/groups], all at "
@@ -190,18 +224,10 @@ def unshared_spike_conv(
     if packed and check_binary:
         _check_spare_bits(spikes, G * Cin_g)
     geometry = (checks.pair("stride", stride, 1), before, checks.pair("dilation", dilation, 1))
-    if algorithm == "auto":
-        algorithm = choose_algorithm(spikes.device.type, spikes.shape[0], weight.dtype)
-    if amplitude is not None and spikes.device.type == "cuda":
-        algorithm = "matmul"  # there is no factored kernel: one convolution of amplitude * spikes
-    arguments = (spikes, weight, bias, amplitude, scale, expected, *geometry)
-    if algorithm == "matmul":
-        if not packed and check_binary:
-            realspike_ops.ops.pack_spikes.pack_spikes(spikes.detach(), True)
-        return unshared_conv_matmul(*arguments)
-    return realspike_ops.ops.unshared_conv.unshared_conv(
-        *arguments, channels_last, bool(check_binary)
-    )
+    return _Convolution(
+        (spikes, weight, bias, amplitude, scale), expected, geometry, packed, channels_last,
+        bool(check_binary),
+    )  # fmt: skip
 
 
 def _hint_for_int8(weight: Tensor) -> str:

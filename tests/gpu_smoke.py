@@ -76,6 +76,19 @@ def unshared_conv_storage(samples, size, channels):
         check(f"unshared_conv {each.dtype} {samples} {size} {channels}", actual, expected, 1e-3)
 
 
+def unshared_conv_grad_weight(dtype, samples, channels, groups):
+    """The same bits as on the CPU, also where more samples than one pass takes are added."""
+    spikes = (torch.rand(samples, 70, 3, 2) < 0.1).float()
+    weight = torch.randn(3, 2, groups, 3, 3, 70 // groups, channels).to(dtype)
+    grad_out = torch.randn(samples, groups * channels, 3, 2)
+    grads = []
+    for device in ("cpu", "cuda"):
+        leaf = weight.to(device).requires_grad_()
+        out = rso.unshared_spike_conv(spikes.to(device), leaf, padding=1)
+        grads += torch.autograd.grad(out, leaf, grad_out.to(device))
+    check(f"unshared_conv grad_weight {dtype} {samples} {channels}", grads[1], grads[0])
+
+
 def main():
     torch.manual_seed(0)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
@@ -93,6 +106,9 @@ def main():
     for samples, size in ((3, 6), (3, 1), (40, 12)):
         for channels in (48, 5):
             unshared_conv_storage(samples, size, channels)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        for samples, channels, groups in ((3, 24, 1), (65, 5, 2), (257, 136, 1)):
+            unshared_conv_grad_weight(dtype, samples, channels, groups)
     torch.cuda.synchronize()
 
 

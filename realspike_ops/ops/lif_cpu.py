@@ -53,6 +53,18 @@ def launch_packed(x, parameters, period, v_init, packed, v_last, neuron, x_strid
     )
 
 
+def launch_after_conv(conv, parameters, v_init, packed, v_last, neuron, T, N):
+    """Launch the convolution `conv` and the N neurons that its currents go into."""
+    amplitude, decay, v_threshold = map(_per_neuron, parameters)
+    lif = extension().LifParams(
+        *(_form(neuron), amplitude, decay, v_threshold),
+        *(0, pointer(v_init), 0, DTYPES[torch.float32], 0, T, N, 0, 1),
+    )
+    extension().unshared_conv_lif_cpu(
+        conv, lif, packed.data_ptr(), pointer(v_last), torch.get_num_threads()
+    )
+
+
 def partial_shape(T, N, period, save, element_size) -> tuple[int, int]:
     chunks, row, *_ = extension().lif_tiling(T, N, period)
     return chunks, row

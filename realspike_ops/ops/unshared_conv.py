@@ -70,6 +70,31 @@ def _kernel_order(weight: Tensor) -> tuple[Tensor, int]:
     return weight, weight.shape[2:].numel()
 
 
+def kernel_params(words, weight, bias, amplitude, scale, out, output_size, geometry):
+    """Return the kernel's parameters, and the tensors that they point into."""
+    kernels, weight_stride_p = _kernel_order(weight)
+    bias_strides = (0, 0)
+    if bias is not None:
+        bias = bias.contiguous()
+        bias_strides = (1, 0) if bias.dim() == 1 else (bias[0].numel(), 1)
+    if amplitude is not None:
+        amplitude = amplitude.permute(1, 2, 0).contiguous()  # [H, W, Cin]
+    if scale is not None:
+        scale = scale.contiguous()
+    out_strides = (0, 0, 0)
+    if out is not None:
+        stride_p = out.stride(3) if out.shape[3] > 1 else out.stride(2)
+        out_strides = (out.stride(0), out.stride(1), stride_p)
+    tensors = (words, kernels, bias, amplitude, scale, out)
+    params = extension().UnsharedConvParams(
+        *map(pointer, tensors),
+        *(_DTYPES[weight.dtype], *words.shape, *output_size, *weight.shape[2:]),
+        *(size for pair in geometry for size in pair),
+        *(weight_stride_p, *bias_strides, *out_strides),
+    )
+    return params, tensors
+
+
 def _implement(launch):
     """Implement the op by `launch`, a device's function of the kernel's parameters."""
 
@@ -80,26 +105,11 @@ def _implement(launch):
         if out.numel() == 0:
             return out, packed
         words = spikes.contiguous() if spikes.dtype == torch.int32 else packed
-        kernels, weight_stride_p = _kernel_order(weight)
-        bias_strides = (0, 0)
-        if bias is not None:
-            bias = bias.contiguous()
-            bias_strides = (1, 0) if bias.dim() == 1 else (bias[0].numel(), 1)
-        if amplitude is not None:
-            amplitude = amplitude.permute(1, 2, 0).contiguous()  # [H, W, Cin]
-        if scale is not None:
-            scale = scale.contiguous()
-        out_stride_p = out.stride(3) if out.shape[3] > 1 else out.stride(2)
-        launch(
-            extension().UnsharedConvParams(
-                *(pointer(t) for t in (words, kernels, bias, amplitude, scale, out)),
-                *(_DTYPES[weight.dtype], *words.shape, *output_size, *weight.shape[2:]),
-                *(size for pair in geometry for size in pair),
-                *(weight_stride_p, *bias_strides),
-                *(out.stride(0), out.stride(1), out_stride_p),
-            ),
-            spikes.device,
+        params, tensors = kernel_params(
+            words, weight, bias, amplitude, scale, out, output_size, geometry
         )
+        launch(params, spikes.device)
+        del tensors
         return out, packed
 
     return run
