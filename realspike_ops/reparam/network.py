@@ -115,6 +115,9 @@ class FoldedNetwork(nn.Module):
             readers = _readers_of_bits(module, step.name in in_bits)
             taken = {n for n, reads_bits in enumerate(readers) if reads_bits}
             read_dense |= {name for n, name in enumerate(step.inputs) if n not in taken}
+        for step in self.steps:
+            if isinstance(self._modules[step.name], layers.SpikeMaxPool2d):
+                in_bits -= set() if step.inputs[0] in in_bits else {step.name}  # as it reads
         return frozenset(in_bits)
 
     def fused_steps(self, in_bits: "frozenset[str]") -> "dict[str, str]":
