@@ -9,7 +9,7 @@ from torch import Tensor
 import realspike_ops.ops.lif
 import realspike_ops.ops.lif_packed
 from realspike_ops import _checks as checks
-from realspike_ops.ops.compress_spikes import compress_spikes, note_spikes
+from realspike_ops.ops.compress_spikes import compress_spikes
 from realspike_ops.ops.lif import SAVE_NOTHING, Neuron, what_to_save
 from realspike_ops.spike_functional import (
     output_size,
@@ -153,8 +153,6 @@ def lif(
     y, v_last = realspike_ops.ops.lif.lif(
         x, amplitude, decay, v_threshold, v_init, neuron, save, bool(return_state)
     )
-    if save != SAVE_NOTHING and not torch.compiler.is_compiling():
-        note_spikes(y, amplitude, neuron.ternary)
     return (y, v_last) if return_state else y
 
 

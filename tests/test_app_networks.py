@@ -183,14 +183,49 @@ def test_names_of_the_state_dict():
     assert {"features.conv5.weight", "features.bn5.bias", "features.lif5.amplitude"} <= set(vgg)
 
 
+def norm_weights(name="resnet20", **options):
+    """The initial weight of every batch norm, by name; all channels start alike."""
+    network = build(NetworkConfig(architecture=name, width=4, **options), seed=0)
+    found = {}
+    for module_name, module in network.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert (module.weight == module.weight[0]).all()
+            found[module_name] = module.weight[0].item()
+    return found
+
+
 def test_initial_weights():
     network = build(NetworkConfig(architecture="resnet20", width=32), seed=0)
     conv = network.stages[3][1].conv2
     assert conv.weight.std().item() == pytest.approx((2 / (9 * 256)) ** 0.5, rel=0.02)
-    for stage in network.stages:
-        for block in stage:
-            assert not block.bn2.weight.any()
-            assert (block.bn1.weight == 1).all()
+    assert set(norm_weights().values()) == {1.0}
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet19", "sew_resnet10"])
+def test_blocks_may_start_as_their_shortcuts(name):
+    for norm, weight in norm_weights(name, zero_init_residual=True).items():
+        ends_a_branch = norm.startswith("stages.") and norm.endswith(".bn2")
+        assert weight == (0.0 if ends_a_branch else 1.0), norm
+
+
+def test_norms_may_start_at_the_threshold():
+    summed = ("1.0.bn2", "2.0.bn2", "3.0.bn2", "shortcut.bn")
+    for norm, weight in norm_weights(threshold_norm=True, v_threshold=0.8).items():
+        expected = 0.8 / 2**0.5 if norm.endswith(summed) else 0.8
+        assert weight == pytest.approx(expected), norm
+    assert set(norm_weights("digits", threshold_norm=True).values()) == {0.5}
+    # In a SEW-ResNet spikes are summed, not currents.
+    assert set(norm_weights("sew_resnet10", threshold_norm=True).values()) == {0.5}
+    both = norm_weights(threshold_norm=True, zero_init_residual=True)
+    assert both["stages.1.0.bn2"] == 0
+    assert both["stages.1.0.shortcut.bn"] == pytest.approx(0.5 / 2**0.5)
+
+
+def test_what_is_no_residual_network_has_no_residual_norm():
+    with pytest.raises(ValueError, match="zero_init_residual needs a residual network; vgg16"):
+        NetworkConfig(architecture="vgg16", zero_init_residual=True)
+    with pytest.raises(ValueError, match="threshold_norm must be true or false; got 1"):
+        NetworkConfig(threshold_norm=1)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -18,10 +18,13 @@ for package in ("sklearn", "safetensors", "rich", "lightning", "tensorboard", "k
 from realspike import checkpoint, cli, train, trained  # noqa: E402
 from realspike.network_config import NetworkConfig  # noqa: E402
 from realspike.networks import build  # noqa: E402
+from realspike.optimizer import sgd  # noqa: E402
 from realspike.run_config import RunConfig  # noqa: E402
 from realspike.train import module, saving  # noqa: E402
 from realspike.train.history import read_csv  # noqa: E402
 from torch import nn  # noqa: E402
+
+import realspike_ops as rso  # noqa: E402
 
 TESTS = Path(__file__).parent
 SMALL = {
@@ -281,7 +284,7 @@ def test_learning_rate():
 
 def test_weight_decay_is_for_weights_alone():
     network = build(NetworkConfig("element", architecture="resnet8", width=4), seed=0)
-    optimizer = module.optimizer_of(network, config_of(weight_decay=0.5).training)
+    optimizer = sgd(network, lr=0.1, weight_decay=0.5)
     decayed, others = (group["params"] for group in optimizer.param_groups)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0]
     kinds = (nn.Conv2d, nn.Linear)
@@ -290,6 +293,25 @@ def test_weight_decay_is_for_weights_alone():
     names = {id(p): name for name, p in network.named_parameters()}
     assert {names[id(p)].rpartition(".")[2] for p in others} == {"weight", "bias", "amplitude"}
     assert len(decayed) + len(others) == len(names)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "vgg5", "sew_resnet10", "digits"])
+@pytest.mark.parametrize("granularity", ["none", "layer", "channel", "element"])
+def test_the_rate_of_an_amplitude_falls_with_its_neurons(name, granularity):
+    network = build(NetworkConfig(granularity, architecture=name, width=4, image_size=8), seed=0)
+    neurons = {}
+    for lif in (m for m in network.modules() if isinstance(m, rso.RealSpikeLIF)):
+        lif.register_forward_hook(lambda lif, _, out: neurons.update({lif: out[0].numel()}))
+    network(torch.zeros(2, 1, 8, 8))
+    optimizer = sgd(network, lr=0.1, weight_decay=0.5, scale_amplitudes=True)
+    rates = {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(rates) == len(list(network.parameters()))
+    amplitudes = {
+        lif.amplitude: count for lif, count in neurons.items() if lif.granularity != "none"
+    }
+    for parameter, rate in rates.items():
+        shared_by = amplitudes.get(parameter, parameter.numel()) / parameter.numel()
+        assert rate == pytest.approx(0.1 / shared_by**0.5)
 
 
 def test_the_whole_run_reaches_the_last_learning_rate(whole):

@@ -198,3 +198,12 @@ def test_random_graphs(drawn):
     network = as_if_trained(network, images, 0)
     assert_equal_in_float64(network, images)
     assert_rounding_alone(network, images)
+    folded = rso.reparameterize(network, images)
+    with torch.no_grad():  # bits between the layers
+        assert torch.equal(folded(images), _dense(folded, images))
+    assert_rounding_alone(network, images, weight_dtype=torch.int8)
+
+
+def _dense(folded, images):
+    with torch.enable_grad():
+        return folded(images).detach()

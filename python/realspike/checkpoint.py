@@ -17,7 +17,7 @@ from realspike.networks import NetworkConfig, SpikingNetwork, build
 from realspike.optional import require
 
 FORMAT = "realspike.checkpoint"
-FORMAT_VERSION = "2"
+FORMAT_VERSION = "3"
 
 
 class CheckpointError(UserError, ValueError):

@@ -73,3 +73,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Trained:
     except (ValueError, OSError) as error:
         raise CheckpointError(f"cannot load the folded network {path}: {error}") from error
     return Trained(network, config, trained.config_of(config, record, overrides), record, path)
+
+
+def load_either(path: Path, overrides: Sequence[str] = ()) -> Trained:
+    """Read a folded network, or a trained one (or that of a run's folder), whichever it is."""
+    return (load if is_folded(path) else trained.load)(path, overrides)

@@ -44,6 +44,10 @@ class NetworkConfig:
             ``"frames"``: every timestep has an input of its own (event cameras).
         pooling: Between the convolutions of a VGG and behind the stem of a SEW-ResNet. None: as
             published, ``"max"``, which a network of granularity ``"element"`` cannot fold.
+        zero_init_residual: Start the last batch norm of every residual branch at 0, so that every
+            block starts as its shortcut.
+        threshold_norm: Start the weights of the batch norms at the threshold instead of 1 (the
+            initial scale of Zheng et al., AAAI 2021).
 
     Raises:
         ValueError: naming the field, its value and what is accepted.
@@ -61,6 +65,8 @@ class NetworkConfig:
     image_size: int = 8
     encoding: str = "direct"
     pooling: "str | None" = None
+    zero_init_residual: bool = False
+    threshold_norm: bool = False
 
     def __post_init__(self):
         check_choice("architecture", self.architecture, ARCHITECTURES)
@@ -83,8 +89,14 @@ class NetworkConfig:
             raise ValueError(f"decay must be a number in [0, 1]; got {self.decay!r}")
         if not _is_number(self.v_threshold) or not 0.0 < self.v_threshold <= 100.0:
             raise ValueError(f"v_threshold must be a number in (0, 100]; got {self.v_threshold!r}")
-        if type(self.detach_reset) is not bool:
-            raise ValueError(f"detach_reset must be true or false; got {self.detach_reset!r}")
+        for name in ("detach_reset", "zero_init_residual", "threshold_norm"):
+            value = getattr(self, name)
+            if type(value) is not bool:
+                raise ValueError(f"{name} must be true or false; got {value!r}")
+        if self.zero_init_residual and "resnet" not in self.architecture:
+            raise ValueError(
+                f"zero_init_residual needs a residual network; {self.architecture} is none"
+            )
 
     def to_dict(self) -> dict:
         return asdict(self)

@@ -14,9 +14,16 @@ from realspike.files import write_atomically
 from realspike.optional import require
 from realspike.run_config import RunConfig
 
+# The authors' spiking networks start every batch norm at 1: their code makes new ones of those of
+# the ANN that it converts, whose zeros at the end of a block are lost.
+_AUTHORS_NORMS = {"zero_init_residual": False, "threshold_norm": False}
 _CIFAR = {
+    "network": _AUTHORS_NORMS,
     "data": {"batch_size": 128, "crop": 4, "flip": True, "autoaugment": True, "cutout": 16},
-    "training": {"epochs": 400, "learning_rate": 0.1, "weight_decay": 1e-4},
+    "training": {
+        **{"epochs": 400, "learning_rate": 0.1, "weight_decay": 1e-4},
+        "scale_amplitudes": False,
+    },
 }
 _SMALL = {
     "network": {"width": 16},
@@ -27,15 +34,16 @@ RECIPES = {
     "cifar10": _CIFAR,
     "cifar100": _CIFAR,
     "cifar10-dvs": {
+        "network": _AUTHORS_NORMS,
         "data": {"batch_size": 32, "crop": 4, "flip": True},
-        "training": {"epochs": 400, "learning_rate": 0.1, "weight_decay": 1e-4},
+        "training": _CIFAR["training"],
     },
     "imagenet": {
         "network": {"decay": 1.0, "v_threshold": 1.0, "detach_reset": True},
         "data": {"batch_size": 32, "workers": 8, "flip": True},
         "training": {
             **{"epochs": 200, "learning_rate": 0.1, "weight_decay": 1e-4},
-            "precision": "bf16-mixed",
+            **{"precision": "bf16-mixed", "scale_amplitudes": False},
         },
     },
     # Two cores train a network in about a minute; nothing is shown that the paper claims.

@@ -45,6 +45,10 @@ class NetworkSection:
     pooling: str | None = _option(
         None, "of VGG and SEW-ResNet; null: as published (max)", choices=("max", "average", "none")
     )
+    zero_init_residual: bool = _option(
+        False, "start the last batch norm of every residual branch at 0"
+    )
+    threshold_norm: bool = _option(True, "start batch norms at the threshold instead of 1")
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,9 @@ class TrainingSection:
     learning_rate: float = _option(0.1, "of SGD, at its highest", 0)
     momentum: float = _option(0.9, "of SGD", 0, 1)
     weight_decay: float = _option(1e-4, "of convolutions and linear layers", 0)
+    scale_amplitudes: bool = _option(
+        True, "learning rate of an amplitude over the root of how many neurons share it"
+    )
     warmup_epochs: float = _option(0.0, "of a linear rise before the cosine to 0", 0)
     accumulate: int = _option(1, "batches per step of the optimizer", 1)
     clip_gradient: float = _option(0.0, "largest norm of the gradient (0: any)", 0)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from realspike.digits import Digits
+from realspike.optimizer import sgd
 
 EVALUATION_BATCH = 128  # images; bounds the memory of long sequences
 
@@ -21,8 +22,7 @@ class TrainingSettings:
         batch_size: Images per step, at least 1; the last batch of an epoch may be smaller.
         learning_rate: At the start; it falls to 0 along a cosine, step by step.
         momentum: Of the gradient (Nesterov).
-        weight_decay: Of the weights of convolutions and linear layers. Amplitudes are left out: a
-            batch norm follows, so that their scale is no measure of complexity.
+        weight_decay: Of the weights of convolutions and linear layers.
         max_shift: Largest random displacement of a training image, in pixels per axis.
         seed: At least 0.
 
@@ -86,18 +86,6 @@ def count_correct(logits: Tensor, labels: Tensor) -> int:  # [B, classes], [B]
     return int((logits.argmax(1) == labels).sum())
 
 
-def _optimizer(network: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
-    decayed = [m.weight for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    names = {id(weight) for weight in decayed}
-    others = [p for p in network.parameters() if id(p) not in names]
-    return torch.optim.SGD(
-        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others}],
-        lr=settings.learning_rate,
-        momentum=settings.momentum,
-        nesterov=settings.momentum > 0,
-    )
-
-
 def train(network: nn.Module, data: Digits, settings: TrainingSettings) -> Iterator[EpochRecord]:
     """Train the network in place and yield a record after every epoch; it ends in eval mode.
 
@@ -105,7 +93,13 @@ def train(network: nn.Module, data: Digits, settings: TrainingSettings) -> Itera
     whatever the network draws and whatever ran before.
     """
     generator = torch.Generator().manual_seed(settings.seed)
-    optimizer = _optimizer(network, settings)
+    optimizer = sgd(
+        network,
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        momentum=settings.momentum,
+        nesterov=settings.momentum > 0,
+    )
     count = len(data.train_labels)
     steps = settings.epochs * -(-count // settings.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

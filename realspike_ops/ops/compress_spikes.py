@@ -1,80 +1,107 @@
-"""Saved-tensor hooks that keep spikes as one bit each.
+"""Saved-tensor hooks that drop spikes which can be made again.
 
-A convolution behind a LIF layer saves its input, the real-valued spikes, for its own backward. They
-are known to be amplitude * o, so the bits of o and the amplitude rebuild them exactly.
+A convolution behind a LIF layer saves its input, the real-valued spikes, for its own backward. The
+LIF layer keeps for its backward what they follow from: whether each neuron fired, or its input.
 """
 
 import threading
-import weakref
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from realspike_ops.ops.layout import is_channels_last
-from realspike_ops.ops.pack_spikes import pack_spikes
-
 _thread = threading.local()
 
 
-class _Packed:
-    """One LIF output as bits; lives as long as a graph refers to it."""
+def _copy(parameter: Tensor | None) -> Tensor | None:
+    """Return a copy: the optimizer changes parameters in place."""
+    return None if parameter is None else parameter.detach().clone()
 
-    def __init__(self, y: Tensor, amplitude: Tensor | None, ternary: bool):  # [T, B, C, ...]
+
+class SavedBits:
+    """Makes the output of a LIF layer of the bits that it keeps (csrc/core/lif.h).
+
+    Args:
+        y: The output [T, B, ...].
+        amplitude: What a spike was multiplied by; None for 1.
+        words: [ceil(T / interval), N] integers, the neurons in the memory order of a timestep.
+        interval: Timesteps per word.
+        width: Bits per timestep: the first says whether the neuron fired, the third whether
+            negatively.
+        ternary: Whether there are negative spikes.
+    """
+
+    def __init__(
+        self,
+        y: Tensor,
+        amplitude: Tensor | None,
+        words: Tensor,
+        interval: int,
+        width: int,
+        ternary: bool,
+    ):
         self.shape, self.stride, self.dtype = y.shape, y.stride(), y.dtype
-        self.amplitude = amplitude
-        self.channels_last = is_channels_last(y)
-        self.words = pack_spikes(y.flatten(0, 1), False)
-        # A negative spike has not the sign of the amplitude. A silent neuron's does not matter.
-        self.negative = None
-        if ternary:
-            sign = False if amplitude is None else amplitude.signbit()
-            self.negative = pack_spikes((y.signbit() ^ sign).flatten(0, 1), False)
+        self.amplitude, self.words = _copy(amplitude), words
+        self.interval, self.width, self.ternary = interval, width, ternary
 
-    def rebuild(self) -> Tensor:
-        o = self._unpack(self.words)
-        y = torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=o.device)
-        if self.amplitude is None and self.negative is None:
-            return y.copy_(o)
-        emitted = o.new_ones((), dtype=self.dtype) if self.amplitude is None else self.amplitude
-        if self.negative is not None:
-            emitted = torch.where(self._unpack(self.negative) != 0, -emitted, emitted)
-        # A selection, since 0 * amplitude is -0.0 or NaN for some amplitudes.
-        return torch.where(o != 0, emitted, emitted.new_zeros(()), out=y)
+    def make(self) -> Tensor:
+        words = self.words
+        y = torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=words.device)
+        amplitude = y.new_ones(()) if self.amplitude is None else self.amplitude.to(y.dtype)
+        silent = y.new_zeros(())
+        for t in range(self.shape[0]):
+            word = words[t // self.interval].as_strided(y[t].shape, y[t].stride())
+            first = self.width * (t % self.interval)
+            emitted = amplitude
+            if self.ternary:
+                emitted = torch.where((word & (4 << first)) != 0, -amplitude, amplitude)
+            # A selection, since 0 * amplitude is -0.0 or NaN for some amplitudes.
+            torch.where((word & (1 << first)) != 0, emitted, silent, out=y[t])
+        return y
 
-    def _unpack(self, words: Tensor) -> Tensor:  # [T, B, C, ...]
-        o = torch.ops.realspike.unpack_spikes(words, self.shape[2], self.channels_last)
-        return o.unflatten(0, self.shape[:2])
+
+class Rerun:
+    """Makes the output of a LIF layer by running its neurons again.
+
+    Args:
+        inputs: (x, amplitude, decay, v_threshold, v_init), of which x and v_init are referred to.
+        run: What makes y of the inputs.
+    """
+
+    def __init__(self, inputs, run):
+        x, *parameters, v_init = inputs
+        v_init = None if v_init is None else v_init.detach()
+        self.inputs = (x.detach(), *map(_copy, parameters), v_init)
+        self.run, self.versions = run, self._versions()
+
+    def _versions(self) -> list[int]:
+        return [t._version for t in (self.inputs[0], self.inputs[-1]) if t is not None]
+
+    def make(self) -> Tensor:
+        if self._versions() != self.versions:
+            raise RuntimeError(
+                "compress_spikes: the input of lif was changed in place after the forward pass, so "
+                "that its spikes cannot be made again for backward"
+            )
+        return self.run(self.inputs)
 
 
 @dataclass
 class _Emission:
     """What a LIF layer emitted, found again by the storage of its output."""
 
-    shape: torch.Size
-    stride: tuple[int, ...]
     version: int
-    amplitude: Tensor | None
-    ternary: bool
-    packed: "weakref.ref[_Packed] | None" = None
-
-    def pack(self, saved: Tensor) -> _Packed:
-        packed = self.packed and self.packed()
-        if packed is None:
-            y = saved.as_strided(self.shape, self.stride, 0)
-            packed = _Packed(y, self.amplitude, self.ternary)
-            self.packed = weakref.ref(packed)
-        return packed
+    recipe: "SavedBits | Rerun"
 
 
 class compress_spikes(torch.autograd.graph.saved_tensors_hooks):
-    """Keep the spikes that other layers save for backward as one bit each.
+    """Drop the spikes that other layers save for backward, and make them again when it needs them.
 
     Within this context, a tensor that a layer saves for its backward and that is the output of
-    `lif` (a view of it included) is kept as one bit per spike (two for ternary spikes) plus the
-    amplitude, and rebuilt exactly, bit for bit, when backward needs it. Everything else is kept as
-    it is.
+    `lif` (a view of it included) is not kept. Backward makes it again, bit for bit, from what `lif`
+    keeps for its own backward pass: the bits that say which neurons fired, or its input, from which
+    the neurons then run once more. Everything else is kept as it is.
 
     Example::
 
@@ -82,10 +109,12 @@ class compress_spikes(torch.autograd.graph.saved_tensors_hooks):
             loss = criterion(model(images), labels)
         loss.backward()
 
+    Raises:
+        RuntimeError: in backward, if the input of a `lif` that must run again was changed in place.
+
     Note:
-        The bits are packed along the channels, 32 to a word: a layer of fewer channels than that
-        gains less. An output that was changed in place is kept as it is. Not for use under
-        ``torch.compile``, which plans its own saved tensors.
+        An output that was changed in place is kept as it is. Not for use under ``torch.compile``,
+        which plans its own saved tensors.
     """
 
     def __init__(self):
@@ -103,14 +132,11 @@ class compress_spikes(torch.autograd.graph.saved_tensors_hooks):
         _thread.active = self._outer
         self._emissions.clear()
 
-    def note(self, y: Tensor, amplitude: Tensor | None, ternary: bool) -> None:
-        """Remember that y [T, B, C, ...] was emitted with this amplitude."""
+    def note(self, y: Tensor, recipe: "SavedBits | Rerun") -> None:
+        """Remember what makes y [T, B, ...] again."""
         self._emissions = {key: e for key, e in self._emissions.items() if not key.expired()}
-        if amplitude is not None:
-            # A copy: the optimizer changes the parameter in place.
-            amplitude = amplitude.detach().to(y.dtype, copy=True)
-        emission = _Emission(y.shape, y.stride(), y._version, amplitude, ternary)
-        self._emissions[StorageWeakRef(y.untyped_storage())] = emission
+        key = StorageWeakRef(y.untyped_storage())
+        self._emissions[key] = _Emission(y._version, recipe)
 
     def _pack(self, saved: Tensor):
         if saved.layout != torch.strided or saved.numel() == 0:
@@ -118,18 +144,24 @@ class compress_spikes(torch.autograd.graph.saved_tensors_hooks):
         emission = self._emissions.get(StorageWeakRef(saved.untyped_storage()))
         if emission is None or saved._version != emission.version:
             return saved
-        return emission.pack(saved), saved.shape, saved.stride(), saved.storage_offset()
+        return emission.recipe, saved.shape, saved.stride(), saved.storage_offset()
 
     @staticmethod
     def _unpack(kept) -> Tensor:
         if isinstance(kept, Tensor):
             return kept
-        packed, shape, stride, offset = kept
-        return packed.rebuild().as_strided(shape, stride, offset)
+        recipe, shape, stride, offset = kept
+        with torch.no_grad():
+            return recipe.make().as_strided(shape, stride, offset)
 
 
-def note_spikes(y: Tensor, amplitude: Tensor | None, ternary: bool) -> None:
-    """Tell the active context, if any, what `lif` emitted."""
-    active = getattr(_thread, "active", None)
-    if active is not None and y.dim() > 2 and y.numel() > 0:
-        active.note(y, amplitude, ternary)
+def spikes_are_dropped() -> bool:
+    """Whether a context is active in this thread."""
+    return getattr(_thread, "active", None) is not None
+
+
+def note_spikes(y: Tensor, recipe: "SavedBits | Rerun") -> None:
+    """Tell the active context what makes the output of a LIF layer again."""
+    # Under torch.compile the tensors are fake, of a class of their own.
+    if y.numel() > 0 and type(y) is Tensor:
+        _thread.active.note(y, recipe)

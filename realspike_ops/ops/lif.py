@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from realspike_ops.ops import LIBRARY, lif_cpu
+from realspike_ops.ops.compress_spikes import Rerun, SavedBits, note_spikes, spikes_are_dropped
 from realspike_ops.ops.eager import is_plain_eager
 from realspike_ops.ops.layout import (
     as_dense_over_time,
@@ -225,6 +226,8 @@ def _keep_for_backward(ctx, x, parameters, v_init, y, saved, neuron, save, keep_
             "realspike::lif_fwd: save must not be 0 where a gradient is required; under "
             "torch.func.vmap, which hides that, put the vmapped dimension into the batch"
         )
+    if spikes_are_dropped():
+        note_spikes(y, _recipe_of(y, (x, *parameters, v_init), neuron, saved, save))
     ctx.neuron, ctx.save, ctx.keep_state = neuron, save, keep_state
     ctx.channels_last = is_channels_last(y)
     if save == SAVE_BITS:
@@ -232,6 +235,14 @@ def _keep_for_backward(ctx, x, parameters, v_init, y, saved, neuron, save, keep_
     ctx.save_for_backward(x, *parameters, v_init, saved)
     ctx.set_materialize_grads(False)
     ctx.shape, ctx.dtype = y.shape, y.dtype
+
+
+def _recipe_of(y, inputs, neuron, saved, save):
+    """Return what makes y again, of what is kept for backward anyway."""
+    if save == SAVE_BITS:
+        width = 4 if neuron.ternary else 2
+        return SavedBits(y, inputs[1], saved, BITS_INTERVAL, width, neuron.ternary)
+    return Rerun(inputs, lambda inputs: lif(*inputs, neuron, SAVE_NOTHING, False)[0])
 
 
 def _gradients(ctx, grad_y, grad_v_last):

@@ -14,7 +14,8 @@ _FREE = frozenset(
         "_unsafe_view reshape _reshape_alias flatten unflatten expand permute transpose t squeeze "
         "unsqueeze slice select split unbind cat stack as_strided empty empty_like empty_strided "
         "new_empty zeros zeros_like new_zeros fill_ zero_ eq ne lt le gt ge where index gather "
-        "__rshift__ __and__ bitwise_and any _local_scalar_dense"
+        "__rshift__ __and__ __or__ __xor__ bitwise_and bitwise_or bitwise_xor bitwise_not any "
+        "_local_scalar_dense"
     ).split()
 )
 _OUR_OPS = frozenset({"lif_fwd", "pack_spikes", "unpack_spikes", "unshared_conv"})

@@ -18,6 +18,14 @@ _SYNAPSES = (
     layers.OneToOneSynapses,
     layers.SynapticCurrent,
 )
+_READ_BITS = (
+    layers.SpikeConv2d,
+    layers.UnsharedSpikeConv,
+    layers.SpikeLinear,
+    layers.PiecewiseSpikeConv,
+    layers.OneToOneSynapses,
+    layers.Synapses,
+)
 
 
 @dataclass(frozen=True)
@@ -65,12 +73,39 @@ class FoldedNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         values = {INPUT: x}
+        in_bits = self.steps_in_bits()
         for step, unused in zip(self.steps, self._unused_after, strict=True):
             inputs = [values[name] for name in step.inputs]
-            values[step.name] = self.get_submodule(step.name)(*inputs)
+            module = self.get_submodule(step.name)
+            if (
+                step.name in in_bits
+                and isinstance(module, layers.FoldedLIF)
+                and module.can_pack(*inputs)
+            ):
+                values[step.name] = module(*inputs, packed=True)
+            else:
+                values[step.name] = module(*inputs)
             for name in unused:
                 del values[name]
         return values[self.output]
+
+    def steps_in_bits(self) -> frozenset[str]:
+        """Return the LIF and pooling layers whose spikes travel as bits in inference.
+
+        Those whose readers all take bits. Where a hook is to see the spikes, they stay dense, as in
+        training.
+        """
+        in_bits: set[str] = set()
+        read_dense = {self.output}
+        for step in reversed(self.steps):
+            module = self._modules[step.name]
+            emits = isinstance(module, (layers.FoldedLIF, layers.SpikeMaxPool2d))
+            if emits and step.name not in read_dense and not module._forward_hooks:
+                in_bits.add(step.name)
+            readers = _readers_of_bits(module, step.name in in_bits)
+            taken = {n for n, reads_bits in enumerate(readers) if reads_bits}
+            read_dense |= {name for n, name in enumerate(step.inputs) if n not in taken}
+        return frozenset(in_bits)
 
     def kind_of(self, name: str) -> str:
         """Return what a step is: "encoding", "neurons", "synapses" or "" (moves and sums)."""
@@ -98,12 +133,14 @@ class FoldedNetwork(nn.Module):
             kind, size = self.kind_of(step.name), bytes_text(bytes_of(module))
             if isinstance(module, layers.SynapticCurrent):
                 rows.append((kind, step.name, "", "sum of", size))
-                named = list(module.synapses.values())
+                readers = module.readers
                 for n, source in enumerate(step.inputs):
-                    inner = named[n] if n < len(named) else None
+                    inner = readers[n] if n < len(readers) else None
                     layer = getattr(inner, "layer", inner)
-                    weights = "" if layer is None else bytes_text(bytes_of(layer))
+                    again = n > 0 and inner is not None and inner is readers[n - 1]
+                    weights = "" if layer is None or again else bytes_text(bytes_of(layer))
                     shown = "a current" if layer is None else _line(layer)
+                    shown = "the same weights" if again else shown
                     signed = "+-" if getattr(inner, "signed", False) else ""
                     rows.append(("", "", signed + source, shown, weights))
             else:
@@ -118,6 +155,18 @@ class FoldedNetwork(nn.Module):
         count = sum(math.prod(p.shape) for p in self.parameters())
         total = f"  {count:,} parameters, {bytes_text(bytes_of(self))}; output: {self.output}"
         return "\n".join(["FoldedNetwork(", *lines, total, ")"])
+
+
+def _readers_of_bits(module: nn.Module, emits_bits: bool) -> list[bool]:
+    """Return for the inputs of a step whether they may be `PackedSpikes`; none beyond the list."""
+    if isinstance(module, layers.SpikeMaxPool2d):
+        reads = [emits_bits]
+    elif isinstance(module, layers.SynapticCurrent):
+        reads = [isinstance(reader, _READ_BITS) for reader in module.readers]
+    else:
+        reads = [isinstance(module, _READ_BITS)]
+    hooked = any(reads) and any(m._forward_pre_hooks or m._forward_hooks for m in module.modules())
+    return [] if hooked else reads
 
 
 def _line(module: nn.Module) -> str:

@@ -4,6 +4,13 @@ from planted.bug import Bug
 
 BUGS = [
     Bug(
+        "lif-cpu-writes-the-potential-after-the-last",
+        "csrc/cpu/lif_packed_kernel.h",
+        "for (int64_t i = 0; i < count; ++i) v_last[i]",
+        "for (int64_t i = 0; i <= count; ++i) v_last[i]",
+        "tests/test_cpu_sanitizers.py",
+    ),
+    Bug(
         "lif-cpu-tie-is-silent",
         "csrc/cpu/lif_fwd_kernel.h",
         "const bool spike = magnitude >= threshold_i;",

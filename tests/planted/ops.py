@@ -112,7 +112,7 @@ BUGS = [
         "realspike_ops/spike_functional.py",
         "spare = -channels % 32",
         "spare = 0",
-        "tests/test_errors.py",
+        "tests/test_unshared_conv_errors.py",
         "beyond",
     ),
     Bug(
@@ -128,7 +128,7 @@ BUGS = [
         "realspike_ops/functional.py",
         'check_number("decay", decay, 0.0, 1.0)',
         'check_number("decay", decay, 0.0)',
-        "tests/test_errors.py",
+        "tests/test_lif_errors.py",
         "bad_argument and decay",
     ),
     Bug(
@@ -136,7 +136,7 @@ BUGS = [
         "realspike_ops/functional.py",
         "    if packed:\n        if amplitude is not None:",
         "    if packed:\n        if amplitude is packed:",
-        "tests/test_errors.py",
+        "tests/test_lif_errors.py",
         "bad_argument and packed",
     ),
     Bug(
@@ -144,7 +144,7 @@ BUGS = [
         "realspike_ops/_checks.py",
         "v_threshold is not None and v_threshold <= 0:",
         "v_threshold is not None and v_threshold < 0:",
-        "tests/test_errors.py",
+        "tests/test_lif_errors.py",
         "bad_argument and ternary",
     ),
     Bug(

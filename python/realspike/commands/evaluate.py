@@ -21,10 +21,7 @@ def add(commands) -> None:
 def run(arguments) -> int:
     from realspike import folded, trained
 
-    if folded.is_folded(arguments.checkpoint):
-        network = folded.load(arguments.checkpoint, arguments.overrides)
-    else:
-        network = trained.load(arguments.checkpoint, arguments.overrides)
+    network = folded.load_either(arguments.checkpoint, arguments.overrides)
     result = trained.evaluate(network.network, network.test_batches(arguments.samples))
     if arguments.json:
         print(json.dumps({"checkpoint": str(network.source)} | result, indent=2))

@@ -18,12 +18,9 @@ def add(commands) -> None:
 
 def run(arguments) -> int:
     import realspike_ops as rso
-    from realspike import folded, trained
+    from realspike import folded
 
-    if folded.is_folded(arguments.checkpoint):
-        network = folded.load(arguments.checkpoint, arguments.overrides)
-    else:
-        network = trained.load(arguments.checkpoint, arguments.overrides)
+    network = folded.load_either(arguments.checkpoint, arguments.overrides)
     report = rso.profile(network.network, network.test_batches(arguments.samples))
     print(report.to_json() if arguments.json else report)
     return 0

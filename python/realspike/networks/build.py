@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from realspike.network_config import NetworkConfig
 from realspike.networks.digits_net import DigitsNet
-from realspike.networks.layers import initialise
+from realspike.networks.layers import draw_convolutions, initialise_norms
 from realspike.networks.resnet import resnet8, resnet19, resnet20
 from realspike.networks.sew_resnet import sew_resnet10, sew_resnet18, sew_resnet34
 from realspike.networks.vgg import vgg5, vgg16
@@ -43,5 +43,6 @@ def build(config: NetworkConfig, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         network = BUILDERS[config.architecture](config)
         if config.architecture != "digits":  # whose training was tuned with torch's own weights
-            initialise(network)
+            draw_convolutions(network)
+        initialise_norms(network, config)
     return network

@@ -11,8 +11,11 @@ from realspike_ops import DirectEncoding, MeanOverTime, RealSpikeLIF
 def neurons(
     config: NetworkConfig, channels: int, size: int, granularity: "str | None" = None
 ) -> RealSpikeLIF:
-    """Return the LIF layer of ``channels`` maps of ``size`` x ``size`` neurons."""
-    return RealSpikeLIF(
+    """Return the LIF layer of ``channels`` maps of ``size`` x ``size`` neurons.
+
+    It knows its ``neurons_per_amplitude``, which `realspike.optimizer.sgd` wants.
+    """
+    lif = RealSpikeLIF(
         config.timesteps,
         config.granularity if granularity is None else granularity,
         (channels, size, size),
@@ -20,6 +23,9 @@ def neurons(
         v_threshold=config.v_threshold,
         detach_reset=config.detach_reset,
     )
+    if lif.amplitude is not None:
+        lif.neurons_per_amplitude = channels * size * size // lif.amplitude.numel()
+    return lif
 
 
 def encoding(config: NetworkConfig) -> nn.Module:
@@ -52,15 +58,28 @@ class Classifier(nn.Module):
         return self.linear(self.mean(self.pool(spikes).flatten(1)))
 
 
-def initialise(network: nn.Module) -> None:
-    """Draw convolutions from N(0, 2 / (k*k*Cout)); batch norms are 1 and 0, as made.
-
-    A module with ``last_norm``, the last batch norm of a residual branch, has it set to 0: every
-    block starts as its shortcut.
-    """
+def draw_convolutions(network: nn.Module) -> None:
+    """Draw the weights of the convolutions from N(0, 2 / (k*k*Cout))."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
             nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))
-        if isinstance(getattr(module, "last_norm", None), nn.BatchNorm2d):
+
+
+def initialise_norms(network: nn.Module, config: NetworkConfig) -> None:
+    """Set the weights of the batch norms, which are 1 as made.
+
+    With ``threshold_norm`` they start at the threshold, at 1/sqrt(2) of it where two of them are
+    summed (a block's ``summed_norms``): every current has then the deviation of the threshold. With
+    ``zero_init_residual`` the ``last_norm`` of a block starts at 0, and the block as its shortcut.
+    """
+    if config.threshold_norm:
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.constant_(module.weight, config.v_threshold)
+    for module in network.modules():
+        if config.threshold_norm:
+            for norm in getattr(module, "summed_norms", ()):
+                nn.init.constant_(norm.weight, config.v_threshold / math.sqrt(2))
+        if config.zero_init_residual and hasattr(module, "last_norm"):
             nn.init.zeros_(module.last_norm.weight)

@@ -9,40 +9,18 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from realspike.network_config import NetworkConfig
-from realspike.networks.layers import Classifier, conv3x3, encoding, halved, neurons
+from realspike.networks.layers import Classifier, encoding, halved, neurons
+from realspike.networks.residual import ResidualBlock, residual_stages
 
 
-class SEWBlock(nn.Module):
+class SEWBlock(ResidualBlock):
     """LIF(BN(conv(LIF(BN(conv(x)))))) + shortcut(x), a sum of spikes.
 
     Shape: [T*B, Cin, S, S] -> [T*B, C, S/stride, S/stride].
     """
 
-    def __init__(self, config, in_channels: int, channels: int, stride: int, size: int):
-        super().__init__()
-        self.conv1 = conv3x3(in_channels, channels, stride)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.lif1 = neurons(config, channels, size)
-        self.conv2 = conv3x3(channels, channels)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.lif2 = neurons(config, channels, size)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or in_channels != channels:
-            self.shortcut = nn.Sequential(
-                OrderedDict(
-                    conv=nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False),
-                    bn=nn.BatchNorm2d(channels),
-                    lif=neurons(config, channels, size, granularity="none"),
-                )
-            )
-
-    @property
-    def last_norm(self) -> nn.BatchNorm2d:
-        return self.bn2
-
     def forward(self, x: Tensor) -> Tensor:
-        spikes = self.lif1(self.bn1(self.conv1(x)))
-        return self.lif2(self.bn2(self.conv2(spikes))) + self.shortcut(x)
+        return self.lif2(self.branch(x)) + self.shortcut(x)
 
 
 class SEWResNet(nn.Module):
@@ -51,7 +29,7 @@ class SEWResNet(nn.Module):
     Args:
         config: See `NetworkConfig`; published with IF neurons (decay 1, threshold 1) and a
             detached reset.
-        blocks: Blocks per stage; every stage but the first halves the map and doubles the channels.
+        blocks: Blocks per stage, see `residual_stages`.
 
     Shape: [B, Cin, S, S] (frames: [T*B, Cin, S, S]) -> [B, classes].
     """
@@ -66,18 +44,16 @@ class SEWResNet(nn.Module):
         self.lif1 = neurons(config, width, size)
         pooling = nn.MaxPool2d if config.pooling == "max" else nn.AvgPool2d
         self.pool = pooling(3, stride=2, padding=1)
-        size, in_channels = halved(size), width
-        self.stages = nn.Sequential()
-        for number, count in enumerate(blocks):
-            channels = width << number
-            stage = nn.Sequential()
-            for block in range(count):
-                stride = 2 if number > 0 and block == 0 else 1
-                size = halved(size) if stride == 2 else size
-                stage.append(SEWBlock(config, in_channels, channels, stride, size))
-                in_channels = channels
-            self.stages.append(stage)
-        self.classifier = Classifier(config, in_channels)
+
+        def shortcut(in_channels: int, channels: int, stride: int, size: int) -> nn.Module:
+            conv = nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False)
+            lif = neurons(config, channels, size, granularity="none")
+            return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(channels), lif=lif))
+
+        self.stages, channels = residual_stages(
+            blocks, width, halved(size), lambda *sizes: SEWBlock(config, *sizes, shortcut)
+        )
+        self.classifier = Classifier(config, channels)
 
     def forward(self, images: Tensor) -> Tensor:
         spikes = self.lif1(self.encoding(self.bn1(self.conv1(images))))

@@ -7,12 +7,13 @@ import lightning.pytorch as lightning
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from realspike import environment
 from realspike.data.preprocess import Preprocess
 from realspike.networks import build
-from realspike.run_config import RunConfig, TrainingSection
+from realspike.optimizer import sgd
+from realspike.run_config import RunConfig
 from realspike_ops import compress_spikes
 
 
@@ -21,21 +22,6 @@ def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
-
-
-def optimizer_of(network: nn.Module, training: TrainingSection) -> torch.optim.SGD:
-    """Return SGD with weight decay for the weights of convolutions and linear layers alone.
-
-    A batch norm follows the amplitudes, so that their scale is no measure of complexity.
-    """
-    decayed = [m.weight for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    identities = {id(weight) for weight in decayed}
-    others = [p for p in network.parameters() if id(p) not in identities]
-    return torch.optim.SGD(
-        [{"params": decayed, "weight_decay": training.weight_decay}, {"params": others}],
-        lr=training.learning_rate,
-        momentum=training.momentum,
-    )
 
 
 class SpikingClassifier(lightning.LightningModule):
@@ -73,7 +59,13 @@ class SpikingClassifier(lightning.LightningModule):
 
     def configure_optimizers(self):
         training = self.config.training
-        optimizer = optimizer_of(self.network, training)
+        optimizer = sgd(
+            self.network,
+            lr=training.learning_rate,
+            weight_decay=training.weight_decay,
+            scale_amplitudes=training.scale_amplitudes,
+            momentum=training.momentum,
+        )
         steps = self.steps_per_epoch * training.epochs
         warmup = round(self.steps_per_epoch * training.warmup_epochs)
         schedule = torch.optim.lr_scheduler.LambdaLR(
