@@ -1,6 +1,6 @@
 """realspike::unshared_conv_lif: the currents of a convolution go straight into LIF neurons.
 
-Inference; all sizes are checked by the functional layer.
+For inference; all sizes are checked by the functional layer.
 """
 
 import math
@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from realspike_ops._native import cuda_extension, extension, pointer
+from realspike_ops._native import cuda_extension, pointer
 from realspike_ops.ops import LIBRARY, lif_cpu
 from realspike_ops.ops.eager import is_plain_eager
 from realspike_ops.ops.layout import as_step, empty_step
@@ -16,6 +16,7 @@ from realspike_ops.ops.lif import NEURON_SCHEMA, Neuron, or_empty
 from realspike_ops.ops.lif_parameters import in_memory_order
 from realspike_ops.ops.pack_spikes import pack_spikes, words_of
 from realspike_ops.ops.unshared_conv import kernel_params
+from realspike_ops.ops.unshared_conv_matmul import choose_algorithm
 
 # Spikes, weight, bias, amplitude and scale as in unshared_conv, with a batch of timesteps * B; the
 # neurons as in lif_packed. packed is [timesteps * B, OH, OW, words], of ternary neurons [2, ...].
@@ -26,6 +27,15 @@ LIBRARY.define(
     " int[2] stride, int[2] padding, int[2] dilation, bool check_binary,"
     f" {NEURON_SCHEMA}, bool keep_state) -> (Tensor packed, Tensor v_last)"
 )
+
+
+def is_fused(spikes: Tensor, weight: Tensor, amplitude: Tensor | None, timesteps: int) -> bool:
+    """Whether the currents of such a convolution go into neurons without being an output."""
+    if spikes.device.type == "cpu":
+        return fits(weight, timesteps)
+    # On a GPU, wherever they would be gathered.
+    gathers = choose_algorithm("cuda", spikes.shape[0], weight.dtype) == "gather"
+    return spikes.device.type == "cuda" and amplitude is None and gathers
 
 
 def fits(weight: Tensor, timesteps: int) -> bool:
@@ -47,26 +57,6 @@ def _allocate(spikes, weight, timesteps, output_size, ternary, keep_state):
     return packed, v_last
 
 
-def _launch_cpu(conv, neurons, packed, v_last, channels_and_pixels, device):
-    extension().unshared_conv_lif_cpu(
-        conv, neurons, packed.data_ptr(), pointer(v_last), torch.get_num_threads()
-    )
-
-
-def _launch_cuda(conv, neurons, packed, v_last, channels_and_pixels, device):
-    native = cuda_extension()
-    with torch.cuda.device(device):
-        size = native.unshared_conv_lif_workspace_cuda(conv)
-        workspace = torch.empty(size, dtype=torch.uint8, device=device)
-        native.unshared_conv_lif_cuda(
-            *(conv, neurons, packed.data_ptr(), pointer(v_last), *channels_and_pixels, True),
-            *(pointer(workspace), torch.cuda.current_stream().cuda_stream),
-        )
-
-
-_LAUNCH = {"cpu": _launch_cpu, "cuda": _launch_cuda}
-
-
 def _run(
     spikes, weight, bias, amplitude, scale, decay, v_threshold, v_init, timesteps, output_size,
     stride, padding, dilation, check_binary, neuron, keep_state,
@@ -80,19 +70,29 @@ def _run(
         words, weight, bias, amplitude, scale, None, output_size, (stride, padding, dilation)
     )
     shape = (weight.shape[2] * weight.shape[6], *output_size)
-    parameters = (
+    neurons = (
         in_memory_order(None, 1.0, shape, True),
         in_memory_order(decay, neuron.decay, shape, True),
         in_memory_order(v_threshold, neuron.v_threshold, shape, True),
     )
     v_init = None if v_init is None else as_step(v_init, True)
     N = spikes.shape[0] // timesteps * math.prod(shape)
-    neurons = lif_cpu.params_after_conv(parameters, v_init, neuron, timesteps, N)
-    channels_and_pixels = (shape[0], math.prod(output_size))
-    launch = _LAUNCH[spikes.device.type]
-    launch(params, neurons, packed, v_last, channels_and_pixels, spikes.device)
-    del tensors, parameters
+    lif = lif_cpu.params_after_conv(neurons, v_init, neuron, timesteps, N)
+    launch = _launch_cuda if spikes.device.type == "cuda" else lif_cpu.launch_after_conv
+    launch(params, lif, packed, v_last)
+    del tensors
     return packed, v_last
+
+
+def _launch_cuda(params, lif, packed, v_last):
+    native = cuda_extension()
+    with torch.cuda.device(packed.device):
+        size = native.unshared_conv_lif_workspace_cuda(params)
+        workspace = torch.empty(size, dtype=torch.uint8, device=packed.device)
+        stream = torch.cuda.current_stream().cuda_stream
+        native.unshared_conv_lif_cuda(
+            *(params, lif, pointer(packed), pointer(v_last), pointer(workspace), stream)
+        )
 
 
 def _registered(*arguments):
@@ -108,14 +108,14 @@ def _fake(spikes, weight, *rest):
     return packed, *or_empty(packed, v_last)
 
 
-for device in _LAUNCH:
-    LIBRARY.impl("unshared_conv_lif", _registered, device.upper())
+for device in ("CPU", "CUDA"):
+    LIBRARY.impl("unshared_conv_lif", _registered, device)
 torch.library.register_fake("realspike::unshared_conv_lif", _fake, lib=LIBRARY)
 
 
 def unshared_conv_lif(*arguments):
     """Return (packed, v_last or None)."""
     *fixed, neuron, keep_state = arguments
-    if arguments[0].device.type in _LAUNCH and is_plain_eager(*fixed[:8]):
+    if is_plain_eager(*fixed[:8]):
         return _run(*arguments)
     return torch.ops.realspike.unshared_conv_lif(*fixed, *neuron, keep_state)
