@@ -175,8 +175,8 @@ __global__ void __launch_bounds__(kUnsharedConvMaxThreads, 4)
       __syncthreads();
 
       const auto add_rows_of_word = [&](const FieldWord& at) {
-        const int64_t of_word = n_0 * p.H * p.W * p.words + field.first_word +
-                                (at.h * p.W + at.w) * p.words + at.word;
+        const int64_t of_word =
+            n_0 * p.H * p.W * p.words + field.first_word + (at.h * p.W + at.w) * p.words + at.word;
         for (int k = 0; k < sample_words; ++k) {
           const int n = k * 32 + warp_lane;
           const bool reads = at.inside && n < samples;
