@@ -6,8 +6,8 @@ BUGS = [
     Bug(
         "conv-cpu-group-loses-its-first-channel",
         "csrc/cpu/unshared_conv_spikes.h",
-        "bits &= ~0u << (first - word * 32);",
-        "bits &= ~1u << (first - word * 32);",
+        "mask &= ~0u << (first - word * 32);",
+        "mask &= ~1u << (first - word * 32);",
         "tests/test_unshared_conv.py",
         "groups_whose_words_overlap",
     ),
@@ -101,8 +101,8 @@ BUGS = [
     Bug(
         "conv-cpu-scale-of-the-first-channels",
         "csrc/cpu/unshared_conv_kernel.h",
-        "line[c] *= p.scale[first + c];",
-        "line[c] *= p.scale[c];",
+        "currents[c] *= p.scale[first + c];",
+        "currents[c] *= p.scale[c];",
         "tests/test_unshared_conv_storage.py",
         "test_sweep",
     ),
