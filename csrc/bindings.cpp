@@ -172,6 +172,13 @@ UnsharedConvParams unshared_conv_params(
           out_stride_p};
 }
 
+UnsharedConvLif with_neurons(const UnsharedConvParams& conv, const LifParams& lif, uintptr_t packed,
+                             uintptr_t v_last) {
+  const int64_t C = conv.G * conv.Cout_g, P = conv.OH * conv.OW;
+  return {conv,
+          {lif, pointer<uint32_t>(packed), pointer<float>(v_last), C, P, (C + 31) / 32, true}};
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -208,11 +215,7 @@ PYBIND11_MODULE(_C, m) {
       "unshared_conv_lif_cpu",
       [](const UnsharedConvParams& conv, const LifParams& lif, uintptr_t packed, uintptr_t v_last,
          int num_threads) {
-        const int64_t C = conv.G * conv.Cout_g, P = conv.OH * conv.OW;
-        unshared_conv_lif_cpu(
-            {conv,
-             {lif, pointer<uint32_t>(packed), pointer<float>(v_last), C, P, (C + 31) / 32, true}},
-            num_threads);
+        unshared_conv_lif_cpu(with_neurons(conv, lif, packed, v_last), num_threads);
       },
       no_gil);
   m.def("unshared_conv_tiles", [](const UnsharedConvParams& params, int num_threads) {
@@ -243,15 +246,13 @@ PYBIND11_MODULE(_C, m) {
     check_cuda(unshared_conv_cuda(params, pointer<void>(stream)), "unshared_conv_cuda");
   });
   m.def("unshared_conv_lif_workspace_cuda", &unshared_conv_lif_workspace_cuda);
-  m.def("unshared_conv_lif_cuda", [](UnsharedConvParams params, const LifParams& lif,
-                                     uintptr_t packed, uintptr_t v_last, int64_t C, int64_t P,
-                                     bool channels_last, uintptr_t workspace, uintptr_t stream) {
-    params.workspace = pointer<void>(workspace);
-    const LifPacked neurons = {
-        lif, pointer<uint32_t>(packed), pointer<float>(v_last), C, P, (C + 31) / 32, channels_last};
-    check_cuda(unshared_conv_lif_cuda(params, neurons, pointer<void>(stream)),
-               "unshared_conv_lif_cuda");
-  });
+  m.def(
+      "unshared_conv_lif_cuda", [](UnsharedConvParams conv, const LifParams& lif, uintptr_t packed,
+                                   uintptr_t v_last, uintptr_t workspace, uintptr_t stream) {
+        conv.workspace = pointer<void>(workspace);
+        const UnsharedConvLif params = with_neurons(conv, lif, packed, v_last);
+        check_cuda(unshared_conv_lif_cuda(params, pointer<void>(stream)), "unshared_conv_lif_cuda");
+      });
   m.attr("unshared_conv_grad_samples") = kUnsharedConvGradSamples;
   m.def("unshared_conv_grad_weight_cuda", [](const UnsharedConvParams& params, uintptr_t grad_out,
                                              uintptr_t grad_weight, uintptr_t stream) {

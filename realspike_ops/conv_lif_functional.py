@@ -38,7 +38,8 @@ def unshared_spike_conv_lif(
     with T*B as one dimension, timestep outermost. On the CPU the currents are never in memory: as
     soon as those of a position are known at all timesteps, its neurons run and their spikes are
     packed. That takes up to 256 timesteps and, with groups, a multiple of 32 output channels in
-    each; otherwise, and on a GPU, the two run one after the other.
+    each; otherwise the two run one after the other. On a GPU the neurons are the second pass over
+    what the convolution leaves, unless that is done by matrix products.
 
     Args:
         spikes, weight, bias, stride, padding, dilation, amplitude, scale, check_binary: See
@@ -88,7 +89,7 @@ def unshared_spike_conv_lif(
     neurons = check_neurons(
         currents, decay, v_threshold, v_reset, reset, True, emission, "rectangular", v_init
     )
-    if spikes.device.type == "cpu" and fused.fits(weight, timesteps):
+    if fused.is_fused(spikes, weight, amplitude, timesteps):
         packed, v_last = fused.unshared_conv_lif(
             *(*conv.tensors, neurons.decay, neurons.v_threshold, neurons.v_init, timesteps),
             *(conv.output_size, *conv.geometry, conv.check_binary),

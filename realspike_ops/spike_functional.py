@@ -1,5 +1,6 @@
 """The documented functions on spikes: packing, and the convolution that adds what they select."""
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -193,7 +194,7 @@ def check_convolution(
             f"got {spikes.shape[1]}"
         )
     H, W = spikes.shape[1:3] if packed else spikes.shape[2:]
-    before, expected = output_size((H, W), (KH, KW), stride, padding, dilation)
+    geometry, expected = _geometry_of(H, W, KH, KW, stride, padding, dilation)
     if (OH, OW) not in (expected, (1, 1)):
         raise ValueError(
             f"weight is for an output map of {OH} x {OW}; spikes of {H} x {W} with stride "
@@ -223,7 +224,6 @@ def check_convolution(
         check_binary = spikes.device.type == "cpu"
     if packed and check_binary:
         _check_spare_bits(spikes, G * Cin_g)
-    geometry = (checks.pair("stride", stride, 1), before, checks.pair("dilation", dilation, 1))
     return _Convolution(
         (spikes, weight, bias, amplitude, scale), expected, geometry, packed, channels_last,
         bool(check_binary),
@@ -316,6 +316,26 @@ def int8_steps(weight: Tensor, scale: Tensor) -> Tensor:  # [..., G, KH, KW, Cin
     """Round to steps of scale [G, Cout/G] and add 128."""
     steps = weight.double() / scale.double()[:, None, None, None, :]
     return (steps.round_().clamp_(-127, 127) + 128).to(torch.uint8)
+
+
+def _make_geometry(H, W, KH, KW, stride, padding, dilation):
+    """Return (stride, padding, dilation), each (height, width), and the size of the output map."""
+    before, size = output_size((H, W), (KH, KW), stride, padding, dilation)
+    return (checks.pair("stride", stride, 1), before, checks.pair("dilation", dilation, 1)), size
+
+
+# Networks call with the same few geometries again and again. Typed, since True == 1 but is no size.
+_cached_geometry = functools.lru_cache(maxsize=1024, typed=True)(_make_geometry)
+
+
+def _geometry_of(*sizes_and_settings):
+    if torch.compiler.is_compiling():
+        return _make_geometry(*sizes_and_settings)
+    try:
+        return _cached_geometry(*sizes_and_settings)
+    except TypeError:
+        # A list cannot be looked up; what is no size has an error of its own.
+        return _make_geometry(*sizes_and_settings)
 
 
 def output_size(input_size, kernel_size, stride, padding, dilation):

@@ -3,9 +3,15 @@
 Run by `make gpu`; compares with the CPU as it goes.
 """
 
+import sys
+from pathlib import Path
+
 import torch
 
 import realspike_ops as rso
+
+sys.path.insert(0, str(Path(__file__).parent))
+import test_unshared_conv_gpu as on_gpu
 
 
 def check(name, actual, expected, bound=0.0):
@@ -76,19 +82,6 @@ def unshared_conv_storage(samples, size, channels):
         check(f"unshared_conv {each.dtype} {samples} {size} {channels}", actual, expected, 1e-3)
 
 
-def unshared_conv_grad_weight(dtype, samples, channels, groups):
-    """The same bits as on the CPU, also where more samples than one pass takes are added."""
-    spikes = (torch.rand(samples, 70, 3, 2) < 0.1).float()
-    weight = torch.randn(3, 2, groups, 3, 3, 70 // groups, channels).to(dtype)
-    grad_out = torch.randn(samples, groups * channels, 3, 2)
-    grads = []
-    for device in ("cpu", "cuda"):
-        leaf = weight.to(device).requires_grad_()
-        out = rso.unshared_spike_conv(spikes.to(device), leaf, padding=1)
-        grads += torch.autograd.grad(out, leaf, grad_out.to(device))
-    check(f"unshared_conv grad_weight {dtype} {samples} {channels}", grads[1], grads[0])
-
-
 def main():
     torch.manual_seed(0)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
@@ -106,9 +99,12 @@ def main():
     for samples, size in ((3, 6), (3, 1), (40, 12)):
         for channels in (48, 5):
             unshared_conv_storage(samples, size, channels)
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        for samples, channels, groups in ((3, 24, 1), (65, 5, 2), (257, 136, 1)):
-            unshared_conv_grad_weight(dtype, samples, channels, groups)
+    for case in on_gpu.GRADS:
+        on_gpu.test_grad_weight_has_the_bits_of_the_cpu(*case)
+        print("ok unshared_conv grad_weight", *case)
+    for case in on_gpu.FUSED:
+        on_gpu.test_neurons_after_the_convolution_fire_as_they_do_alone(*case)
+        print("ok unshared_conv_lif", *case)
     torch.cuda.synchronize()
 
 

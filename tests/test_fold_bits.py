@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from fold_networks import FAMILIES, GRANULARITIES, Neurons, T, images_for, make
+from fold_networks import FAMILIES, Neurons, T, images_for, make
 from helpers import normal
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import realspike_ops as rso
 from realspike_ops.nn.packed_spikes import PackedSpikes
+from realspike_ops.ops.unshared_conv_lif import fits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -30,12 +31,13 @@ class DenseSpikes(TorchDispatchMode):
     def __init__(self, shapes=()):
         super().__init__()
         self.shapes = shapes
-        self.dense, self.unpacked, self.packed, self.neurons = [], 0, 0, 0
+        self.dense, self.unpacked, self.packed, self.neurons, self.fused = [], 0, 0, 0, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         name = func.name()
-        self.neurons += name == "realspike::lif_packed"
+        self.neurons += name in ("realspike::lif_packed", "realspike::unshared_conv_lif")
+        self.fused += name == "realspike::unshared_conv_lif"
         self.unpacked += name == "realspike::unpack_spikes"
         self.packed += name == "realspike::pack_spikes" and args[0].dim() > 2
         for tensor in out if isinstance(out, (tuple, list)) else (out,):
@@ -65,7 +67,7 @@ def shapes_of_spikes(folded, x):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("granularity", ["none", "channel", "element"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bits_change_nothing(family, granularity, form):
     network, x = make(family, Neurons(granularity, **FORMS[form])), images_for(family)
@@ -79,10 +81,29 @@ def test_bits_change_nothing(family, granularity, form):
         assert torch.equal(folded(x), packed)
     assert seen.neurons == len(neurons)
     assert seen.packed == 0
+    fused = map(folded.get_submodule, folded.fused_steps(folded.steps_in_bits()))
+    assert seen.fused == sum(fits(conv.weight, T) for conv in fused)
     one_to_one = sum(isinstance(m, rso.OneToOneSynapses) for m in folded.modules())
     assert seen.unpacked == one_to_one
     if one_to_one == 0:  # their current is as large as the map
         assert not seen.dense
+
+
+def test_a_convolution_and_its_neurons_are_one_op_where_nobody_looks():
+    network, x = make("vgg", Neurons("element")), images_for("vgg")
+    folded = rso.reparameterize(network, x[:1])
+    fused = folded.fused_steps(folded.steps_in_bits())
+    assert len(fused) == 2
+    with torch.no_grad():
+        expected = folded(x)
+        for name in (*fused, *fused.values()):
+            calls = []
+            handle = folded.get_submodule(name).register_forward_pre_hook(
+                lambda *call, calls=calls: calls.append(call)
+            )
+            assert torch.equal(folded(x), expected)
+            assert len(calls) == 1
+            handle.remove()
 
 
 @pytest.mark.parametrize("emission", ["binary", "ternary"])
@@ -193,16 +214,19 @@ def test_hooks_see_dense_spikes():
         expected = folded(x)
     everything = folded.steps_in_bits()
     seen = []
+    synapses = folded.features_1.synapses.from_features_0.layer
     handles = [
-        folded.features_0.register_forward_hook(lambda m, args, out: seen.append(out)),
-        folded.features_7.register_forward_pre_hook(lambda m, args: seen.append(args[0])),
+        synapses.register_forward_pre_hook(lambda m, args: seen.append(args[0])),
+        folded.features_3.register_forward_hook(lambda m, args, out: seen.append(out)),
+        folded.features_8.register_forward_pre_hook(lambda m, args: seen.append(args[0])),
     ]
-    assert isinstance(folded.features_7, rso.SynapticCurrent | rso.SpikeMaxPool2d | rso.FoldedLIF)
     with torch.no_grad():
         assert torch.equal(folded(x), expected)
-    assert folded.steps_in_bits() < everything
+    assert everything - folded.steps_in_bits() == {
+        *("features_0", "features_3", "features_4", "features_7", "features_8")
+    }
+    assert len(seen) == 3
     assert all(isinstance(spikes, torch.Tensor) and spikes.dim() == 4 for spikes in seen)
-    assert len(seen) == 2
     for handle in handles:
         handle.remove()
     assert folded.steps_in_bits() == everything

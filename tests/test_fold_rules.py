@@ -42,7 +42,11 @@ def fold_between(between, size=8, **options):
     x = normal((T * 3, 4, size, size), 2)
     assert_equal_in_float64(network, x)
     assert_rounding_alone(network, x)
-    return network, rso.reparameterize(network, x), x
+    folded = rso.reparameterize(network, x)
+    with torch.no_grad():  # bits between the layers
+        packed = folded(x)
+    assert torch.equal(folded(x).detach(), packed)
+    return network, folded, x
 
 
 # --- windows --------------------------------------------------------------------------------------

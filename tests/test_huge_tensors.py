@@ -114,7 +114,7 @@ def test_gradient_of_the_weights(axis, sparse, monkeypatch):
     grad_out = torch.randint(1, 9, (2, G * Cout_g, OH, OW), generator=generator(1)).float()
     packed = rso.pack_spikes(spikes_of(shape, 2))
     got = torch.ops.realspike.unshared_conv_grad_weight(
-        grad_out, packed, shape, (1, 1), (0, 0), (1, 1)
+        grad_out, packed, shape, (1, 1), (0, 0), (1, 1), torch.float32
     )
     assert got.data_ptr() == grad_weight.data_ptr()
     for at in connections(shape):

@@ -32,7 +32,7 @@ class Neurons(ctypes.Structure):
         + simt.fields("v_init v_last packed", ctypes.c_void_p)
         + simt.fields("T", ctypes.c_int64)
         + simt.fields("v_reset", ctypes.c_float)
-        + simt.fields("reset ternary channels_last", ctypes.c_int32)
+        + simt.fields("reset ternary", ctypes.c_int32)
     )
 
 
@@ -46,7 +46,6 @@ class Form:
     timesteps: int = 2
     reset: str = "hard"
     ternary: bool = False
-    channels_last: bool = False
     granularity: str = "layer"  # of decay and threshold
     state: bool = True  # v_init is given
     v_reset: float = 0.0
@@ -63,14 +62,14 @@ CASES = [
     (currents(cin=66, cout=66, groups=3), Form(timesteps=3)),
     # timesteps and batch
     *((currents(samples=6), Form(timesteps=T)) for T in (1, 2, 3, 6)),
-    # every reset, signed spikes, one parameter per channel and per neuron, both memory orders
+    # every reset, signed spikes, one parameter per channel and per neuron
     *(
-        (currents(), Form(3, reset, ternary, last, granularity, v_reset=v_reset))
+        (currents(), Form(3, reset, ternary, granularity, v_reset=v_reset))
         for reset, v_reset in (("hard", 0.25), ("soft", 0.0), ("none", 0.0))
         for ternary in (False, True)
-        for last, granularity in ((False, "channel"), (True, "channel"), (False, "element"))
+        for granularity in ("channel", "element")
     ),
-    (currents(), Form(3, channels_last=True, granularity="element", state=False)),
+    (currents(), Form(3, granularity="element", state=False)),
     # whatever the first pass is: other weights, shared receptive fields, staged rows
     *((currents(weight=w), Form(reset="soft")) for w in ("bfloat16", "int8", "int8-scaled")),
     *((currents(weight=w, splits=3, threads=32), Form()) for w in ("float32", "int8-scaled")),
@@ -78,21 +77,19 @@ CASES = [
 ]
 
 
-def in_memory(values: Tensor, channels_last: bool) -> Tensor:
-    """[..., C, H, W] in the memory order of the neurons, as a flat tensor."""
-    return (values.movedim(-3, -1) if channels_last else values).contiguous().flatten()
+def in_memory(values: Tensor) -> Tensor:
+    """[..., C, H, W] in the memory order of the neurons, [..., H, W, C], as a flat tensor."""
+    return values.movedim(-3, -1).contiguous().flatten()
 
 
 def make_parameter(form: Form, shape, low: float, generator) -> tuple[Tensor, PerNeuron, Tensor]:
     """Returns values that broadcast against [C, OH, OW], the struct, and its memory."""
-    C, OH, OW = shape
-    sizes = {"layer": (1, 1, 1), "channel": (C, 1, 1), "element": shape}[form.granularity]
+    sizes = {"layer": (1, 1, 1), "channel": (shape[0], 1, 1), "element": shape}[form.granularity]
     values = low + 0.5 * torch.rand(sizes, generator=generator)
     if form.granularity == "layer":
         return values, PerNeuron(None, values.item(), 1, 1), values
-    memory = in_memory(values, form.channels_last)
-    inner = OH * OW if form.granularity == "channel" and not form.channels_last else 1
-    return values, PerNeuron(memory.data_ptr(), float("nan"), inner, memory.numel()), memory
+    memory = in_memory(values)
+    return values, PerNeuron(memory.data_ptr(), float("nan"), 1, memory.numel()), memory
 
 
 def fire(x: Tensor, v: Tensor, decay: Tensor, v_threshold: Tensor, form: Form):
@@ -125,7 +122,7 @@ def test_lif_fires_as_it_does_after_the_convolution(lib, case, form):
     decay, decay_struct, _decay = make_parameter(form, shape, 0.25, generator)
     v_threshold, threshold_struct, _threshold = make_parameter(form, shape, 0.5, generator)
     v_init = torch.randn(B, *shape, generator=generator) if form.state else torch.zeros(B, *shape)
-    start = in_memory(v_init, form.channels_last)
+    start = in_memory(v_init)
 
     x = conv.call(lib, case, spikes, weight, bias).reshape(T, B, *shape)
     positive, negative, v = fire(x, v_init, decay, v_threshold, form)
@@ -145,7 +142,6 @@ def test_lif_fires_as_it_does_after_the_convolution(lib, case, form):
             v_reset=form.v_reset,
             reset=RESETS.index(form.reset),
             ternary=form.ternary,
-            channels_last=form.channels_last,
         )
         # The output is not touched: it is nowhere.
         params, forced, _alive = conv.arguments_of(case, spikes, weight, bias, x.flatten(0, 1))
@@ -155,5 +151,5 @@ def test_lif_fires_as_it_does_after_the_convolution(lib, case, form):
             *(ctypes.c_int64(shuffle), ctypes.c_uint64(shuffle)),  # the second time, one block
         )
         assert torch.equal(packed, torch.stack(expected))
-        bits = in_memory(v, form.channels_last).view(torch.int32)
+        bits = in_memory(v).view(torch.int32)
         assert torch.equal(v_last.view(torch.int32), bits)

@@ -84,11 +84,9 @@ int unshared_conv_cuda(const UnsharedConvParams& params, void* stream);
 
 int64_t unshared_conv_workspace_cuda(const UnsharedConvParams& params);
 
-// unshared_conv and lif_packed of its output, which is not written (`out` is not used): sample n of
-// the convolution is timestep n / B of element n % B of the batch. x and x_stride_t of `lif` are
-// not used either; its neurons are those of the output map. The workspace has
-// unshared_conv_lif_workspace_cuda bytes. For the same currents, the same spikes as lif_packed.
-int unshared_conv_lif_cuda(const UnsharedConvParams& params, const LifPacked& lif, void* stream);
+// unshared_conv_cuda, then the neurons on what it left in conv.workspace, of
+// unshared_conv_lif_workspace_cuda bytes. The spikes are those of lif_packed for the same currents.
+int unshared_conv_lif_cuda(const UnsharedConvLif& params, void* stream);
 
 int64_t unshared_conv_lif_workspace_cuda(const UnsharedConvParams& params);
 

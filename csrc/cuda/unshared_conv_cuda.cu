@@ -49,19 +49,18 @@ int64_t unshared_conv_lif_workspace_cuda(const UnsharedConvParams& params) {
   return workspace_bytes(params, choose_unshared_conv_config(params));
 }
 
-int unshared_conv_lif_cuda(const UnsharedConvParams& params, const LifPacked& lif,
-                           void* stream_address) {
-  const UnsharedConvConfig config = choose_unshared_conv_config(params);
-  const UnsharedConvLifGrid grid = make_unshared_conv_lif_grid(params, lif, config.splits);
+int unshared_conv_lif_cuda(const UnsharedConvLif& params, void* stream_address) {
+  const UnsharedConvParams& conv = params.conv;
+  const UnsharedConvConfig config = choose_unshared_conv_config(conv);
+  const UnsharedConvLifGrid grid = make_unshared_conv_lif_grid(params, config.splits);
   if (grid.blocks == 0) return cudaSuccess;
-  if (params.workspace == nullptr) return cudaErrorInvalidValue;
+  if (conv.workspace == nullptr) return cudaErrorInvalidValue;
   const auto stream = static_cast<cudaStream_t>(stream_address);
-  const cudaError_t error = launch_first_pass(params, config, stream);
+  const cudaError_t error = launch_first_pass(conv, config, stream);
   if (error != cudaSuccess) return error;
-  const auto fire = params.weight_dtype == DType::kInt8 ? unshared_conv_lif_kernel<int32_t>
-                                                        : unshared_conv_lif_kernel<float>;
-  fire<<<static_cast<unsigned>(grid.blocks), kUnsharedConvLifThreads, 0, stream>>>(params, lif,
-                                                                                   grid);
+  const auto fire = conv.weight_dtype == DType::kInt8 ? unshared_conv_lif_kernel<int32_t>
+                                                      : unshared_conv_lif_kernel<float>;
+  fire<<<static_cast<unsigned>(grid.blocks), kUnsharedConvLifThreads, 0, stream>>>(params, grid);
   return cudaGetLastError();
 }
 

@@ -175,12 +175,13 @@ __global__ void __launch_bounds__(kUnsharedConvMaxThreads, 4)
       __syncthreads();
 
       const auto add_rows_of_word = [&](const FieldWord& at) {
-        const uint32_t* const spikes = p.spikes + n_0 * p.H * p.W * p.words + field.first_word +
-                                       (at.h * p.W + at.w) * p.words + at.word;
+        const int64_t of_word =
+            n_0 * p.H * p.W * p.words + field.first_word + (at.h * p.W + at.w) * p.words + at.word;
         for (int k = 0; k < sample_words; ++k) {
           const int n = k * 32 + warp_lane;
           const bool reads = at.inside && n < samples;
-          const uint32_t bits = reads ? __ldg(spikes + n * (p.H * p.W * p.words)) : 0u;
+          const int64_t of_sample = n * (p.H * p.W * p.words);
+          const uint32_t bits = reads ? __ldg(p.spikes + of_word + of_sample) : 0u;
           fired[n] = transpose_bits(bits, warp_lane);
         }
         __syncwarp();

@@ -35,8 +35,9 @@ struct UnsharedConvLifGrid {
   int64_t blocks;  // 0: there is nothing to do
 };
 
-inline UnsharedConvLifGrid make_unshared_conv_lif_grid(const UnsharedConvParams& p,
-                                                       const LifPacked& lif, int splits) {
+inline UnsharedConvLifGrid make_unshared_conv_lif_grid(const UnsharedConvLif& params, int splits) {
+  const UnsharedConvParams& p = params.conv;
+  const LifPacked& lif = params.lif;
   UnsharedConvLifGrid grid{};
   if (p.N == 0 || lif.P == 0 || lif.C == 0) return grid;
   const auto index = [](const PerNeuron& of) {
@@ -73,8 +74,9 @@ __device__ inline uint32_t bits_of(float x) {
 // (--fmad=false).
 template <typename Total>
 __global__ void __launch_bounds__(kUnsharedConvLifThreads)
-    unshared_conv_lif_kernel(const UnsharedConvParams p, const LifPacked lif,
-                             const UnsharedConvLifGrid grid) {
+    unshared_conv_lif_kernel(const UnsharedConvLif params, const UnsharedConvLifGrid grid) {
+  const UnsharedConvParams& p = params.conv;
+  const LifPacked& lif = params.lif;
   const Total* const sums = static_cast<const Total*>(p.workspace);
   const int lane = static_cast<int>(threadIdx.x) % 32;
   constexpr int kWarps = kUnsharedConvLifThreads / 32;
@@ -85,8 +87,7 @@ __global__ void __launch_bounds__(kUnsharedConvLifThreads)
     const int64_t position = take_remainder(b, grid.positions);
     const int64_t co = word * 32 + lane;
     const bool exists = co < lif.C;
-    const int64_t neuron = lif.channels_last ? (b * lif.P + position) * lif.C + co
-                                             : (b * lif.C + co) * lif.P + position;
+    const int64_t neuron = (b * lif.P + position) * lif.C + co;
 
     float v = exists && lif.v_init != nullptr ? __ldg(lif.v_init + neuron) : 0.0f;
     const float decay = exists ? value_of(lif.decay, grid.decay, neuron) : 0.0f;

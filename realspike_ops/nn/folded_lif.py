@@ -86,6 +86,12 @@ class FoldedLIF(RealSpikeLIF):
         words = words.flatten(1, 2) if signed else words.flatten(0, 1)
         return PackedSpikes(words, x.shape[2], signed)
 
+    @property
+    def dynamics(self) -> dict:
+        """What of the form matters in inference."""
+        names = ("decay", "v_threshold", "v_reset", "reset", "emission")
+        return {name: self.form[name] for name in names}
+
     def can_pack(self, x: Tensor) -> bool:
         """Whether the spikes for this current can be bits: nothing here requires a gradient."""
         tensors = (x, *self.buffers())

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from realspike_ops import _checks as checks
 from realspike_ops import functional
+from realspike_ops.conv_lif_functional import unshared_spike_conv_lif
 from realspike_ops.nn import fold
+from realspike_ops.nn.folded_lif import FoldedLIF
 from realspike_ops.nn.packed_spikes import PackedSpikes
 from realspike_ops.nn.storage import check_memory, check_storage, stored, unshared
 from realspike_ops.ops.unshared_conv import empty_weight
@@ -54,23 +56,32 @@ class _SpikeConv(nn.Module):
         self.register_buffer("scale", scale)
 
     def forward(self, spikes: "Tensor | PackedSpikes") -> Tensor:
+        return functional.unshared_spike_conv(**self._arguments(spikes), algorithm=self.algorithm)
+
+    def fire(self, spikes: "Tensor | PackedSpikes", neurons: FoldedLIF) -> PackedSpikes:
+        """Run ``neurons(self(spikes), packed=True)`` as one op, in inference."""
+        words = unshared_spike_conv_lif(
+            **self._arguments(spikes), timesteps=neurons.timesteps, **neurons.dynamics
+        )
+        return PackedSpikes(words, self.out_channels, neurons.emission == "ternary")
+
+    def _arguments(self, spikes: "Tensor | PackedSpikes") -> dict:
         check_binary = self.check_binary
         if isinstance(spikes, PackedSpikes):
             # A LIF layer made the words: they need no check.
             spikes, check_binary = spikes.binary_words(self.in_channels), False
         # What .half() and .bfloat16() make of the weights is storage; the rest is float32.
-        return functional.unshared_spike_conv(
-            spikes,
-            self.weight,
-            _float32(self.bias),
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            amplitude=_float32(self.amplitude),
-            scale=None if self.fold_scale else _float32(self.scale),
-            algorithm=self.algorithm,
-            check_binary=check_binary,
-        )
+        return {
+            "spikes": spikes,
+            "weight": self.weight,
+            "bias": _float32(self.bias),
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "amplitude": _float32(self.amplitude),
+            "scale": None if self.fold_scale else _float32(self.scale),
+            "check_binary": check_binary,
+        }
 
     def threshold(self, v_threshold: float = 0.5) -> "float | Tensor":  # [Cout, 1, 1]
         """Return the threshold, also a reset potential, for neurons that read this layer.

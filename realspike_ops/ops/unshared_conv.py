@@ -44,17 +44,16 @@ def _allocate_out(spikes: Tensor, weight: Tensor, output_size, channels_last: bo
     return out.permute(0, 3, 1, 2) if channels_last else out
 
 
-def _packed_with(spikes: Tensor, pack) -> Tensor:
-    """Return pack(spikes) for dense spikes; nothing for packed ones, which backward has already."""
-    if spikes.dtype == torch.int32:
-        return spikes.new_empty((0,), dtype=torch.int32)
-    return pack(spikes)
+def _or_empty(packed: Tensor | None, spikes: Tensor) -> Tensor:
+    """An op's schema has a tensor for every output; backward has packed spikes already."""
+    return spikes.new_empty((0,), dtype=torch.int32) if packed is None else packed
 
 
 def _fake(spikes, weight, bias, amplitude, scale, output_size, *others):
     channels_last = others[-2]
     out = _allocate_out(spikes, weight, output_size, channels_last)
-    return out, _packed_with(spikes, allocate_packed)
+    packed = None if spikes.dtype == torch.int32 else allocate_packed(spikes)
+    return out, _or_empty(packed, spikes)
 
 
 def is_shared(weight: Tensor) -> bool:
@@ -96,15 +95,18 @@ def kernel_params(words, weight, bias, amplitude, scale, out, output_size, geome
 
 
 def _implement(launch):
-    """Implement the op by `launch`, a device's function of the kernel's parameters."""
+    """Make the forward pass out of `launch`, a device's function of the kernel's parameters.
+
+    It returns the currents, and the packed spikes, None where the spikes were packed already.
+    """
 
     def run(spikes, weight, bias, amplitude, scale, output_size, *geometry_and_switches):
         *geometry, channels_last, check_binary = geometry_and_switches
         out = _allocate_out(spikes, weight, output_size, channels_last)
-        packed = _packed_with(spikes, lambda dense: pack_spikes(dense, check_binary))
+        packed = None if spikes.dtype == torch.int32 else pack_spikes(spikes, check_binary)
         if out.numel() == 0:
             return out, packed
-        words = spikes.contiguous() if spikes.dtype == torch.int32 else packed
+        words = spikes.contiguous() if packed is None else packed
         params, tensors = kernel_params(
             words, weight, bias, amplitude, scale, out, output_size, geometry
         )
@@ -113,6 +115,14 @@ def _implement(launch):
         return out, packed
 
     return run
+
+
+def _registered(forward):
+    def call(spikes, *arguments):
+        out, packed = forward(spikes, *arguments)
+        return out, _or_empty(packed, spikes)
+
+    return call
 
 
 def _launch_cpu(params, device):
@@ -166,7 +176,7 @@ def unshared_conv(spikes, weight, bias, amplitude, *rest) -> Tensor:
 
 _FORWARD = {"cpu": _implement(_launch_cpu), "cuda": _implement(_launch_cuda)}
 for device, forward in _FORWARD.items():
-    LIBRARY.impl("unshared_conv", forward, device.upper())
+    LIBRARY.impl("unshared_conv", _registered(forward), device.upper())
 torch.library.register_fake("realspike::unshared_conv", _fake, lib=LIBRARY)
 torch.library.register_autograd(
     "realspike::unshared_conv", _backward, setup_context=_setup_context, lib=LIBRARY

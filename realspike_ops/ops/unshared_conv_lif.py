@@ -1,6 +1,6 @@
 """realspike::unshared_conv_lif: the currents of a convolution go straight into LIF neurons.
 
-Inference on the CPU; all sizes are checked by the functional layer.
+For inference; all sizes are checked by the functional layer.
 """
 
 import math
@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from realspike_ops._native import cuda_extension, pointer
 from realspike_ops.ops import LIBRARY, lif_cpu
 from realspike_ops.ops.eager import is_plain_eager
 from realspike_ops.ops.layout import as_step, empty_step
@@ -15,6 +16,7 @@ from realspike_ops.ops.lif import NEURON_SCHEMA, Neuron, or_empty
 from realspike_ops.ops.lif_parameters import in_memory_order
 from realspike_ops.ops.pack_spikes import pack_spikes, words_of
 from realspike_ops.ops.unshared_conv import kernel_params
+from realspike_ops.ops.unshared_conv_matmul import choose_algorithm
 
 # Spikes, weight, bias, amplitude and scale as in unshared_conv, with a batch of timesteps * B; the
 # neurons as in lif_packed. packed is [timesteps * B, OH, OW, words], of ternary neurons [2, ...].
@@ -27,8 +29,17 @@ LIBRARY.define(
 )
 
 
+def is_fused(spikes: Tensor, weight: Tensor, amplitude: Tensor | None, timesteps: int) -> bool:
+    """Whether the currents of such a convolution go into neurons without being an output."""
+    if spikes.device.type == "cpu":
+        return fits(weight, timesteps)
+    # On a GPU, wherever they would be gathered.
+    gathers = choose_algorithm("cuda", spikes.shape[0], weight.dtype) == "gather"
+    return spikes.device.type == "cuda" and amplitude is None and gathers
+
+
 def fits(weight: Tensor, timesteps: int) -> bool:
-    """Whether the fused kernel takes such weights and so many timesteps.
+    """Whether the fused kernel of the CPU takes such weights and so many timesteps.
 
     unshared_conv_lif_fits in csrc/core/unshared_conv.h, in a form that can be traced.
     """
@@ -66,9 +77,22 @@ def _run(
     )
     v_init = None if v_init is None else as_step(v_init, True)
     N = spikes.shape[0] // timesteps * math.prod(shape)
-    lif_cpu.launch_after_conv(params, neurons, v_init, packed, v_last, neuron, timesteps, N)
+    lif = lif_cpu.params_after_conv(neurons, v_init, neuron, timesteps, N)
+    launch = _launch_cuda if spikes.device.type == "cuda" else lif_cpu.launch_after_conv
+    launch(params, lif, packed, v_last)
     del tensors
     return packed, v_last
+
+
+def _launch_cuda(params, lif, packed, v_last):
+    native = cuda_extension()
+    with torch.cuda.device(packed.device):
+        size = native.unshared_conv_lif_workspace_cuda(params)
+        workspace = torch.empty(size, dtype=torch.uint8, device=packed.device)
+        stream = torch.cuda.current_stream().cuda_stream
+        native.unshared_conv_lif_cuda(
+            *(params, lif, pointer(packed), pointer(v_last), pointer(workspace), stream)
+        )
 
 
 def _registered(*arguments):
@@ -84,7 +108,8 @@ def _fake(spikes, weight, *rest):
     return packed, *or_empty(packed, v_last)
 
 
-LIBRARY.impl("unshared_conv_lif", _registered, "CPU")
+for device in ("CPU", "CUDA"):
+    LIBRARY.impl("unshared_conv_lif", _registered, device)
 torch.library.register_fake("realspike::unshared_conv_lif", _fake, lib=LIBRARY)
 
 

@@ -18,7 +18,9 @@ _FREE = frozenset(
         "_local_scalar_dense"
     ).split()
 )
-_OUR_OPS = frozenset({"lif_fwd", "pack_spikes", "unpack_spikes", "unshared_conv"})
+_OUR_OPS = frozenset(
+    {"lif_fwd", "pack_spikes", "unpack_spikes", "unshared_conv", "unshared_conv_lif"}
+)
 
 
 class MultiplicationError(AssertionError):
@@ -45,8 +47,9 @@ class _RefuseMultiplications(TorchDispatchMode):
             free = name in (_OUR_OPS if namespace == "realspike" else _FREE)
             # add and sub can scale their second operand.
             free = free and (kwargs or {}).get("alpha", 1) == 1
-            if name == "unshared_conv" and namespace == "realspike":
+            if name in ("unshared_conv", "unshared_conv_lif") and namespace == "realspike":
                 self._check_weights(args)
+                self.layers += name == "unshared_conv_lif"
             if not free:
                 raise MultiplicationError(
                     f"{func.name()}, behind LIF layer number {self.layers}, is not an operator "

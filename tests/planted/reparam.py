@@ -305,8 +305,8 @@ BUGS = [
         "realspike_ops/nn/synaptic_current.py",
         "words = F.pad(words, (0, 0, *self.pad)) if any(self.pad) else words",
         "words = F.pad(words, (0, 0, *self.pad[2:], *self.pad[:2])) if any(self.pad) else words",
-        "tests/test_fold_random.py",
-        "random",
+        "tests/test_fold_rules.py",
+        "functions and pad",
     ),
     Bug(
         "piecewise-words-padded-as-channels",

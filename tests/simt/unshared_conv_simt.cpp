@@ -113,15 +113,16 @@ struct Neurons {
   float v_reset;
   int32_t reset;
   int32_t ternary;
-  int32_t channels_last;
 };
 
 // blocks: of the second pass; 0 for as many as the launcher would.
 int unshared_conv_lif_simt(const UnsharedConvParams* given, const Neurons* neurons,
                            const int64_t forced[7], int64_t blocks, uint64_t shuffle, char* error,
                            size_t error_size) {
-  UnsharedConvParams params = *given;
-  realspike::LifPacked lif{};
+  realspike::UnsharedConvLif params{};
+  UnsharedConvParams& conv = params.conv;
+  realspike::LifPacked& lif = params.lif;
+  conv = *given;
   lif.decay = neurons->decay;
   lif.v_threshold = neurons->v_threshold;
   lif.v_init = neurons->v_init;
@@ -131,24 +132,24 @@ int unshared_conv_lif_simt(const UnsharedConvParams* given, const Neurons* neuro
   lif.v_reset = neurons->v_reset;
   lif.reset = static_cast<realspike::Reset>(neurons->reset);
   lif.ternary = neurons->ternary != 0;
-  lif.channels_last = neurons->channels_last != 0;
-  lif.C = params.G * params.Cout_g;
-  lif.P = params.OH * params.OW;
+  lif.channels_last = true;
+  lif.C = conv.G * conv.Cout_g;
+  lif.P = conv.OH * conv.OW;
   lif.words = (lif.C + 31) / 32;
-  const UnsharedConvConfig config = configure(params, forced);
-  const auto grid = realspike::make_unshared_conv_lif_grid(params, lif, config.splits);
+  const UnsharedConvConfig config = configure(conv, forced);
+  const auto grid = realspike::make_unshared_conv_lif_grid(params, config.splits);
   if (grid.blocks == 0) return 0;
-  auto workspace = poisoned(realspike::workspace_bytes(params, config));
-  params.workspace = workspace.data();
-  const auto fire = params.weight_dtype == realspike::DType::kInt8
+  auto workspace = poisoned(realspike::workspace_bytes(conv, config));
+  conv.workspace = workspace.data();
+  const auto fire = conv.weight_dtype == realspike::DType::kInt8
                         ? realspike::unshared_conv_lif_kernel<int32_t>
                         : realspike::unshared_conv_lif_kernel<float>;
   return guarded(
       [&] {
-        first_pass(params, config, forced[5], shuffle);
+        first_pass(conv, config, forced[5], shuffle);
         simt::launch(
             dim3(static_cast<unsigned>(blocks != 0 ? blocks : grid.blocks)),
-            dim3(realspike::kUnsharedConvLifThreads), 0, [&] { fire(params, lif, grid); }, shuffle);
+            dim3(realspike::kUnsharedConvLifThreads), 0, [&] { fire(params, grid); }, shuffle);
       },
       error, error_size);
 }
