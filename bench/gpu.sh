@@ -55,8 +55,8 @@ print("setuptools", setuptools.__version__, "pybind11", pybind11.__version__)'
     "$python" -c "import realspike_ops; print('realspike:', realspike_ops.build_info())"
 }
 
-# A process per file: after an illegal access nothing works in the one that made it. Without TF32,
-# which PyTorch's convolutions are compared in otherwise.
+# A process per file: after an illegal access nothing works in the one that made it. Convolutions of
+# PyTorch, with which ours are compared, would be in TF32.
 run_tests() {
   export NVIDIA_TF32_OVERRIDE=0
   local collected files file status=0

@@ -148,6 +148,34 @@ def run_unshared_conv(rso):
         yield
 
 
+def run_unshared_conv_lif(rso):
+    forms = (
+        {},
+        {"emission": "ternary"},
+        {"reset": "soft", "emission": "ternary", "v_init": True},
+        {"decay": True, "v_threshold": True},
+    )
+    channels = ((1, 1, 1), (33, 31, 1), (40, 33, 1), (66, 64, 2), (130, 257, 1))
+    for (Cin, Cout, groups), form, (T, B), dtype in itertools.product(
+        channels, forms, ((1, 1), (3, 1), (5, 7)), (*FLOATS, torch.uint8)
+    ):
+        if Cout > 100 and (T, B) != (3, 1):
+            continue
+        form = dict(form)
+        for name in ("decay", "v_threshold"):
+            if name in form:
+                form[name] = normal((Cout, 4, 5), 1).sigmoid()
+        if "v_init" in form:
+            form["v_init"] = normal((B, Cout, 4, 5), 2)
+        weight = normal((4, 5, groups, 3, 3, Cin // groups, Cout // groups), 3)
+        weight = rso.quantize_weight(weight)[0] if dtype == torch.uint8 else weight.to(dtype)
+        spikes = binary((T * B, Cin, 4, 5), 4, 0.4)
+        rso.unshared_spike_conv_lif(
+            spikes, weight, normal((Cout,), 5), timesteps=T, padding=1, return_state=True, **form
+        )
+        yield
+
+
 def run_fetched_ahead(rso):
     """More than 8 MiB of weights, whose rows are fetched ahead."""
     for dtype, N in itertools.product((*FLOATS, torch.uint8), (2, 20)):
@@ -157,7 +185,8 @@ def run_fetched_ahead(rso):
 
 
 def sweep(rso) -> int:
-    runs = (run_lif, run_lif_packed, run_pack_spikes, run_unshared_conv, run_fetched_ahead)
+    runs = (run_lif, run_lif_packed, run_pack_spikes, run_unshared_conv)
+    runs += (run_unshared_conv_lif, run_fetched_ahead)
     torch.set_num_threads(2)
     return sum(1 for run in runs for _ in run(rso))
 

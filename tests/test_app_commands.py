@@ -190,9 +190,27 @@ def test_verify_of_another_network(binary_run, folded_file, capsys):
 
 def test_trained_and_folded_files_are_not_confused(run, folded_file, capsys):
     message = output(capsys, "fold", folded_file, "-o", "x", code=2)
-    assert "not a realspike.checkpoint" in message
+    assert "it holds a folded network, and a trained one is needed" in message
     message = output(capsys, "verify", run, run / "model.safetensors", code=2)
     assert "not a realspike.folded" in message
+
+
+def test_data_that_do_not_fit_are_refused(run, folded_file, capsys):
+    for file in (run, folded_file):
+        message = output(capsys, "eval", file, "data.name=digits-events", code=2)
+        assert "digits-events does not fit this network: in_channels is 2" in message
+
+
+@pytest.mark.parametrize("text", ["2", "-0.1", "nan", "most"])
+def test_agreement_is_a_share(run, folded_file, text, capsys):
+    with pytest.raises(SystemExit) as raised:
+        cli.main(["verify", str(run), str(folded_file), f"--agreement={text}"])
+    assert raised.value.code == 2
+    assert f"must be a number from 0 to 1; got {text!r}" in capsys.readouterr().err
+
+
+def test_a_run_without_an_epoch_says_so(tmp_path, capsys):
+    assert "after its first epoch" in output(capsys, "eval", tmp_path, code=2)
 
 
 @pytest.mark.parametrize("keep", [0, 20, 0.5, 0.99])

@@ -1,6 +1,7 @@
 """The paper's tables: which networks, resumed cell by cell, and set as the paper does."""
 
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -194,9 +195,13 @@ def test_table_command(tmp_path, capsys):
         (["2", "--data", "imagenet"], "table 2 of the paper has no imagenet"),
         (["1", "--data", "digits", "timestep=1"], "did you mean 'timesteps'"),
         (["1", "--data", "digits", "width=0"], "at least 1"),
+        (["1", "--data", "digits", "--save", "file/a.md"], "cannot write --save file/a.md"),
+        (["1", "--data", "digits", "--out", "file"], "cannot write to file"),
     ],
 )
-def test_bad_arguments(arguments, reason, capsys):
+def test_bad_arguments(arguments, reason, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
     assert cli.main(["table", *arguments]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert reason in line

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -337,18 +338,36 @@ def test_half_a_file_is_never_the_checkpoint(whole, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    train.start(config_of(epochs=1), tmp_path)
+    with monkeypatch.context() as patch:
+        signal_in_step(patch, 3, signal.SIGINT)
+        assert train.start(config_of(epochs=1), tmp_path).stopped_by
     before = (tmp_path / "last.ckpt").read_bytes()
     monkeypatch.setattr(saving.os, "replace", fail)
     with pytest.raises(OSError, match="No space left"):
-        train.resume(whole_copy(whole[0], tmp_path))
+        train.resume(tmp_path)
     assert (tmp_path / "last.ckpt").read_bytes() == before
 
 
-def whole_copy(source, target):
-    """Make the one-epoch run in `target` one of two epochs, so that there is something to do."""
-    (target / "config.yaml").write_bytes((source / "config.yaml").read_bytes())
-    return target
+@pytest.fixture
+def copy_of_whole(whole, tmp_path):
+    return shutil.copytree(whole[0], tmp_path / "copy")
+
+
+@pytest.mark.parametrize("keep", [0, 100, -1000])
+def test_a_damaged_checkpoint_is_named(copy_of_whole, keep, capsys):
+    last = copy_of_whole / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:keep])
+    assert cli.main(["train", "--resume", str(copy_of_whole)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"{last} is truncated, corrupt or no checkpoint of a run" in line
+
+
+def test_a_run_goes_on_as_it_was_configured(copy_of_whole, capsys):
+    path = copy_of_whole / "config.yaml"
+    path.write_text(path.read_text().replace("width: 4", "width: 8"))
+    assert cli.main(["train", "--resume", str(copy_of_whole)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"{path} was changed since last.ckpt was written" in line
 
 
 # The command
@@ -387,7 +406,15 @@ def test_a_stopped_command_says_how_to_continue(tmp_path, monkeypatch, capsys):
         (["timesteps=0"], "at least 1"),
         (["timesteps=two"], "must be an integer"),
         (["learning_rate=-1"], "at least 0"),
-        (["learning_rate=.nan"], "at least 0"),
+        (["learning_rate=.nan"], "training.learning_rate must be finite"),
+        (["learning_rate=1e400"], "training.learning_rate must be finite"),
+        (["lr=0.1"], "unknown key 'lr' (did you mean 'learning_rate'?)"),
+        (["qqqqqq=1"], "`realspike train --help` lists them"),
+        (["network=3"], "network is a section: give a key of it, such as network.architecture"),
+        (["width=513"], "network.width must be at least 1 and at most 512"),
+        (["ema=1"], "ema must be below 1"),
+        (["architecture=vgg16", "zero_init_residual=true"], "needs a residual network; vgg16"),
+        (["--out", "file/run"], "cannot write to file/run: Not a directory"),
         (["warmup_epochs=400"], "below training.epochs"),
         (["name=digits", "autoaugment=true"], "needs colour images"),
         (["name=cifar10", "image_size=16"], "cannot be chosen for cifar10"),
@@ -401,6 +428,7 @@ def test_bad_arguments_end_with_one_line(arguments, reason, tmp_path, monkeypatc
     if "device=cuda" in arguments and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     monkeypatch.chdir(tmp_path)
+    Path("file").touch()
     assert cli.main(["train", *arguments]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert reason in line

@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "sanitized"
 ISAS = ("baseline", "avx2", "avx512")
-OPTIONS = "halt_on_error=1:detect_leaks=0:abort_on_error=0:exitcode=99"
+OPTIONS = "malloc_context_size=1:halt_on_error=1:detect_leaks=0:abort_on_error=0:exitcode=99"
 
 
 def library(name: str) -> Path:
@@ -104,7 +104,7 @@ def test_no_access_outside_a_tensor_and_nothing_undefined(sweeps, isa):
 )
 def test_the_sanitizers_watch(extension, mistake, report):
     process = start(extension, mistake)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=280)
     assert process.returncode != 0
     assert report in errors, errors[-4000:]
     assert "unpack" in errors  # the kernel is named

@@ -17,6 +17,7 @@ from realspike.networks import NetworkConfig, SpikingNetwork, build
 from realspike.optional import require
 
 FORMAT = "realspike.checkpoint"
+FOLDED_FORMAT = "realspike.folded"  # of realspike_ops.save_folded
 FORMAT_VERSION = "3"
 
 
@@ -126,6 +127,8 @@ def json_object(metadata: Mapping[str, str], key: str) -> dict:
 
 def _read_metadata(metadata: "Mapping[str, str] | None") -> tuple[NetworkConfig, dict]:
     metadata = metadata or {}
+    if metadata.get("format") == FOLDED_FORMAT:
+        raise ValueError("it holds a folded network, and a trained one is needed")
     if metadata.get("format") != FORMAT:
         raise ValueError(f"it is a safetensors file, but not a {FORMAT}")
     version = metadata.get("format_version")

@@ -73,6 +73,9 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
         return parsed.run(parsed)
     except UserError as error:
         return common.fail(2, str(error))
+    except OSError as error:
+        named = f"{error.filename}: " if error.filename else ""
+        return common.fail(1, f"{named}{error.strerror or error}")
     except KeyboardInterrupt:
         print("realspike: interrupted", file=sys.stderr)
         return 130

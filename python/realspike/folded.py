@@ -13,13 +13,12 @@ from torch import nn
 
 import realspike_ops as rso
 from realspike import checkpoint, trained
-from realspike.checkpoint import CheckpointError
+from realspike.checkpoint import FOLDED_FORMAT, CheckpointError
 from realspike.files import write_atomically
 from realspike.network_config import NetworkConfig
 from realspike.optional import require
 from realspike.trained import Trained
 
-FORMAT = "realspike.folded"
 _CONFIG, _RECORD = "trained_network", "training"  # of the metadata, in JSON
 
 
@@ -52,7 +51,7 @@ def save(path: Path, network: Trained, folded: nn.Module) -> None:
 
 def is_folded(path: Path) -> bool:
     """Whether a file says that it holds a folded network."""
-    return path.is_file() and checkpoint.format_of(path) == FORMAT
+    return path.is_file() and checkpoint.format_of(path) == FOLDED_FORMAT
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Trained:
@@ -65,8 +64,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Trained:
     try:
         with checkpoint.open_file(path) as file:
             metadata = file.metadata() or {}
-        if metadata.get("format") != FORMAT:
-            raise ValueError(f"it is a safetensors file, but not a {FORMAT}")
+        if metadata.get("format") != FOLDED_FORMAT:
+            raise ValueError(f"it is a safetensors file, but not a {FOLDED_FORMAT}")
         config = NetworkConfig.from_dict(checkpoint.json_object(metadata, _CONFIG))
         record = checkpoint.json_object(metadata, _RECORD)
         network = rso.load_folded(path)

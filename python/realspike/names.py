@@ -6,7 +6,11 @@ from collections.abc import Iterable
 
 def nearest(name: object, known: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the name most like ``name``, or nothing."""
-    close = difflib.get_close_matches(str(name)[:80].lower(), list(known), n=1, cutoff=0.5)
+    name, known = str(name)[:80].lower(), list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    # An abbreviation: lr, learning_rate.
+    initials = ("".join(word[:1] for word in k.rpartition(".")[2].split("_")) for k in known)
+    close = [k for k, short in zip(known, initials, strict=True) if short == name] or close
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 

@@ -38,7 +38,9 @@ class NetworkSection:
         "element", "what shares one amplitude; none: binary spikes", choices=GRANULARITIES
     )
     timesteps: int = _option(4, "T", 1, 64)
-    width: int | None = _option(None, "channels of the first convolution; null: as published", 1)
+    width: int | None = _option(
+        None, "channels of the first convolution; null: as published", 1, 512
+    )
     decay: float = _option(0.25, "of the membrane potential per timestep; 1: IF neurons", 0, 1)
     v_threshold: float = _option(0.5, "potential at which a neuron fires", 1e-6, 100)
     detach_reset: bool = _option(False, "stop the gradient through the reset")
@@ -113,6 +115,8 @@ class RunConfig:
                 f"training.warmup_epochs must be below training.epochs ({self.training.epochs}); "
                 f"got {self.training.warmup_epochs}"
             )
+        if self.training.ema == 1:
+            raise ConfigError("training.ema must be below 1, or the average never moves; got 1.0")
         self.network_config()
 
     def network_config(self) -> NetworkConfig:
@@ -183,9 +187,14 @@ def resolve_key(key: str) -> tuple[str, str]:
     """
     section, dot, name = key.rpartition(".")
     owners = [s for s, names in _SECTIONS.items() if name in names and section in ("", s)]
+    if not owners and key in _SECTIONS:
+        raise ConfigError(
+            f"{key} is a section: give a key of it, such as {key}.{_SECTIONS[key][0]}"
+        )
     if not owners:
         known = [f"{s}.{n}" if dot else n for s, names in _SECTIONS.items() for n in names]
-        raise ConfigError(f"unknown key {key!r:.80}{nearest(key, known)}")
+        hint = nearest(key, known) or "; `realspike train --help` lists them"
+        raise ConfigError(f"unknown key {key!r:.80}{hint}")
     return owners[0], name
 
 
@@ -218,7 +227,9 @@ def _check_range(key: str, value, option: dataclasses.Field) -> None:
             raise ConfigError(str(error)) from error
     too_low = low is not None and not value >= low
     too_high = high is not None and not value <= high
-    if too_low or too_high or (isinstance(value, float) and not math.isfinite(value)):
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key} must be finite; got {value!r}")
+    if too_low or too_high:
         limits = [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
         raise ConfigError(f"{key} must be {' and '.join(limits)}; got {value!r}")
 

@@ -71,7 +71,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Trained:
     """
     if path.is_dir():
         if not (path / RUN_FILE).exists():
-            raise CheckpointError(f"{path} is a folder without {RUN_FILE}")
+            raise CheckpointError(
+                f"{path} is a folder without {RUN_FILE}, which a run has after its first epoch"
+            )
         path = path / RUN_FILE
     loaded = checkpoint.load(path)
     network, record = loaded.network, loaded.training
@@ -96,7 +98,16 @@ def config_of(network: NetworkConfig, record: dict, overrides: Sequence[str]) ->
                 f"{section}.{name} cannot be changed after training; keys of data can"
             )
         changes[f"{section}.{name}"] = value
-    return config.replaced(**changes)
+    config = config.replaced(**changes)
+    data = config.network_config()
+    for field in ("classes", "in_channels", "image_size", "encoding"):
+        has, wants = getattr(data, field), getattr(network, field)
+        if has != wants:
+            raise ConfigError(
+                f"{config.data.name} does not fit this network: {field} is {has}, "
+                f"the network was trained with {wants}"
+            )
+    return config
 
 
 @torch.inference_mode()

@@ -228,10 +228,10 @@ BUGS = [
         "conv_equals_float64 and staged",
     ),
     Bug(
-        "conv-cuda-lif-bias-forgotten",
+        "conv-cuda-lif-bias-of-the-first-timestep",
         "csrc/cuda/unshared_conv_lif_kernel.cuh",
         "if (p.bias != nullptr) x += bias;",
-        "",
+        "if (p.bias != nullptr && t == 0) x += bias;",
         "tests/test_unshared_conv_lif_simt.py",
         "fires_as",
     ),

@@ -37,6 +37,17 @@ def integer(smallest: int, largest: int):
     return parse
 
 
+def share(text: str) -> float:
+    """Parse a number from 0 to 1, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1; got {text!r:.40}")
+    return value
+
+
 def add_checkpoint(parser) -> None:
     parser.add_argument(
         "checkpoint", type=Path, metavar="CHECKPOINT", help="a .safetensors file or a run's folder"

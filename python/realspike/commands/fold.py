@@ -31,7 +31,7 @@ def add(commands) -> None:
     parser.add_argument("folded", type=Path, metavar="FOLDED", help="what `realspike fold` wrote")
     parser.add_argument(
         "--agreement",
-        type=float,
+        type=common.share,
         default=0.99,
         metavar="SHARE",
         help="of equal predictions that is enough (default: %(default)s)",

@@ -7,7 +7,7 @@ from pathlib import Path
 from realspike import recipes, run_config
 from realspike.commands import common
 from realspike.datasets import DATASETS
-from realspike.files import write_atomically
+from realspike.files import make_writable_folder, write_atomically
 from realspike.names import check_choice
 from realspike.optional import require
 from realspike.run_config import ConfigError
@@ -72,6 +72,13 @@ def run(arguments) -> int:
         raise ConfigError(f"table {arguments.table} of the paper has no {arguments.data}")
     for cell in cells:
         cell.config().replaced(**overrides)  # wrong ones are refused before anything is loaded
+    if arguments.save:  # before hours of training
+        try:
+            make_writable_folder(arguments.save.parent)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write --save {arguments.save}: {error.strerror or error}"
+            ) from error
     require("lightning.pytorch")
     console = common.console()
 
@@ -99,7 +106,6 @@ def run(arguments) -> int:
         console.print(f"{missing} of {len(jobs)} networks are not trained yet")
     if arguments.save:
         page = tables.markdown(arguments.table, arguments.data, jobs, found, arguments.overrides)
-        arguments.save.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(arguments.save, page.encode())
     if stopped:
         name = signal.Signals(stopped).name

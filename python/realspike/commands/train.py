@@ -62,17 +62,14 @@ def run(arguments) -> int:
 
     began = time.perf_counter()
     options = {"on_epoch": lambda record: _print(console, record), "progress": console.is_terminal}
-    try:
-        if arguments.resume is not None:
-            out = arguments.resume
-            result = train.resume(out, **options)
-        else:
-            out = arguments.out or Path("runs") / (
-                arguments.config.stem if arguments.config else config.data.name
-            )
-            result = train.start(config, out, **options)
-    except OSError as error:
-        return common.fail(1, f"{error.filename or arguments.out}: {error.strerror or error}")
+    if arguments.resume is not None:
+        out = arguments.resume
+        result = train.resume(out, **options)
+    else:
+        out = arguments.out or Path("runs") / (
+            arguments.config.stem if arguments.config else config.data.name
+        )
+        result = train.start(config, out, **options)
     if result.stopped_by:
         name = signal.Signals(result.stopped_by).name
         print(

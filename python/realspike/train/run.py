@@ -47,13 +47,15 @@ def start(config: RunConfig, out: Path, **options) -> RunResult:
         options: Passed on to `_fit`: ``on_epoch``, ``progress``.
 
     Raises:
-        RunError: if ``out`` holds a run already.
-        OSError: if ``out`` cannot be written to.
+        RunError: if ``out`` holds a run already, or cannot be written to.
         DataError: if the data cannot be read.
     """
     if (out / RESUME_FILE).exists():
         raise RunError(f"{out} holds a run: --resume continues it, --out chooses another folder")
-    files.make_writable_folder(out)
+    try:
+        files.make_writable_folder(out)
+    except OSError as error:
+        raise RunError(f"cannot write to {out}: {error.strerror or error}") from error
     if _rank() == 0:
         files.write_atomically(out / CONFIG_FILE, config.to_yaml().encode())
     return _fit(config, out, None, **options)
@@ -65,14 +67,34 @@ def resume(out: Path, **options) -> RunResult:
     A run that was stopped before its first checkpoint starts again.
 
     Raises:
-        RunError: if there is no run in ``out``.
+        RunError: if there is no run in ``out``, or its checkpoint is damaged or of another
+            configuration than its file.
         ConfigError: if its configuration cannot be read.
     """
     if not (out / CONFIG_FILE).exists():
         raise RunError(f"there is no run in {out}: it has no {CONFIG_FILE}")
     last = out / RESUME_FILE
     config = run_config.read(out / CONFIG_FILE)
-    return _fit(config, out, last if last.exists() else None, **options)
+    if not last.exists():
+        return _fit(config, out, None, **options)
+    _check_resumable(last, config)
+    return _fit(config, out, last, **options)
+
+
+def _check_resumable(last: Path, config: RunConfig) -> None:
+    """Refuse a checkpoint that is damaged or of another configuration than the run's."""
+    try:
+        stored = torch.load(last, map_location="cpu", weights_only=True)["realspike"]["config"]
+    except Exception as error:  # whatever a damaged archive provokes
+        raise RunError(
+            f"{last} is truncated, corrupt or no checkpoint of a run: without it, {NETWORK_FILE} "
+            "can be used, but the run cannot be continued"
+        ) from error
+    if RunConfig.from_dict(stored) != config:
+        raise RunError(
+            f"{last.parent / CONFIG_FILE} was changed since {last.name} was written: a run goes on "
+            "as it was configured; change it back, or start another"
+        )
 
 
 def _rank() -> int:
