@@ -4,6 +4,8 @@ Counted with saved-tensor hooks, every storage once. "beside-x-and-y" leaves out
 memory of the input or the output, which other layers may keep anyway.
 """
 
+import weakref
+
 import pytest
 import torch
 from bench_lif import functions, inputs
@@ -12,17 +14,29 @@ from peers import norse_lif, snntorch_lif
 import realspike_ops as rso
 
 
+class Saved:
+    """What the graph holds in place of a tensor: it lives as long as the node that saved it."""
+
+    def __init__(self, tensor):
+        self.storage = tensor.untyped_storage()
+
+
 def saved_bytes(function, outside=()) -> int:
     """Bytes of the storages that autograd keeps of a call, less those of `outside`."""
-    storages = {}
+    saved = weakref.WeakSet()
 
-    def note(tensor):
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    def save(tensor):
+        handle = Saved(tensor)
+        saved.add(handle)
+        return handle
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    def no_backward(_):
+        raise AssertionError("only the forward pass is counted")
+
+    with torch.autograd.graph.saved_tensors_hooks(save, no_backward):
         y = function()
+    # Addresses tell storages apart only while all of them exist.
+    storages = {each.storage.data_ptr(): each.storage.nbytes() for each in saved}
     for tensor in (*outside, y) if outside else ():
         storages.pop(tensor.untyped_storage().data_ptr(), None)
     return sum(storages.values())

@@ -172,6 +172,13 @@ UnsharedConvParams unshared_conv_params(
           out_stride_p};
 }
 
+UnsharedConvLif with_neurons(const UnsharedConvParams& conv, const LifParams& lif, uintptr_t packed,
+                             uintptr_t v_last) {
+  const int64_t C = conv.G * conv.Cout_g, P = conv.OH * conv.OW;
+  return {conv,
+          {lif, pointer<uint32_t>(packed), pointer<float>(v_last), C, P, (C + 31) / 32, true}};
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -203,8 +210,16 @@ PYBIND11_MODULE(_C, m) {
             {params, pointer<const float>(grad_out), pointer<float>(grad_weight)}, num_threads);
       },
       no_gil);
+  m.def("unshared_conv_lif_fits", &unshared_conv_lif_fits);
+  m.def(
+      "unshared_conv_lif_cpu",
+      [](const UnsharedConvParams& conv, const LifParams& lif, uintptr_t packed, uintptr_t v_last,
+         int num_threads) {
+        unshared_conv_lif_cpu(with_neurons(conv, lif, packed, v_last), num_threads);
+      },
+      no_gil);
   m.def("unshared_conv_tiles", [](const UnsharedConvParams& params, int num_threads) {
-    const UnsharedConvTiles tiles = choose_unshared_conv_tiles(params, num_threads);
+    const UnsharedConvTiles tiles = choose_unshared_conv_tiles(params, 1, num_threads);
     return py::dict("positions"_a = tiles.positions, "channels"_a = tiles.channels,
                     "samples"_a = tiles.samples, "blocks_per_pass"_a = tiles.blocks_per_pass,
                     "prefetch"_a = tiles.prefetch, "tasks"_a = tiles.tasks);
@@ -229,6 +244,21 @@ PYBIND11_MODULE(_C, m) {
   m.def("unshared_conv_cuda", [](UnsharedConvParams params, uintptr_t workspace, uintptr_t stream) {
     params.workspace = pointer<void>(workspace);
     check_cuda(unshared_conv_cuda(params, pointer<void>(stream)), "unshared_conv_cuda");
+  });
+  m.def("unshared_conv_lif_workspace_cuda", &unshared_conv_lif_workspace_cuda);
+  m.def(
+      "unshared_conv_lif_cuda", [](UnsharedConvParams conv, const LifParams& lif, uintptr_t packed,
+                                   uintptr_t v_last, uintptr_t workspace, uintptr_t stream) {
+        conv.workspace = pointer<void>(workspace);
+        const UnsharedConvLif params = with_neurons(conv, lif, packed, v_last);
+        check_cuda(unshared_conv_lif_cuda(params, pointer<void>(stream)), "unshared_conv_lif_cuda");
+      });
+  m.attr("unshared_conv_grad_samples") = kUnsharedConvGradSamples;
+  m.def("unshared_conv_grad_weight_cuda", [](const UnsharedConvParams& params, uintptr_t grad_out,
+                                             uintptr_t grad_weight, uintptr_t stream) {
+    check_cuda(unshared_conv_grad_weight_cuda(params, pointer<const float>(grad_out),
+                                              pointer<void>(grad_weight), pointer<void>(stream)),
+               "unshared_conv_grad_weight_cuda");
   });
 #else
   m.attr("with_cuda") = false;

@@ -3,6 +3,7 @@
 from realspike_ops import nn, reference
 from realspike_ops._native import build_info
 from realspike_ops._version import __version__
+from realspike_ops.conv_lif_functional import unshared_spike_conv_lif
 from realspike_ops.functional import (
     compress_spikes,
     lif,
@@ -82,5 +83,6 @@ __all__ = [
     "save_folded",
     "unpack_spikes",
     "unshared_spike_conv",
+    "unshared_spike_conv_lif",
     "verify",
 ]

@@ -1,6 +1,7 @@
 """The documented functions; each checks its arguments, then calls one op."""
 
 import functools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -117,17 +118,9 @@ def lif(
     if x.shape[0] == 0:
         raise ValueError(f"x must have T >= 1 timesteps; got shape {checks.shape_text(x)}")
     amplitude = None if amplitude is None else _parameter("amplitude", amplitude, x)
-    decay, decay_value = _tensor_or_number("decay", decay, x)
-    v_threshold, threshold_value = _tensor_or_number("v_threshold", v_threshold, x)
-    neuron = _neuron(
-        decay_value, threshold_value, v_reset, reset, detach_reset, emission, surrogate
+    decay, v_threshold, v_init, neuron = check_neurons(
+        x, decay, v_threshold, v_reset, reset, detach_reset, emission, surrogate, v_init
     )
-    if v_init is not None:
-        checks.check_tensor("v_init", v_init)
-        checks.check_dtype("v_init", v_init, checks.FLOATS)
-        checks.check_device("v_init", v_init, "x", x)
-        checks.check_shape("v_init", v_init, x.shape[1:], "x.shape[1:]")
-        v_init = v_init.to(torch.float32)
     checks.check_no_tangent(
         x=x, amplitude=amplitude, decay=decay, v_threshold=v_threshold, v_init=v_init
     )
@@ -161,6 +154,31 @@ def lif(
         x, amplitude, decay, v_threshold, v_init, neuron, save, bool(return_state)
     )
     return (y, v_last) if return_state else y
+
+
+class _Neurons(NamedTuple):
+    """Neurons on currents x, checked; the tensors are float32."""
+
+    decay: Tensor | None  # None: that of the form
+    v_threshold: Tensor | None
+    v_init: Tensor | None
+    form: Neuron
+
+
+def check_neurons(
+    x, decay, v_threshold, v_reset, reset, detach_reset, emission, surrogate, v_init
+) -> _Neurons:
+    """Check the arguments of `lif` but the amplitude; x [T, B, ...] has been checked."""
+    decay, decay_value = _tensor_or_number("decay", decay, x)
+    v_threshold, threshold_value = _tensor_or_number("v_threshold", v_threshold, x)
+    form = _neuron(decay_value, threshold_value, v_reset, reset, detach_reset, emission, surrogate)
+    if v_init is not None:
+        checks.check_tensor("v_init", v_init)
+        checks.check_dtype("v_init", v_init, checks.FLOATS)
+        checks.check_device("v_init", v_init, "x", x)
+        checks.check_shape("v_init", v_init, x.shape[1:], "x.shape[1:]")
+        v_init = v_init.to(torch.float32)
+    return _Neurons(decay, v_threshold, v_init, form)
 
 
 def _make_neuron(decay, v_threshold, v_reset, reset, detach_reset, emission, surrogate, scale):

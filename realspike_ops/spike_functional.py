@@ -1,5 +1,8 @@
 """The documented functions on spikes: packing, and the convolution that adds what they select."""
 
+import functools
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -133,12 +136,44 @@ def unshared_spike_conv(
     Reference:
         Guo et al., "Real Spike", ECCV 2022, equations (11) to (13).
     """
+    checks.check_choice("algorithm", algorithm, ("gather", "matmul", "auto"))
+    conv = check_convolution(
+        spikes, weight, bias, stride, padding, dilation, amplitude, scale, check_binary
+    )
+    if algorithm == "auto":
+        algorithm = choose_algorithm(spikes.device.type, spikes.shape[0], weight.dtype)
+    if amplitude is not None and spikes.device.type == "cuda":
+        algorithm = "matmul"  # there is no factored kernel: one convolution of amplitude * spikes
+    arguments = (*conv.tensors, conv.output_size, *conv.geometry)
+    if algorithm == "matmul":
+        if not conv.packed and conv.check_binary:
+            realspike_ops.ops.pack_spikes.pack_spikes(spikes.detach(), True)
+        return unshared_conv_matmul(*arguments)
+    return realspike_ops.ops.unshared_conv.unshared_conv(
+        *arguments, conv.channels_last, conv.check_binary
+    )
+
+
+class _Convolution(NamedTuple):
+    """The arguments of a convolution of spikes, checked."""
+
+    tensors: tuple[Tensor | None, ...]  # spikes, weight, bias, amplitude, scale
+    output_size: tuple[int, int]
+    geometry: tuple[tuple[int, int], ...]  # stride, padding, dilation
+    packed: bool
+    channels_last: bool
+    check_binary: bool
+
+
+def check_convolution(
+    spikes, weight, bias, stride, padding, dilation, amplitude, scale, check_binary
+) -> _Convolution:
+    """Check the arguments of `unshared_spike_conv`."""
     checks.check_tensor("spikes", spikes)
     checks.check_supported_device("spikes", spikes)
     checks.check_tensor("weight", weight)
     checks.check_device("weight", weight, "spikes", spikes)
     checks.check_dtype("weight", weight, WEIGHT_DTYPES, _hint_for_int8(weight))
-    checks.check_choice("algorithm", algorithm, ("gather", "matmul", "auto"))
     if weight.dim() != 7 or 0 in weight.shape:
         raise ValueError(
             "weight must have shape [OH, OW, groups, KH, KW, Cin/groups, Cout/groups], all at "
@@ -159,7 +194,7 @@ def unshared_spike_conv(
             f"got {spikes.shape[1]}"
         )
     H, W = spikes.shape[1:3] if packed else spikes.shape[2:]
-    before, expected = output_size((H, W), (KH, KW), stride, padding, dilation)
+    geometry, expected = _geometry_of(H, W, KH, KW, stride, padding, dilation)
     if (OH, OW) not in (expected, (1, 1)):
         raise ValueError(
             f"weight is for an output map of {OH} x {OW}; spikes of {H} x {W} with stride "
@@ -189,19 +224,10 @@ def unshared_spike_conv(
         check_binary = spikes.device.type == "cpu"
     if packed and check_binary:
         _check_spare_bits(spikes, G * Cin_g)
-    geometry = (checks.pair("stride", stride, 1), before, checks.pair("dilation", dilation, 1))
-    if algorithm == "auto":
-        algorithm = choose_algorithm(spikes.device.type, spikes.shape[0], weight.dtype)
-    if amplitude is not None and spikes.device.type == "cuda":
-        algorithm = "matmul"  # there is no factored kernel: one convolution of amplitude * spikes
-    arguments = (spikes, weight, bias, amplitude, scale, expected, *geometry)
-    if algorithm == "matmul":
-        if not packed and check_binary:
-            realspike_ops.ops.pack_spikes.pack_spikes(spikes.detach(), True)
-        return unshared_conv_matmul(*arguments)
-    return realspike_ops.ops.unshared_conv.unshared_conv(
-        *arguments, channels_last, bool(check_binary)
-    )
+    return _Convolution(
+        (spikes, weight, bias, amplitude, scale), expected, geometry, packed, channels_last,
+        bool(check_binary),
+    )  # fmt: skip
 
 
 def _hint_for_int8(weight: Tensor) -> str:
@@ -290,6 +316,26 @@ def int8_steps(weight: Tensor, scale: Tensor) -> Tensor:  # [..., G, KH, KW, Cin
     """Round to steps of scale [G, Cout/G] and add 128."""
     steps = weight.double() / scale.double()[:, None, None, None, :]
     return (steps.round_().clamp_(-127, 127) + 128).to(torch.uint8)
+
+
+def _make_geometry(H, W, KH, KW, stride, padding, dilation):
+    """Return (stride, padding, dilation), each (height, width), and the size of the output map."""
+    before, size = output_size((H, W), (KH, KW), stride, padding, dilation)
+    return (checks.pair("stride", stride, 1), before, checks.pair("dilation", dilation, 1)), size
+
+
+# Networks call with the same few geometries again and again. Typed, since True == 1 but is no size.
+_cached_geometry = functools.lru_cache(maxsize=1024, typed=True)(_make_geometry)
+
+
+def _geometry_of(*sizes_and_settings):
+    if torch.compiler.is_compiling():
+        return _make_geometry(*sizes_and_settings)
+    try:
+        return _cached_geometry(*sizes_and_settings)
+    except TypeError:
+        # A list cannot be looked up; what is no size has an error of its own.
+        return _make_geometry(*sizes_and_settings)
 
 
 def output_size(input_size, kernel_size, stride, padding, dilation):

@@ -3,9 +3,15 @@
 Run by `make gpu`; compares with the CPU as it goes.
 """
 
+import sys
+from pathlib import Path
+
 import torch
 
 import realspike_ops as rso
+
+sys.path.insert(0, str(Path(__file__).parent))
+import test_unshared_conv_gpu as on_gpu
 
 
 def check(name, actual, expected, bound=0.0):
@@ -93,6 +99,12 @@ def main():
     for samples, size in ((3, 6), (3, 1), (40, 12)):
         for channels in (48, 5):
             unshared_conv_storage(samples, size, channels)
+    for case in on_gpu.GRADS:
+        on_gpu.test_grad_weight_has_the_bits_of_the_cpu(*case)
+        print("ok unshared_conv grad_weight", *case)
+    for case in on_gpu.FUSED:
+        on_gpu.test_neurons_after_the_convolution_fire_as_they_do_alone(*case)
+        print("ok unshared_conv_lif", *case)
     torch.cuda.synchronize()
 
 

@@ -237,6 +237,10 @@ class Registers:
             if predicate:
                 self.any[register] = self.any.get(register, 0) | loads
                 self.under[register, predicate] = loads
+                # Written where the predicate is true and where it is not: nothing old is left.
+                opposite = predicate[1:] if predicate[0] == "!" else f"!{predicate}"
+                if (register, opposite) in self.under:
+                    self.any[register] = loads | self.under[register, opposite]
             else:
                 self.any[register] = loads
         changed = instruction.predicates_written
@@ -280,19 +284,20 @@ def trace_loads(code: list[Instruction]) -> list[int]:
     return reads
 
 
-def data_loads(code: list[Instruction], reads: list[int]) -> int:
-    """The loads whose values are added as floating-point numbers or in 16-bit lanes, all of shared
-    memory, and those of a width that only weights have."""
+def data_loads(code: list[Instruction], reads: list[int], shared_is_data: bool = True) -> int:
+    """The loads whose values are added as floating-point numbers or in 16-bit lanes, those of a
+    width that only weights have, and all of shared memory if it holds nothing but data."""
+    always = r"LDS|" if shared_is_data else ""
     data = 0
     for i, instruction in enumerate(code):
         if re.match(r"FADD|VIADD\.16x2", instruction.opcode):
             data |= reads[i]
-        if re.match(r"LDS|LDG\.E\.(128|[US]8|U16)\b", instruction.opcode):
+        if re.match(always + r"LDG\.E\.(128|[US]8|U16)\b", instruction.opcode):
             data |= 1 << i
     return data
 
 
-def find_multiplications(code: list[Instruction]) -> list[str]:
+def find_multiplications(code: list[Instruction], shared_is_data: bool = True) -> list[str]:
     """Returns a line for every instruction that multiplies a number or works on added data."""
     multiplies = [(i, instruction) for i, instruction in enumerate(code) if instruction.multiplies]
     found = [
@@ -303,5 +308,5 @@ def find_multiplications(code: list[Instruction]) -> list[str]:
     if found:
         return found
     reads = trace_loads(code)
-    data = data_loads(code, reads)
+    data = data_loads(code, reads, shared_is_data)
     return [f"{instruction}: reads data" for i, instruction in multiplies if reads[i] & data]

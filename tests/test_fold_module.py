@@ -144,3 +144,45 @@ def test_arguments():
         rso.reparameterize(network, x, weight_dtype=torch.int32)
     with pytest.raises(ValueError, match="max_bytes must be at least 1; got 0"):
         rso.reparameterize(network, x, max_bytes=0)
+
+
+@pytest.mark.parametrize("emission", ["binary", "ternary"])
+def test_equal_kernels_of_several_maps_are_one(emission, tmp_path):
+    """A vanilla SEW-ResNet adds spikes to spikes in front of one convolution: it stays one."""
+    network, x = (
+        make("sew-resnet18", Neurons("none", emission=emission)),
+        images_for("sew-resnet18"),
+    )
+    folded = rso.reparameterize(network, x[:1])
+    current = folded.blocks_1_first_0
+    (synapses,) = current.synapses.values()
+    (reads,) = (step.inputs for step in folded.steps if step.name == "blocks_1_first_0")
+    assert synapses.maps == len(reads) == 2
+    trained = sum(
+        m.weight.numel() for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)
+    )
+    kept = sum(layer.weight.numel() for layer in synapses_of(folded))
+    kept += sum(p.numel() for p in folded.encode_0.parameters())
+    assert kept == trained
+    assert "the same weights" in repr(folded)
+    # One tensor in the state and in the file; training on changes it for both.
+    rso.save_folded(folded, tmp_path / "folded.safetensors")
+    loaded = rso.load_folded(tmp_path / "folded.safetensors")
+    names = [name for name in loaded.state_dict() if name.startswith("blocks_1_first_0.")]
+    assert sum("weight" in name for name in names) == 1
+    assert torch.equal(loaded(x), folded(x))
+    loaded(x).sum().backward()
+    (weight,) = (p for n, p in loaded.blocks_1_first_0.named_parameters() if "weight" in n)
+    conv = network.blocks[1].first[0]
+    network(x).sum().backward()
+    norm = network.blocks[1].first[1]
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    expected = conv.weight.grad / scale[:, None, None, None]
+    got = weight.grad[0, 0, 0].permute(3, 2, 0, 1)
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_kernels_of_different_amplitudes_stay_apart():
+    network, x = make("sew-resnet18", Neurons("channel")), images_for("sew-resnet18")
+    folded = rso.reparameterize(network, x[:1])
+    assert len(folded.blocks_1_lif1_current.synapses) == 2

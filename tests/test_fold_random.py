@@ -1,5 +1,7 @@
 """Random graphs of every operation that folding knows, against the trained network in float64."""
 
+import operator
+
 import pytest
 import torch
 from fold_networks import T, as_if_trained, assert_equal_in_float64, assert_rounding_alone
@@ -38,6 +40,8 @@ class Constant(nn.Module):
 FUNCTIONS = {
     "add": lambda a, b, _: a + b,
     "sub": lambda a, b, _: torch.sub(a, b),
+    "iadd": lambda a, b, _: operator.iadd(a, b),
+    "sub_": lambda a, b, _: a.sub_(b),
     "cat": lambda a, b, _: torch.cat((a, b), 1),
     "scale": lambda a, constant: a * constant.tensor,
     "shift": lambda a, constant: constant.tensor - a,
@@ -131,7 +135,7 @@ class Builder:
 
     def join(self, n):
         value = self.values[n]
-        function = self.draw(st.sampled_from(["add", "sub", "cat"]))
+        function = self.draw(st.sampled_from(["add", "sub", "iadd", "sub_", "cat", "cat"]))
         fits = [
             m
             for m, other in enumerate(self.values)
@@ -145,6 +149,8 @@ class Builder:
                 return
         pools = value["spikes"] and self.values[m]["spikes"] and function == "cat"
         self.append(function, (n, m), nn.Identity(), spikes=pools)
+        if function in ("iadd", "sub_"):  # whoever reads it later reads the sum
+            self.values[n] = self.values[-1]
 
     def step(self):
         kinds = [self.conv, self.conv, self.lif, self.lif, self.join, self.join, self.average]
@@ -198,3 +204,12 @@ def test_random_graphs(drawn):
     network = as_if_trained(network, images, 0)
     assert_equal_in_float64(network, images)
     assert_rounding_alone(network, images)
+    folded = rso.reparameterize(network, images)
+    with torch.no_grad():  # bits between the layers
+        assert torch.equal(folded(images), _dense(folded, images))
+    assert_rounding_alone(network, images, weight_dtype=torch.int8)
+
+
+def _dense(folded, images):
+    with torch.enable_grad():
+        return folded(images).detach()

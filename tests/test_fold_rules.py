@@ -42,7 +42,11 @@ def fold_between(between, size=8, **options):
     x = normal((T * 3, 4, size, size), 2)
     assert_equal_in_float64(network, x)
     assert_rounding_alone(network, x)
-    return network, rso.reparameterize(network, x), x
+    folded = rso.reparameterize(network, x)
+    with torch.no_grad():  # bits between the layers
+        packed = folded(x)
+    assert torch.equal(folded(x).detach(), packed)
+    return network, folded, x
 
 
 # --- windows --------------------------------------------------------------------------------------
@@ -263,13 +267,21 @@ def test_concatenated_maps(groups):
             lambda m, o: m.layers["pixel"](o.mean((2, 3)).view(-1, 4, 1, 1)), id="view-as-pixels"
         ),
         pytest.param(lambda m, o: o.flatten(1).unflatten(1, (4, 8, 8)).squeeze(), id="unflatten"),
+        pytest.param(lambda m, o: m.layers["c"](F.pad(o + 0.5, (1, 2, 3, 0))), id="pad"),
+        pytest.param(lambda m, o: m.end(F.pad(m.layers["c"](o), (-1, 1, 0, -2))), id="crop"),
+        pytest.param(lambda m, o: m.layers["c"](nn.functional.pad(o, (1, 1))), id="pad-rows"),
+        pytest.param(lambda m, o: m.end(m.layers["zeros"](o)), id="zero-pad"),
         pytest.param(lambda m, o: m.end(m.layers["drop"](o.clone().detach())), id="dropout"),
     ],
 )  # fmt: skip
 def test_functions(between):
     layers = {
         **{"c": nn.Conv2d(4, 4, 3, padding=1), "fc": nn.Linear(256, 3), "n": _shifting_norm(4)},
-        **{"pixel": nn.Conv2d(4, 2, 1), "drop": nn.Dropout(0.5)},
+        **{
+            "pixel": nn.Conv2d(4, 2, 1),
+            "drop": nn.Dropout(0.5),
+            "zeros": nn.ZeroPad2d((1, 0, 2, 0)),
+        },
     }
     fold_between(between, layers=layers)
 

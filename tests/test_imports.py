@@ -47,7 +47,16 @@ def files(folder: str) -> list[Path]:
 
 
 # Lower layers first; a file imports its own layer and those before it.
-LAYERS = ["_native.py", "kernels", "ops", "spike_functional.py", "functional.py", "nn", "reparam"]
+LAYERS = [
+    "_native.py",
+    "kernels",
+    "ops",
+    "spike_functional.py",
+    "functional.py",
+    "conv_lif_functional.py",
+    "nn",
+    "reparam",
+]
 
 
 def modules_of(layer: str) -> str:

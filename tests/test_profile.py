@@ -10,6 +10,7 @@ from fold_networks import (
     images_for,
     make,
 )
+from helpers import normal
 from torch import nn
 
 import realspike_ops as rso
@@ -24,14 +25,14 @@ def test_profile_by_hand():
     lif.amplitude.data.fill_(2.0)
     network = nn.Sequential(lif, nn.Conv2d(1, 5, 3, padding=1, bias=False), rso.MeanOverTime(T))
     # A corner is read by 4 windows, the centre by 9.
-    events = T * 2 * (4 + 9) * 5 / 4
+    events = T * (4 + 9) * 5
     trained = rso.profile(network.eval(), current)
     by_name = {layer.name: layer for layer in trained.layers}
-    assert trained.samples == 4
+    assert trained.samples == 2  # of T frames each
     assert by_name["1"].synops == by_name["1"].multiplications == events
     assert by_name["1"].firing_rate == by_name["0"].firing_rate == pytest.approx(2 / 9)
     assert by_name["1"].ann_macs == 9 * 5 * 9
-    assert by_name["0"].multiplications == 9
+    assert by_name["0"].multiplications == 9 * T
     assert by_name["1"].weight_bytes == 45 * 4
     folded = rso.profile(rso.reparameterize(network, current), current)
     row = {layer.name: layer for layer in folded.layers}["1"]
@@ -68,8 +69,9 @@ def test_neurons_that_do_not_decay_multiply_nothing():
     for name, form in lifs.items():
         network.add_module(name, rso.RealSpikeLIF(T, **form))
     rows = {layer.name: layer for layer in rso.profile(network, current).layers}
-    assert {name: row.additions for name, row in rows.items()} == dict.fromkeys(lifs, 9.0)
-    assert {n: r.multiplications for n, r in rows.items()} == {"if": 0, "lif": 9, "plif": 9}
+    assert {name: row.additions for name, row in rows.items()} == dict.fromkeys(lifs, 9.0 * T)
+    expected = {"if": 0, "lif": 9 * T, "plif": 9 * T}
+    assert {n: r.multiplications for n, r in rows.items()} == expected
 
     class Packed(nn.Module):
         def forward(self, x):
@@ -77,3 +79,45 @@ def test_neurons_that_do_not_decay_multiply_nothing():
 
     (row,) = rso.profile(nn.Sequential(Packed()), current).layers
     assert (row.kind, row.additions, row.multiplications) == ("neurons", 9.0, 0.0)
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+@pytest.mark.parametrize("frames", [False, True])
+def test_samples_are_counted_by_the_timesteps(frames, averaged):
+    """Images [B] that are repeated, or frames [T*B]; scores [B], or [T*B]: always B samples."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        *(nn.Conv2d(2, 3, 3, padding=1), nn.Identity() if frames else rso.DirectEncoding(T)),
+        *(rso.RealSpikeLIF(T), nn.Conv2d(3, 3, 3, padding=1), rso.RealSpikeLIF(T)),
+        *(nn.Flatten(), nn.Linear(48, 5)),
+        rso.MeanOverTime(T) if averaged else nn.Identity(),
+    ).eval()
+    images = normal((3, 2, 4, 4), 1)
+    x = images.repeat(T, 1, 1, 1) if frames else images
+    folded = rso.reparameterize(network, x)
+    report = rso.verify(network, folded, [x, (x, None)])
+    assert (report.samples, report.predictions) == (6, 6 if averaged else 6 * T)
+    assert report.agreement == 1.0
+    for counted in (rso.profile(network, [x, x]), rso.profile(folded, [x, x])):
+        assert counted.samples == 6
+        rows = {row.name: row for row in counted.layers}
+        # Every weight of every connection once per sample, whatever T.
+        assert rows["0"].ann_macs == 16 * 9 * 2 * 3
+        assert rows["3"].ann_macs == 16 * 9 * 3 * 3
+        assert rows["4"].additions == T * 48
+
+
+def test_samples_of_a_network_without_neurons():
+    network, x = nn.Linear(4, 3), normal((5, 4), 1)
+    report = rso.verify(network, network, x)
+    assert (report.samples, report.predictions) == (5, 5)
+    assert rso.profile(network, x).samples == 5
+
+
+def test_agreement_of_maps():
+    """Predictions are one per pixel where the output is a map; no share exceeds 1."""
+    network = nn.Sequential(rso.RealSpikeLIF(T), nn.Conv2d(2, 2, 1)).eval()
+    x = normal((T * 3, 2, 4, 4), 1)
+    report = rso.verify(network, rso.reparameterize(network, x), x)
+    assert report.agreement == 1.0
+    assert report.samples == 3

@@ -87,6 +87,15 @@ __global__ void missing_barrier(int* out) {
   out[threadIdx.x] = threadIdx.x == 0 ? 0 : values[threadIdx.x - 1];
 }
 
+// Every thread waits for its warp before it reads what another warp wrote.
+__global__ void missing_barrier_behind_a_collective(int* out) {
+  __shared__ int values[64];
+  values[threadIdx.x] = threadIdx.x;
+  __syncwarp();
+  __syncwarp();
+  out[threadIdx.x] = values[threadIdx.x ^ 32];
+}
+
 __global__ void early_exit() {
   if (threadIdx.x == 40) return;
   __syncthreads();
@@ -214,6 +223,12 @@ void check_missing_barrier() {
   for (int t = 1; t < 64; ++t) REQUIRE(out[t] == t - 1);
 }
 
+void check_missing_barrier_behind_a_collective() {
+  int out[64];
+  simt::launch(1, 64, 0, [&] { missing_barrier_behind_a_collective(out); });
+  for (int t = 0; t < 64; ++t) REQUIRE(out[t] == (t ^ 32));
+}
+
 void check_recovery() {
   for (int round = 0; round < 3; ++round) {
     bool caught = false;
@@ -238,6 +253,7 @@ int main(int, char** arguments) {
       {"recovery", check_recovery},
       {"largest_block", [] { simt::launch(1, 1024, 48 << 10, [] { nothing(); }); }},
       {"missing_barrier", check_missing_barrier},
+      {"missing_barrier_behind_a_collective", check_missing_barrier_behind_a_collective},
       {"early_exit", [] { simt::launch(1, 64, 0, [] { early_exit(); }); }},
       {"late_exit", [] { simt::launch(1, 64, 0, [] { late_exit(); }); }},
       {"divergent_barrier", [] { simt::launch(1, 32, 0, [] { divergent_barrier(); }); }},
@@ -308,9 +324,10 @@ def test_right_kernels_pass_in_any_order(program, name, shuffle, sanitize):
 
 
 @pytest.mark.parametrize("shuffle", [1, 2, 3])
-def test_missing_barrier_shows_in_a_shuffled_order(program, shuffle):
-    assert program("missing_barrier", 0) == (0, "")  # the ascending order hides it
-    status, output = program("missing_barrier", shuffle)
+@pytest.mark.parametrize("name", ["missing_barrier", "missing_barrier_behind_a_collective"])
+def test_missing_barrier_shows_in_a_shuffled_order(program, name, shuffle):
+    assert program(name, 0) == (0, "")  # the ascending order hides it
+    status, output = program(name, shuffle)
     assert status == 3
     assert output.startswith("wrong at line")
 

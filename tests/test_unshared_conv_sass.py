@@ -19,6 +19,9 @@ the assembler writes a move or a constant; it is followed as a move and not coun
 constant factor 1 (`IMAD.IADD R1, R2, 0x1, R3`) is how it adds integers in the other pipe.
 The second pass, which adds what several blocks left and scales int8 sums, is the only kernel with a
 multiplication on data: one per output.
+
+The gradient of the weight keeps spike words in shared memory too, beside the gradients that it
+adds. There what was loaded from shared memory is data if it reaches an FADD, as everywhere.
 """
 
 import re
@@ -37,12 +40,15 @@ pytestmark = [
 ]
 
 
+def compile_op(name: str, arch: str, folder: Path) -> Path:
+    path = folder / f"{arch}.cubin"
+    sass.compile_cubin(ROOT / "csrc" / "cuda" / name, arch, path, f"-I{ROOT / 'csrc'}")
+    return path
+
+
 @pytest.fixture(scope="module", params=ARCHS)
 def cubin(request, tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("sass") / f"{request.param}.cubin"
-    source = ROOT / "csrc" / "cuda" / "unshared_conv_cuda.cu"
-    sass.compile_cubin(source, request.param, path, f"-I{ROOT / 'csrc'}")
-    return path
+    return compile_op("unshared_conv_cuda.cu", request.param, tmp_path_factory.mktemp("sass"))
 
 
 # weight: (vector width, most samples of a tile)
@@ -89,8 +95,10 @@ def test_every_kernel_is_there(kernels, staged, functions):
     }
     assert set(staged) == set(WEIGHTS)
     others = [name for name in functions if "_fwd_" not in name]
-    assert len(others) == 2
-    assert all("unshared_conv_second_pass_kernel" in name for name in others)
+    assert sorted(re.findall(r"(second_pass|lif)_kernelI([fi])E", " ".join(others))) == [
+        *(("lif", "f"), ("lif", "i"), ("second_pass", "f"), ("second_pass", "i"))
+    ]
+    assert len(others) == 4
 
 
 def test_nothing_is_spilled(cubin, functions):
@@ -149,6 +157,15 @@ def test_the_second_pass_scales_int8_alone(functions):
     assert "FMUL" in ints[0]
 
 
+def test_neurons_multiply_by_the_decay_and_never_fuse(functions):
+    for name, code in functions.items():
+        if "conv_lif_kernel" not in name:
+            continue
+        multiplied = [i.opcode for i in code if re.match(r"F(MUL|FMA)", i.opcode)]
+        # The decay of a potential and, for int8 weights, the scale of a sum.
+        assert multiplied == ["FMUL"] * (2 if "kernelIiE" in name else 1), name
+
+
 def test_weights_are_loaded_as_rows_of_16_bytes(kernels):
     for (_, vec, _), code in kernels.items():
         data = sass.data_loads(code, sass.trace_loads(code))
@@ -165,6 +182,38 @@ def test_spike_words_do_not_reach_a_sum(kernels):
         others = [i for n, i in enumerate(code) if i.opcode.startswith("LDG") and not data >> n & 1]
         assert len(others) >= samples
         assert {i.opcode for i in others} == {"LDG.E.CONSTANT"}, weight
+
+
+@pytest.fixture(scope="module", params=ARCHS)
+def grad_cubin(request, tmp_path_factory) -> Path:
+    return compile_op("unshared_conv_grad_cuda.cu", request.param, tmp_path_factory.mktemp("grad"))
+
+
+def test_the_gradient_of_the_weight_is_only_added(grad_cubin):
+    functions = sass.read_functions(grad_cubin)
+    resources = sass.read_resources(grad_cubin)
+    widths = {}
+    for name, code in functions.items():
+        found = re.search(r"grad_weight_kernelI(f|NS_\d+(\w+?)E)Li(\d+)E", name)
+        stored, vec = found[2] or "float", int(found[3])
+        widths.setdefault(stored, set()).add(vec)
+        assert sass.find_multiplications(code, shared_is_data=False) == []
+        assert len([i for i in code if i.opcode == "FADD"]) >= vec
+        assert resources[name]["STACK"] == resources[name]["LOCAL"] == 0, name
+        assert resources[name]["REG"] <= 64, name  # four blocks of 256 threads per multiprocessor
+        data = sass.data_loads(code, sass.trace_loads(code), shared_is_data=False)
+        loads = {i.opcode for n, i in enumerate(code) if data >> n & 1}
+        stores = {i.opcode for i in code if i.opcode.startswith("STG")}
+        if vec == 1:
+            assert "LDS" in loads
+        else:
+            # Gradients come from shared memory and rows go out 16 bytes at a time.
+            assert "LDS.128" in loads
+            assert stores == {"STG.E.128"}
+        # Spike words, and what a warp makes of them, are no data.
+        others = {i.opcode for n, i in enumerate(code) if not data >> n & 1}
+        assert {"LDS", "LDG.E.CONSTANT", "SHFL.BFLY"} <= others
+    assert widths == {"float": {1, 4}, "Float16Weight": {1, 8}, "BFloat16Weight": {1, 8}}
 
 
 PROBES = """
@@ -230,3 +279,19 @@ def test_the_checker_accepts_additions(probes):
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"void (\w+)\(", PROBES)) - {"adds"}))
 def test_the_checker_finds_multiplications(probes, name):
     assert sass.find_multiplications(probes[name])
+
+
+@pytest.mark.parametrize(("sides", "found"), [(("P0",), 1), (("P0", "!P0"), 0), (("P0", "P1"), 1)])
+def test_what_is_overwritten_whatever_the_predicate_is_gone(sides, found):
+    lines = [
+        ("", "LDG.E", "R1", "[R8.64]"),
+        ("", "FADD", "R9", "R1", "R1"),
+        *((side, "MOV", "R1", "RZ") for side in sides),
+        ("", "IMAD", "R2", "R1", "R3", "RZ"),
+        ("", "EXIT"),
+    ]
+    code = [
+        sass.Instruction(16 * i, predicate, opcode, operands)
+        for i, (predicate, opcode, *operands) in enumerate(lines)
+    ]
+    assert len(sass.find_multiplications(code)) == found

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "core/dtype.h"
+#include "core/lif.h"
 
 namespace realspike {
 
@@ -62,10 +63,40 @@ void unshared_conv_grad_weight_cpu(const UnsharedConvGradWeight& params, int num
 // then the bias: the same bits whatever the number of threads and the instruction set.
 void unshared_conv_cpu(const UnsharedConvParams& params, int num_threads);
 
+// Currents that go straight into LIF neurons: bit for bit unshared_conv_cpu, then lif_packed_cpu on
+// currents [T, B, OH * OW, Cout], without these ever being in memory. N = T * B, timestep
+// outermost; lif.C = Cout and lif.P = OH * OW; lif.x, the strides of `out` and `out` itself are not
+// used.
+struct UnsharedConvLif {
+  UnsharedConvParams conv;
+  LifPacked lif;  // channels_last, currents of float32
+};
+
+// Whether the words of a group are its own and all timesteps fit in a task, which the fused kernel
+// needs.
+bool unshared_conv_lif_fits(int64_t groups, int64_t channels_per_group, int64_t timesteps);
+
+void unshared_conv_lif_cpu(const UnsharedConvLif& params, int num_threads);
+
 // Enqueue on `stream` (a cudaStream_t) and return the cudaError_t of the launch. Deterministic; the
 // order of the additions may differ from the CPU's. Without amplitude: there is no factored kernel.
 int unshared_conv_cuda(const UnsharedConvParams& params, void* stream);
 
 int64_t unshared_conv_workspace_cuda(const UnsharedConvParams& params);
+
+// unshared_conv_cuda, then the neurons on what it left in conv.workspace, of
+// unshared_conv_lif_workspace_cuda bytes. The spikes are those of lif_packed for the same currents.
+int unshared_conv_lif_cuda(const UnsharedConvLif& params, void* stream);
+
+int64_t unshared_conv_lif_workspace_cuda(const UnsharedConvParams& params);
+
+// Samples that one pass of the gradient on a GPU takes; more are added to what it has stored.
+constexpr int kUnsharedConvGradSamples = 256;
+
+// unshared_conv_grad_weight_cpu, to the same bits. Every element of grad_weight is written. It is
+// of params.weight_dtype: float32, or float16 or bfloat16 (the sum rounded once), for up to
+// kUnsharedConvGradSamples samples. Returns the cudaError_t of the launch.
+int unshared_conv_grad_weight_cuda(const UnsharedConvParams& params, const float* grad_out,
+                                   void* grad_weight, void* stream);
 
 }  // namespace realspike

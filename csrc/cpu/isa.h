@@ -8,7 +8,9 @@
 
 namespace realspike {
 
+struct DecodedLists;
 struct LifTile;
+struct PixelRun;
 struct SpikeLists;
 struct UnsharedConvTiles;
 
@@ -23,15 +25,14 @@ struct IsaKernels {
   // Pixels [begin, end) of sample n.
   void (*pack_spikes)(const PackSpikesParams&, int64_t n, int64_t begin, int64_t end);
   void (*unpack_spikes)(const UnpackSpikesParams&, int64_t n, int64_t begin, int64_t end);
-  // Row `row` = n * H + h of the map: its bits become lists.
-  void (*decode_spikes)(const UnsharedConvParams&, const SpikeLists&, int64_t row, uint32_t* starts,
-                        uint8_t* spikes);
-  // Row `row` = tile * H + h of the map: the bits of `samples` samples are united.
-  void (*unite_spikes)(const UnsharedConvParams&, int64_t samples, int64_t row, uint32_t* fired);
-  // Task number `task` of the grid that the tiles span.
-  void (*unshared_conv)(const UnsharedConvParams&, const UnsharedConvTiles&, int64_t task);
+  int64_t (*count_spikes)(const UnsharedConvParams&, const UnsharedConvTiles&, const PixelRun&);
+  void (*decode_pixels)(const UnsharedConvParams&, const UnsharedConvTiles&, const PixelRun&,
+                        const DecodedLists&);
+  // Task number `task` of the grid that the tiles span. With neurons, or with nullptr.
+  void (*unshared_conv)(const UnsharedConvParams&, const LifPacked*, const UnsharedConvTiles&,
+                        const SpikeLists&, int64_t task);
   void (*unshared_conv_grad_weight)(const UnsharedConvGradWeight&, const UnsharedConvTiles&,
-                                    int64_t task);
+                                    const SpikeLists&, int64_t task);
 };
 
 // The best set that this CPU has, or the one that the environment variable REALSPIKE_CPU_ISA names

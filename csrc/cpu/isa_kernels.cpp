@@ -16,7 +16,7 @@ const IsaKernels REALSPIKE_ISA_TABLE = {
     REALSPIKE_ISA_NAME, lif_fwd_tile,
     lif_bwd_tile,       lif_packed_task,
     pack_range,         unpack_range,
-    decode_spikes_row,  unite_spikes_row,
+    count_spikes,       decode_pixels,
     unshared_conv_task, unshared_conv_grad_weight_task,
 };
 

@@ -34,11 +34,13 @@ struct SpikeOf {
   bool strange(Bits) const { return false; }
 };
 
-// `rows` rows of `count` neighbouring neurons, from neuron n on and row_stride apart; in `spikes`
-// they lie `count` apart. pack(t, spikes) takes what fired at timestep t.
+// `rows` rows of `count` neighbouring neurons, from neuron n on and row_stride apart; their
+// currents begin at x and lie x_row_stride apart, in `spikes` they lie `count` apart. pack(t,
+// spikes) takes what fired at timestep t.
 template <class Element, bool kTernary, bool kHardReset, class Pack>
-void lif_packed_rows(const LifPacked& p, PackedBuffers<Element>& buffers, int64_t n, int64_t rows,
-                     int64_t count, int64_t row_stride, Pack pack) {
+void lif_packed_rows(const LifPacked& p, PackedBuffers<Element>& buffers,
+                     const typename Element::Storage* x, int64_t x_row_stride, int64_t n,
+                     int64_t rows, int64_t count, int64_t row_stride, Pack pack) {
   using Form = NeuronForm<Element, false, kTernary, kHardReset, Vary::kEverything>;
   using Storage = typename Element::Storage;
   LifForward forward{p, nullptr, nullptr};
@@ -51,8 +53,8 @@ void lif_packed_rows(const LifPacked& p, PackedBuffers<Element>& buffers, int64_
   }
   for_each_stretch(p.T, [&](int64_t t, auto steps) {
     for (int64_t r = 0; r < rows; ++r) {
-      const Storage* x = static_cast<const Storage*>(p.x) + t * p.x_stride_t + n + r * row_stride;
-      lif_fwd_steps<Form, steps.value>(forward, count, x, {one, 0}, {buffers.decay, r * count},
+      lif_fwd_steps<Form, steps.value>(forward, count, x + t * p.x_stride_t + r * x_row_stride,
+                                       {one, 0}, {buffers.decay, r * count},
                                        {buffers.v_threshold, r * count}, buffers.v + r * count,
                                        buffers.spikes[0] + r * count, kPackedNeurons,
                                        static_cast<typename Form::Word*>(nullptr), 0);
@@ -66,12 +68,12 @@ void lif_packed_rows(const LifPacked& p, PackedBuffers<Element>& buffers, int64_
   }
 }
 
-// Packs `pixels` pixels of up to 32 channels into word w of each, from pixel `pixel` of [B, P] on;
-// where negative spikes exist, those go to a second plane of words.
+// Packs `pixels` pixels of up to 32 channels into word w of each: pixel `pixel` of [B, P] and those
+// that follow pixel_step apart. Where negative spikes exist, those go to a second plane of words.
 template <class Element>
 void pack_timestep(const LifPacked& p, int64_t t, const typename Element::Storage* spikes,
                    int64_t channels, int64_t pixels, int64_t stride_c, int64_t stride_p,
-                   int64_t pixel, int64_t w) {
+                   int64_t pixel, int64_t pixel_step, int64_t w) {
   using Bits = SpikeBits<typename Element::Storage>;
   // The spikes lie in a buffer of ours, as floats whose bits are looked at.
   const Bits* bits = reinterpret_cast<const Bits*>(spikes);
@@ -86,7 +88,7 @@ void pack_timestep(const LifPacked& p, int64_t t, const typename Element::Storag
     for (int64_t begin = 0; begin < pixels; begin += kLifPackedPixels) {
       const int64_t some = pixels - begin < kLifPackedPixels ? pixels - begin : kLifPackedPixels;
       pack_word(spike, bits + begin * stride_p, channels, some, stride_c, stride_p, word);
-      for (int64_t i = 0; i < some; ++i) packed[(begin + i) * p.words] = word[i];
+      for (int64_t i = 0; i < some; ++i) packed[(begin + i) * pixel_step * p.words] = word[i];
     }
   }
 }
@@ -97,6 +99,7 @@ template <class Element, bool kTernary, bool kHardReset>
 void lif_packed_form(const LifPacked& p, int64_t task) {
   using Storage = typename Element::Storage;
   PackedBuffers<Element> buffers;
+  const Storage* x = static_cast<const Storage*>(p.x);
   if (p.channels_last) {
     const int64_t per_task = lif_packed_pixels_per_task(p);
     const int64_t pixels_in_all = p.N / p.C;
@@ -110,11 +113,11 @@ void lif_packed_form(const LifPacked& p, int64_t task) {
       for (int64_t c = 0; c < p.C; c += channels_at_once) {
         const int64_t some = p.C - c < channels_at_once ? p.C - c : channels_at_once;
         lif_packed_rows<Element, kTernary, kHardReset>(
-            p, buffers, pixel * p.C + c, 1, pixels * some, 0,
+            p, buffers, x + pixel * p.C + c, 0, pixel * p.C + c, 1, pixels * some, 0,
             [&](int64_t t, const Storage* spikes) {
               for (int64_t w = 0; w * 32 < some; ++w) {
                 const int64_t channels = some - 32 * w < 32 ? some - 32 * w : 32;
-                pack_timestep<Element>(p, t, spikes + 32 * w, channels, pixels, 1, some, pixel,
+                pack_timestep<Element>(p, t, spikes + 32 * w, channels, pixels, 1, some, pixel, 1,
                                        c / 32 + w);
               }
             });
@@ -127,10 +130,10 @@ void lif_packed_form(const LifPacked& p, int64_t task) {
   const int64_t pixel = task % blocks * kLifPackedPixels;
   const int64_t pixels = P - pixel < kLifPackedPixels ? P - pixel : kLifPackedPixels;
   const int64_t channels = p.C - 32 * w < 32 ? p.C - 32 * w : 32;
+  const int64_t n = (b * p.C + 32 * w) * P + pixel;
   lif_packed_rows<Element, kTernary, kHardReset>(
-      p, buffers, (b * p.C + 32 * w) * P + pixel, channels, pixels, P,
-      [&](int64_t t, const Storage* spikes) {
-        pack_timestep<Element>(p, t, spikes, channels, pixels, pixels, 1, b * P + pixel, w);
+      p, buffers, x + n, P, n, channels, pixels, P, [&](int64_t t, const Storage* spikes) {
+        pack_timestep<Element>(p, t, spikes, channels, pixels, pixels, 1, b * P + pixel, 1, w);
       });
 }
 

@@ -1,8 +1,13 @@
+#include <algorithm>
 #include <memory>
+#include <utility>
+#include <vector>
 
 #include "core/unshared_conv.h"
 #include "cpu/isa.h"
+#include "cpu/memory.h"
 #include "cpu/parallel.h"
+#include "cpu/unshared_conv_lists.h"
 #include "cpu/unshared_conv_tiles.h"
 
 namespace realspike {
@@ -11,81 +16,129 @@ namespace {
 // The spikes as lists, and what the samples of a tile have in common if rows are fetched ahead.
 class DecodedSpikes {
  public:
-  DecodedSpikes(const UnsharedConvParams& params, UnsharedConvTiles* tiles, int num_threads)
-      : params_(params), tiles_(*tiles) {
-    const int64_t rows = params.N * params.H;
-    const int64_t words = tiles->prefetch ? params.H * params.W * params.words : 0;
-    // Uninitialised on purpose: pages that no spike reaches are never touched.
-    starts_.reset(new uint32_t[rows * (tiles->lists.per_row + 1)]);
-    spikes_.reset(new uint8_t[rows * tiles->lists.row_capacity + kListPadding]);
-    fired_.reset(new uint32_t[tiles->sample_tiles * words]);
-    tiles->lists.starts = starts_.get();
-    tiles->lists.spikes = spikes_.get();
-    tiles->lists.fired = fired_.get();
-    parallel_for(
-        rows, num_threads,
-        [](void* context, int64_t row) {
-          const auto& self = *static_cast<const DecodedSpikes*>(context);
-          isa_kernels().decode_spikes(self.params_, self.tiles_.lists, row, self.starts_.get(),
-                                      self.spikes_.get());
-        },
-        this);
-    if (!tiles->prefetch) return;
-    parallel_for(
-        tiles->sample_tiles * params.H, num_threads,
-        [](void* context, int64_t row) {
-          const auto& self = *static_cast<const DecodedSpikes*>(context);
-          isa_kernels().unite_spikes(self.params_, self.tiles_.samples, row, self.fired_.get());
-        },
-        this);
+  DecodedSpikes(const UnsharedConvParams& params, const UnsharedConvTiles& tiles, bool unite,
+                int num_threads)
+      : params_(params), tiles_(tiles) {
+    const int64_t pixels = params.H * params.W;
+    const int64_t per_pixel = params.G * tiles.blocks;
+    const int64_t runs_per_tile = (pixels + kPixelsPerRun - 1) / kPixelsPerRun;
+    const int64_t lists = tiles.sample_tiles * pixels * per_pixel;
+    runs_.resize(tiles.sample_tiles * runs_per_tile);
+    for (int64_t i = 0; i < static_cast<int64_t>(runs_.size()); ++i) {
+      PixelRun& run = runs_[i];
+      run.sample_tile = i / runs_per_tile;
+      const int64_t per_tile = tiles.samples / tiles.timesteps;
+      run.first_sequence = run.sample_tile * per_tile;
+      run.sequences = std::min(params.N / tiles.timesteps - run.first_sequence, per_tile);
+      run.begin = i % runs_per_tile * kPixelsPerRun;
+      run.end = std::min(run.begin + kPixelsPerRun, pixels);
+    }
+    for_each_run(num_threads, [](const DecodedSpikes& self, PixelRun* run) {
+      run->at = isa_kernels().count_spikes(self.params_, self.tiles_, *run);
+    });
+    int64_t at = 0;
+    for (PixelRun& run : runs_) at += std::exchange(run.at, at) + kListPadding;
+
+    // Uninitialised: every byte that is read is written first.
+    first_.reset(new int64_t[lists]);
+    starts_.reset(new uint16_t[lists * (tiles.samples + 1)]);
+    spikes_.reset(new uint8_t[at]);
+    if (unite) fired_.reset(new uint32_t[tiles.sample_tiles * pixels * params.words]);
+    for_each_run(num_threads, [](const DecodedSpikes& self, PixelRun* run) {
+      isa_kernels().decode_pixels(
+          self.params_, self.tiles_, *run,
+          {self.first_.get(), self.starts_.get(), self.spikes_.get(), self.fired_.get()});
+    });
   }
 
+  SpikeLists lists() const { return {first_.get(), starts_.get(), spikes_.get(), fired_.get()}; }
+
  private:
+  static constexpr int64_t kPixelsPerRun = 32;
+
+  using Work = void (*)(const DecodedSpikes&, PixelRun*);
+  void for_each_run(int num_threads, Work work) {
+    std::pair<DecodedSpikes*, Work> context{this, work};
+    parallel_for(
+        static_cast<int64_t>(runs_.size()), num_threads,
+        [](void* context, int64_t i) {
+          const auto& [self, work] = *static_cast<std::pair<DecodedSpikes*, Work>*>(context);
+          work(*self, &self->runs_[i]);
+        },
+        &context);
+  }
+
   const UnsharedConvParams& params_;
   const UnsharedConvTiles& tiles_;
-  std::unique_ptr<uint32_t[]> starts_;
+  std::vector<PixelRun> runs_;
+  std::unique_ptr<int64_t[]> first_;
+  std::unique_ptr<uint16_t[]> starts_;
   std::unique_ptr<uint8_t[]> spikes_;
   std::unique_ptr<uint32_t[]> fired_;
 };
 
-template <class Params>
 struct Job {
-  const Params& params;
+  const UnsharedConvParams& conv;
+  const LifPacked* lif;
   const UnsharedConvTiles& tiles;
+  const SpikeLists lists;
 };
 
 bool is_empty(const UnsharedConvParams& params) {
   return params.N == 0 || params.OH * params.OW == 0 || params.G * params.Cout_g == 0;
 }
 
-}  // namespace
-
-void unshared_conv_cpu(const UnsharedConvParams& params, int num_threads) {
-  if (is_empty(params)) return;
-  UnsharedConvTiles tiles = choose_unshared_conv_tiles(params, num_threads);
-  const DecodedSpikes spikes(params, &tiles, num_threads);
-  Job<UnsharedConvParams> job{params, tiles};
+void run(const UnsharedConvParams& conv, const LifPacked* lif, const UnsharedConvTiles& tiles,
+         int num_threads) {
+  const DecodedSpikes spikes(conv, tiles, tiles.prefetch, num_threads);
+  Job job{conv, lif, tiles, spikes.lists()};
   parallel_for(
       tiles.tasks, num_threads,
       [](void* context, int64_t task) {
-        const auto& job = *static_cast<Job<UnsharedConvParams>*>(context);
-        isa_kernels().unshared_conv(job.params, job.tiles, task);
+        const auto& job = *static_cast<Job*>(context);
+        isa_kernels().unshared_conv(job.conv, job.lif, job.tiles, job.lists, task);
       },
       &job);
 }
 
+}  // namespace
+
+void unshared_conv_cpu(const UnsharedConvParams& params, int num_threads) {
+  if (is_empty(params)) return;
+  UnsharedConvTiles tiles = choose_unshared_conv_tiles(params, 1, num_threads);
+  const int64_t bytes =
+      params.N * params.G * params.Cout_g * params.OH * params.OW * int64_t{sizeof(float)};
+  prefer_huge_pages(params.out, bytes);
+  tiles.stream = 2 * bytes >= last_level_cache_bytes();
+  run(params, nullptr, tiles, num_threads);
+}
+
+bool unshared_conv_lif_fits(int64_t groups, int64_t channels_per_group, int64_t timesteps) {
+  return (groups == 1 || channels_per_group % 32 == 0) && timesteps <= kMostSamples;
+}
+
+void unshared_conv_lif_cpu(const UnsharedConvLif& params, int num_threads) {
+  if (is_empty(params.conv)) return;
+  const UnsharedConvTiles tiles =
+      choose_unshared_conv_tiles(params.conv, params.lif.T, num_threads);
+  run(params.conv, &params.lif, tiles, num_threads);
+}
+
 void unshared_conv_grad_weight_cpu(const UnsharedConvGradWeight& params, int num_threads) {
   if (is_empty(params)) return;
-  UnsharedConvTiles tiles = choose_unshared_conv_tiles(params, num_threads);
-  tiles.prefetch = false;
-  const DecodedSpikes spikes(params, &tiles, num_threads);
-  Job<UnsharedConvGradWeight> job{params, tiles};
+  const UnsharedConvTiles tiles = choose_unshared_conv_tiles(params, 1, num_threads);
+  const DecodedSpikes spikes(params, tiles, false, num_threads);
+  struct GradJob {
+    const UnsharedConvGradWeight& params;
+    const UnsharedConvTiles& tiles;
+    const SpikeLists lists;
+  } job{params, tiles, spikes.lists()};
   // A task takes all samples: they add to the same rows.
   parallel_for(
       tiles.tasks / tiles.sample_tiles, num_threads,
       [](void* context, int64_t task) {
-        const auto& job = *static_cast<Job<UnsharedConvGradWeight>*>(context);
-        isa_kernels().unshared_conv_grad_weight(job.params, job.tiles, task);
+        const auto& job = *static_cast<GradJob*>(context);
+        isa_kernels().unshared_conv_grad_weight(job.params, job.tiles, job.lists, task);
       },
       &job);
 }

@@ -4,6 +4,9 @@
 #include <cstring>
 
 #include "core/unshared_conv.h"
+#include "cpu/stream.h"
+#include "cpu/unshared_conv_lif_kernel.h"
+#include "cpu/unshared_conv_lists.h"
 #include "cpu/unshared_conv_passes.h"
 #include "cpu/unshared_conv_prefetch.h"
 #include "cpu/unshared_conv_rows.h"
@@ -52,22 +55,48 @@ struct Accumulators {
   int32_t rows[kMostSamples];  // that were added; int8 rows are too large by a constant
 };
 
-// Adds the listed rows to the sums of one sample.
+// Where the lists of a pass begin, tap by tap, and the rows that they select from.
+template <class Weight>
+struct PassLists {
+  PassLists(const UnsharedConvParams& p, const UnsharedConvTiles& tiles, const SpikeLists& lists,
+            const Task& work, const Pass<Weight>& pass)
+      : count(pass.count) {
+    for (int64_t k = 0; k < count; ++k) {
+      const Tap& tap = pass.taps[k];
+      const int64_t i = list_number(p, tiles, work.sample_tile, tap.ih * p.W + tap.iw,
+                                    work.tile.group, tap.block);
+      taps[k] = {lists.starts + i * (tiles.samples + 1), lists.spikes + lists.first[i],
+                 pass.rows + tap.row * p.Cout_g, tap.row};
+    }
+  }
+
+  struct OfTap {
+    const uint16_t* starts;
+    const uint8_t* spikes;
+    Weight* rows;
+    int64_t row;  // the first of rows, counted from the first of the pass
+  };
+  int64_t count;
+  OfTap taps[kMostTapsPerPass];
+};
+
+// Adds the rows that sample s fired to its sums, or starts these.
 template <class Row, bool kFactored, class Sums>
-void add_rows(const RowList& list, const typename Row::Weight* weight, int64_t row_stride,
-              const float* amplitude, Sums sums, typename Row::Sum* memory,
-              Prefetcher& prefetcher) {
-  constexpr int64_t kRowsAtOnce = 16;
-  sums.load(memory);
-  for (int64_t j = 0; j < list.size; j += kRowsAtOnce) {
-    const int64_t end = j + kRowsAtOnce < list.size ? j + kRowsAtOnce : list.size;
-    sums.make_room(end - j, memory);
-    for (int64_t k = j; k < end; ++k) {
-      const int64_t row = list.rows[k];
+void add_rows(const PassLists<const typename Row::Weight>& pass, bool first, int64_t s,
+              int64_t channel, int64_t row_stride, const float* amplitude, Sums sums,
+              typename Row::Sum* memory, Prefetcher& prefetcher) {
+  sums.load(memory, first);
+  for (int64_t k = 0; k < pass.count; ++k) {
+    const auto& tap = pass.taps[k];
+    const uint8_t* list = tap.spikes + tap.starts[s];
+    const uint8_t* end = tap.spikes + tap.starts[s + 1];
+    const typename Row::Weight* rows = tap.rows + channel;
+    sums.make_room(end - list, memory);
+    for (; list != end; ++list) {
       if constexpr (kFactored) {
-        sums.add_scaled(weight + row * row_stride, amplitude[row]);
+        sums.add_scaled(rows + *list * row_stride, amplitude[tap.row + *list]);
       } else {
-        sums.add(weight + row * row_stride);
+        sums.add(rows + *list * row_stride);
       }
     }
     prefetcher.issue();
@@ -86,27 +115,35 @@ void for_each_sums(int64_t channels, F f) {
   });
 }
 
+// The finished currents of one sample at one position, [channels].
 template <class Row>
-void write_out(const UnsharedConvParams& p, const Tile& tile, int64_t position,
-               const Accumulators<Row>& accumulators) {
+void finish(const UnsharedConvParams& p, const Tile& tile, int64_t position, int64_t s,
+            const Accumulators<Row>& accumulators, float* currents) {
   const int64_t first = tile.group * p.Cout_g + tile.first_channel;
-  const float* bias =
-      p.bias == nullptr ? nullptr : p.bias + first * p.bias_stride_c + position * p.bias_stride_p;
-  float line[kMostSums];
-  for (int64_t s = 0; s < tile.samples; ++s) {
-    for_each_sums<Row>(tile.channels, [&](auto sums, int64_t channel) {
-      sums.unpack(accumulators.sums + s * tile.channels + channel, accumulators.rows[s],
-                  line + channel);
-    });
-    if (p.scale != nullptr) {
-      for (int64_t c = 0; c < tile.channels; ++c) line[c] *= p.scale[first + c];
-    }
-    if (bias != nullptr) {
-      for (int64_t c = 0; c < tile.channels; ++c) line[c] += bias[c * p.bias_stride_c];
-    }
-    float* out = p.out + (tile.first_sample + s) * p.out_stride_n + first * p.out_stride_c +
-                 position * p.out_stride_p;
-    for (int64_t c = 0; c < tile.channels; ++c) out[c * p.out_stride_c] = line[c];
+  for_each_sums<Row>(tile.channels, [&](auto sums, int64_t channel) {
+    sums.unpack(accumulators.sums + s * tile.channels + channel, accumulators.rows[s],
+                currents + channel);
+  });
+  if (p.scale != nullptr) {
+    for (int64_t c = 0; c < tile.channels; ++c) currents[c] *= p.scale[first + c];
+  }
+  if (p.bias != nullptr) {
+    const float* bias = p.bias + first * p.bias_stride_c + position * p.bias_stride_p;
+    for (int64_t c = 0; c < tile.channels; ++c) currents[c] += bias[c * p.bias_stride_c];
+  }
+}
+
+void write_out(const UnsharedConvParams& p, bool stream, const Tile& tile, int64_t position,
+               int64_t s, const float* currents) {
+  float* out = p.out + (tile.first_sequence + s) * p.out_stride_n +
+               (tile.group * p.Cout_g + tile.first_channel) * p.out_stride_c +
+               position * p.out_stride_p;
+  if (p.out_stride_c != 1) {
+    for (int64_t c = 0; c < tile.channels; ++c) out[c * p.out_stride_c] = currents[c];
+  } else if (stream) {
+    stream_copy(out, currents, tile.channels * sizeof(float));
+  } else {
+    std::memcpy(out, currents, tile.channels * sizeof(float));
   }
 }
 
@@ -125,14 +162,15 @@ void copy_amplitude(const UnsharedConvParams& p, const Tile& tile, const Pass<We
 }
 
 template <class Row, bool kFactored>
-void run_task(const UnsharedConvParams& p, const UnsharedConvTiles& tiles, int64_t task) {
+void run_task(const UnsharedConvParams& p, const LifPacked* lif, const UnsharedConvTiles& tiles,
+              const SpikeLists& lists, int64_t task) {
   const Task work(p, tiles, task);
   const Tile& tile = work.tile;
   using Weight = const typename Row::Weight;
   Accumulators<Row> accumulators;
+  float currents[kMostSums];  // of one sample; of all of them where neurons follow
   Prefetcher prefetcher;
-  RowList list;
-  const uint32_t* fired = tiles.lists.fired + work.sample_tile * p.H * p.W * p.words;
+  const uint32_t* fired = lists.fired + work.sample_tile * p.H * p.W * p.words;
   float amplitude[kFactored ? kMostRowsPerPass : 1];
   Passes<Weight> passes(p, tiles, tile, static_cast<Weight*>(p.weight), work.begin, work.end);
   Pass<Weight> two[2];
@@ -142,41 +180,48 @@ void run_task(const UnsharedConvParams& p, const UnsharedConvTiles& tiles, int64
   while (more) {
     more = passes.next(ahead);
     if (more && tiles.prefetch) prefetcher.plan(p, tile, *ahead, fired);
-    if (now->first) {
-      std::memset(accumulators.sums, 0, tile.samples * tile.channels * sizeof(typename Row::Sum));
-      std::memset(accumulators.rows, 0, tile.samples * sizeof(int32_t));
-    }
     if constexpr (kFactored) copy_amplitude(p, tile, *now, amplitude);
+    const PassLists<Weight> pass(p, tiles, lists, work, *now);
     for (int64_t s = 0; s < tile.samples; ++s) {
-      list.collect(p, tiles.lists, tile, *now, tile.first_sample + s);
-      accumulators.rows[s] += static_cast<int32_t>(list.size);
+      if constexpr (Row::kBiased) {
+        if (now->first) accumulators.rows[s] = 0;
+        for (int64_t k = 0; k < pass.count; ++k) {
+          accumulators.rows[s] += pass.taps[k].starts[s + 1] - pass.taps[k].starts[s];
+        }
+      }
       for_each_sums<Row>(tile.channels, [&](auto sums, int64_t channel) {
-        add_rows<Row, kFactored>(list, now->rows + channel, p.Cout_g, amplitude, sums,
+        add_rows<Row, kFactored>(pass, now->first, s, channel, p.Cout_g, amplitude, sums,
                                  accumulators.sums + s * tile.channels + channel, prefetcher);
       });
+      if (!now->last) continue;
+      float* const finished = lif == nullptr ? currents : currents + s * tile.channels;
+      finish(p, tile, now->position, s, accumulators, finished);
+      if (lif == nullptr) write_out(p, tiles.stream, tile, now->position, s, finished);
     }
+    if (now->last && lif != nullptr) emit_spikes(p, *lif, tile, now->position, currents);
     prefetcher.finish();
-    if (now->last) write_out<Row>(p, tile, now->position, accumulators);
     Pass<Weight>* const done = now;
     now = ahead;
     ahead = done;
   }
+  if (tiles.stream) end_stream();
 }
 
-void unshared_conv_task(const UnsharedConvParams& p, const UnsharedConvTiles& tiles, int64_t task) {
+void unshared_conv_task(const UnsharedConvParams& p, const LifPacked* lif,
+                        const UnsharedConvTiles& tiles, const SpikeLists& lists, int64_t task) {
   const bool factored = p.amplitude != nullptr;
   switch (p.weight_dtype) {
     case DType::kFloat32:
-      return factored ? run_task<Float32Row, true>(p, tiles, task)
-                      : run_task<Float32Row, false>(p, tiles, task);
+      return factored ? run_task<Float32Row, true>(p, lif, tiles, lists, task)
+                      : run_task<Float32Row, false>(p, lif, tiles, lists, task);
     case DType::kFloat16:
-      return factored ? run_task<Float16Row, true>(p, tiles, task)
-                      : run_task<Float16Row, false>(p, tiles, task);
+      return factored ? run_task<Float16Row, true>(p, lif, tiles, lists, task)
+                      : run_task<Float16Row, false>(p, lif, tiles, lists, task);
     case DType::kBFloat16:
-      return factored ? run_task<BFloat16Row, true>(p, tiles, task)
-                      : run_task<BFloat16Row, false>(p, tiles, task);
+      return factored ? run_task<BFloat16Row, true>(p, lif, tiles, lists, task)
+                      : run_task<BFloat16Row, false>(p, lif, tiles, lists, task);
     case DType::kInt8:
-      return run_task<Int8Row, false>(p, tiles, task);
+      return run_task<Int8Row, false>(p, lif, tiles, lists, task);
   }
 }
 

@@ -10,8 +10,9 @@ namespace {
 
 struct Tile {
   int64_t group;
-  int64_t first_sample;
-  int64_t samples;
+  int64_t first_sequence;
+  int64_t sequences;
+  int64_t samples;        // all timesteps of its sequences, timestep outermost
   int64_t first_channel;  // within the group
   int64_t channels;
 };
@@ -27,9 +28,11 @@ struct Task {
     begin = task / p.G * tiles.positions;
     const int64_t positions = p.OH * p.OW;
     end = begin + tiles.positions < positions ? begin + tiles.positions : positions;
-    tile.first_sample = sample_tile * tiles.samples;
-    const int64_t samples = p.N - tile.first_sample;
-    tile.samples = samples < tiles.samples ? samples : tiles.samples;
+    const int64_t per_tile = tiles.samples / tiles.timesteps;
+    tile.first_sequence = sample_tile * per_tile;
+    const int64_t sequences = p.N / tiles.timesteps - tile.first_sequence;
+    tile.sequences = sequences < per_tile ? sequences : per_tile;
+    tile.samples = tile.sequences * tiles.timesteps;
     tile.first_channel = channel_tile * tiles.channels;
     const int64_t channels = p.Cout_g - tile.first_channel;
     tile.channels = channels < tiles.channels ? channels : tiles.channels;
@@ -108,7 +111,7 @@ class Passes {
     if (position_ < end_) skip_outside();
   }
   void step() {
-    if (++block_ < tiles_.lists.blocks) return;
+    if (++block_ < tiles_.blocks) return;
     block_ = 0;
     advance();
     skip_outside();

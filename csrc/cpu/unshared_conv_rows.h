@@ -43,8 +43,10 @@ constexpr int kFloats = 16;
 template <class Row, int kChannels>
 class FloatSums {
  public:
-  void load(const float* sums) {
-    for (int i = 0; i < kVecs; ++i) sums_[i] = load_vector<Floats>(sums + i * kFloats);
+  void load(const float* sums, bool zero) {
+    for (int i = 0; i < kVecs; ++i) {
+      sums_[i] = zero ? Floats{} : load_vector<Floats>(sums + i * kFloats);
+    }
   }
   void make_room(int64_t, float*) {}
   void add(const typename Row::Weight* row) {
@@ -70,10 +72,10 @@ class FloatSums {
 template <int kChannels>
 class BFloat16Sums {
  public:
-  void load(const float* sums) {
+  void load(const float* sums, bool zero) {
     for (int i = 0; i < kVecs; ++i) {
-      even_[i] = load_vector<Lanes>(sums + 2 * i * kLanes);
-      odd_[i] = load_vector<Lanes>(sums + (2 * i + 1) * kLanes);
+      even_[i] = zero ? Lanes{} : load_vector<Lanes>(sums + 2 * i * kLanes);
+      odd_[i] = zero ? Lanes{} : load_vector<Lanes>(sums + (2 * i + 1) * kLanes);
     }
   }
   void make_room(int64_t, float*) {}
@@ -121,7 +123,10 @@ class BFloat16Sums {
 template <int kChannels>
 class Int8Sums {
  public:
-  void load(const int32_t*) { clear(); }
+  void load(int32_t* sums, bool zero) {
+    if (zero) std::memset(sums, 0, kChannels * sizeof(int32_t));
+    clear();
+  }
   void make_room(int64_t rows, int32_t* sums) {
     if (rows > room_) {
       store(sums);
@@ -180,7 +185,9 @@ class FewSums {
  public:
   using Sum = typename Row::Sum;
   explicit FewSums(int channels) : channels_(channels) {}
-  void load(const Sum* sums) { std::memcpy(sums_, sums, channels_ * sizeof(Sum)); }
+  void load(const Sum* sums, bool zero) {
+    for (int i = 0; i < channels_; ++i) sums_[i] = zero ? Sum{} : sums[i];
+  }
   void make_room(int64_t, Sum*) {}
   void add(const typename Row::Weight* row) {
     for (int i = 0; i < channels_; ++i) sums_[i] += Row::widen(row[i]);
@@ -198,10 +205,12 @@ class FewSums {
   int channels_;
 };
 
-// kTimesWidest: widening takes registers too; rows that are added from memory leave room for more.
+// kBiased: a sum is too large by a constant for every row. kTimesWidest: widening takes registers
+// too; rows that are added from memory leave room for more.
 struct Float32Row {
   using Weight = float;
   using Sum = float;
+  static constexpr bool kBiased = false;
   static constexpr int kTimesWidest = 2;
   template <int kChannels>
   using Sums = FloatSums<Float32Row, kChannels>;
@@ -213,6 +222,7 @@ struct Float32Row {
 struct Float16Row {
   using Weight = uint16_t;
   using Sum = float;
+  static constexpr bool kBiased = false;
   static constexpr int kTimesWidest = 1;
   template <int kChannels>
   using Sums = FloatSums<Float16Row, kChannels>;
@@ -241,6 +251,7 @@ struct Float16Row {
 struct BFloat16Row {
   using Weight = uint16_t;
   using Sum = float;
+  static constexpr bool kBiased = false;
   static constexpr int kTimesWidest = 1;
   template <int kChannels>
   using Sums = BFloat16Sums<kChannels>;
@@ -251,6 +262,7 @@ struct BFloat16Row {
 struct Int8Row {
   using Weight = uint8_t;
   using Sum = int32_t;
+  static constexpr bool kBiased = true;
   static constexpr int kTimesWidest = 1;
   template <int kChannels>
   using Sums = Int8Sums<kChannels>;

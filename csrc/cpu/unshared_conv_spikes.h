@@ -1,90 +1,102 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 
 #include "core/unshared_conv.h"
-#include "cpu/unshared_conv_passes.h"
-#include "cpu/unshared_conv_rows.h"
+#include "cpu/unshared_conv_lists.h"
 #include "cpu/unshared_conv_tiles.h"
 
-// The bits of the map: decoded into lists, united over samples, and collected for one window.
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+// The bits of the map, decoded into lists and united over samples.
 
 namespace realspike {
 namespace {
 
-// Row `row` = n * H + h of the map: every set bit becomes one byte of its list.
-void decode_spikes_row(const UnsharedConvParams& p, const SpikeLists& lists, int64_t row,
-                       uint32_t* starts, uint8_t* spikes) {
-  uint32_t* start = starts + row * (lists.per_row + 1);
-  uint8_t* list = spikes + row * lists.row_capacity;
-  uint32_t count = 0;
-  const uint32_t* pixel = p.spikes + row * p.W * p.words;
-  for (int64_t iw = 0; iw < p.W; ++iw, pixel += p.words) {
+// Which bits of `word` are channels [first, end).
+inline uint32_t within(int64_t word, int64_t first, int64_t end) {
+  uint32_t mask = ~0u;
+  if (word * 32 < first) mask &= ~0u << (first - word * 32);
+  if (word * 32 + 32 > end) mask &= ~0u >> (word * 32 + 32 - end);
+  return mask;
+}
+
+// Appends the numbers of the set bits, counted from `number`, and returns the end of the list.
+// Whole vectors are written: what is too much is overwritten by the next.
+inline uint8_t* append_bits(uint32_t bits, int64_t number, uint8_t* list) {
+#if defined(__AVX512F__)
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  for (int half = 0; half < 2; ++half) {
+    const auto mask = static_cast<__mmask16>(bits >> (16 * half));
+    const __m512i numbers =
+        _mm512_add_epi32(lanes, _mm512_set1_epi32(static_cast<int>(number) + 16 * half));
+    const __m512i set = _mm512_maskz_compress_epi32(mask, numbers);
+    const __m128i bytes = _mm512_maskz_cvtepi32_epi8(0xffff, set);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(list), bytes);
+    list += __builtin_popcount(mask);
+  }
+#else
+  for (; bits != 0; bits &= bits - 1) {
+    *list++ = static_cast<uint8_t>(number + __builtin_ctz(bits));
+  }
+#endif
+  return list;
+}
+
+// Pixels [begin, end) of a tile's samples: every set bit becomes one byte of its list, from
+// spikes[at] on.
+void decode_pixels(const UnsharedConvParams& p, const UnsharedConvTiles& tiles, const PixelRun& run,
+                   const DecodedLists& to) {
+  const int64_t stride_n = p.H * p.W * p.words;
+  int64_t at = run.at;
+  for (int64_t pixel = run.begin; pixel < run.end; ++pixel) {
+    const uint32_t* words = p.spikes + pixel * p.words;
     for (int64_t g = 0; g < p.G; ++g) {
-      for (int64_t block = 0; block < lists.blocks; ++block) {
-        *start++ = count;
+      for (int64_t block = 0; block < tiles.blocks; ++block) {
+        const int64_t i = list_number(p, tiles, run.sample_tile, pixel, g, block);
         const int64_t left = p.Cin_g - block * kChannelBlock;
         const int64_t first = g * p.Cin_g + block * kChannelBlock;
-        const int64_t end = first + (left < kChannelBlock ? left : kChannelBlock);
-        for (int64_t word = first / 32; word * 32 < end; ++word) {
-          uint32_t bits = pixel[word];
-          if (word * 32 < first) bits &= ~0u << (first - word * 32);
-          if (word * 32 + 32 > end) bits &= ~0u >> (word * 32 + 32 - end);
-          for (; bits != 0; bits &= bits - 1) {
-            list[count++] = static_cast<uint8_t>(word * 32 + __builtin_ctz(bits) - first);
+        const int64_t last = first + (left < kChannelBlock ? left : kChannelBlock);
+        uint16_t* starts = to.starts + i * (tiles.samples + 1);
+        uint8_t* const begin = to.spikes + at;
+        uint8_t* list = begin;
+        *starts = 0;
+        for_each_sample(p, tiles, run, [&](int64_t s, int64_t n) {
+          const uint32_t* from = words + n * stride_n;
+          for (int64_t word = first / 32; word * 32 < last; ++word) {
+            list = append_bits(from[word] & within(word, first, last), word * 32 - first, list);
           }
-        }
+          starts[s + 1] = static_cast<uint16_t>(list - begin);
+        });
+        to.first[i] = at;
+        at += list - begin;
       }
     }
-  }
-  *start = count;
-}
-
-// Row `row` = tile * H + h of the map: which channels fire in any sample of the tile.
-void unite_spikes_row(const UnsharedConvParams& p, int64_t samples, int64_t row, uint32_t* fired) {
-  const int64_t words = p.W * p.words;
-  const int64_t first = row / p.H * samples;
-  const int64_t end = first + samples < p.N ? first + samples : p.N;
-  uint32_t* to = fired + row * words;
-  std::memset(to, 0, words * sizeof(uint32_t));
-  for (int64_t n = first; n < end; ++n) {
-    const uint32_t* from = p.spikes + (n * p.H + row % p.H) * words;
-    for (int64_t i = 0; i < words; ++i) to[i] |= from[i];
+    if (to.fired == nullptr) continue;
+    uint32_t* fired = to.fired + (run.sample_tile * p.H * p.W + pixel) * p.words;
+    for (int64_t word = 0; word < p.words; ++word) {
+      uint32_t any = 0;
+      for_each_sample(p, tiles, run,
+                      [&](int64_t, int64_t n) { any |= words[n * stride_n + word]; });
+      fired[word] = any;
+    }
   }
 }
 
-// The rows of a pass that one sample adds, in ascending order, counted from the pass's first row.
-class RowList {
- public:
-  template <class Weight>
-  void collect(const UnsharedConvParams& p, const SpikeLists& lists, const Tile& tile,
-               const Pass<Weight>& pass, int64_t n) {
-    size = 0;
-    for (int64_t i = 0; i < pass.count; ++i) {
-      const Tap& tap = pass.taps[i];
-      const int64_t map_row = n * p.H + tap.ih;
-      const uint32_t* start = lists.starts + map_row * (lists.per_row + 1) +
-                              (tap.iw * p.G + tile.group) * lists.blocks + tap.block;
-      const uint8_t* spikes = lists.spikes + map_row * lists.row_capacity + start[0];
-      const int64_t count = start[1] - start[0];
-      // Whole vectors: what is too much is overwritten by the next list.
-      for (int64_t j = 0; j < count; j += kAtOnce) {
-        const auto wide = __builtin_convertvector(load_vector<Bytes>(spikes + j), Halves);
-        store_vector(rows + size + j, wide + static_cast<uint16_t>(tap.row));
-      }
-      size += count;
+// The set bits of a run, and of what is there beyond the last channel.
+int64_t count_spikes(const UnsharedConvParams& p, const UnsharedConvTiles& tiles,
+                     const PixelRun& run) {
+  int64_t count = 0;
+  for_each_sample(p, tiles, run, [&](int64_t, int64_t n) {
+    const uint32_t* words = p.spikes + n * p.H * p.W * p.words;
+    for (int64_t i = run.begin * p.words; i < run.end * p.words; ++i) {
+      count += __builtin_popcount(words[i]);
     }
-  }
-
-  int64_t size;
-  uint16_t rows[kMostRowsPerPass + kListPadding];
-
- private:
-  static constexpr int kAtOnce = kListPadding;
-  using Bytes = VectorOf<uint8_t, kAtOnce>::Type;
-  using Halves = VectorOf<uint16_t, 2 * kAtOnce>::Type;
-};
+  });
+  return count;
+}
 
 }  // namespace
 }  // namespace realspike

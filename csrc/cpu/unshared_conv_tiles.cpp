@@ -27,7 +27,7 @@ int64_t pass_bytes(int64_t weight_bytes, bool few_samples) {
     case 4:
       return 64 * 1024;
     case 2:
-      return 96 * 1024;
+      return 48 * 1024;
     default:
       return 160 * 1024;
   }
@@ -35,26 +35,31 @@ int64_t pass_bytes(int64_t weight_bytes, bool few_samples) {
 
 }  // namespace
 
-UnsharedConvTiles choose_unshared_conv_tiles(const UnsharedConvParams& p, int num_threads) {
+UnsharedConvTiles choose_unshared_conv_tiles(const UnsharedConvParams& p, int64_t timesteps,
+                                             int num_threads) {
   constexpr int64_t kFewSamples = 16;
   constexpr int64_t kNarrowTile = 128;
   constexpr int64_t kWideTile = 512;
   constexpr int64_t kPrefetchBytes = 8 * 1024 * 1024;  // below it the weights stay in the L3 cache
   constexpr int64_t kLineFloats = 16;
   constexpr int64_t kTasksPerThread = 4;
+  constexpr int64_t kWordBits = 32;  // a tile's spikes fill whole words
 
   UnsharedConvTiles tiles{};
-  tiles.lists.blocks = ceil_div(p.Cin_g, kChannelBlock);
-  tiles.lists.per_row = p.W * p.G * tiles.lists.blocks;
-  tiles.lists.row_capacity = p.W * p.G * p.Cin_g + kListPadding;
+  tiles.blocks = ceil_div(p.Cin_g, kChannelBlock);
+
+  tiles.timesteps = timesteps;
+  const int64_t sequences = p.N / timesteps;
+  int64_t sequences_per_tile = std::min(sequences, kMostSamples / timesteps);
+  tiles.samples = sequences_per_tile * timesteps;
 
   // With many samples, wide rows spread the setup of a list over more channels. With few, memory
   // decides: narrow tiles of one position follow each other, and each finds in the L3 cache what
   // the hardware fetched beyond the rows of the tile before.
-  tiles.samples = std::min(p.N, kMostSamples);
   const bool few_samples = p.N <= kFewSamples;
   tiles.channels =
       few_samples ? kNarrowTile : std::clamp(kMostSums / tiles.samples, kNarrowTile, kWideTile);
+  tiles.channels -= tiles.channels % kWordBits;
   tiles.channels = std::min(p.Cout_g, tiles.channels);
   tiles.channel_tiles = ceil_div(p.Cout_g, tiles.channels);
 
@@ -62,10 +67,11 @@ UnsharedConvTiles choose_unshared_conv_tiles(const UnsharedConvParams& p, int nu
   const int64_t positions = p.OH * p.OW;
   const int64_t fixed_tasks = p.G * tiles.channel_tiles;
   // Few positions (a linear layer has one): share out the samples as well.
-  if (positions * fixed_tasks * ceil_div(p.N, tiles.samples) < wanted) {
-    tiles.samples = std::max<int64_t>(1, p.N * positions * fixed_tasks / wanted);
+  if (positions * fixed_tasks * ceil_div(sequences, sequences_per_tile) < wanted) {
+    sequences_per_tile = std::max<int64_t>(1, sequences * positions * fixed_tasks / wanted);
+    tiles.samples = sequences_per_tile * timesteps;
   }
-  tiles.sample_tiles = ceil_div(p.N, tiles.samples);
+  tiles.sample_tiles = ceil_div(sequences, sequences_per_tile);
   // A run of positions fills whole cache lines of a contiguous output.
   tiles.positions = std::clamp<int64_t>(positions * fixed_tasks * tiles.sample_tiles / wanted, 1,
                                         std::min(positions, kLineFloats));
@@ -75,7 +81,7 @@ UnsharedConvTiles choose_unshared_conv_tiles(const UnsharedConvParams& p, int nu
   // Equal passes: a short one would leave too little time to fetch the rows of a long one.
   const int64_t weight_bytes = bytes_of(p.weight_dtype);
   const int64_t block_bytes = std::min(p.Cin_g, kChannelBlock) * tiles.channels * weight_bytes;
-  const int64_t blocks = std::max<int64_t>(1, p.KH * p.KW * tiles.lists.blocks);
+  const int64_t blocks = std::max<int64_t>(1, p.KH * p.KW * tiles.blocks);
   const int64_t most =
       std::clamp<int64_t>(pass_bytes(weight_bytes, few_samples) / std::max<int64_t>(1, block_bytes),
                           1, std::min(blocks, kMostTapsPerPass));

@@ -64,14 +64,29 @@ inline UnsharedConvConfig complete_unshared_conv_config(const UnsharedConvParams
   return config;
 }
 
+// Whether every row of `rows` starts at a multiple of 16 bytes.
+inline bool rows_are_aligned(const UnsharedConvParams& p, const void* rows, int in_16_bytes) {
+  return p.Cout_g % in_16_bytes == 0 && p.weight_stride_p % in_16_bytes == 0 &&
+         reinterpret_cast<uintptr_t>(rows) % 16 == 0;
+}
+
+// Threads per stream: a narrow row leaves no lane idle, the warp works on several rows at once.
+inline int lanes_of_a_row(const UnsharedConvParams& p, int vec) {
+  int lanes = 1;
+  while (lanes < 32 && int64_t{lanes} * vec < p.Cout_g) lanes *= 2;
+  return lanes;
+}
+
+// Blocks that a large device needs, and how many may share a receptive field to come near it.
+constexpr int64_t kWantedBlocks = 256;
+constexpr int64_t kMostSplits = 16;
+
 inline UnsharedConvConfig choose_unshared_conv_config(const UnsharedConvParams& p) {
   UnsharedConvConfig config{};
   const UnsharedConvLimits limits = unshared_conv_limits(p.weight_dtype);
   const int in_16_bytes = 16 / limits.bytes;
-  const bool rows_are_aligned = p.Cout_g % in_16_bytes == 0 &&
-                                p.weight_stride_p % in_16_bytes == 0 &&
-                                reinterpret_cast<uintptr_t>(p.weight) % 16 == 0;
-  config.vec = rows_are_aligned ? in_16_bytes : 1;
+  const bool aligned = rows_are_aligned(p, p.weight, in_16_bytes);
+  config.vec = aligned ? in_16_bytes : 1;
 
   // A touched row is loaded once for all samples of the tile.
   config.sample_tile = 1;
@@ -79,14 +94,11 @@ inline UnsharedConvConfig choose_unshared_conv_config(const UnsharedConvParams& 
     config.sample_tile *= 2;
   }
 
-  // A narrow row leaves no lane idle: the warp works on several rows at once.
-  config.lanes = 1;
-  while (config.lanes < 32 && int64_t{config.lanes} * config.vec < p.Cout_g) config.lanes *= 2;
+  config.lanes = lanes_of_a_row(p, config.vec);
 
   // Above this, a streaming block would not hold all samples, and rows would be read again.
   constexpr int64_t kFewSamples = 16;
-  constexpr int64_t kWantedBlocks = 256;
-  if (p.N > kFewSamples && rows_are_aligned) {
+  if (p.N > kFewSamples && aligned) {
     UnsharedConvConfig staged = config;
     staged.staged = true;
     staged.splits = 1;
@@ -112,7 +124,6 @@ inline UnsharedConvConfig choose_unshared_conv_config(const UnsharedConvParams& 
   config.threads = 32 * static_cast<int>(std::clamp<int64_t>(warps, 1, limits.most_threads / 32));
 
   // Still too few blocks: they share the receptive field, as long as every stream has a word.
-  constexpr int64_t kMostSplits = 16;
   const int64_t streams = config.threads / config.lanes;
   const int64_t blocks = complete_unshared_conv_config(p, config).blocks;
   if (blocks > 0 && blocks < kWantedBlocks) {
@@ -128,10 +139,14 @@ inline bool needs_second_pass(const UnsharedConvParams& p, const UnsharedConvCon
   return config.splits > 1 || p.scale != nullptr;
 }
 
+// [splits, N, OH, OW, Cout], float or int32_t.
+inline int64_t workspace_bytes(const UnsharedConvParams& p, const UnsharedConvConfig& config) {
+  return config.splits * p.N * p.G * p.Cout_g * p.OH * p.OW * int64_t{sizeof(float)};
+}
+
 inline int64_t unshared_conv_workspace_bytes(const UnsharedConvParams& p,
                                              const UnsharedConvConfig& config) {
-  if (!needs_second_pass(p, config)) return 0;
-  return config.splits * p.N * p.G * p.Cout_g * p.OH * p.OW * int64_t{sizeof(float)};
+  return needs_second_pass(p, config) ? workspace_bytes(p, config) : 0;
 }
 
 }  // namespace realspike

@@ -2,9 +2,26 @@
 #include <cstdint>
 
 #include "cuda/unshared_conv_kernel.cuh"
+#include "cuda/unshared_conv_lif_kernel.cuh"
 #include "cuda/unshared_conv_staged_kernel.cuh"
 
 namespace realspike {
+
+namespace {
+
+// With a workspace, for a second pass.
+cudaError_t launch_first_pass(const UnsharedConvParams& params, const UnsharedConvConfig& config,
+                              cudaStream_t stream) {
+  const UnsharedConvKernel kernel = select_kernel(params.weight_dtype, config);
+  if (kernel == nullptr || params.amplitude != nullptr) return cudaErrorInvalidValue;
+  // gridDim.x is a signed 32-bit number; the blocks of a larger problem take turns.
+  const auto blocks = static_cast<unsigned>(std::min<int64_t>(config.blocks, INT32_MAX));
+  kernel<<<blocks, config.threads, config.shared_bytes, stream>>>(
+      params, make_unshared_conv_grid(params, config));
+  return cudaGetLastError();
+}
+
+}  // namespace
 
 int64_t unshared_conv_workspace_cuda(const UnsharedConvParams& params) {
   return unshared_conv_workspace_bytes(params, choose_unshared_conv_config(params));
@@ -13,18 +30,10 @@ int64_t unshared_conv_workspace_cuda(const UnsharedConvParams& params) {
 int unshared_conv_cuda(const UnsharedConvParams& params, void* stream_address) {
   const UnsharedConvConfig config = choose_unshared_conv_config(params);
   if (config.blocks == 0) return cudaSuccess;
-  const UnsharedConvKernel kernel = select_kernel(params.weight_dtype, config);
   const bool second_pass = needs_second_pass(params, config);
-  if (kernel == nullptr || second_pass != (params.workspace != nullptr)) {
-    return cudaErrorInvalidValue;
-  }
+  if (second_pass != (params.workspace != nullptr)) return cudaErrorInvalidValue;
   const auto stream = static_cast<cudaStream_t>(stream_address);
-
-  // gridDim.x is a signed 32-bit number; the blocks of a larger problem take turns.
-  const auto blocks = static_cast<unsigned>(std::min<int64_t>(config.blocks, INT32_MAX));
-  kernel<<<blocks, config.threads, config.shared_bytes, stream>>>(
-      params, make_unshared_conv_grid(params, config));
-  const cudaError_t error = cudaGetLastError();
+  const cudaError_t error = launch_first_pass(params, config, stream);
   if (error != cudaSuccess || !second_pass) return error;
 
   const UnsharedConvSecondPass grid = make_unshared_conv_second_pass(params, config);
@@ -33,6 +42,25 @@ int unshared_conv_cuda(const UnsharedConvParams& params, void* stream_address) {
                           : unshared_conv_second_pass_kernel<float>;
   finish<<<static_cast<unsigned>(grid.blocks), kUnsharedConvSecondPassThreads, 0, stream>>>(params,
                                                                                             grid);
+  return cudaGetLastError();
+}
+
+int64_t unshared_conv_lif_workspace_cuda(const UnsharedConvParams& params) {
+  return workspace_bytes(params, choose_unshared_conv_config(params));
+}
+
+int unshared_conv_lif_cuda(const UnsharedConvLif& params, void* stream_address) {
+  const UnsharedConvParams& conv = params.conv;
+  const UnsharedConvConfig config = choose_unshared_conv_config(conv);
+  const UnsharedConvLifGrid grid = make_unshared_conv_lif_grid(params, config.splits);
+  if (grid.blocks == 0) return cudaSuccess;
+  if (conv.workspace == nullptr) return cudaErrorInvalidValue;
+  const auto stream = static_cast<cudaStream_t>(stream_address);
+  const cudaError_t error = launch_first_pass(conv, config, stream);
+  if (error != cudaSuccess) return error;
+  const auto fire = conv.weight_dtype == DType::kInt8 ? unshared_conv_lif_kernel<int32_t>
+                                                      : unshared_conv_lif_kernel<float>;
+  fire<<<static_cast<unsigned>(grid.blocks), kUnsharedConvLifThreads, 0, stream>>>(params, grid);
   return cudaGetLastError();
 }
 

@@ -5,39 +5,13 @@
 #include "core/unshared_conv.h"
 #include "cuda/device.cuh"
 #include "cuda/unshared_conv_config.h"
+#include "cuda/unshared_conv_grid.cuh"
 #include "cuda/unshared_conv_rows.cuh"
 
 namespace realspike {
 
 // Weight rows a thread has in flight: their loads are issued before the first of them is added.
 constexpr int kUnsharedConvRowsInFlight = 4;
-
-// How blocks are numbered: sample tiles fastest, so that blocks which read the same weights run
-// together, then channel tiles, splits, groups and output positions.
-struct UnsharedConvGrid {
-  int64_t blocks;
-  int lanes;
-  int lanes_log2;
-  Divisor sample_tiles;
-  Divisor channel_tiles;
-  Divisor splits;
-  Divisor groups;
-  Divisor out_width;
-};
-
-inline UnsharedConvGrid make_unshared_conv_grid(const UnsharedConvParams& p,
-                                                const UnsharedConvConfig& config) {
-  int lanes_log2 = 0;
-  while ((1 << lanes_log2) < config.lanes) ++lanes_log2;
-  return {config.blocks,
-          config.lanes,
-          lanes_log2,
-          make_divisor(config.sample_tiles),
-          make_divisor(config.channel_tiles),
-          make_divisor(config.splits),
-          make_divisor(p.G),
-          make_divisor(p.OW)};
-}
 
 template <typename Total>
 __device__ void store_totals(Total* to, const Total (&from)[1]) {
@@ -90,13 +64,14 @@ __device__ void add_rows(const Weight* rows, uint32_t row_bytes, const uint32_t 
   }
 }
 
-// Leaves a sum to the second pass, if there is one, or makes it an output.
+// Leaves a sum to the second pass, if there is one, in a workspace [splits, N, OH, OW, Cout]; or
+// makes it an output.
 template <typename Total>
 __device__ void write_total(const UnsharedConvParams& p, int64_t split, int64_t n, int64_t co,
                             int64_t position, Total total) {
   if (p.workspace != nullptr) {
-    const int64_t row = (split * p.N + n) * p.G * p.Cout_g + co;
-    static_cast<Total*>(p.workspace)[row * p.OH * p.OW + position] = total;
+    const int64_t pixel = (split * p.N + n) * p.OH * p.OW + position;
+    static_cast<Total*>(p.workspace)[pixel * p.G * p.Cout_g + co] = total;
     return;
   }
   float out = static_cast<float>(total);
@@ -171,59 +146,32 @@ __global__ void __launch_bounds__(kUnsharedConvMaxThreads, 2)
 
     // Threads beyond the last channel own nothing.
     if (co_0 + lane * VEC < Cout_g) {
-      int64_t oh = position;
-      const int64_t ow = take_remainder(oh, grid.out_width);
-      const int h_0 = static_cast<int>(oh * p.stride_h - p.padding_h);
-      const int w_0 = static_cast<int>(ow * p.stride_w - p.padding_w);
-
-      // Channels [channel_begin, channel_end) of the map belong to the group; its first and last
-      // word may hold bits of other groups.
-      const int64_t channel_begin = g * p.Cin_g;
-      const int64_t channel_end = channel_begin + p.Cin_g;
-      const int words = static_cast<int>((channel_end + 31) / 32 - channel_begin / 32);
-      const int first_bit = static_cast<int>(channel_begin % 32);
-      const int last_bit = static_cast<int>((channel_end + 31) % 32);
-
+      const ReceptiveField field(p, grid.out_width, position, g);
       const uint32_t row_bytes = static_cast<uint32_t>(Cout_g * sizeof(Weight));
-      const int64_t tap_size = p.Cin_g * p.Cout_g;
-      const int64_t word_size = int64_t{32} * Cout_g;
-
-      const uint32_t* const spikes = p.spikes + n_0 * p.H * p.W * p.words + channel_begin / 32;
-      // The next word of the stream, counted from the first word of the tap.
-      int word = split * streams + stream;
-      const int step = streams * static_cast<int>(grid.splits.divisor);
+      const uint32_t* const spikes = p.spikes + n_0 * p.H * p.W * p.words + field.first_word;
+      const Weight* const weight = static_cast<const Weight*>(p.weight) +
+                                   position * p.weight_stride_p +
+                                   g * p.KH * p.KW * p.Cin_g * p.Cout_g + co_0 + lane * VEC;
       int rows_left = kMostRows;
-      const Weight* rows = static_cast<const Weight*>(p.weight) + position * p.weight_stride_p +
-                           g * p.KH * p.KW * tap_size + co_0 + lane * VEC +
-                           (word * 32 - first_bit) * p.Cout_g;
-      for (int kh = 0; kh < static_cast<int>(p.KH); ++kh) {
-        const int h = h_0 + kh * static_cast<int>(p.dilation_h);
-        for (int kw = 0; kw < static_cast<int>(p.KW); ++kw, rows += tap_size) {
-          const int w = w_0 + kw * static_cast<int>(p.dilation_w);
-          if (h < 0 || h >= p.H || w < 0 || w >= p.W) continue;
-          for (; word < words; word += step, rows += step * word_size) {
-            uint32_t mask = ~0u;
-            if (word == 0) mask <<= first_bit;
-            if (word == words - 1) mask &= ~0u >> (31 - last_bit);
-            uint32_t fired[S_TILE];
-            const uint32_t* sample = spikes + (h * p.W + w) * p.words + word;
+      const auto add_word = [&](const FieldWord& at) {
+        const uint32_t mask = field.mask(at.word);
+        uint32_t fired[S_TILE];
+        const uint32_t* sample = spikes + (at.h * p.W + at.w) * p.words + at.word;
 #pragma unroll
-            for (int s = 0; s < S_TILE; ++s, sample += p.H * p.W * p.words) {
-              fired[s] = s < samples ? __ldg(sample) & mask : 0u;
-            }
-            add_rows<Weight, VEC, S_TILE>(rows, row_bytes, fired, sums);
-            if constexpr (kMostRows > 0) {
-              rows_left -= 32;
-              if (rows_left == 0) {
-                empty_into(own, own_stride, sums);
-                rows_left = kMostRows;
-              }
-            }
-          }
-          word -= words;
-          rows -= words * word_size;
+        for (int s = 0; s < S_TILE; ++s, sample += p.H * p.W * p.words) {
+          fired[s] = s < samples ? __ldg(sample) & mask : 0u;
         }
-      }
+        add_rows<Weight, VEC, S_TILE>(weight + at.row * p.Cout_g, row_bytes, fired, sums);
+        if constexpr (kMostRows > 0) {
+          rows_left -= 32;
+          if (rows_left == 0) {
+            empty_into(own, own_stride, sums);
+            rows_left = kMostRows;
+          }
+        }
+      };
+      walk_words<false>(p, field, split * streams + stream,
+                        streams * static_cast<int>(grid.splits.divisor), add_word);
     }
 
     if constexpr (kMostRows > 0) empty_into(own, own_stride, sums);
@@ -286,8 +234,8 @@ __global__ void __launch_bounds__(kUnsharedConvSecondPassThreads)
     Total total = __ldg(sums + i);
     for (int k = 1; k < grid.splits; ++k) total += __ldg(sums + k * grid.outputs + i);
     int64_t n = i;
-    const int64_t position = take_remainder(n, grid.positions);
     const int64_t co = take_remainder(n, grid.channels);
+    const int64_t position = take_remainder(n, grid.positions);
     float out = static_cast<float>(total);
     if constexpr (static_cast<Total>(0.5) == 0) {  // int32_t
       if (p.scale != nullptr) out *= __ldg(p.scale + co);

@@ -5,6 +5,7 @@
 #include "core/unshared_conv.h"
 #include "cuda/device.cuh"
 #include "cuda/unshared_conv_config.h"
+#include "cuda/unshared_conv_grid.cuh"
 #include "cuda/unshared_conv_kernel.cuh"
 #include "cuda/unshared_conv_rows.cuh"
 
@@ -47,24 +48,16 @@ __global__ void __launch_bounds__(kUnsharedConvMaxThreads, 1)
     const int co =
         (static_cast<int>(take_remainder(position, grid.channel_tiles)) * grid.lanes + lane) * VEC;
     const int64_t g = take_remainder(position, grid.groups);
-    int64_t oh = position;
-    const int64_t ow = take_remainder(oh, grid.out_width);
-    const int h_0 = static_cast<int>(oh * p.stride_h - p.padding_h);
-    const int w_0 = static_cast<int>(ow * p.stride_w - p.padding_w);
     const int64_t samples = p.N - n_0 < S_TILE ? p.N - n_0 : S_TILE;
-
-    const int64_t channel_begin = g * p.Cin_g;
-    const int words = static_cast<int>((channel_begin + p.Cin_g + 31) / 32 - channel_begin / 32);
-    const int first_bit = static_cast<int>(channel_begin % 32);
-    const int Cin_g = static_cast<int>(p.Cin_g);
-    const uint32_t* const spikes = p.spikes + n_0 * p.H * p.W * p.words + channel_begin / 32;
+    const ReceptiveField field(p, grid.out_width, position, g);
+    const uint32_t* const spikes = p.spikes + n_0 * p.H * p.W * p.words + field.first_word;
     const Weight* const weight = static_cast<const Weight*>(p.weight) +
                                  position * p.weight_stride_p +
                                  g * p.KH * p.KW * p.Cin_g * p.Cout_g + co;
 
     const auto outside = [&](const StageWalk& at) {
-      const int h = h_0 + at.kh * static_cast<int>(p.dilation_h);
-      const int w = w_0 + at.kw * static_cast<int>(p.dilation_w);
+      const int h = field.h_0 + at.kh * static_cast<int>(p.dilation_h);
+      const int w = field.w_0 + at.kw * static_cast<int>(p.dilation_w);
       return h < 0 || h >= p.H || w < 0 || w >= p.W;
     };
     const auto skip_outside = [&](StageWalk& at) {
@@ -76,7 +69,7 @@ __global__ void __launch_bounds__(kUnsharedConvMaxThreads, 1)
       }
     };
     const auto step = [&](StageWalk& at) {
-      if (++at.word < words) return;
+      if (++at.word < field.words) return;
       at.word = 0;
       if (++at.kw == p.KW) {
         at.kw = 0;
@@ -88,12 +81,13 @@ __global__ void __launch_bounds__(kUnsharedConvMaxThreads, 1)
     uint4 vectors[kStageVectors];
     // The thread's share of the rows of a stage: row `stream`, `stream + streams`, ...
     const auto fetch = [&](const StageWalk& at) {
-      const int64_t tap = static_cast<int64_t>(at.kh * static_cast<int>(p.KW) + at.kw) * Cin_g;
+      const int64_t tap =
+          static_cast<int64_t>(at.kh * static_cast<int>(p.KW) + at.kw) * field.Cin_g;
 #pragma unroll
       for (int i = 0; i < kStageVectors; ++i) {
         const int row = stream + i * streams;
-        const int ci = at.word * 32 - first_bit + row;
-        if (row < kStageRows && ci >= 0 && ci < Cin_g && co < Cout_g) {
+        const int ci = field.channel(at.word) + row;
+        if (row < kStageRows && ci >= 0 && ci < field.Cin_g && co < Cout_g) {
           vectors[i] = load_vector(weight + (tap + ci) * p.Cout_g);
         }
       }
@@ -118,8 +112,8 @@ __global__ void __launch_bounds__(kUnsharedConvMaxThreads, 1)
 
     StageWalk now = {0, 0, 0};
     skip_outside(now);
-    if (now.kh < p.KH && words > 0) fetch(now);
-    while (now.kh < p.KH && words > 0) {
+    if (now.kh < p.KH && field.words > 0) fetch(now);
+    while (now.kh < p.KH && field.words > 0) {
 #pragma unroll
       for (int i = 0; i < kStageVectors; ++i) {
         const int row = stream + i * streams;
@@ -130,12 +124,9 @@ __global__ void __launch_bounds__(kUnsharedConvMaxThreads, 1)
       step(ahead);
       if (ahead.kh < p.KH) fetch(ahead);
 
-      const int h = h_0 + now.kh * static_cast<int>(p.dilation_h);
-      const int w = w_0 + now.kw * static_cast<int>(p.dilation_w);
-      uint32_t mask = ~0u;
-      if (now.word == 0) mask <<= first_bit;
-      const int beyond = (now.word + 1) * 32 - first_bit - Cin_g;
-      if (beyond > 0) mask &= ~0u >> beyond;
+      const int h = field.h_0 + now.kh * static_cast<int>(p.dilation_h);
+      const int w = field.w_0 + now.kw * static_cast<int>(p.dilation_w);
+      const uint32_t mask = field.mask(now.word);
       const uint32_t* sample = spikes + (h * p.W + w) * p.words + now.word;
 #pragma unroll
       for (int s = 0; s < S_TILE; ++s, sample += p.H * p.W * p.words) {

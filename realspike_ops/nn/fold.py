@@ -3,11 +3,14 @@
 Computed in float64 and rounded to float32 once.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from realspike_ops import _checks as checks
+from realspike_ops.nn.packed_spikes import PackedSpikes
 from realspike_ops.ops.unshared_conv import empty_weight
 
 
@@ -72,25 +75,42 @@ def scale_input_channels(kernel: Tensor, amplitude: Tensor) -> Tensor:
 
 
 def unshare(
-    kernel: Tensor,  # [G, KH, KW, Cin/G, Cout/G] or [R, Q, G, KH, KW, Cin/G, Cout/G] float64
+    kernel: Tensor,  # [G, KH, KW, Cin/G, Cout/G] float64
     amplitude: Tensor,  # [Cin, H, W] float64
     output_size: tuple[int, int],
     stride: tuple[int, int],
     padding: tuple[int, int],
     dilation: tuple[int, int],
     *,
-    rows: "tuple[int, ...] | None" = None,
-    columns: "tuple[int, ...] | None" = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:  # [OH, OW, G, KH, KW, Cin/G, Cout/G]
     """Give every output position its kernel: K~[k,l,i,j,m] = a[m, k*s-p+i*d, l*s-p+j*d] K[i,j,m].
 
-    Taps outside the map get 0. With `rows` and `columns`, K is kernel[rows[k], columns[l]]. One row
-    of positions at a time, so that little more than the result is ever held.
+    Taps outside the map get 0. Little more than the result is ever held.
     """
-    if rows is None or columns is None:
-        kernel, rows, columns = kernel[None, None], (0,) * output_size[0], (0,)
-    G, KH, KW, Cin_g, Cout_g = kernel.shape[2:]
+    out = empty_weight((*output_size, *kernel.shape), dtype, kernel.device)
+    indices = (0,) * output_size[0], (0,) * output_size[1]
+    rows = unshared_rows(
+        kernel[None, None], amplitude, output_size, stride, padding, dilation, *indices
+    )
+    for own, row in zip(out, rows, strict=True):
+        own.copy_(row)
+    return out
+
+
+def unshared_rows(
+    kernel: Tensor,  # [R, Q, G, KH, KW, Cin/G, Cout/G] float64
+    amplitude: Tensor,  # [Cin, H, W] float64
+    output_size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    rows: tuple[int, ...],
+    columns: tuple[int, ...],
+) -> Iterator[Tensor]:  # [OW, G, KH, KW, Cin/G, Cout/G] float64 each
+    """Yield the kernels of one row of positions after the other; K is kernel[rows[k], columns[l]]
+    at position (k, l)."""
+    G, KH, KW, Cin_g, _ = kernel.shape[2:]
     columns = slice(0, 1) if kernel.shape[1] == 1 else list(columns)
     OH, OW = output_size
     (sh, sw), (ph, pw), (dh, dw) = stride, padding, dilation
@@ -100,13 +120,11 @@ def unshare(
     padded = F.pad(
         amplitude, (pw, max(0, columns_needed - W - pw), ph, max(0, rows_needed - H - ph))
     )
-    out = empty_weight((OH, OW, G, KH, KW, Cin_g, Cout_g), dtype, kernel.device)
     for oh in range(OH):
         lines = padded[:, oh * sh : oh * sh + (KH - 1) * dh + 1 : dh]  # [Cin, KH, W + padding]
         taps = [lines[:, :, j * dw : j * dw + (OW - 1) * sw + 1 : sw] for j in range(KW)]
         window = torch.stack(taps, dim=2).view(G, Cin_g, KH, KW, OW)
-        out[oh] = window.permute(4, 0, 2, 3, 1).unsqueeze(-1) * kernel[rows[oh], columns]
-    return out
+        yield window.permute(4, 0, 2, 3, 1).unsqueeze(-1) * kernel[rows[oh], columns]
 
 
 def check_folded_amplitude(amplitude: Tensor, channels: int, input_size: tuple[int, int]) -> str:
@@ -136,8 +154,10 @@ def amplitude_of_features(amplitude: Tensor, features: int) -> Tensor:  # [featu
     return amplitude.detach().reshape(-1).repeat_interleave(features // count)
 
 
-def map_size(spikes: Tensor, channels: int) -> tuple[int, int]:
+def map_size(spikes: "Tensor | PackedSpikes", channels: int) -> tuple[int, int]:
     """Return (H, W) of dense [N, C, H, W] or packed [N, H, W, words] spikes."""
+    if isinstance(spikes, PackedSpikes):
+        spikes = spikes.binary_words(channels)
     checks.check_tensor("spikes", spikes)
     if spikes.dim() != 4:
         raise ValueError(

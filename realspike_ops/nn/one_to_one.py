@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from realspike_ops import _checks as checks
 from realspike_ops._checks import shape_text
+from realspike_ops.nn.packed_spikes import PackedSpikes, as_dense
 
 
 class _Select(torch.autograd.Function):
@@ -48,7 +49,10 @@ class OneToOneSynapses(nn.Module):
         checks.check_tensor("weight", weight)
         self.weight = nn.Parameter(weight)
 
-    def forward(self, spikes: Tensor) -> Tensor:
+    def forward(self, spikes: "Tensor | PackedSpikes") -> Tensor:
+        is_binary = isinstance(spikes, PackedSpikes) and not spikes.signed
+        # The current is as large as the dense map: to expand the bits first costs no more memory.
+        spikes = as_dense(spikes)
         checks.check_tensor("spikes", spikes)
         shape = spikes.shape[1:]
         if torch.broadcast_shapes(self.weight.shape, shape) != shape:
@@ -56,6 +60,8 @@ class OneToOneSynapses(nn.Module):
                 f"spikes must have maps that weight {shape_text(self.weight)} broadcasts against; "
                 f"got shape {shape_text(spikes)}"
             )
+        if is_binary and not (torch.is_grad_enabled() and self.weight.requires_grad):
+            return torch.where(spikes != 0, self.weight, self.weight.new_zeros(()))
         return _Select.apply(spikes, self.weight)
 
     def extra_repr(self) -> str:

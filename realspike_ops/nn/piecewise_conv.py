@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from realspike_ops import _checks as checks
 from realspike_ops import functional
+from realspike_ops.nn.packed_spikes import PackedSpikes
 
 
 class PiecewiseSpikeConv(nn.Module):
@@ -17,17 +18,21 @@ class PiecewiseSpikeConv(nn.Module):
     equal kernels.
 
     Args:
-        weight: [R, Q, groups, KH, KW, Cin/groups, Cout/groups] float32.
+        weight: [R, Q, groups, KH, KW, Cin/groups, Cout/groups] of a floating dtype, or uint8: int8
+            weights plus 128, whose currents are in steps of a scale (`quantize_weight`).
         rows, columns: For every output row (column) the index into R (Q).
         stride, dilation: As in ``nn.Conv2d``.
         padding: (height, width) before the map; behind it, whatever the last window needs.
 
-    Shape: [N, Cin, H, W] of 0 and 1 -> [N, Cout, OH, OW].
+    Shape: [N, Cin, H, W] of 0 and 1 (or `PackedSpikes`) -> [N, Cout, OH, OW].
     """
 
     def __init__(self, weight: Tensor, rows, columns, stride, padding, dilation):
         super().__init__()
-        self.weight = nn.Parameter(weight)
+        if weight.dtype == torch.uint8:
+            self.register_buffer("weight", weight)
+        else:
+            self.weight = nn.Parameter(weight)
         self.rows, self.columns = tuple(rows), tuple(columns)
         self.stride = checks.pair("stride", stride, 1)
         self.padding = tuple(padding)
@@ -35,25 +40,27 @@ class PiecewiseSpikeConv(nn.Module):
         self.in_channels = weight.shape[2] * weight.shape[5]
         self.out_channels = weight.shape[2] * weight.shape[6]
 
-    def forward(self, spikes: Tensor) -> Tensor:
+    def forward(self, spikes: "Tensor | PackedSpikes") -> Tensor:
+        if isinstance(spikes, PackedSpikes):
+            return self._joined(spikes.binary_words(self.in_channels), packed=True)
         checks.check_tensor("spikes", spikes)
         if spikes.dim() != 4 or spikes.shape[1] != self.in_channels:
             raise ValueError(
                 f"spikes must have shape [N, {self.in_channels}, H, W]; "
                 f"got {checks.shape_text(spikes)}"
             )
-        return torch.cat(
-            [
-                torch.cat(
-                    [self._rectangle(spikes, row, column) for column in _runs(self.columns)], 3
-                )
-                for row in _runs(self.rows)
-            ],
-            2,
-        )
+        return self._joined(spikes, packed=False)
 
-    def _rectangle(self, spikes: Tensor, *runs) -> Tensor:
-        H, W = spikes.shape[2:]
+    def _joined(self, spikes: Tensor, packed: bool) -> Tensor:
+        columns = _runs(self.columns)
+        rows = [
+            torch.cat([self._rectangle(spikes, packed, row, column) for column in columns], 3)
+            for row in _runs(self.rows)
+        ]
+        return torch.cat(rows, 2)
+
+    def _rectangle(self, spikes: Tensor, packed: bool, *runs) -> Tensor:
+        H, W = spikes.shape[1:3] if packed else spikes.shape[2:]
         pads = []
         for (first, last), size, k, s, p, d in zip(
             runs, (H, W), self.weight.shape[3:5], self.stride, self.padding, self.dilation,
@@ -65,7 +72,11 @@ class PiecewiseSpikeConv(nn.Module):
         weight = self.weight[self.rows[y], self.columns[x]]
         weight = weight.expand(last_y - y + 1, last_x - x + 1, *weight.shape)
         return functional.unshared_spike_conv(
-            F.pad(spikes, pads), weight, stride=self.stride, dilation=self.dilation
+            F.pad(spikes, [0, 0, *pads] if packed else pads),
+            weight,
+            stride=self.stride,
+            dilation=self.dilation,
+            check_binary=False if packed else None,
         )
 
     def extra_repr(self) -> str:

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from realspike_ops.nn.packed_spikes import PackedSpikes, as_dense
+
 
 class _Signs(torch.autograd.Function):
     """Split ternary spikes into two binary maps, o+ and o-."""
@@ -19,66 +21,92 @@ class _Signs(torch.autograd.Function):
 
 
 class Synapses(nn.Module):
-    """One map of spikes, and the layer that turns it into a current.
+    """Maps of spikes, and the layer that turns them into a current.
+
+    All binary maps that the layer reads, the positive and the negative part of ternary spikes among
+    them, run through the same weights as one batch, and their currents are added (subtracted).
 
     Args:
-        layer: The gather-accumulate layer; without a bias.
-        signed: The spikes are ternary. Their positive and their negative part run through the same
-            weights, as one batch, and are subtracted.
+        layer: The gather-accumulate layer; it has a bias only if its output is the current.
+        maps: How many maps of spikes it reads.
+        signed: The spikes are ternary.
         pad: (left, right, top, bottom) silent pixels that the layer expects around the map;
             negative ones cut.
         channels: (first, all): the current is that of the channels from ``first`` on, of ``all``.
             None: of all channels.
-        flatten: None, or where the map becomes features: ``"spikes"`` or ``"current"``.
+        flatten: Whether the current becomes features.
         sums: The number of positions whose currents are added up to one (an average over the map,
             whose divisor is part of the weights); 0: they stay apart.
+
+    Shape: ``maps`` maps [N, C, H, W] (or `PackedSpikes`) -> one map of currents, or features.
     """
 
     def __init__(
         self,
         layer: nn.Module,
         *,
+        maps: int = 1,
         signed: bool = False,
         pad: "tuple[int, int, int, int]" = (0, 0, 0, 0),
         channels: "tuple[int, int] | None" = None,
-        flatten: str | None = None,
+        flatten: bool = False,
         sums: int = 0,
     ):
         super().__init__()
         self.layer = layer
+        self.maps = int(maps)
         self.signed = bool(signed)
         self.pad = tuple(pad)
         self.channels = None if channels is None else tuple(channels)
-        self.flatten = flatten
+        self.flatten = bool(flatten)
         self.sums = int(sums)
 
     @property
     def is_plain(self) -> bool:
         """Whether the layer alone does the same."""
-        return not (self.signed or any(self.pad) or self.channels or self.flatten or self.sums)
+        several = self.signed or self.maps > 1
+        return not (several or any(self.pad) or self.channels or self.flatten or self.sums)
 
-    def forward(self, spikes: Tensor) -> Tensor:
-        if self.flatten == "spikes":
-            spikes = spikes.flatten(1)
-        if any(self.pad):
-            spikes = F.pad(spikes, self.pad)
-        if self.signed:
-            current = self.layer(torch.cat(_Signs.apply(spikes)))
-            positive, negative = current.chunk(2)
-            current = positive - negative
-        else:
-            current = self.layer(spikes)
+    def forward(self, *maps: "Tensor | PackedSpikes") -> Tensor:
+        current = self.layer(self._batch(maps))
+        if self.signed or self.maps > 1:
+            current = self._added(current)
         if self.sums:
-            current = current.sum((2, 3), keepdim=True)
+            # One memory format, and so one order of the sum, whichever way the spikes came.
+            pixels = current.permute(0, 2, 3, 1).flatten(1, 2).contiguous()  # [N, H*W, C]
+            current = pixels.sum(1)[..., None, None]
         if self.channels is not None:
             first, count = self.channels
             behind = count - first - current.shape[1]
             current = F.pad(current, (0, 0) * (current.dim() - 2) + (first, behind))
-        return current.flatten(1) if self.flatten == "current" else current
+        return current.flatten(1) if self.flatten else current
+
+    def _batch(self, maps) -> "Tensor | PackedSpikes":
+        """Return all binary maps, padded, as one batch."""
+        if all(isinstance(spikes, PackedSpikes) for spikes in maps):
+            words = [spikes.planes() for spikes in maps]
+            words = words[0] if len(words) == 1 else torch.cat(words)
+            words = F.pad(words, (0, 0, *self.pad)) if any(self.pad) else words
+            return PackedSpikes(words, maps[0].channels)
+        batch = [as_dense(spikes) for spikes in maps]
+        if self.signed:
+            batch = [sign for spikes in batch for sign in _Signs.apply(spikes)]
+        spikes = batch[0] if len(batch) == 1 else torch.cat(batch)
+        return F.pad(spikes, self.pad) if any(self.pad) else spikes
+
+    def _added(self, current: Tensor) -> Tensor:
+        parts = current.chunk(self.maps * (2 if self.signed else 1))
+        if self.signed:
+            parts = [p - n for p, n in zip(parts[::2], parts[1::2], strict=True)]
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        return total
 
     def extra_repr(self) -> str:
         parts = [f"{name}={getattr(self, name)}" for name in ("signed", "flatten", "channels")]
         parts = [part for part in parts if not part.endswith(("=False", "=None"))]
+        parts += [f"maps={self.maps}"] if self.maps > 1 else []
         parts += [f"sums={self.sums}"] if self.sums else []
         return ", ".join(parts + ([f"pad={self.pad}"] if any(self.pad) else []))
 
@@ -87,10 +115,11 @@ class SynapticCurrent(nn.Module):
     """Add up what several maps of spikes send to the same neurons, and a bias.
 
     Args:
-        synapses: For every map that is read, by name, in the order of the inputs.
+        synapses: By name, in the order of the inputs; `Synapses` may read several of them, any
+            other layer reads one.
         bias: Broadcasts against one map of currents; None: 0.
 
-    Shape: one map of spikes per entry of ``synapses``, then currents to add as they are -> one map
+    Shape: the maps of spikes that ``synapses`` read, then currents to add as they are -> one map
     of currents.
     """
 
@@ -99,12 +128,22 @@ class SynapticCurrent(nn.Module):
         self.synapses = nn.ModuleDict(synapses)
         self.bias = None if bias is None else nn.Parameter(bias)
 
-    def forward(self, *maps: Tensor) -> Tensor:
-        if len(maps) < len(self.synapses):
-            raise ValueError(f"expected at least {len(self.synapses)} maps; got {len(maps)}")
-        spikes, currents = maps[: len(self.synapses)], maps[len(self.synapses) :]
+    @property
+    def readers(self) -> list[nn.Module]:
+        """For every map of spikes, the layer that reads it."""
         layers = self.synapses.values()
-        currents = [layer(map) for layer, map in zip(layers, spikes, strict=True)] + [*currents]
+        return [layer for layer in layers for _ in range(getattr(layer, "maps", 1))]
+
+    def forward(self, *maps: "Tensor | PackedSpikes") -> Tensor:
+        count = len(self.readers)
+        if len(maps) < count:
+            raise ValueError(f"expected at least {count} maps; got {len(maps)}")
+        read, currents = 0, []
+        for layer in self.synapses.values():
+            own = getattr(layer, "maps", 1)
+            currents.append(layer(*maps[read : read + own]))
+            read += own
+        currents += maps[read:]
         total = currents[0]
         for current in currents[1:]:
             total = total + current

@@ -7,7 +7,10 @@ from torch import Tensor, nn
 
 from realspike_ops import _checks as checks
 from realspike_ops import functional
+from realspike_ops.conv_lif_functional import unshared_spike_conv_lif
 from realspike_ops.nn import fold
+from realspike_ops.nn.folded_lif import FoldedLIF
+from realspike_ops.nn.packed_spikes import PackedSpikes
 from realspike_ops.nn.storage import check_memory, check_storage, stored, unshared
 from realspike_ops.ops.unshared_conv import empty_weight
 
@@ -52,20 +55,33 @@ class _SpikeConv(nn.Module):
         self.amplitude = None if amplitude is None else nn.Parameter(amplitude)
         self.register_buffer("scale", scale)
 
-    def forward(self, spikes: Tensor) -> Tensor:
-        # What .half() and .bfloat16() make of the weights is storage; the rest is float32.
-        return functional.unshared_spike_conv(
-            spikes,
-            self.weight,
-            _float32(self.bias),
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            amplitude=_float32(self.amplitude),
-            scale=None if self.fold_scale else _float32(self.scale),
-            algorithm=self.algorithm,
-            check_binary=self.check_binary,
+    def forward(self, spikes: "Tensor | PackedSpikes") -> Tensor:
+        return functional.unshared_spike_conv(**self._arguments(spikes), algorithm=self.algorithm)
+
+    def fire(self, spikes: "Tensor | PackedSpikes", neurons: FoldedLIF) -> PackedSpikes:
+        """Run ``neurons(self(spikes), packed=True)`` as one op, in inference."""
+        words = unshared_spike_conv_lif(
+            **self._arguments(spikes), timesteps=neurons.timesteps, **neurons.dynamics
         )
+        return PackedSpikes(words, self.out_channels, neurons.emission == "ternary")
+
+    def _arguments(self, spikes: "Tensor | PackedSpikes") -> dict:
+        check_binary = self.check_binary
+        if isinstance(spikes, PackedSpikes):
+            # A LIF layer made the words: they need no check.
+            spikes, check_binary = spikes.binary_words(self.in_channels), False
+        # What .half() and .bfloat16() make of the weights is storage; the rest is float32.
+        return {
+            "spikes": spikes,
+            "weight": self.weight,
+            "bias": _float32(self.bias),
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "amplitude": _float32(self.amplitude),
+            "scale": None if self.fold_scale else _float32(self.scale),
+            "check_binary": check_binary,
+        }
 
     def threshold(self, v_threshold: float = 0.5) -> "float | Tensor":  # [Cout, 1, 1]
         """Return the threshold, also a reset potential, for neurons that read this layer.
@@ -360,18 +376,27 @@ class SpikeConv2d(_SpikeConv):
 
 
 class SpikeLinear(_SpikeConv):
-    """Linear layer over binary spikes by additions alone: a 1 x 1 convolution of a 1 x 1 map.
+    """Linear layer over binary spikes by additions alone: a convolution with one output position.
+
+    Its kernel is as large as the map that it reads: 1 x 1 for features. Maps need not be flattened,
+    so that their bits can be read as they lie.
 
     Attributes:
-        weight: [1, 1, 1, 1, 1, in_features, out_features] float32.
+        weight: [1, 1, 1, 1, 1, in_features, out_features] float32, or, over whole maps,
+            [1, 1, 1, H, W, C, out_features].
         bias: [out_features] float32, or None.
 
-    Shape: [N, in_features] of 0 and 1 (or packed [N, words]) -> [N, out_features].
+    Shape: [N, in_features] of 0 and 1 (or packed [N, words]), or maps [N, C, H, W] (or packed
+    [N, H, W, words]) -> [N, out_features].
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, device=None):
         weight, bias, _ = _initial((1, 1), in_features, out_features, 1, 1, bias, device)
         super().__init__(weight, bias)
+
+    @property
+    def in_features(self) -> int:
+        return self.in_channels * math.prod(self.kernel_size)
 
     @classmethod
     def from_linear(
@@ -408,16 +433,39 @@ class SpikeLinear(_SpikeConv):
         _SpikeConv.__init__(folded, weight, None if bias is None else (bias * scale).float())
         return folded
 
-    def forward(self, spikes: Tensor) -> Tensor:
-        checks.check_tensor("spikes", spikes)
-        packed = spikes.dtype == torch.int32
-        if spikes.dim() != 2 or (not packed and spikes.shape[1] != self.in_channels):
+    def forward(self, spikes: "Tensor | PackedSpikes") -> Tensor:
+        if isinstance(spikes, PackedSpikes):
+            words = spikes.binary_words(self.in_channels)
+            if words.dim() == 2:
+                spikes = PackedSpikes(words[:, None, None], self.in_channels)
+        else:
+            checks.check_tensor("spikes", spikes)
+            packed = spikes.dtype == torch.int32
+            if spikes.dim() == 2 and packed:
+                spikes = spikes[:, None, None]
+            elif spikes.dim() == 2 and spikes.shape[1] == self.in_features:
+                spikes = spikes.unflatten(1, (self.in_channels, *self.kernel_size))
+        size = fold.map_size(spikes, self.in_channels) if self._is_map(spikes) else None
+        if size != self.kernel_size:
             raise ValueError(
-                f"spikes must have shape [N, {self.in_channels}]; got {checks.shape_text(spikes)}"
+                f"spikes must have shape [N, {self.in_features}]{self._map_text()}; "
+                f"got {checks.shape_text(getattr(spikes, 'words', spikes))}"
             )
-        if packed:
-            return super().forward(spikes[:, None, None, :]).flatten(1)
-        return super().forward(spikes[:, :, None, None]).flatten(1)
+        return super().forward(spikes).flatten(1)
+
+    @staticmethod
+    def _is_map(spikes) -> bool:
+        return isinstance(spikes, PackedSpikes) or spikes.dim() == 4
+
+    def _map_text(self) -> str:
+        if self.kernel_size == (1, 1):
+            return ""
+        H, W = self.kernel_size
+        return f" or [N, {self.in_channels}, {H}, {W}]"
 
     def extra_repr(self) -> str:
-        return f"{self.in_channels}, {self.out_channels}, bias={self.bias is not None}"
+        size = "" if self.kernel_size == (1, 1) else f", map_size={self.kernel_size}"
+        return (
+            f"{self.in_features}, {self.out_channels}{size}, "
+            f"bias={self.bias is not None}{self._storage_repr()}"
+        )

@@ -53,6 +53,22 @@ def launch_packed(x, parameters, period, v_init, packed, v_last, neuron, x_strid
     )
 
 
+def params_after_conv(parameters, v_init, neuron, T, N):
+    """The parameters of N neurons on currents that are nowhere in memory; any device's."""
+    amplitude, decay, v_threshold = map(_per_neuron, parameters)
+    return extension().LifParams(
+        *(_form(neuron), amplitude, decay, v_threshold),
+        *(0, pointer(v_init), 0, DTYPES[torch.float32], 0, T, N, 0, 1),
+    )
+
+
+def launch_after_conv(conv, lif, packed, v_last):
+    """Launch the convolution `conv` and the neurons `lif` that its currents go into."""
+    extension().unshared_conv_lif_cpu(
+        conv, lif, packed.data_ptr(), pointer(v_last), torch.get_num_threads()
+    )
+
+
 def partial_shape(T, N, period, save, element_size) -> tuple[int, int]:
     chunks, row, *_ = extension().lif_tiling(T, N, period)
     return chunks, row

@@ -44,17 +44,16 @@ def _allocate_out(spikes: Tensor, weight: Tensor, output_size, channels_last: bo
     return out.permute(0, 3, 1, 2) if channels_last else out
 
 
-def _packed_with(spikes: Tensor, pack) -> Tensor:
-    """Return pack(spikes) for dense spikes; nothing for packed ones, which backward has already."""
-    if spikes.dtype == torch.int32:
-        return spikes.new_empty((0,), dtype=torch.int32)
-    return pack(spikes)
+def _or_empty(packed: Tensor | None, spikes: Tensor) -> Tensor:
+    """An op's schema has a tensor for every output; backward has packed spikes already."""
+    return spikes.new_empty((0,), dtype=torch.int32) if packed is None else packed
 
 
 def _fake(spikes, weight, bias, amplitude, scale, output_size, *others):
     channels_last = others[-2]
     out = _allocate_out(spikes, weight, output_size, channels_last)
-    return out, _packed_with(spikes, allocate_packed)
+    packed = None if spikes.dtype == torch.int32 else allocate_packed(spikes)
+    return out, _or_empty(packed, spikes)
 
 
 def is_shared(weight: Tensor) -> bool:
@@ -70,39 +69,60 @@ def _kernel_order(weight: Tensor) -> tuple[Tensor, int]:
     return weight, weight.shape[2:].numel()
 
 
+def kernel_params(words, weight, bias, amplitude, scale, out, output_size, geometry):
+    """Return the kernel's parameters, and the tensors that they point into."""
+    kernels, weight_stride_p = _kernel_order(weight)
+    bias_strides = (0, 0)
+    if bias is not None:
+        bias = bias.contiguous()
+        bias_strides = (1, 0) if bias.dim() == 1 else (bias[0].numel(), 1)
+    if amplitude is not None:
+        amplitude = amplitude.permute(1, 2, 0).contiguous()  # [H, W, Cin]
+    if scale is not None:
+        scale = scale.contiguous()
+    out_strides = (0, 0, 0)
+    if out is not None:
+        stride_p = out.stride(3) if out.shape[3] > 1 else out.stride(2)
+        out_strides = (out.stride(0), out.stride(1), stride_p)
+    tensors = (words, kernels, bias, amplitude, scale, out)
+    params = extension().UnsharedConvParams(
+        *map(pointer, tensors),
+        *(_DTYPES[weight.dtype], *words.shape, *output_size, *weight.shape[2:]),
+        *(size for pair in geometry for size in pair),
+        *(weight_stride_p, *bias_strides, *out_strides),
+    )
+    return params, tensors
+
+
 def _implement(launch):
-    """Implement the op by `launch`, a device's function of the kernel's parameters."""
+    """Make the forward pass out of `launch`, a device's function of the kernel's parameters.
+
+    It returns the currents, and the packed spikes, None where the spikes were packed already.
+    """
 
     def run(spikes, weight, bias, amplitude, scale, output_size, *geometry_and_switches):
         *geometry, channels_last, check_binary = geometry_and_switches
         out = _allocate_out(spikes, weight, output_size, channels_last)
-        packed = _packed_with(spikes, lambda dense: pack_spikes(dense, check_binary))
+        packed = None if spikes.dtype == torch.int32 else pack_spikes(spikes, check_binary)
         if out.numel() == 0:
             return out, packed
-        words = spikes.contiguous() if spikes.dtype == torch.int32 else packed
-        kernels, weight_stride_p = _kernel_order(weight)
-        bias_strides = (0, 0)
-        if bias is not None:
-            bias = bias.contiguous()
-            bias_strides = (1, 0) if bias.dim() == 1 else (bias[0].numel(), 1)
-        if amplitude is not None:
-            amplitude = amplitude.permute(1, 2, 0).contiguous()  # [H, W, Cin]
-        if scale is not None:
-            scale = scale.contiguous()
-        out_stride_p = out.stride(3) if out.shape[3] > 1 else out.stride(2)
-        launch(
-            extension().UnsharedConvParams(
-                *(pointer(t) for t in (words, kernels, bias, amplitude, scale, out)),
-                *(_DTYPES[weight.dtype], *words.shape, *output_size, *weight.shape[2:]),
-                *(size for pair in geometry for size in pair),
-                *(weight_stride_p, *bias_strides),
-                *(out.stride(0), out.stride(1), out_stride_p),
-            ),
-            spikes.device,
+        words = spikes.contiguous() if packed is None else packed
+        params, tensors = kernel_params(
+            words, weight, bias, amplitude, scale, out, output_size, geometry
         )
+        launch(params, spikes.device)
+        del tensors
         return out, packed
 
     return run
+
+
+def _registered(forward):
+    def call(spikes, *arguments):
+        out, packed = forward(spikes, *arguments)
+        return out, _or_empty(packed, spikes)
+
+    return call
 
 
 def _launch_cpu(params, device):
@@ -156,7 +176,7 @@ def unshared_conv(spikes, weight, bias, amplitude, *rest) -> Tensor:
 
 _FORWARD = {"cpu": _implement(_launch_cpu), "cuda": _implement(_launch_cuda)}
 for device, forward in _FORWARD.items():
-    LIBRARY.impl("unshared_conv", forward, device.upper())
+    LIBRARY.impl("unshared_conv", _registered(forward), device.upper())
 torch.library.register_fake("realspike::unshared_conv", _fake, lib=LIBRARY)
 torch.library.register_autograd(
     "realspike::unshared_conv", _backward, setup_context=_setup_context, lib=LIBRARY

@@ -1,20 +1,23 @@
 """Gradients of realspike::unshared_conv.
 
-That of unshared weights is gathered like the forward pass (realspike::unshared_conv_grad_weight, on
-the CPU); the others are dense products.
+That of unshared weights is gathered like the forward pass (realspike::unshared_conv_grad_weight);
+the others are dense products.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from realspike_ops._native import DTYPES, extension, pointer
+from realspike_ops._native import DTYPES, cuda_extension, extension, pointer
 from realspike_ops.ops import LIBRARY
 
-# grad_out [N, Cout, OH, OW], packed [N, H, W, words] -> float32 of shape weight_shape
+# grad_out [N, Cout, OH, OW], packed [N, H, W, words] -> weight_shape: float32 sums over the samples
+# that fired, in ascending n, rounded once to `dtype`
 LIBRARY.define(
     "unshared_conv_grad_weight(Tensor grad_out, Tensor packed, int[7] weight_shape, int[2] stride,"
-    " int[2] padding, int[2] dilation) -> Tensor"
+    " int[2] padding, int[2] dilation, ScalarType dtype) -> Tensor"
 )
 
 
@@ -42,45 +45,58 @@ def gradients(
     grad_spikes = grad_weight = None
     if needs_weight:
         grad_weight = torch.ops.realspike.unshared_conv_grad_weight(
-            grad_out, packed, weight.shape, *geometry
-        ).to(weight.dtype)
+            grad_out, packed, weight.shape, *geometry, weight.dtype
+        )
     if needs_spikes:
         grad_spikes = _of_spikes(by_position, packed, weight, padded, window)
     return grad_spikes, grad_weight, None
 
 
-def _grad_weight_gathered(grad_out, packed, weight_shape, *geometry) -> Tensor:
-    grad_out = grad_out.float()
-    if 0 in grad_out.stride():  # the kernel has one stride for the positions
-        grad_out = grad_out.contiguous()
-    OH, OW = weight_shape[:2]
-    if OH > 1 and OW > 1 and grad_out.stride(2) != OW * grad_out.stride(3):
-        grad_out = grad_out.contiguous()
-    grad_weight = grad_out.new_zeros(weight_shape)
-    packed = packed.contiguous()
-    stride_p = grad_out.stride(3) if OW > 1 else grad_out.stride(2)
-    params = extension().UnsharedConvParams(
-        *(pointer(packed), 0, 0, 0, 0, 0, DTYPES[torch.float32], *packed.shape, *weight_shape),
-        *(size for pair in geometry for size in pair),
-        *(grad_weight[0, 0].numel(), 0, 0, grad_out.stride(0), grad_out.stride(1), stride_p),
-    )
+def _implement_grad_weight(launch):
+    """Implement the op by `launch`, a device's function of the kernel's arguments."""
+
+    def run(grad_out, packed, weight_shape, stride, padding, dilation, dtype):
+        grad_out = grad_out.float()
+        if 0 in grad_out.stride():  # the kernel has one stride for the positions
+            grad_out = grad_out.contiguous()
+        OH, OW = weight_shape[:2]
+        if OH > 1 and OW > 1 and grad_out.stride(2) != OW * grad_out.stride(3):
+            grad_out = grad_out.contiguous()
+        packed = packed.contiguous()
+        stride_p = grad_out.stride(3) if OW > 1 else grad_out.stride(2)
+
+        def params(stored):
+            return extension().UnsharedConvParams(
+                *(pointer(packed), 0, 0, 0, 0, 0, DTYPES[stored], *packed.shape, *weight_shape),
+                *(size for pair in (stride, padding, dilation) for size in pair),
+                *(math.prod(weight_shape[2:]), 0, 0),
+                *(grad_out.stride(0), grad_out.stride(1), stride_p),
+            )
+
+        return launch(params, grad_out, packed.shape[0], weight_shape, dtype).to(dtype)
+
+    return run
+
+
+def _grad_weight_cpu(params, grad_out, samples, shape, dtype) -> Tensor:
+    grad_weight = grad_out.new_zeros(shape)
     extension().unshared_conv_grad_weight_cpu(
-        params, pointer(grad_out), pointer(grad_weight), torch.get_num_threads()
+        params(torch.float32), pointer(grad_out), pointer(grad_weight), torch.get_num_threads()
     )
     return grad_weight
 
 
-def _grad_weight_multiplied(grad_out, packed, weight_shape, *geometry) -> Tensor:
-    OH, OW, G, KH, KW, Cin_g, Cout_g = weight_shape
-    N, positions, taps = packed.shape[0], OH * OW, Cin_g * KH * KW
-    padded, window = window_of(packed.shape[1:3], weight_shape, *geometry)
-    spikes = torch.ops.realspike.unpack_spikes(packed, G * Cin_g, False)
-    patches = F.unfold(F.pad(spikes, padded), **window)  # [N, Cin * KH * KW, P]
-    patches = patches.view(N, G, taps, positions).permute(3, 1, 2, 0)
-    by_position = grad_out.reshape(N, G, Cout_g, positions).permute(3, 1, 0, 2)
-    grad = torch.matmul(patches, by_position)  # [P, G, Cin/G * KH * KW, Cout/G]
-    grad = grad.view(OH, OW, G, Cin_g, KH, KW, Cout_g).permute(0, 1, 2, 4, 5, 3, 6)
-    return grad.contiguous()
+def _grad_weight_cuda(params, grad_out, samples, shape, dtype) -> Tensor:
+    native = cuda_extension()
+    if samples > native.unshared_conv_grad_samples:
+        dtype = torch.float32  # a sum that goes on must not have been rounded
+    grad_weight = grad_out.new_empty(shape, dtype=dtype)
+    with torch.cuda.device(grad_out.device):
+        stream = torch.cuda.current_stream().cuda_stream
+        native.unshared_conv_grad_weight_cuda(
+            params(dtype), pointer(grad_out), pointer(grad_weight), stream
+        )
+    return grad_weight
 
 
 def _of_spikes(by_position, packed, weight, padded, window) -> Tensor:
@@ -137,10 +153,12 @@ def window_of(size, weight_shape, stride, padding, dilation):
     return (left, right, top, bottom), window
 
 
-LIBRARY.impl("unshared_conv_grad_weight", _grad_weight_gathered, "CPU")
-LIBRARY.impl("unshared_conv_grad_weight", _grad_weight_multiplied, "CUDA")
+for device, launch in (("CPU", _grad_weight_cpu), ("CUDA", _grad_weight_cuda)):
+    LIBRARY.impl("unshared_conv_grad_weight", _implement_grad_weight(launch), device)
 torch.library.register_fake(
     "realspike::unshared_conv_grad_weight",
-    lambda grad_out, packed, weight_shape, *geometry: grad_out.new_empty(weight_shape),
+    lambda grad_out, packed, shape, stride, padding, dilation, dtype: grad_out.new_empty(
+        shape, dtype=dtype
+    ),
     lib=LIBRARY,
 )

@@ -1,87 +1,149 @@
 """From planned synapses to a network: their size is checked before they are allocated."""
 
+import operator
+
 import torch
 from torch import Tensor, nn
 
 from realspike_ops.nn import SynapticCurrent
 from realspike_ops.reparam.errors import ReparameterizationError
 from realspike_ops.reparam.folding import Folding, PlannedCurrent
-from realspike_ops.reparam.network import FoldedNetwork, Step, bytes_text
+from realspike_ops.reparam.network import (
+    Argument,
+    EncodingCall,
+    FoldedNetwork,
+    Step,
+    bytes_text,
+)
+from realspike_ops.reparam.steps_of_scale import current_scale, refusal_of_steps
+from realspike_ops.reparam.synapses import PlannedSynapses
 
 
 def allocate(folding: Folding, dtype: torch.dtype, max_bytes: int) -> FoldedNetwork:
     """Build the network that `folding` planned, with synapses of `dtype`.
 
     Raises:
-        ReparameterizationError: if the synapses would take more than ``max_bytes``.
+        ReparameterizationError: if the synapses would take more than ``max_bytes``, or cannot be
+            of this type.
     """
-    _check_size(folding.planned, dtype, max_bytes)
+    if dtype == torch.int8 and (reason := _int8_refusal(folding)):
+        raise ReparameterizationError(reason)
+    _check_size(folding, dtype, max_bytes)
     modules = dict(folding.modules)
-    steps = [*folding.encoding]
-    flattened: dict[str, str] = {}
+    encoding, steps = [*folding.encoding], []
     for step in folding.steps:
         if step.name not in folding.planned:
             steps.append(step)
             continue
         planned = folding.planned[step.name]
+        own_dtype = _dtype_of(planned, dtype)
+        try:
+            scale = current_scale(planned) if own_dtype == torch.int8 else None  # [C]
+        except ValueError as error:
+            raise ReparameterizationError(f"{step.name!r} cannot be int8: {error}") from error
         inputs = step.inputs
-        if planned.reads_features_of_maps:
-            (source,) = inputs
-            if source not in flattened:
-                flattened[source] = folding.unique_name("flatten")
-                modules[flattened[source]] = nn.Flatten()
-                steps.append(Step(flattened[source], inputs))
-            inputs = (flattened[source],)
-        modules[step.name] = _built(planned, dtype)
+        if scale is not None:
+            by_neuron = _by_neuron(scale, planned)
+            for neurons in planned.neurons:
+                modules[neurons.step] = modules[neurons.step].in_steps_of(by_neuron)
+            if planned.has_real_part:
+                # It is the encoding that multiplies: real values, before the first neurons.
+                name = folding.unique_name(f"{step.name}_real_in_steps")
+                arguments = (Argument(0), Argument("scale"))
+                modules[name] = EncodingCall(operator.truediv, arguments, {}, {"scale": by_neuron})
+                encoding.append(Step(name, inputs[-1:]))
+                inputs = (*inputs[:-1], name)
+        modules[step.name] = _built(planned, own_dtype, scale)
         steps.append(Step(step.name, inputs))
-    return FoldedNetwork(steps, modules, folding.output_step).eval()
+    return FoldedNetwork([*encoding, *steps], modules, folding.output_step).eval()
 
 
-def _check_size(planned: dict[str, PlannedCurrent], dtype: torch.dtype, max_bytes: int) -> None:
-    weights = {name: sum(s.weights for s in p.synapses) for name, p in planned.items()}
-    total = sum(weights.values())
-    if total * dtype.itemsize <= max_bytes:
+def _dtype_of(planned: PlannedCurrent, dtype: torch.dtype) -> torch.dtype:
+    """What no neurons read, the class scores, has no threshold to take the scale of int8."""
+    return torch.float32 if dtype == torch.int8 and not planned.neurons else dtype
+
+
+def _by_neuron(scale: Tensor, planned: PlannedCurrent) -> Tensor:  # [C, 1, 1], or [F]
+    C, H, W = planned.grid
+    return scale.repeat_interleave(H * W) if planned.flat else scale.view(C, 1, 1)
+
+
+def _int8_refusal(folding: Folding) -> "str | None":
+    for planned in folding.planned.values():
+        for neurons in planned.neurons:
+            reason = refusal_of_steps(planned, folding.modules[neurons.step])
+            if reason is not None:
+                return f"{neurons.layer} cannot read a current of int8 weights: {reason}"
+    return None
+
+
+def _check_size(folding: Folding, dtype: torch.dtype, max_bytes: int) -> None:
+    def size_of(planned: PlannedCurrent, dtype: torch.dtype) -> int:
+        return sum(s.bytes(_dtype_of(planned, dtype)) for s in planned.synapses)
+
+    def total_of(dtype: torch.dtype) -> int:
+        return sum(size_of(planned, dtype) for planned in folding.planned.values())
+
+    total = total_of(dtype)
+    if total <= max_bytes:
         return
-
-    def size(count: int, itemsize: int = dtype.itemsize) -> str:
-        return bytes_text(count * itemsize)
-
-    largest = sorted(weights.items(), key=lambda item: -item[1])[:3]
-    shown = ", ".join(f"{name!r} {size(count)}" for name, count in largest)
-    shared = sum(s.shared_weights for p in planned.values() for s in p.synapses)
-    half = f"weight_dtype=torch.float16 or torch.bfloat16: {size(total, 2)}; "
-    half = "" if dtype.itemsize <= 2 else half
+    sizes = {name: size_of(planned, dtype) for name, planned in folding.planned.items()}
+    largest = sorted(sizes.items(), key=lambda item: -item[1])[:3]
+    shown = ", ".join(f"{name!r} {bytes_text(size)}" for name, size in largest)
+    half, int8 = total_of(torch.float16), total_of(torch.int8)
+    less = []
+    if half < total:
+        less.append(f"weight_dtype=torch.float16 or torch.bfloat16: {bytes_text(half)}")
+    if int8 < min(half, total) and _int8_refusal(folding) is None:
+        less.append(f"weight_dtype=torch.int8, which rounds the weights: {bytes_text(int8)}")
+    shared = sum(
+        s.shared_weights * _dtype_of(planned, dtype).itemsize
+        for planned in folding.planned.values()
+        for s in planned.synapses
+    )
+    less.append(
+        f"amplitudes of granularity 'channel', whose kernels are shared: {bytes_text(shared)}"
+    )
     raise ReparameterizationError(
-        f"the synapses would take {size(total)} ({total * dtype.itemsize:,} bytes), more than "
-        f"max_bytes ({bytes_text(max_bytes)}); the largest are {shown}. What takes less: {half}"
-        f"amplitudes of granularity 'channel', whose kernels are shared: {size(shared)}. Or raise "
-        "max_bytes"
+        f"the synapses would take {bytes_text(total)} ({total:,} bytes), more than "
+        f"max_bytes ({bytes_text(max_bytes)}); the largest are {shown}. What takes less: "
+        f"{'; '.join(less)}. Or raise max_bytes"
     )
 
 
-def _built(planned: PlannedCurrent, dtype: torch.dtype) -> nn.Module:
+def _check_range(synapses: PlannedSynapses, dtype: torch.dtype) -> None:
+    if dtype != torch.float16:
+        return
+    largest = synapses.largest().max().item()
+    if largest > torch.finfo(dtype).max:
+        raise ReparameterizationError(
+            f"the synapses from {synapses.sources[0]!r} hold a weight of {largest:.3g}, beyond the "
+            "range of float16: use weight_dtype=torch.bfloat16 or torch.float32"
+        )
+
+
+def _built(planned: PlannedCurrent, dtype: torch.dtype, scale: "Tensor | None") -> nn.Module:
     """One layer where that is all; else the sum of several, or of one and a bias."""
-    own_bias = planned.bias if planned.is_alone else None
-    layers = [synapses.build(dtype, own_bias) for synapses in planned.synapses]
-    if planned.reads_features_of_maps:
-        layers[0].flatten = None  # a step of its own
-    has_bias = hasattr(layers[0].layer, "bias")
-    if planned.is_alone and layers[0].is_plain and (has_bias or planned.bias is None):
+    bias = planned.bias
+    if bias is not None and scale is not None:
+        bias = bias / scale.double().view(-1, 1, 1)
+    layers = []
+    for synapses in planned.synapses:
+        _check_range(synapses, dtype)
+        own_bias = bias if synapses.takes_bias else None
+        layers.append(synapses.build(dtype, own_bias, scale))
+        bias = bias if own_bias is None else None
+    if planned.is_alone and layers[0].is_plain and bias is None:
         return layers[0].layer
-    if has_bias:
-        layers[0].layer.bias = None  # it is added behind the sum
     named = {}
     for layer, synapses in zip(layers, planned.synapses, strict=True):
-        name = f"from_{synapses.source}"
+        first, *others = synapses.sources
+        name = f"from_{first}" + (f"_and_{len(others)}_more" if others else "")
         while name in named:
             name += "_again"
         named[name] = layer.layer if layer.is_plain else layer
-    return SynapticCurrent(named, _bias(planned, dtype))
-
-
-def _bias(planned: PlannedCurrent, dtype: torch.dtype) -> "Tensor | None":
-    if planned.bias is None:
-        return None
-    # Added once per neuron: halving it would save nothing.
-    bias = planned.bias.to(torch.float64 if dtype == torch.float64 else torch.float32)
-    return bias.flatten() if planned.flat else bias.contiguous()
+    if bias is not None:
+        # Added once per neuron: halving it would save nothing.
+        bias = bias.to(torch.float64 if dtype == torch.float64 else torch.float32)
+        bias = bias.flatten() if planned.flat else bias.contiguous()
+    return SynapticCurrent(named, bias)

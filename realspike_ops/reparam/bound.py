@@ -23,6 +23,7 @@ from realspike_ops.nn import (
 )
 from realspike_ops.nn.unshared_conv import _SpikeConv
 from realspike_ops.reparam.network import FoldedNetwork
+from realspike_ops.reparam.quantization_bound import quantization_bounds
 from realspike_ops.reparam.trace import function_name, trace
 
 UNIT = {
@@ -34,6 +35,8 @@ UNIT = {
 _SLACK = 1.02  # (1 + u)^d - 1 against d * u, for d up to 2^18
 # var + eps, its root, the quotient, the weight; the mean times that, the shift; scale and shift.
 _NORM_ROUNDINGS = 10
+# Of a current in steps of a scale: bias and real part over it, and the product that undoes it.
+_SCALE_ROUNDINGS = 3
 
 
 class Magnitude(NamedTuple):
@@ -193,7 +196,7 @@ def current_bounds(
     x: Tensor,
     spikes: list[Tensor],  # of the trained network, without amplitudes; in order of execution
 ) -> list[Tensor]:  # one per LIF layer, and the output's
-    """Return the largest differences that rounding can make, given equal spikes."""
+    """Return the largest differences that rounding can make, to int8 too, given equal spikes."""
     magnitudes = _Magnitudes(model, spikes)
     last = magnitudes.run(x.detach().double().cpu())
     if not isinstance(last, Magnitude):
@@ -204,7 +207,14 @@ def current_bounds(
     }
     unit = UNIT[torch.float64 if x.dtype == torch.float64 else torch.float32]
     storage = max((UNIT[dtype] for dtype in dtypes), default=unit)
-    return [
-        magnitude.value * (_SLACK * ((magnitude.roundings + own) * unit + storage))
-        for magnitude, own in zip([*magnitudes.currents, last], [*currents, output], strict=True)
-    ]
+    bounds = []
+    for magnitude, own, steps in zip(
+        [*magnitudes.currents, last],
+        [*currents, output],
+        [*quantization_bounds(folded, x), None],
+        strict=True,
+    ):
+        own += 0 if steps is None else _SCALE_ROUNDINGS
+        bound = magnitude.value * (_SLACK * ((magnitude.roundings + own) * unit + storage))
+        bounds.append(bound if steps is None else bound + _SLACK * steps.cpu())
+    return bounds

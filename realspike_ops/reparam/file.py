@@ -17,7 +17,7 @@ from realspike_ops.nn.unshared_conv import _SpikeConv
 from realspike_ops.reparam.network import Argument, EncodingCall, FoldedNetwork, Step
 
 FORMAT = "realspike.folded"
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"
 
 _SPIKE_CONVS = {
     cls.__name__: cls for cls in (layers.SpikeConv2d, layers.UnsharedSpikeConv, layers.SpikeLinear)
@@ -44,7 +44,6 @@ _BY_ARGUMENTS: "dict[type, str]" = {
 _FUNCTIONS = {
     "add": torch.add,
     "operator.add": operator.add,
-    "operator.iadd": operator.iadd,
     "sub": torch.sub,
     "mul": torch.mul,
     "operator.mul": operator.mul,
@@ -161,7 +160,7 @@ def _described(name: str, module: nn.Module) -> dict:
         form = {k: None if isinstance(v, Tensor) else v for k, v in module.form.items()}
         described |= form | {"timesteps": module.timesteps, "surrogate": tuple(module.surrogate)}
     elif kind is layers.Synapses:
-        fields = ("signed", "pad", "channels", "flatten", "sums")
+        fields = ("maps", "signed", "pad", "channels", "flatten", "sums")
         described |= {k: getattr(module, k) for k in fields}
         described["layer"] = _described(name, module.layer)
     elif kind is layers.SynapticCurrent:
@@ -201,7 +200,8 @@ def _built(described: dict, tensors: dict[str, Tensor]) -> nn.Module:
         described["surrogate"] = _tupled(described["surrogate"])
         buffers = {"decay": "decay_factor", "v_threshold": "v_threshold"}
         given = {k: tensors[v] for k, v in buffers.items() if described[k] is None}
-        return layers.FoldedLIF(**(described | given))
+        scale = tensors.get("current_scale")
+        return layers.FoldedLIF(**(described | given), current_scale=scale)
     if kind == "Synapses":
         layer = _built(described.pop("layer"), _inside(tensors, "layer"))
         return layers.Synapses(layer, **described)

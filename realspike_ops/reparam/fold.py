@@ -12,7 +12,7 @@ from realspike_ops.reparam.network import FoldedNetwork
 from realspike_ops.reparam.trace import trace
 
 MAX_BYTES = 8 * 2**30
-STORAGE = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+STORAGE = (torch.float32, torch.float16, torch.bfloat16, torch.int8, torch.float64)
 
 
 @torch.no_grad()
@@ -40,8 +40,11 @@ def reparameterize(
         model: A trained network, traced with torch.fx; docs/reparam.md lists what it may hold. It
             is not changed; it is folded as in eval mode.
         example_input: An input of the shape that the network will see; the batch size is free.
-        weight_dtype: How the synapses are stored: float32, or float16 or bfloat16 in half the
-            memory. Default: float32, and float64 for a model in float64.
+        weight_dtype: How the synapses are stored: float32; float16 or bfloat16 in half the memory;
+            or int8 in a quarter, which rounds them to 255 steps of one scale per channel: an
+            approximation, whose currents, thresholds and potentials are in steps of that scale, so
+            that nothing is multiplied (docs/reparam.md). Default: float32, and float64 for a model
+            in float64.
         max_bytes: The most that the synapses may take; default 8 GiB.
 
     Returns:

@@ -23,22 +23,27 @@ from realspike_ops.reparam.value import Source, Value, of_source
 
 
 @dataclass(frozen=True)
+class PlannedNeurons:
+    """A LIF layer that reads a planned current."""
+
+    step: str
+    layer: str  # as an error names it
+
+
+@dataclass(frozen=True)
 class PlannedCurrent:
     """The synapses of one step, before they are allocated."""
 
     synapses: list[PlannedSynapses]  # in the order of the step's inputs
     bias: "Tensor | None"  # [C, 1, 1] or [C, H, W] float64
-    flat: bool  # whether the current is [N, F]
+    grid: tuple[int, int, int]  # its map
+    flat: bool  # whether the current is [N, F], the map flattened
     has_real_part: bool  # the last input of the step, added as it is
+    neurons: list[PlannedNeurons]  # none: it becomes the output
 
     @property
     def is_alone(self) -> bool:
         return len(self.synapses) == 1 and not self.has_real_part
-
-    @property
-    def reads_features_of_maps(self) -> bool:
-        """Whether it is one layer of features, and reads maps."""
-        return self.is_alone and self.synapses[0].flattens_spikes
 
 
 class Folding(fx.Interpreter):
@@ -52,6 +57,7 @@ class Folding(fx.Interpreter):
         self.steps: list[Step] = []
         self.modules: dict[str, nn.Module] = {}
         self.planned: dict[str, PlannedCurrent] = {}  # steps whose modules are not allocated yet
+        self.currents: dict[int, str] = {}  # id of a value that neurons read -> its step
         self.names: set[str] = {INPUT}
         self.output_step: str | None = None
         self.node: fx.Node | None = None
@@ -225,8 +231,11 @@ class Folding(fx.Interpreter):
             self.refuse(f"it has {lif.timesteps} timesteps, the spikes {value.timesteps}")
         if result.dim() not in (2, 4):
             self.refuse(f"maps must be [T*B, C, H, W] or [T*B, F]; got {checks.shape_text(result)}")
-        current = self._current(value, self.layer_name)
+        current = self.currents.get(id(value)) or self._current(value, self.layer_name)
+        self.currents[id(value)] = current
         name = self.unique_name(self.layer_name)
+        if current in self.planned:
+            self.planned[current].neurons.append(PlannedNeurons(name, describe(node)))
         self.modules[name] = FoldedLIF(lif.timesteps, **lif.form)
         self.steps.append(Step(name, (current,)))
         flat = result.dim() == 2
@@ -246,7 +255,7 @@ class Folding(fx.Interpreter):
             return value.real
         if value.is_spikes:
             return value.terms[0].source.step
-        synapses = [plan(term, value.flat) for term in value.terms]
+        synapses = self._planned(value)
         bias = value.constant
         if bias is not None:
             bias = bias.expand(value.grid) if value.flat else bias
@@ -254,10 +263,25 @@ class Folding(fx.Interpreter):
             bias = bias / value.timesteps if value.time == "averaged" else bias
         name = value.layer if len(synapses) == 1 and value.layer else f"{reader}_current"
         name = self.unique_name(name)
-        self.planned[name] = PlannedCurrent(synapses, bias, value.flat, value.real is not None)
-        sources = [planned.source for planned in synapses]
+        self.planned[name] = PlannedCurrent(
+            *(synapses, bias, value.grid, value.flat, value.real is not None, [])
+        )
+        sources = [source for planned in synapses for source in planned.sources]
         self.steps.append(Step(name, (*sources, *([value.real] if value.real else []))))
         return name
+
+    @staticmethod
+    def _planned(value: Value) -> list[PlannedSynapses]:
+        """Plan the synapses of all terms, those with equal weights as one layer."""
+        synapses: list[PlannedSynapses] = []
+        for planned in (plan(term, value.flat) for term in value.terms):
+            for n, other in enumerate(synapses):
+                if (joined := other.joined(planned)) is not None:
+                    synapses[n] = joined
+                    break
+            else:
+                synapses.append(planned)
+        return synapses
 
     def _finish(self, node: fx.Node) -> None:
         (output,) = node.args

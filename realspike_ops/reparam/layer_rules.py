@@ -55,6 +55,11 @@ def batch_norm(
     )
 
 
+def pad(folding, input, *args, **kwargs):
+    value = _map(folding, input)
+    return algebra.apply(layers.pad(value.grid, *args, **kwargs), value)
+
+
 def avg_pool2d(folding, input, *args, **kwargs):
     value = _map(folding, input)
     return algebra.apply(layers.avg_pool2d(value.grid, *args, **kwargs), value)

@@ -66,6 +66,21 @@ def scale_and_shift(shape, scale: Tensor, shift: "Tensor | None" = None) -> Affi
     return Affine(scale_window(scale, shape), of, shift is not None)
 
 
+def pad(shape, widths, mode="constant", value=None) -> Affine:
+    """Zeros around the map; negative widths cut."""
+    left, right, top, bottom = (*widths, 0, 0)[:4] if len(widths) in (2, 4) else (None,) * 4
+    if left is None or mode != "constant" or value not in (None, 0):
+        raise ValueError("only zeros around the map (height and width) can be added")
+    C, H, W = shape
+    size = (H + top + bottom, W + left + right)
+    ones = torch.ones((C, 1, 1, 1, 1), dtype=torch.float64)
+
+    def of(x):
+        return F.pad(x, (left, right, top, bottom))
+
+    return Affine(conv_window(ones, shape, size, padding=(top, left)), of, False)
+
+
 def avg_pool2d(
     shape,
     kernel_size,

@@ -14,10 +14,13 @@ _FREE = frozenset(
         "_unsafe_view reshape _reshape_alias flatten unflatten expand permute transpose t squeeze "
         "unsqueeze slice select split unbind cat stack as_strided empty empty_like empty_strided "
         "new_empty zeros zeros_like new_zeros fill_ zero_ eq ne lt le gt ge where index gather "
-        "__rshift__ __and__ bitwise_and any _local_scalar_dense"
+        "__rshift__ __and__ __or__ __xor__ bitwise_and bitwise_or bitwise_xor bitwise_not any "
+        "_local_scalar_dense"
     ).split()
 )
-_OUR_OPS = frozenset({"lif_fwd", "pack_spikes", "unpack_spikes", "unshared_conv"})
+_OUR_OPS = frozenset(
+    {"lif_fwd", "pack_spikes", "unpack_spikes", "unshared_conv", "unshared_conv_lif"}
+)
 
 
 class MultiplicationError(AssertionError):
@@ -44,8 +47,9 @@ class _RefuseMultiplications(TorchDispatchMode):
             free = name in (_OUR_OPS if namespace == "realspike" else _FREE)
             # add and sub can scale their second operand.
             free = free and (kwargs or {}).get("alpha", 1) == 1
-            if name == "unshared_conv" and namespace == "realspike":
+            if name in ("unshared_conv", "unshared_conv_lif") and namespace == "realspike":
                 self._check_weights(args)
+                self.layers += name == "unshared_conv_lif"
             if not free:
                 raise MultiplicationError(
                     f"{func.name()}, behind LIF layer number {self.layers}, is not an operator "

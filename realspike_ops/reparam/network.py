@@ -1,11 +1,14 @@
 """A folded network: named steps that read the input or earlier steps."""
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from realspike_ops import nn as layers
+from realspike_ops.nn.packed_spikes import PackedSpikes
 
 INPUT = "input"
 # Attributes of a FoldedNetwork, which no step may hide.
@@ -17,6 +20,14 @@ _SYNAPSES = (
     layers.PiecewiseSpikeConv,
     layers.OneToOneSynapses,
     layers.SynapticCurrent,
+)
+_READ_BITS = (
+    layers.SpikeConv2d,
+    layers.UnsharedSpikeConv,
+    layers.SpikeLinear,
+    layers.PiecewiseSpikeConv,
+    layers.OneToOneSynapses,
+    layers.Synapses,
 )
 
 
@@ -65,12 +76,68 @@ class FoldedNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         values = {INPUT: x}
+        in_bits = self.steps_in_bits()
+        neurons_of = self.fused_steps(in_bits)
         for step, unused in zip(self.steps, self._unused_after, strict=True):
             inputs = [values[name] for name in step.inputs]
-            values[step.name] = self.get_submodule(step.name)(*inputs)
+            module = self.get_submodule(step.name)
+            neurons = neurons_of.get(step.name)
+            if neurons is not None and _can_fire(module, *inputs, self._modules[neurons]):
+                values[neurons] = module.fire(*inputs, self._modules[neurons])
+                values[step.name] = None
+            elif step.name in values:
+                pass  # the neurons of the step before
+            elif (
+                step.name in in_bits
+                and isinstance(module, layers.FoldedLIF)
+                and module.can_pack(*inputs)
+            ):
+                values[step.name] = module(*inputs, packed=True)
+            else:
+                values[step.name] = module(*inputs)
             for name in unused:
                 del values[name]
         return values[self.output]
+
+    def steps_in_bits(self) -> frozenset[str]:
+        """Return the LIF and pooling layers whose spikes travel as bits in inference.
+
+        Those whose readers all take bits. Where a hook is to see the spikes, they stay dense, as in
+        training.
+        """
+        in_bits: set[str] = set()
+        read_dense = {self.output}
+        for step in reversed(self.steps):
+            module = self._modules[step.name]
+            emits = isinstance(module, (layers.FoldedLIF, layers.SpikeMaxPool2d))
+            if emits and step.name not in read_dense and not module._forward_hooks:
+                in_bits.add(step.name)
+            readers = _readers_of_bits(module, step.name in in_bits)
+            taken = {n for n, reads_bits in enumerate(readers) if reads_bits}
+            read_dense |= {name for n, name in enumerate(step.inputs) if n not in taken}
+        for step in self.steps:
+            if isinstance(self._modules[step.name], layers.SpikeMaxPool2d):
+                in_bits -= set() if step.inputs[0] in in_bits else {step.name}  # as it reads
+        return frozenset(in_bits)
+
+    def fused_steps(self, in_bits: "frozenset[str]") -> "dict[str, str]":
+        """Return the convolutions that run as one op with the neurons behind them, and these.
+
+        Those whose current nobody else reads, and that no hook is to see.
+        """
+        read = Counter(name for step in self.steps for name in step.inputs)
+        fused = {}
+        for step in self.steps:
+            module = self._modules[step.name]
+            if step.name not in in_bits or not isinstance(module, layers.FoldedLIF):
+                continue
+            (current,) = step.inputs
+            conv = self._modules.get(current)
+            fusible = type(conv) in (layers.SpikeConv2d, layers.UnsharedSpikeConv)
+            hooks = (*module._forward_pre_hooks, *getattr(conv, "_forward_hooks", ()))
+            if fusible and read[current] == 1 and current != self.output and not hooks:
+                fused[current] = step.name
+        return fused
 
     def kind_of(self, name: str) -> str:
         """Return what a step is: "encoding", "neurons", "synapses" or "" (moves and sums)."""
@@ -98,12 +165,14 @@ class FoldedNetwork(nn.Module):
             kind, size = self.kind_of(step.name), bytes_text(bytes_of(module))
             if isinstance(module, layers.SynapticCurrent):
                 rows.append((kind, step.name, "", "sum of", size))
-                named = list(module.synapses.values())
+                readers = module.readers
                 for n, source in enumerate(step.inputs):
-                    inner = named[n] if n < len(named) else None
+                    inner = readers[n] if n < len(readers) else None
                     layer = getattr(inner, "layer", inner)
-                    weights = "" if layer is None else bytes_text(bytes_of(layer))
+                    again = n > 0 and inner is not None and inner is readers[n - 1]
+                    weights = "" if layer is None or again else bytes_text(bytes_of(layer))
                     shown = "a current" if layer is None else _line(layer)
+                    shown = "the same weights" if again else shown
                     signed = "+-" if getattr(inner, "signed", False) else ""
                     rows.append(("", "", signed + source, shown, weights))
             else:
@@ -118,6 +187,27 @@ class FoldedNetwork(nn.Module):
         count = sum(math.prod(p.shape) for p in self.parameters())
         total = f"  {count:,} parameters, {bytes_text(bytes_of(self))}; output: {self.output}"
         return "\n".join(["FoldedNetwork(", *lines, total, ")"])
+
+
+def _can_fire(conv: nn.Module, spikes: "Tensor | PackedSpikes", neurons: nn.Module) -> bool:
+    """Whether a convolution and its neurons can run as one op: the gather, in inference."""
+    if conv.algorithm != "gather" or conv._forward_pre_hooks:
+        return False
+    tensors = [*conv.parameters(), *neurons.buffers()]
+    tensors += [spikes] if isinstance(spikes, Tensor) else []
+    return not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+
+
+def _readers_of_bits(module: nn.Module, emits_bits: bool) -> list[bool]:
+    """Return for the inputs of a step whether they may be `PackedSpikes`; none beyond the list."""
+    if isinstance(module, layers.SpikeMaxPool2d):
+        reads = [emits_bits]
+    elif isinstance(module, layers.SynapticCurrent):
+        reads = [isinstance(reader, _READ_BITS) for reader in module.readers]
+    else:
+        reads = [isinstance(module, _READ_BITS)]
+    hooked = any(reads) and any(m._forward_pre_hooks or m._forward_hooks for m in module.modules())
+    return [] if hooked else reads
 
 
 def _line(module: nn.Module) -> str:

@@ -43,7 +43,7 @@ class LayerProfile:
 class ProfileReport:
     """The result of `profile`; print it, or store `to_json()`."""
 
-    samples: int = 0
+    samples: int = 0  # as in `verify`: the rows that reach the neurons, over their timesteps
     layers: list[LayerProfile] = field(default_factory=list)
 
     def total(self, name: str) -> float:
@@ -136,7 +136,9 @@ class _Counter(TorchDispatchMode):
         self.sized: set[str] = set()
         self.fired: dict[str, list[float]] = {}  # name -> [not 0, all]
         self.stack: list[tuple[str, nn.Module]] = []
-        self.samples = self.batch = 0
+        self.samples = 0
+        self.samples_of_batch: int | None = None  # known when the first neurons run
+        self.macs_per_row: dict[str, float] = {}  # of an ANN, in this batch
         self.behind_encoding = False
 
     def hooked(self):
@@ -150,6 +152,8 @@ class _Counter(TorchDispatchMode):
                 self.stack.pop()
                 if isinstance(module, RealSpikeLIF):
                     self.behind_encoding = True
+                    if self.samples_of_batch is None:
+                        self.samples_of_batch = output.shape[0] // module.timesteps
                     self._note_rate(output)
                 elif isinstance(module, OneToOneSynapses):
                     self._note_rate(args[0], name)
@@ -160,10 +164,14 @@ class _Counter(TorchDispatchMode):
         return _Removing(handles)
 
     def count(self, batch: Tensor) -> None:
-        self.behind_encoding, self.batch = False, batch.shape[0]
-        self.samples += batch.shape[0]
+        self.behind_encoding, self.samples_of_batch = False, None
+        self.macs_per_row.clear()
         with self:
             self.network(batch)
+        samples = batch.shape[0] if self.samples_of_batch is None else self.samples_of_batch
+        self.samples += samples
+        for name, macs in self.macs_per_row.items():
+            self.rows[name].ann_macs += macs * samples
 
     def report(self) -> ProfileReport:
         samples = max(1, self.samples)
@@ -217,7 +225,8 @@ class _Counter(TorchDispatchMode):
         """Count a layer of weights: `dense` connections, of which spikes used `events`."""
         kind = "synapses" if self.behind_encoding else "encoding"
         row = self._row(kind=kind)
-        row.ann_macs += dense * self.batch / max(1, spikes.shape[0])
+        macs = dense / max(1, spikes.shape[0])
+        self.macs_per_row[row.name] = self.macs_per_row.get(row.name, 0.0) + macs
         if not self.behind_encoding:
             row.additions += dense
             row.multiplications += dense

@@ -21,6 +21,7 @@ from realspike_ops.reparam.layer_rules import (
     conv2d,
     linear,
     max_pool2d,
+    pad,
 )
 from realspike_ops.reparam.shape_rules import cat, dropout, reshaped, unchanged
 
@@ -28,7 +29,7 @@ from realspike_ops.reparam.shape_rules import cat, dropout, reshaped, unchanged
 ARITHMETIC = frozenset({add, sub, rsub, neg, mul, truediv})
 
 RULES = {
-    **{"conv2d": conv2d, "linear": linear, "batch_norm": batch_norm},
+    **{"conv2d": conv2d, "linear": linear, "batch_norm": batch_norm, "pad": pad},
     **{"avg_pool2d": avg_pool2d, "adaptive_avg_pool2d": adaptive_avg_pool2d},
     **{"max_pool2d": max_pool2d, "adaptive_max_pool2d": adaptive_max_pool2d},
     **dict.fromkeys(("flatten", "view", "reshape", "squeeze", "unsqueeze", "unflatten"), reshaped),
@@ -88,6 +89,8 @@ MODULES = {
     nn.AdaptiveAvgPool2d: (adaptive_avg_pool2d, lambda m: (m.output_size,)),
     nn.MaxPool2d: (max_pool2d, _max_pool2d_arguments),
     nn.AdaptiveMaxPool2d: (adaptive_max_pool2d, lambda m: (m.output_size, m.return_indices)),
+    nn.ZeroPad2d: (pad, lambda m: (m.padding,)),
+    nn.ConstantPad2d: (pad, lambda m: (m.padding, "constant", m.value)),
     nn.Flatten: (reshaped, _nothing),
     nn.Unflatten: (reshaped, _nothing),
     nn.Identity: (unchanged, _nothing),

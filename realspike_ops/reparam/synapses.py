@@ -1,7 +1,7 @@
 """From a linear operator on a map of spikes to a layer of synapses: first its size, then itself."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,27 +17,13 @@ from realspike_ops.nn import (
     fold,
 )
 from realspike_ops.nn.unshared_conv import _SpikeConv
-from realspike_ops.reparam.value import Term
+from realspike_ops.ops.unshared_conv import empty_weight
+from realspike_ops.reparam.value import Source, Term
 from realspike_ops.reparam.window import Window, block_diagonal
+from realspike_ops.spike_functional import int8_steps
 
 
-@dataclass(frozen=True)
-class PlannedSynapses:
-    """A layer that is not allocated yet."""
-
-    source: str
-    kind: type
-    shape: tuple[int, ...]  # of the weight
-    shared_weights: int  # what it would hold with an amplitude that does not vary over space
-    flattens_spikes: bool  # whether it reads a map as features
-    build: "Callable[[torch.dtype, Tensor | None], Synapses]"
-
-    @property
-    def weights(self) -> int:
-        return math.prod(self.shape)
-
-
-def plan(term: Term, flat: bool) -> PlannedSynapses:
+def plan(term: Term, flat: bool) -> "PlannedSynapses":
     """Choose the layer that computes a term, whose output is [N, F] where `flat`."""
     source, window = term.source, term.window
     if window.is_one_to_one:
@@ -45,36 +31,22 @@ def plan(term: Term, flat: bool) -> PlannedSynapses:
     if window.averages_the_whole_map and not source.varies_over_space:
         return _average(term, flat)
     if flat and window.reads_the_whole_map:
-        return _linear(term)
-    dense = window.kernel.shape[2:]
+        kernel = block_diagonal(window.kernel, 1)  # [1, 1, 1, H, W, C, F]
+        return _kernel(SpikeLinear, Term(source, replace(window, kernel=kernel)), flat)
     if source.varies_over_space:
-        shape = (*window.out_shape[1:], *dense)
-        return _convolution(term, flat, UnsharedSpikeConv, shape, unshared)
-    if window.is_shared:
-        return _convolution(term, flat, SpikeConv2d, (1, 1, *dense), shared)
-    return _convolution(term, flat, PiecewiseSpikeConv, window.kernel.shape, shared)
+        return _kernel(UnsharedSpikeConv, term, flat)
+    return _kernel(SpikeConv2d if window.is_shared else PiecewiseSpikeConv, term, flat)
 
 
-def shared(window: Window, amplitude: "Tensor | None", dtype: torch.dtype) -> Tensor:
-    """Return the kernels times the amplitude [1, 1, 1] or [C, 1, 1] of what they read."""
-    kernel = window.kernel
-    if amplitude is not None:
-        per_channel = amplitude.expand(window.in_shape[0], 1, 1)
-        kernel = kernel * per_channel.reshape(window.groups, 1, 1, -1, 1)
-    return kernel.to(dtype).contiguous()
+def _kernel(kind: type, term: Term, flat: bool, sums: int = 0) -> "PlannedKernel":
+    return PlannedKernel((term.source.step,), kind, term.source, term.window, flat, sums)
 
 
-def unshared(window: Window, amplitude: Tensor, dtype: torch.dtype) -> Tensor:
-    """Give every output position its kernel times the amplitudes that it reads."""
-    return fold.unshare(
-        window.kernel,
-        amplitude.expand(window.in_shape),
-        window.out_shape[1:],
-        *(window.stride, window.padding, window.dilation),
-        rows=window.rows,
-        columns=window.columns,
-        dtype=dtype,
-    )
+def _average(term: Term, flat: bool) -> "PlannedKernel":
+    """An average over the map and what follows it: a 1 x 1 kernel, whose currents are added up."""
+    source, window = term.source, term.window
+    pixel = Term(source, replace(window, kernel=window.kernel[:, :, :, :1, :1]))
+    return _kernel(SpikeConv2d, pixel, flat, sums=math.prod(source.shape[1:]))
 
 
 def _channels(window: Window) -> "tuple[int, int] | None":
@@ -89,95 +61,209 @@ def _plain(bias: "Tensor | None", dtype) -> "Tensor | None":  # [C, 1, 1] -> [C]
     return bias[:, 0, 0].contiguous() if tuple(bias.shape[1:]) == (1, 1) else bias.contiguous()
 
 
-def _convolution(term: Term, flat: bool, kind, shape, weight) -> PlannedSynapses:
-    source, window = term.source, term.window
-    geometry = {"stride": window.stride, "dilation": window.dilation}
-    out = window.out_shape[1:]
-    pad = (0, 0, 0, 0)
-    padding = window.padding
-    if kind is not PiecewiseSpikeConv:
-        after = [
-            (n - 1) * s + (k - 1) * d + 1 - size - p
-            for n, s, k, d, size, p in zip(
-                out, window.stride, window.kernel_size, window.dilation, window.in_shape[1:],
-                padding, strict=True,
-            )
-        ]  # fmt: skip
-        # The layers pad both sides alike; a window that ends elsewhere pads or cuts by itself.
-        regular = all(
-            p >= 0 and (size + 2 * p - (k - 1) * d - 1) // s + 1 == n
-            for n, s, k, d, size, p in zip(
-                out, window.stride, window.kernel_size, window.dilation, window.in_shape[1:],
-                padding, strict=True,
-            )
-        )  # fmt: skip
-        if not regular:
-            (top, left), (bottom, right) = padding, after
-            pad, padding = (left, right, top, bottom), (0, 0)
+@dataclass(frozen=True)
+class PlannedKernel:
+    """A convolution or a linear layer that is not allocated yet."""
 
-    def build(dtype, bias):
-        values = weight(window, source.amplitude, dtype)
-        if kind is PiecewiseSpikeConv:
-            layer = kind(values, window.rows, window.columns, padding=padding, **geometry)
+    sources: tuple[str, ...]  # the maps that it reads
+    kind: type
+    source: Source  # the first of them
+    window: Window
+    flat: bool  # whether its current is [N, F]
+    sums: int  # as in Synapses
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weight."""
+        kernel = tuple(self.window.kernel.shape)
+        return (*self.window.out_shape[1:], *kernel[2:]) if self._is_unshared else kernel
+
+    @property
+    def weights(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def shared_weights(self) -> int:
+        """What it would hold with an amplitude that does not vary over space."""
+        return self.window.kernel.numel()
+
+    def bytes(self, dtype: torch.dtype) -> int:
+        return self.weights * dtype.itemsize
+
+    @property
+    def takes_bias(self) -> bool:
+        """Whether the layer's own output is its current, so that it can add the bias on the way."""
+        several = self.source.signed or len(self.sources) > 1
+        moved = _channels(self.window) or (self.flat and self.kind is not SpikeLinear)
+        return not (several or moved or self.sums or self.kind is PiecewiseSpikeConv)
+
+    @property
+    def _is_unshared(self) -> bool:
+        return self.kind is UnsharedSpikeConv
+
+    def joined(self, other: "PlannedSynapses") -> "PlannedKernel | None":
+        """Return one layer that reads the maps of both through one kernel, if they have the same.
+
+        Where spikes are added to spikes, every map that meets in a sum reaches the same kernel; it
+        stays one as long as the amplitudes are the same.
+        """
+        if not isinstance(other, PlannedKernel):
+            return None
+        own, others = (
+            (p.kind, p.flat, p.sums, p.source.signed, p.source.flat, p.window.channels)
+            for p in (self, other)
+        )
+        own_form, other_form = (
+            (w.in_shape, w.kernel.shape, w.rows, w.columns, w.stride, w.padding, w.dilation)
+            for w in (self.window, other.window)
+        )
+        same = own == others and own_form == other_form
+        same = same and self.window.first_channel == other.window.first_channel
+        same = same and _equal(self.source.amplitude, other.source.amplitude)
+        if same and torch.equal(self.window.kernel, other.window.kernel):
+            return replace(self, sources=(*self.sources, *other.sources))
+        return None
+
+    def rows(self) -> Iterator[Tensor]:  # [OW, G, KH, KW, Cin/G, Cout/G] float64 each
+        """Yield the weight, one row of positions at a time: little more than it is ever held."""
+        window, amplitude = self.window, self.source.amplitude
+        if self._is_unshared:
+            yield from fold.unshared_rows(
+                *(window.kernel, amplitude.expand(window.in_shape), window.out_shape[1:]),
+                *(window.stride, window.padding, window.dilation, window.rows, window.columns),
+            )
+            return
+        kernel = window.kernel
+        if amplitude is not None and self.kind is SpikeLinear:
+            kernel = kernel * amplitude.permute(1, 2, 0).unsqueeze(-1)
+        elif amplitude is not None:
+            per_channel = amplitude.expand(window.in_shape[0], 1, 1)
+            kernel = kernel * per_channel.reshape(window.groups, 1, 1, -1, 1)
+        yield from kernel
+
+    def largest(self) -> Tensor:  # [Cout] float64, of its own output channels
+        """Return the largest magnitude of the weights of every output channel."""
+        rows = [row.abs().amax((0, 2, 3, 4)) for row in self.rows()]  # [G, Cout/G] each
+        return torch.stack(rows).amax(0).flatten()
+
+    def build(
+        self,
+        dtype: torch.dtype,
+        bias: "Tensor | None",
+        scale: "Tensor | None",  # [Cout] of the whole current, for int8
+    ) -> Synapses:
+        """Allocate the layer; its currents, and the bias, are in steps of the scale, if any."""
+        if scale is not None:
+            own = scale[self.window.own_range.start : self.window.own_range.stop]
+            by_group = own.view(self.window.groups, -1)
+        stored = torch.uint8 if dtype == torch.int8 else dtype
+        weight = empty_weight(self.shape, stored, self.window.kernel.device)
+        for out, row in zip(weight, self.rows(), strict=True):
+            out.copy_(row if scale is None else int8_steps(row, by_group))
+        pad, padding = self._padding()
+        geometry = {"stride": self.window.stride, "dilation": self.window.dilation}
+        if self.sums:
+            geometry = {"stride": 1, "dilation": 1}  # every position by itself
+        if self.kind is PiecewiseSpikeConv:
+            rows, columns = self.window.rows, self.window.columns
+            layer = self.kind(weight, rows, columns, padding=padding, **geometry)
+        elif self.kind is SpikeLinear:
+            layer = SpikeLinear.__new__(SpikeLinear)
+            _SpikeConv.__init__(layer, weight, _plain(bias, dtype))
         else:
-            layer = kind.__new__(kind)
-            _SpikeConv.__init__(layer, values, _plain(bias, dtype), padding=padding, **geometry)
-            if kind is UnsharedSpikeConv:
-                H, W = window.in_shape[1:]
+            layer = self.kind.__new__(self.kind)
+            _SpikeConv.__init__(layer, weight, _plain(bias, dtype), padding=padding, **geometry)
+            if self._is_unshared:
+                H, W = self.window.in_shape[1:]
                 layer.input_size = (H + pad[2] + pad[3], W + pad[0] + pad[1])
         return Synapses(
             layer,
-            signed=source.signed,
+            maps=len(self.sources),
+            signed=self.source.signed,
             pad=pad,
-            channels=_channels(window),
-            flatten="current" if flat else None,
+            channels=_channels(self.window),
+            flatten=self.flat and self.kind is not SpikeLinear,
+            sums=self.sums,
         )
 
-    return PlannedSynapses(source.step, kind, tuple(shape), window.kernel.numel(), False, build)
+    def _padding(self):
+        """Return what `Synapses` pads, and what the layer pads by itself."""
+        window = self.window
+        nothing, padding = (0, 0, 0, 0), window.padding
+        if self.kind in (PiecewiseSpikeConv, SpikeLinear):
+            return nothing, padding
+        if self.sums:
+            return nothing, (0, 0)
+        axes = [
+            *zip(
+                *(window.out_shape[1:], window.stride, window.kernel_size, window.dilation),
+                *(window.in_shape[1:], padding),
+                strict=True,
+            )
+        ]
+        # The layers pad both sides alike; a window that ends elsewhere pads or cuts by itself.
+        if all(
+            p >= 0 and (size + 2 * p - (k - 1) * d - 1) // s + 1 == n
+            for n, s, k, d, size, p in axes
+        ):
+            return nothing, padding
+        bottom, right = ((n - 1) * s + (k - 1) * d + 1 - size - p for n, s, k, d, size, p in axes)
+        top, left = padding
+        return (left, right, top, bottom), (0, 0)
 
 
-def _linear(term: Term) -> PlannedSynapses:
-    source, window = term.source, term.window
-    F = window.own_channels
-    shape = (1, 1, 1, 1, 1, math.prod(source.shape), F)
-
-    def build(dtype, bias):
-        kernel = block_diagonal(window.kernel, 1)[0, 0, 0].permute(2, 0, 1, 3)  # [C, H, W, F]
-        if source.amplitude is not None:
-            kernel = kernel * source.amplitude.unsqueeze(-1)
-        layer = SpikeLinear.__new__(SpikeLinear)
-        _SpikeConv.__init__(layer, kernel.reshape(shape).to(dtype), _plain(bias, dtype))
-        flatten = None if source.flat else "spikes"
-        channels = _channels(window)
-        return Synapses(layer, signed=source.signed, channels=channels, flatten=flatten)
-
-    return PlannedSynapses(
-        source.step, SpikeLinear, shape, math.prod(shape), not source.flat, build
-    )
+def _equal(a: "Tensor | None", b: "Tensor | None") -> bool:
+    if a is None or b is None:
+        return a is b
+    return torch.equal(*torch.broadcast_tensors(a, b))
 
 
-def _average(term: Term, flat: bool) -> PlannedSynapses:
-    """An average over the map and what follows it: a 1 x 1 kernel, whose currents are added up."""
-    source, window = term.source, term.window
-    kernel = window.kernel[:, :, :, :1, :1]
-    shape = tuple(kernel.shape)
+@dataclass(frozen=True)
+class PlannedOneToOne:
+    """Synapses of one weight per neuron that are not allocated yet."""
 
-    def build(dtype, bias):
-        layer = SpikeConv2d.__new__(SpikeConv2d)
-        pixel = replace(window, kernel=kernel)
-        _SpikeConv.__init__(layer, shared(pixel, source.amplitude, dtype), None)
-        return Synapses(
-            layer,
-            signed=source.signed,
-            channels=_channels(window),
-            flatten="current" if flat else None,
-            sums=math.prod(source.shape[1:]),
-        )
+    sources: tuple[str]
+    coefficient: Tensor  # [1], [C, 1, 1], [C, H, W], or [F] of features; float64
+    window: Window
+    flat: bool  # whether its current is [N, F]
+    flattens: bool  # whether it reads maps for it
+    kind = OneToOneSynapses
+    takes_bias = False
 
-    return PlannedSynapses(source.step, SpikeConv2d, shape, math.prod(shape), False, build)
+    @property
+    def weights(self) -> int:
+        return self.coefficient.numel()
+
+    @property
+    def shared_weights(self) -> int:
+        return self.window.in_shape[0]
+
+    def bytes(self, dtype: torch.dtype) -> int:
+        """Rounding one weight per neuron to steps of the scale would save little."""
+        return self.weights * (4 if dtype == torch.int8 else dtype.itemsize)
+
+    def joined(self, other: "PlannedSynapses") -> None:
+        return None
+
+    def largest(self) -> Tensor:
+        return self.coefficient.abs().amax()
+
+    def build(self, dtype: torch.dtype, bias: None, scale: "Tensor | None") -> Synapses:
+        # They tell the signs of ternary spikes apart by themselves.
+        coefficient = self.coefficient
+        if scale is not None:
+            own = scale[self.window.own_range.start : self.window.own_range.stop].double()
+            is_map = self.flattens or not self.flat
+            coefficient = coefficient / (own[:, None, None] if is_map else own)
+        dtype = torch.float32 if dtype == torch.int8 else dtype
+        layer = OneToOneSynapses(coefficient.to(dtype).contiguous())
+        return Synapses(layer, channels=_channels(self.window), flatten=self.flattens)
 
 
-def _one_to_one(term: Term, flat: bool) -> PlannedSynapses:
+PlannedSynapses = PlannedKernel | PlannedOneToOne
+
+
+def _one_to_one(term: Term, flat: bool) -> PlannedOneToOne:
     source, window = term.source, term.window
     coefficient = window.kernel[..., 0, 0, 0, 0].permute(2, 0, 1)  # [C, R, Q]
     if not window.is_shared:
@@ -185,17 +271,9 @@ def _one_to_one(term: Term, flat: bool) -> PlannedSynapses:
         coefficient = coefficient[:, rows][:, :, columns]
     if source.amplitude is not None:
         coefficient = coefficient * source.amplitude
-    if flat:
+    if source.flat:
         coefficient = coefficient.expand(source.shape).flatten()
     if (coefficient == coefficient.flatten()[0]).all():
         coefficient = coefficient.flatten()[:1]
-
-    def build(dtype, bias):
-        # They tell the signs of ternary spikes apart by themselves.
-        layer = OneToOneSynapses(coefficient.to(dtype).contiguous())
-        flatten = "spikes" if flat and not source.flat else None
-        return Synapses(layer, channels=_channels(window), flatten=flatten)
-
-    shape = tuple(coefficient.shape)
     flattens = flat and not source.flat
-    return PlannedSynapses(source.step, OneToOneSynapses, shape, source.shape[0], flattens, build)
+    return PlannedOneToOne((source.step,), coefficient, window, flat, flattens)

@@ -38,9 +38,10 @@ class LayerReport:
 class VerificationReport:
     """The result of `verify`; print it, or store `to_json()`."""
 
-    samples: int = 0
+    samples: int = 0  # see `samples_of`
     max_logit_error: float = 0.0  # largest difference of the outputs
-    agreement: float = 1.0  # fraction of samples with the same prediction
+    predictions: int = 0  # rows of the output: one per sample, or per sample and timestep
+    agreement: float = 1.0  # fraction of equal predictions
     # As for the layers: of the outputs, over the samples without a flip.
     error_over_bound: float | None = None
     layers: list[LayerReport] = field(default_factory=list)
@@ -91,7 +92,8 @@ def record_currents(model: nn.Module):
     calls: list[tuple[str, RealSpikeLIF, Tensor]] = []
     handles = [
         module.register_forward_pre_hook(
-            lambda module, args, name=name: calls.append((name, module, args[0].detach()))
+            # A copy: the model may change the current in place behind the neurons.
+            lambda module, args, name=name: calls.append((name, module, args[0].detach().clone()))
         )
         for name, module in model.named_modules()
         if isinstance(module, RealSpikeLIF)
@@ -110,6 +112,15 @@ def binary_spikes(lif: RealSpikeLIF, current: Tensor) -> Tensor:  # [T*B, ...] -
         **lif.form,
     )
     return spikes.flatten(0, 1)
+
+
+def samples_of(batch: Tensor, calls: "list[tuple[str, RealSpikeLIF, Tensor]]") -> int:
+    """Return B: what reaches the LIF layers has T*B rows, whether the network repeats images [B]
+    over time or reads frames [T*B]."""
+    if not calls:
+        return batch.shape[0]
+    _, lif, current = calls[0]
+    return current.shape[0] // lif.timesteps
 
 
 @contextmanager
@@ -175,7 +186,9 @@ def verify(
                 report.layers = [LayerReport(name) for name, _, _ in trained_calls]
             pairs = [
                 _Pair(
-                    current, folded_current, *_spikes_of(lif, current, folded_lif, folded_current)
+                    current,
+                    _in_units(folded_lif, folded_current),
+                    *_spikes_of(lif, current, folded_lif, folded_current),
                 )
                 for (_, lif, current), (_, folded_lif, folded_current) in zip(
                     trained_calls, folded_calls, strict=True
@@ -192,9 +205,11 @@ def verify(
             if batch.shape[0] > 0:
                 difference = (trained_out - folded_out).abs().max().item()
                 report.max_logit_error = _larger(report.max_logit_error, difference)
-            agreeing += (trained_out.argmax(-1) == folded_out.argmax(-1)).sum().item()
-            report.samples += batch.shape[0]
-    report.agreement = agreeing / max(1, report.samples)
+            equal = trained_out.argmax(-1) == folded_out.argmax(-1)
+            agreeing += equal.sum().item()
+            report.predictions += equal.numel()
+            report.samples += samples_of(batch, trained_calls)
+    report.agreement = agreeing / max(1, report.predictions)
     return report
 
 
@@ -210,6 +225,12 @@ class _Pair(NamedTuple):
     folded_current: Tensor
     spikes: Tensor
     folded_spikes: Tensor
+
+
+def _in_units(folded_lif: RealSpikeLIF, current: Tensor) -> Tensor:
+    """Return the current in the units of the trained network, where it is in steps of a scale."""
+    scale = getattr(folded_lif, "current_scale", None)
+    return current if scale is None else current * scale
 
 
 def _spikes_of(lif, current, folded_lif, folded_current) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """The bugs that plant_bugs.py plants; each names the tests that must notice it.
 
-A bug reads and writes nothing outside its tensors, so that a test fails and no process crashes.
+A bug reads and writes nothing outside its tensors, so that a test fails and no process crashes;
+those that do are for test_cpu_sanitizers.py, which runs the kernels in processes of their own.
 """
 
 from planted import app, lif, ops, reparam, unshared_conv

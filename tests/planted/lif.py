@@ -4,11 +4,18 @@ from planted.bug import Bug
 
 BUGS = [
     Bug(
+        "lif-cpu-writes-the-potential-after-the-last",
+        "csrc/cpu/lif_packed_kernel.h",
+        "for (int64_t i = 0; i < count; ++i) v_last[i]",
+        "for (int64_t i = 0; i <= count; ++i) v_last[i]",
+        "tests/test_cpu_sanitizers.py",
+    ),
+    Bug(
         "lif-cpu-tie-is-silent",
         "csrc/cpu/lif_fwd_kernel.h",
         "const bool spike = magnitude >= threshold_i;",
         "const bool spike = magnitude > threshold_i;",
-        "tests/test_lif.py",
+        "tests/test_lif_by_hand.py",
         "spikes_by_hand",
     ),
     Bug(
@@ -16,7 +23,7 @@ BUGS = [
         "csrc/cpu/lif_step.h",
         "return __builtin_fabsf(distance) <= 0.5f * width;",
         "return __builtin_fabsf(distance) < 0.5f * width;",
-        "tests/test_lif.py",
+        "tests/test_lif_by_hand.py",
         "gradients_by_hand",
     ),
     Bug(
@@ -24,7 +31,7 @@ BUGS = [
         "csrc/cpu/lif_step.h",
         "(kHardReset ? v_reset : h + shift)",
         "(kHardReset ? 0.0f * v_reset : h + shift)",
-        "tests/test_lif.py",
+        "tests/test_lif_by_hand.py",
         "spikes_by_hand",
     ),
     Bug(
@@ -32,7 +39,7 @@ BUGS = [
         "csrc/cpu/lif_lanes.h",
         "if (T > t) steps(t,",
         "if (T > t + 1) steps(t,",
-        "tests/test_lif.py",
+        "tests/test_lif_by_hand.py",
         "spikes_by_hand",
     ),
     Bug(

@@ -11,9 +11,9 @@
 // filled) and is laid out with redzones under AddressSanitizer (-fsanitize-sections=simt_shared for
 // static arrays).
 //
-// Threads run in ascending order, which hides a missing barrier that only matters in another order:
-// SIMT_SHUFFLE=<seed> in the environment, or the last argument of launch, permutes threads and
-// blocks.
+// Threads run in turn, in ascending order, which hides a missing barrier that only matters in
+// another order: SIMT_SHUFFLE=<seed> in the environment, or the last argument of launch, permutes
+// threads and blocks, and lets one warp at a time run as far as it gets.
 //
 // Not modelled: memory ordering, races inside a warp between two yields, and time. A kernel that
 // spins without reaching a barrier hangs. Only one kernel runs at a time, on one host thread.
@@ -311,11 +311,21 @@ void run_block(Random& random, bool shuffle) {
   poison_static_shared();
   std::fill(machine.shared_bytes.begin(), machine.shared_bytes.end(), static_cast<char>(0xff));
 
+  const auto is_ready = [](const Thread* thread) { return thread->state == State::kReady; };
+  const auto warp_of = [](const Thread* thread) { return thread_number(thread) / kWarp; };
+  unsigned alone = 0;  // the warp that runs while the others wait, if threads are shuffled
   for (;;) {
-    if (shuffle) std::shuffle(order.begin(), order.end(), random);
+    if (shuffle) {
+      std::shuffle(order.begin(), order.end(), random);
+      const bool goes_on = std::any_of(order.begin(), order.end(), [&](const Thread* thread) {
+        return is_ready(thread) && warp_of(thread) == alone;
+      });
+      const auto next = std::find_if(order.begin(), order.end(), is_ready);
+      if (!goes_on && next != order.end()) alone = warp_of(*next);
+    }
     bool progress = false;
     for (Thread* thread : order) {
-      if (thread->state != State::kReady) continue;
+      if (!is_ready(thread) || (shuffle && warp_of(thread) != alone)) continue;
       progress = true;
       resume(thread);
       if (thread->state == State::kFailed) throw Error(machine.error);

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cuda/unshared_conv_kernel.cuh"
+#include "cuda/unshared_conv_lif_kernel.cuh"
 #include "cuda/unshared_conv_staged_kernel.cuh"
 
 using realspike::UnsharedConvConfig;
@@ -32,50 +33,125 @@ void unshared_conv_simt_config(const UnsharedConvParams* params, int64_t config[
   std::copy(fields, fields + 10, config);
 }
 
+}  // extern "C"
+
+namespace {
+
 // forced: vec, sample_tile, lanes, threads, splits, blocks to launch, kernel (1 streams, 2 stages);
-// 0 leaves the choice to the
-// launcher's configuration. Returns 0, or 1 with a message in `error`.
-int unshared_conv_simt(const UnsharedConvParams* given, const int64_t forced[7], uint64_t shuffle,
-                       char* error, size_t error_size) {
-  UnsharedConvParams params = *given;
+// 0 leaves the choice to the launcher's configuration.
+UnsharedConvConfig configure(const UnsharedConvParams& params, const int64_t forced[7]) {
   UnsharedConvConfig config = realspike::choose_unshared_conv_config(params);
-  if (config.blocks == 0) return 0;
+  if (config.blocks == 0) return config;
   if (forced[6] != 0) config.staged = forced[6] == 2;
   if (forced[0] != 0) config.vec = static_cast<int>(forced[0]);
   if (forced[1] != 0) config.sample_tile = static_cast<int>(forced[1]);
   if (forced[2] != 0) config.lanes = static_cast<int>(forced[2]);
   if (forced[3] != 0) config.threads = static_cast<int>(forced[3]);
   if (forced[4] != 0) config.splits = static_cast<int>(forced[4]);
-  config = realspike::complete_unshared_conv_config(params, config);
-  const int64_t blocks = forced[5] != 0 ? forced[5] : config.blocks;
+  return realspike::complete_unshared_conv_config(params, config);
+}
 
+void first_pass(const UnsharedConvParams& params, const UnsharedConvConfig& config, int64_t blocks,
+                uint64_t shuffle) {
   const auto kernel = realspike::select_kernel(params.weight_dtype, config);
-  if (kernel == nullptr) {
-    std::snprintf(error, error_size, "no kernel for this sample tile");
-    return 1;
-  }
-  // NaNs, or, as integers, what no sum is.
-  std::vector<char> workspace(realspike::unshared_conv_workspace_bytes(params, config),
-                              static_cast<char>(0xff));
-  params.workspace = workspace.empty() ? nullptr : workspace.data();
+  if (kernel == nullptr) throw simt::Error("no kernel for this sample tile");
+  const auto grid = realspike::make_unshared_conv_grid(params, config);
+  simt::launch(
+      dim3(static_cast<unsigned>(blocks != 0 ? blocks : config.blocks)), dim3(config.threads),
+      config.shared_bytes, [&] { kernel(params, grid); }, shuffle);
+}
+
+// Returns 0, or 1 with a message in `error`.
+template <typename Run>
+int guarded(const Run& run, char* error, size_t error_size) {
   try {
-    const auto grid = realspike::make_unshared_conv_grid(params, config);
-    simt::launch(
-        dim3(static_cast<unsigned>(blocks)), dim3(config.threads), config.shared_bytes,
-        [&] { kernel(params, grid); }, shuffle);
-    if (workspace.empty()) return 0;
-    const auto second = realspike::make_unshared_conv_second_pass(params, config);
-    const auto finish = params.weight_dtype == realspike::DType::kInt8
-                            ? realspike::unshared_conv_second_pass_kernel<int32_t>
-                            : realspike::unshared_conv_second_pass_kernel<float>;
-    simt::launch(
-        dim3(static_cast<unsigned>(second.blocks)), dim3(realspike::kUnsharedConvSecondPassThreads),
-        0, [&] { finish(params, second); }, shuffle);
+    run();
   } catch (const simt::Error& e) {
     std::snprintf(error, error_size, "%s", e.what());
     return 1;
   }
   return 0;
+}
+
+// NaNs, or, as integers, what no sum is.
+std::vector<char> poisoned(int64_t bytes) { return std::vector<char>(bytes, '\xff'); }
+
+}  // namespace
+
+extern "C" {
+
+int unshared_conv_simt(const UnsharedConvParams* given, const int64_t forced[7], uint64_t shuffle,
+                       char* error, size_t error_size) {
+  UnsharedConvParams params = *given;
+  const UnsharedConvConfig config = configure(params, forced);
+  if (config.blocks == 0) return 0;
+  auto workspace = poisoned(realspike::unshared_conv_workspace_bytes(params, config));
+  params.workspace = workspace.empty() ? nullptr : workspace.data();
+  return guarded(
+      [&] {
+        first_pass(params, config, forced[5], shuffle);
+        if (workspace.empty()) return;
+        const auto second = realspike::make_unshared_conv_second_pass(params, config);
+        const auto finish = params.weight_dtype == realspike::DType::kInt8
+                                ? realspike::unshared_conv_second_pass_kernel<int32_t>
+                                : realspike::unshared_conv_second_pass_kernel<float>;
+        simt::launch(
+            dim3(static_cast<unsigned>(second.blocks)),
+            dim3(realspike::kUnsharedConvSecondPassThreads), 0, [&] { finish(params, second); },
+            shuffle);
+      },
+      error, error_size);
+}
+
+struct Neurons {
+  realspike::PerNeuron decay;
+  realspike::PerNeuron v_threshold;
+  const float* v_init;
+  float* v_last;
+  uint32_t* packed;
+  int64_t T;
+  float v_reset;
+  int32_t reset;
+  int32_t ternary;
+};
+
+// blocks: of the second pass; 0 for as many as the launcher would.
+int unshared_conv_lif_simt(const UnsharedConvParams* given, const Neurons* neurons,
+                           const int64_t forced[7], int64_t blocks, uint64_t shuffle, char* error,
+                           size_t error_size) {
+  realspike::UnsharedConvLif params{};
+  UnsharedConvParams& conv = params.conv;
+  realspike::LifPacked& lif = params.lif;
+  conv = *given;
+  lif.decay = neurons->decay;
+  lif.v_threshold = neurons->v_threshold;
+  lif.v_init = neurons->v_init;
+  lif.v_last = neurons->v_last;
+  lif.packed = neurons->packed;
+  lif.T = neurons->T;
+  lif.v_reset = neurons->v_reset;
+  lif.reset = static_cast<realspike::Reset>(neurons->reset);
+  lif.ternary = neurons->ternary != 0;
+  lif.channels_last = true;
+  lif.C = conv.G * conv.Cout_g;
+  lif.P = conv.OH * conv.OW;
+  lif.words = (lif.C + 31) / 32;
+  const UnsharedConvConfig config = configure(conv, forced);
+  const auto grid = realspike::make_unshared_conv_lif_grid(params, config.splits);
+  if (grid.blocks == 0) return 0;
+  auto workspace = poisoned(realspike::workspace_bytes(conv, config));
+  conv.workspace = workspace.data();
+  const auto fire = conv.weight_dtype == realspike::DType::kInt8
+                        ? realspike::unshared_conv_lif_kernel<int32_t>
+                        : realspike::unshared_conv_lif_kernel<float>;
+  return guarded(
+      [&] {
+        first_pass(conv, config, forced[5], shuffle);
+        simt::launch(
+            dim3(static_cast<unsigned>(blocks != 0 ? blocks : grid.blocks)),
+            dim3(realspike::kUnsharedConvLifThreads), 0, [&] { fire(params, grid); }, shuffle);
+      },
+      error, error_size);
 }
 
 void divisor_simt(int64_t n, int64_t divisor, int64_t* quotient, int64_t* remainder) {

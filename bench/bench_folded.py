@@ -1,0 +1,97 @@
+"""A whole folded network in inference beside the networks that it stands for.
+
+`trained` is the network that was folded, `ANN` the same layers with ReLU, run once per image: both
+in channels_last, as they are fastest. `dense maps` is the folded network whose spikes travel as
+floats; ours passes bits. Folding itself is not timed. The neurons' rate is that of a trained
+network or above (names end in it): the fewer spikes, the less a folded network has to add.
+"""
+
+import pytest
+import torch
+from realspike.network_config import NetworkConfig
+from realspike.networks import build
+from torch import nn
+
+import realspike_ops as rso
+
+NETWORKS = {  # architecture, granularity, width, images, shift of the currents
+    "vgg5-channel": ("vgg5", "channel", 32, 8, -0.7),
+    "resnet20-channel": ("resnet20", "channel", 32, 4, -0.2),
+    "resnet8-element": ("resnet8", "element", 16, 4, -0.3),
+    "sew-resnet10-none": ("sew_resnet10", "none", 32, 8, -0.7),
+}
+T = 4
+
+
+def as_if_trained(network: nn.Module, shift: float) -> nn.Module:
+    """Give the batch norms the statistics of images, and a shift that sets the firing rate."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = 1.0
+            nn.init.constant_(module.bias, shift)
+        if isinstance(module, rso.RealSpikeLIF) and module.amplitude is not None:
+            nn.init.uniform_(module.amplitude, 0.8, 1.2)
+    with torch.no_grad():
+        network.train()(torch.randn(16, 3, 32, 32))
+    return network.eval()
+
+
+def ann_of(config: NetworkConfig) -> nn.Module:
+    """The same layers with ReLU for neurons, and one timestep."""
+    network = build(config, seed=0)
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, rso.RealSpikeLIF):
+                setattr(module, name, nn.ReLU(inplace=True))
+            elif isinstance(child, rso.DirectEncoding | rso.MeanOverTime):
+                setattr(module, name, type(child)(1))
+    return network
+
+
+def with_dense_maps(folded):
+    """Hooks see dense spikes: with one at every layer that emits some, all maps are."""
+
+    def run(x):
+        emit = (rso.FoldedLIF, rso.SpikeMaxPool2d)
+        layers = [m for m in folded.modules() if isinstance(m, emit)]
+        handles = [m.register_forward_hook(lambda *_: None) for m in layers]
+        folded(x)
+        for handle in handles:
+            handle.remove()
+
+    return run
+
+
+def rate_of(folded, x) -> float:
+    rates = [row.firing_rate for row in rso.profile(folded, x).layers if row.kind == "neurons"]
+    return sum(rates) / len(rates)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8], ids=["float32", "int8"])
+@pytest.mark.parametrize("name", NETWORKS)
+@torch.no_grad()
+def bench_folded(compare, request, device, name, dtype):
+    torch.manual_seed(0)
+    architecture, granularity, width, images, shift = NETWORKS[name]
+    config = NetworkConfig(
+        granularity=granularity,
+        timesteps=T,
+        width=width,
+        architecture=architecture,
+        in_channels=3,
+        image_size=32,
+    )
+    trained = as_if_trained(build(config, seed=0), shift).to(device)
+    x = torch.randn(images, 3, 32, 32, device=device)
+    folded = rso.reparameterize(trained, x[:1], weight_dtype=dtype)
+    request.node.name += f"-rate{rate_of(folded, x):.0%}"
+    x = x.contiguous(memory_format=torch.channels_last)
+    trained = trained.to(memory_format=torch.channels_last)
+    ann = as_if_trained(ann_of(config), 0.0).to(device, memory_format=torch.channels_last)
+    dense = with_dense_maps(folded)
+    peers = {
+        "trained": lambda: trained(x),
+        "ANN": lambda: ann(x),
+        "dense maps": lambda: dense(x),
+    }
+    compare(lambda: folded(x), peers, rounds=9)

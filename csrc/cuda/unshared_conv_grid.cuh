@@ -1,0 +1,108 @@
+#pragma once
+
+#include <cstdint>
+
+#include "core/unshared_conv.h"
+#include "cuda/device.cuh"
+#include "cuda/unshared_conv_config.h"
+
+// What the passes have in common: which block owns what, and the walk over the spike words that
+// one output position reads.
+
+namespace realspike {
+
+// How blocks are numbered: sample tiles fastest, so that blocks which read the same weights run
+// together, then channel tiles, splits, groups and output positions.
+struct UnsharedConvGrid {
+  int64_t blocks;
+  int lanes;
+  int lanes_log2;
+  Divisor sample_tiles;
+  Divisor channel_tiles;
+  Divisor splits;
+  Divisor groups;
+  Divisor out_width;
+};
+
+inline UnsharedConvGrid make_unshared_conv_grid(const UnsharedConvParams& p,
+                                                const UnsharedConvConfig& config) {
+  int lanes_log2 = 0;
+  while ((1 << lanes_log2) < config.lanes) ++lanes_log2;
+  return {config.blocks,
+          config.lanes,
+          lanes_log2,
+          make_divisor(config.sample_tiles),
+          make_divisor(config.channel_tiles),
+          make_divisor(config.splits),
+          make_divisor(p.G),
+          make_divisor(p.OW)};
+}
+
+// What one output position of one group reads. Channels [channel_begin, channel_begin + Cin_g) of
+// the map belong to the group; its first and last word may hold bits of other groups.
+struct ReceptiveField {
+  int h_0;  // the pixel of tap (0, 0), which may lie outside the map
+  int w_0;
+  int words;
+  int first_bit;
+  int Cin_g;
+  int64_t first_word;
+
+  __device__ ReceptiveField(const UnsharedConvParams& p, const Divisor& out_width, int64_t position,
+                            int64_t g) {
+    int64_t oh = position;
+    const int64_t ow = take_remainder(oh, out_width);
+    h_0 = static_cast<int>(oh * p.stride_h - p.padding_h);
+    w_0 = static_cast<int>(ow * p.stride_w - p.padding_w);
+    const int64_t channel_begin = g * p.Cin_g;
+    first_word = channel_begin / 32;
+    words = static_cast<int>((channel_begin + p.Cin_g + 31) / 32 - first_word);
+    first_bit = static_cast<int>(channel_begin % 32);
+    Cin_g = static_cast<int>(p.Cin_g);
+  }
+
+  // Of bit 0 of a word, within the group; negative where that bit belongs to the group before.
+  __device__ int channel(int word) const { return word * 32 - first_bit; }
+
+  // The bits of a word that belong to the group.
+  __device__ uint32_t mask(int word) const {
+    uint32_t bits = ~0u;
+    if (word == 0) bits <<= first_bit;
+    const int beyond = channel(word) + 32 - Cin_g;
+    if (beyond > 0) bits &= ~0u >> beyond;
+    return bits;
+  }
+};
+
+// A spike word of a tap: row `row` of the weights (kh, kw, ci) is that of its bit 0.
+struct FieldWord {
+  int h;
+  int w;
+  int word;
+  int row;
+  bool inside;  // the map
+};
+
+// Visits the words first, first + step, ... of a field in ascending (kh, kw, ci), counted over all
+// taps, or over those inside the map.
+template <bool OUTSIDE_TOO, typename Visit>
+__device__ void walk_words(const UnsharedConvParams& p, const ReceptiveField& field, int first,
+                           int step, const Visit& visit) {
+  const int KH = static_cast<int>(p.KH), KW = static_cast<int>(p.KW);
+  int word = first;  // counted from the first word of the tap
+  for (int kh = 0; kh < KH; ++kh) {
+    const int h = field.h_0 + kh * static_cast<int>(p.dilation_h);
+    for (int kw = 0; kw < KW; ++kw) {
+      const int w = field.w_0 + kw * static_cast<int>(p.dilation_w);
+      const bool inside = h >= 0 && h < p.H && w >= 0 && w < p.W;
+      if (!OUTSIDE_TOO && !inside) continue;
+      for (; word < field.words; word += step) {
+        const int row = (kh * KW + kw) * static_cast<int>(p.Cin_g) + field.channel(word);
+        visit(FieldWord{h, w, word, row, inside});
+      }
+      word -= field.words;
+    }
+  }
+}
+
+}  // namespace realspike

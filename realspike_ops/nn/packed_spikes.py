@@ -1,0 +1,50 @@
+"""Spikes as they travel between the layers of a folded network in inference: one bit each."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from realspike_ops._checks import shape_text
+
+
+@dataclass(frozen=True)
+class PackedSpikes:
+    """A map of spikes as bits along its channels (`realspike_ops.pack_spikes`).
+
+    Args:
+        words: int32 [N, H, W, ceil(C / 32)], or of features [N, ceil(F / 32)]; of ternary spikes
+            two of them, the positive and the negative ones: [2, N, ...]. Bits beyond the last
+            channel are 0.
+        channels: C, or F.
+        signed: Whether the spikes are ternary.
+    """
+
+    words: Tensor
+    channels: int
+    signed: bool = False
+
+    def planes(self) -> Tensor:
+        """Return binary maps as one batch: [N, ..., words], or o+ and then o-: [2*N, ..., words]"""
+        return self.words.flatten(0, 1) if self.signed else self.words
+
+    def dense(self) -> Tensor:  # [N, C, H, W] channels_last, or [N, F]; float32
+        spikes = torch.ops.realspike.unpack_spikes(self.planes(), self.channels, True)
+        if not self.signed:
+            return spikes
+        positive, negative = spikes.chunk(2)
+        return positive - negative
+
+    def binary_words(self, channels: int) -> Tensor:  # [N, ..., words]
+        """Return the words for a layer that reads binary maps of so many channels."""
+        if self.signed or self.channels != channels:
+            kind = "ternary" if self.signed else "binary"
+            raise ValueError(
+                f"spikes must be binary ones of {channels} channels; got {kind} ones of "
+                f"{self.channels}, packed as {shape_text(self.words)}"
+            )
+        return self.words
+
+
+def as_dense(spikes: "Tensor | PackedSpikes") -> Tensor:
+    return spikes.dense() if isinstance(spikes, PackedSpikes) else spikes

@@ -1,0 +1,35 @@
+"""The CUDA kernels again, executed on the CPU under AddressSanitizer and UBSan.
+
+AddressSanitizer sees every byte outside a tensor or the block's shared memory.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import simt_kernels as simt
+
+pytestmark = simt.needs_compiler
+
+
+@pytest.mark.slow
+def test_everything_again_under_the_sanitizers():
+    runtime = subprocess.run(
+        ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    if not os.path.isabs(runtime):
+        pytest.skip("g++ has no AddressSanitizer runtime")
+    environment = {
+        **os.environ,
+        simt.SANITIZE_VARIABLE: "1",
+        "LD_PRELOAD": runtime,
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "PYTHONMALLOC": "malloc",
+    }
+    files = sorted(str(path) for path in (simt.ROOT / "tests").glob("test_*_simt.py"))
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
+    run = subprocess.run(
+        command, env=environment, cwd=simt.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert run.returncode == 0, run.stdout.decode()[-5000:]

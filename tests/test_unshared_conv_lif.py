@@ -1,0 +1,240 @@
+"""unshared_spike_conv_lif is unshared_spike_conv, then lif(packed=True): the same bits."""
+
+import itertools
+
+import pytest
+import torch
+
+import realspike_ops as rso
+from realspike_ops._native import extension
+from realspike_ops.ops import unshared_conv_lif as fused
+
+GEOMETRY = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)}
+H, W, OH, OW = 5, 6, 3, 6  # of 3 x 3 kernels in that geometry
+
+
+def composed(spikes, weight, bias, timesteps, conv, neuron, v_init=None):
+    currents = rso.unshared_spike_conv(spikes, weight, bias, **conv)
+    steps = currents.unflatten(0, (timesteps, -1))
+    packed, v_last = rso.lif(steps, **neuron, v_init=v_init, return_state=True, packed=True)
+    return packed.flatten(-5, -4), v_last
+
+
+def check(spikes, weight, bias, timesteps, conv, neuron, v_init=None):
+    arguments = dict(timesteps=timesteps, **conv, **neuron, v_init=v_init)
+    packed, v_last = rso.unshared_spike_conv_lif(
+        spikes, weight, bias, **arguments, return_state=True
+    )
+    expected, expected_v = composed(spikes, weight, bias, timesteps, conv, neuron, v_init)
+    assert packed.dtype == torch.int32
+    assert torch.equal(packed, expected)
+    assert torch.equal(v_last, expected_v)
+    assert torch.equal(rso.unshared_spike_conv_lif(spikes, weight, bias, **arguments), packed)
+    return packed
+
+
+def make_weight(Cout_g, groups=1, Cin_g=37, positions=(OH, OW), kernel=(3, 3)):
+    return torch.randn(*positions, groups, *kernel, Cin_g, Cout_g) * 0.2
+
+
+def make_spikes(N, channels=37, rate=0.3, size=(H, W)):
+    return (torch.rand(N, channels, *size) < rate).float()
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def test_by_hand():
+    # One channel, one pixel; two timesteps that both fire, and two channels out. The first reaches
+    # its threshold exactly; the second, 0.25 below, fires once the rest of its potential is added.
+    spikes = torch.ones(2, 1, 1, 1)
+    weight = torch.tensor([0.5, 0.4]).view(1, 1, 1, 1, 1, 1, 2)
+    packed, v_last = rso.unshared_spike_conv_lif(
+        spikes, weight, timesteps=2, decay=0.5, v_threshold=0.5, return_state=True
+    )
+    assert packed.flatten().tolist() == [0b01, 0b11]
+    assert v_last.flatten().tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("Cout", [1, 31, 32, 33, 64, 130, 200, 513])
+@pytest.mark.parametrize("timesteps", [1, 3, 4, 6])
+def test_sizes(timesteps, Cout):
+    for batch in (1, 3):
+        spikes = make_spikes(timesteps * batch)
+        check(spikes, make_weight(Cout), torch.randn(Cout), timesteps, GEOMETRY, {})
+
+
+@pytest.mark.parametrize("batch", [17, 40, 130])
+def test_several_tiles_of_samples(batch):
+    """4 * 130 samples are more than one task takes; the last tile is short."""
+    spikes = make_spikes(4 * batch, 5, size=(3, 3))
+    weight = make_weight(40, Cin_g=5, positions=(3, 3))
+    packed = check(spikes, weight, None, 4, {"padding": 1}, {})
+    assert 0 < rso.unpack_spikes(packed, 40).mean() < 1
+
+
+FORMS = {
+    "hard": {},
+    "v_reset": {"v_reset": 0.1},
+    "soft": {"v_reset": None},
+    "none": {"reset": "none"},
+    "ternary": {"emission": "ternary"},
+    "ternary-soft": {"emission": "ternary", "reset": "soft"},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("parameters", ["numbers", "layer", "channel", "element"])
+def test_neurons(form, parameters):
+    shape = {"layer": (1,), "channel": (45, 1, 1), "element": (45, OH, OW)}.get(parameters)
+    neuron = {"decay": 0.6, "v_threshold": 0.8}
+    if shape is not None:
+        neuron = {"decay": torch.rand(shape), "v_threshold": torch.rand(shape) + 0.5}
+    for v_init in (None, torch.randn(3, 45, OH, OW)):
+        packed = check(
+            *(make_spikes(15), make_weight(45), torch.randn(45, OH, OW), 5, GEOMETRY),
+            {**neuron, **FORMS[form]},
+            v_init,
+        )
+        assert packed.any()
+
+
+@pytest.mark.parametrize("bias", [None, "channel", "element"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.uint8])
+def test_storage(dtype, bias):
+    bias = {"channel": torch.randn(70), "element": torch.randn(70, OH, OW)}.get(bias)
+    weight, conv = make_weight(70), dict(GEOMETRY)
+    scales = [None]
+    if dtype == torch.uint8:
+        weight, scale = rso.quantize_weight(weight)
+        scales = [None, scale]
+    weight = weight.to(dtype)
+    for scale, shared in itertools.product(scales, (False, True)):
+        kernels = weight[:1, :1] if shared else weight
+        v_threshold = 0.5 if scale is not None or dtype != torch.uint8 else 40.0
+        neuron = {"v_threshold": v_threshold}
+        packed = check(make_spikes(8), kernels, bias, 4, {**conv, "scale": scale}, neuron)
+        assert packed.any()
+
+
+def test_factored():
+    weight, amplitude = make_weight(70)[:1, :1], torch.rand(37, H, W)
+    check(make_spikes(8), weight, None, 4, {**GEOMETRY, "amplitude": amplitude}, {})
+
+
+@pytest.mark.parametrize(("groups", "Cout_g"), [(2, 32), (3, 64), (2, 5), (37, 1)])
+def test_groups(groups, Cout_g):
+    weight = make_weight(Cout_g, groups, Cin_g=3)
+    check(make_spikes(6, 3 * groups), weight, None, 3, GEOMETRY, {})
+    assert fused.fits(weight, 3) == (Cout_g % 32 == 0)
+
+
+def test_what_fits_is_what_the_kernel_says():
+    for groups, Cout_g, timesteps in itertools.product((1, 2), (1, 32, 48, 64), (1, 256, 257)):
+        weight = torch.empty(1, 1, groups, 1, 1, 1, Cout_g)
+        expected = extension().unshared_conv_lif_fits(groups, Cout_g, timesteps)
+        assert fused.fits(weight, timesteps) == expected
+
+
+def test_more_timesteps_than_a_task_takes():
+    weight = make_weight(6, Cin_g=3, positions=(1, 1), kernel=(1, 1))
+    assert fused.fits(weight, 256)
+    assert not fused.fits(weight, 257)
+    for timesteps in (255, 256, 257):
+        spikes = make_spikes(2 * timesteps, 3, size=(1, 1))
+        check(spikes, weight, None, timesteps, {}, {})
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_one_position_is_shared_out_by_sequences(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        weight = make_weight(96, Cin_g=200, positions=(1, 1), kernel=(1, 1))
+        check(make_spikes(4 * 33, 200, size=(1, 1)), weight, None, 4, {}, {})
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_spikes_as_they_come():
+    spikes, weight = make_spikes(6), make_weight(33)
+    expected = check(spikes, weight, None, 3, GEOMETRY, {})
+    others = (
+        spikes.contiguous(memory_format=torch.channels_last),
+        spikes.bool(),
+        rso.pack_spikes(spikes),
+        torch.stack([spikes, spikes], -1)[..., 0],
+    )
+    for given in others:
+        assert torch.equal(check(given, weight, None, 3, GEOMETRY, {}), expected)
+
+
+def test_no_samples():
+    weight = make_weight(33)
+    packed, v_last = rso.unshared_spike_conv_lif(
+        make_spikes(0), weight, timesteps=4, **GEOMETRY, return_state=True
+    )
+    assert packed.shape == (0, OH, OW, 2)
+    assert v_last.shape == (0, 33, OH, OW)
+
+
+def test_a_sequence_in_pieces():
+    spikes, weight = make_spikes(8 * 2), make_weight(33)
+    whole, v_whole = rso.unshared_spike_conv_lif(
+        spikes, weight, timesteps=8, **GEOMETRY, return_state=True
+    )
+    first, v = rso.unshared_spike_conv_lif(
+        spikes[:6], weight, timesteps=3, **GEOMETRY, return_state=True
+    )
+    second, v = rso.unshared_spike_conv_lif(
+        spikes[6:], weight, timesteps=5, **GEOMETRY, v_init=v, return_state=True
+    )
+    assert torch.equal(torch.cat([first, second]), whole)
+    assert torch.equal(v, v_whole)
+
+
+@pytest.mark.parametrize("keep_state", [False, True])
+@pytest.mark.parametrize("ternary", [False, True])
+def test_registration(ternary, keep_state):
+    neuron = (0.25, 0.5, 0.0, "hard", False, ternary, "rectangular", 1.0)
+    arguments = (
+        *(make_spikes(6), make_weight(33), torch.randn(33), None, None, None, None, None),
+        *(3, (OH, OW), *GEOMETRY.values(), True, *neuron, keep_state),
+    )
+    torch.library.opcheck(torch.ops.realspike.unshared_conv_lif.default, arguments)
+
+
+def test_compiles():
+    spikes, weight = make_spikes(6), make_weight(33)
+
+    def network(spikes):
+        packed = rso.unshared_spike_conv_lif(spikes, weight, timesteps=3, **GEOMETRY)
+        return rso.unpack_spikes(packed, 33)
+
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(spikes), network(spikes))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"timesteps": 0}, "timesteps must be"),
+        ({"timesteps": 4}, r"spikes must have a batch of T\*B with T = 4"),
+        ({"decay": 1.5}, "decay must be"),
+        ({"decay": torch.rand(7)}, "decay"),
+        ({"v_threshold": torch.rand(2, 1, 1)}, "v_threshold"),
+        ({"reset": "gentle"}, "reset must be"),
+        ({"emission": "loud"}, "emission must be"),
+        ({"v_init": torch.zeros(2, 33)}, "v_init must have shape"),
+        ({"padding": 9}, "weight is for an output map"),
+        ({"weight": torch.randn(OH, OW, 1, 3, 3, 37, 33, requires_grad=True)}, "for inference"),
+        ({"decay": torch.rand(1, requires_grad=True)}, "for inference"),
+        ({"spikes": torch.full((6, 37, H, W), 0.5)}, "0 or 1"),
+    ],
+)
+def test_refusals(change, message):
+    arguments = dict(spikes=make_spikes(6), weight=make_weight(33), timesteps=3, **GEOMETRY)
+    with pytest.raises((ValueError, TypeError), match=message):
+        rso.unshared_spike_conv_lif(**{**arguments, **change})
