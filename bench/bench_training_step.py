@@ -54,7 +54,7 @@ def with_neurons(granularity: str, make) -> nn.Module:
     network = build(NetworkConfig(granularity, **CONFIG), seed=0)
     for norm in network.modules():
         if isinstance(norm, nn.BatchNorm2d):
-            nn.init.ones_(norm.weight)  # as in training: the last ones of the blocks start at 0
+            nn.init.ones_(norm.weight)
     for name, module in list(network.named_modules()):
         if isinstance(module, rso.RealSpikeLIF):
             network.set_submodule(name, make(module))
@@ -68,10 +68,16 @@ def compiled_lif():
     return torch.compile(lambda x: lif_loop(x, None), fullgraph=True, dynamic=False)
 
 
+def detached(lif: rso.RealSpikeLIF) -> rso.RealSpikeLIF:
+    lif.detach_reset = True
+    return lif
+
+
 def networks(granularity: str, device: str) -> dict[str, nn.Module]:
     makers = {
         "ours": lambda lif: lif,
         "ANN": lambda lif: nn.ReLU(),
+        "ours, detach_reset": detached,
         "compiled LIF": lambda lif: Neurons(lif, compiled_lif()),
     }
     if spikingjelly_lif(False) is not None:

@@ -183,6 +183,8 @@ def test_table_command(tmp_path, capsys):
     accuracies = [f"{100 * job.accuracy():.2f}" for job in jobs[:2]]
     assert f"| digits | 2 | {accuracies[0]} | {accuracies[1]} |" in text
     assert "| digits | 4 | - | - |" in text
+    assert "4 of the 6 networks are not trained yet" in text
+    assert "zero_init_residual=false, threshold_norm=true, scale_amplitudes=true" in text
     assert "The paper has no such table" in text
     assert "`realspike table 1 --data digits --seeds 1 architecture=digits width=2" in text
     assert "torch" in text

@@ -167,7 +167,8 @@ def markdown(
     lines = [
         f"# {title(table, data)}",
         "",
-        f"Mean ± standard deviation over {seeds} seeds of weights, batches and augmentation.",
+        f"Mean ± standard deviation over {seeds} seeds of weights, batches and augmentation."
+        + _missing_of(found, seeds),
         f"Data: {DATASETS[data].description}.",
         "",
         *_pipe_table(header, rows),
@@ -187,11 +188,26 @@ def markdown(
         "",
         f"Network of width {config.network_config().width}; {config.training.epochs} epochs of "
         f"SGD, batch {config.data.batch_size}, learning rate {config.training.learning_rate} along "
-        f"a cosine, weight decay {config.training.weight_decay}, crop {config.data.crop}.",
+        f"a cosine, weight decay {config.training.weight_decay}, crop {config.data.crop}; "
+        f"{_options_of(config)}.",
         f"Measured with `{command}` on {facts['cpu']}, torch {facts['torch']}, "
         f"realspike {facts['realspike']}; the checkpoint of every run holds its commit.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _options_of(config: RunConfig) -> str:
+    """Return what decides the beginning and the pace of the amplitudes."""
+    values = config.to_dict()
+    names = ("network.zero_init_residual", "network.threshold_norm", "training.scale_amplitudes")
+    keys = (name.split(".") for name in names)
+    return ", ".join(f"{key}={str(values[section][key]).lower()}" for section, key in keys)
+
+
+def _missing_of(found: dict[Cell, Entry], seeds: int) -> str:
+    missing = sum(seeds - len(entry.accuracies) for entry in found.values())
+    total = seeds * len(found)
+    return f" {missing} of the {total} networks are not trained yet." if missing else ""
 
 
 def _seeds_of(found: dict[Cell, Entry]) -> list[str]:
