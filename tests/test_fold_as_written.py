@@ -223,8 +223,7 @@ class SizesThatAreCountedUp(Written):
         rows = x.shape[2]
         columns = rows
         columns += 1
-        columns -= 1
-        return self.lif2(self.conv(x).view(-1, 4, rows, columns))
+        return self.lif2(self.conv(x).view(-1, 4, rows, columns - 1))
 
 
 NETWORKS = [

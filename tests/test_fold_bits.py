@@ -50,6 +50,55 @@ class DenseSpikes(TorchDispatchMode):
         return out
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("granularity", ["none", "element"])
+def test_currents_that_one_layer_reads_are_not_in_memory(granularity, dtype):
+    """Those of convolutions; until a hook is to see one, or its weights learn."""
+    form = {"decay_granularity": "channel", "threshold_granularity": "element"}
+    network = make("vgg-average", Neurons(granularity, **form))
+    x = images_for("vgg-average")
+    folded = rso.reparameterize(network, x[:1], weight_dtype=dtype)
+    dense, packed = dense_and_packed(folded, x)
+    assert torch.equal(dense, packed)
+    for hooked in (None, folded.features_7, folded.features_5):
+        seen = []
+        if hooked is not None:
+            handle = hooked.register_forward_pre_hook(lambda m, args: seen.append(args[0]))  # noqa: B023
+        with torch.no_grad(), DenseSpikes() as counts:
+            assert torch.equal(folded(x), packed)
+        assert counts.neurons == (4 if hooked is not folded.features_5 else 3)
+        assert counts.fused == {None: 2, folded.features_7: 1, folded.features_5: 0}[hooked]
+        if hooked is not None:
+            handle.remove()
+            size = 4 if hooked is folded.features_7 else 8  # the pooling is in the kernel
+            assert seen[0].shape == (T * 3, 8, size, size)
+    folded.requires_grad_(False)
+    folded.features_5.requires_grad_(True)  # its weights alone learn: their current is computed
+    with DenseSpikes() as counts:
+        folded(x)
+    assert counts.fused == 1
+
+
+@pytest.mark.parametrize("granularity", ["channel", "element"])
+def test_images_of_another_size_are_refused(granularity, tmp_path):
+    """Kernels, averages and borders are those of the size that was folded."""
+    network, x = make("resnet20", Neurons(granularity)), images_for("resnet20")
+    folded = rso.reparameterize(network, x[:1])
+    rso.save_folded(folded, tmp_path / "folded.safetensors")
+    other = x[:, :, :7]
+    for net in (folded, rso.load_folded(tmp_path / "folded.safetensors")):
+        for enabled in (False, True):
+            with (
+                torch.set_grad_enabled(enabled),
+                pytest.raises(ValueError, match=r"\[N, 3, 8, 8\].*got \[3, 3, 7, 8\]"),
+            ):
+                net(other)
+    conv = rso.UnsharedSpikeConv(4, 4, 3, 8, stride=2, padding=1).requires_grad_(False)
+    lif = rso.FoldedLIF(1)
+    with pytest.raises(ValueError, match=r"8 x 8 \(input_size\); got 7 x 7"):
+        conv.fire(lif(torch.zeros(1, 4, 7, 7), packed=True), lif)
+
+
 def shapes_of_spikes(folded, x):
     """[T*B, C, H, W], and [T, B, C, H, W], of all that neurons and pooling emit."""
     shapes = set()

@@ -10,7 +10,7 @@ from fold_networks import (
     images_for,
     make,
 )
-from helpers import normal
+from helpers import binary, normal
 from torch import nn
 
 import realspike_ops as rso
@@ -121,3 +121,20 @@ def test_agreement_of_maps():
     report = rso.verify(network, rso.reparameterize(network, x), x)
     assert report.agreement == 1.0
     assert report.samples == 3
+
+
+def test_fused_neurons_count_as_the_convolution_and_the_neurons():
+    conv, spikes = rso.SpikeConv2d(3, 4, 3, padding=1), binary((T * 2, 3, 4, 4), 1)
+
+    class Fused(nn.Module):
+        def forward(self, x):
+            weight, bias = conv.weight.detach(), conv.bias.detach()
+            return rso.unshared_spike_conv_lif(x, weight, bias, timesteps=T, padding=1)
+
+    fused = rso.profile(nn.Sequential(Fused()), spikes)
+    conv_alone = rso.profile(nn.Sequential(rso.RealSpikeLIF(T), conv, rso.RealSpikeLIF(T)), spikes)
+    rows = conv_alone.layers[1:]
+    assert fused.samples == 2
+    assert fused.total("synops") == rows[0].synops > 0
+    for name in ("additions", "multiplications"):
+        assert fused.total(name) == sum(getattr(row, name) for row in rows)

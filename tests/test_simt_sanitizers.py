@@ -13,17 +13,21 @@ import simt_kernels as simt
 pytestmark = simt.needs_compiler
 
 
+def library(name: str) -> str:
+    command = ["g++", f"-print-file-name={name}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 @pytest.mark.slow
 def test_everything_again_under_the_sanitizers():
-    runtime = subprocess.run(
-        ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    runtime = library("libasan.so")
     if not os.path.isabs(runtime):
         pytest.skip("g++ has no AddressSanitizer runtime")
     environment = {
         **os.environ,
         simt.SANITIZE_VARIABLE: "1",
-        "LD_PRELOAD": runtime,
+        # The sanitizer looks for what throws exceptions when it starts.
+        "LD_PRELOAD": f"{runtime} {library('libstdc++.so')}",
         "ASAN_OPTIONS": "detect_leaks=0",
         "PYTHONMALLOC": "malloc",
     }

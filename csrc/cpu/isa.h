@@ -14,8 +14,8 @@ struct PixelRun;
 struct SpikeLists;
 struct UnsharedConvTiles;
 
-// The inner loops of every op for one instruction set. isa_kernels.cpp is compiled once per set, so
-// one binary serves every CPU of an architecture.
+// The inner loops of every op for one instruction set. Files <op>_isa.cpp are compiled once per
+// set, so one binary serves every CPU of an architecture.
 struct IsaKernels {
   const char* name;
   void (*lif_fwd)(const LifForward&, const LifTile&);

@@ -162,7 +162,7 @@ void lif_fwd_elements(const LifForward& p, const LifTile& tile) {
   (bits ? choose_forward<Element, true>(p) : choose_forward<Element, false>(p))(p, tile);
 }
 
-void lif_fwd_tile(const LifForward& p, const LifTile& tile) {
+inline void lif_fwd_tile(const LifForward& p, const LifTile& tile) {
   switch (p.dtype) {
     case DType::kFloat16:
       return lif_fwd_elements<Float16>(p, tile);

@@ -147,7 +147,7 @@ void lif_packed_elements(const LifPacked& p, int64_t task) {
   form(p, task);
 }
 
-void lif_packed_task(const LifPacked& p, int64_t task) {
+inline void lif_packed_task(const LifPacked& p, int64_t task) {
   switch (p.dtype) {
     case DType::kFloat16:
       return lif_packed_elements<Float16>(p, task);

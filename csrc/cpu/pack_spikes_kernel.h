@@ -84,7 +84,7 @@ void pack_elements(const PackSpikesParams& p, int64_t n, int64_t begin, int64_t 
   if (!all_binary && p.not_binary != nullptr) __atomic_store_n(p.not_binary, 1, __ATOMIC_RELAXED);
 }
 
-void pack_range(const PackSpikesParams& p, int64_t n, int64_t begin, int64_t end) {
+inline void pack_range(const PackSpikesParams& p, int64_t n, int64_t begin, int64_t end) {
   switch (p.element_size) {
     case 1:
       return pack_elements<uint8_t>(p, n, begin, end);
@@ -97,7 +97,7 @@ void pack_range(const PackSpikesParams& p, int64_t n, int64_t begin, int64_t end
   }
 }
 
-void unpack_range(const UnpackSpikesParams& p, int64_t n, int64_t begin, int64_t end) {
+inline void unpack_range(const UnpackSpikesParams& p, int64_t n, int64_t begin, int64_t end) {
   for (int64_t c = 0; c < p.C; ++c) {
     float* row = p.spikes + n * p.stride_n + c * p.stride_c;
     const uint32_t* packed = p.packed + n * p.P * p.words + c / 32;

@@ -291,7 +291,7 @@ class UnsharedSpikeConv(_SpikeConv):
         folded.input_size = input_size
         return folded
 
-    def forward(self, spikes: Tensor) -> Tensor:
+    def _arguments(self, spikes: "Tensor | PackedSpikes") -> dict:
         # Another size can give the same output map (with a stride), but not the same borders.
         size = fold.map_size(spikes, self.in_channels)
         if size != self.input_size:
@@ -299,7 +299,7 @@ class UnsharedSpikeConv(_SpikeConv):
                 f"spikes must have a map of {self.input_size[0]} x {self.input_size[1]} "
                 f"(input_size); got {size[0]} x {size[1]}"
             )
-        return super().forward(spikes)
+        return super()._arguments(spikes)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, input_size={self.input_size}"

@@ -55,7 +55,8 @@ def allocate(folding: Folding, dtype: torch.dtype, max_bytes: int) -> FoldedNetw
                 inputs = (*inputs[:-1], name)
         modules[step.name] = _built(planned, own_dtype, scale)
         steps.append(Step(step.name, inputs))
-    return FoldedNetwork([*encoding, *steps], modules, folding.output_step).eval()
+    steps = [*encoding, *steps]
+    return FoldedNetwork(steps, modules, folding.output_step, folding.input_shape).eval()
 
 
 def _dtype_of(planned: PlannedCurrent, dtype: torch.dtype) -> torch.dtype:

@@ -76,7 +76,7 @@ def save_folded(folded: FoldedNetwork, path: "str | Path") -> None:
         }
         for step in folded.steps
     ]
-    content = {"steps": steps, "output": folded.output}
+    content = {"steps": steps, "output": folded.output, "input_shape": folded.input_shape}
     tensors = {
         name: tensor.detach().cpu().contiguous().clone()
         for name, tensor in folded.state_dict().items()
@@ -107,7 +107,7 @@ def load_folded(path: "str | Path") -> FoldedNetwork:
             for step in content["steps"]
         }
         steps = [Step(step["name"], tuple(step["inputs"])) for step in content["steps"]]
-        folded = FoldedNetwork(steps, modules, content["output"])
+        folded = FoldedNetwork(steps, modules, content["output"], content["input_shape"])
         folded.load_state_dict(tensors)
     except (
         KeyError,

@@ -62,6 +62,7 @@ class Folding(fx.Interpreter):
         self.output_step: str | None = None
         self.node: fx.Node | None = None
         self.result_shape: tuple[int, ...] = ()
+        self.input_shape: tuple[int, ...] = ()
 
     # --- what the rules use
 
@@ -137,6 +138,7 @@ class Folding(fx.Interpreter):
                 f"{describe(node)} cannot be run on example_input: {reason}"
             ) from error
         if node.op == "placeholder":
+            self.input_shape = tuple(result.shape[1:])
             self.values[node] = Value(None, real=INPUT)
         elif any(n in self.values for n in node.all_input_nodes):
             value = self._value(node, result)

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from realspike_ops import _checks as checks
 from realspike_ops import nn as layers
 from realspike_ops.nn.packed_spikes import PackedSpikes
 
 INPUT = "input"
 # Attributes of a FoldedNetwork, which no step may hide.
-RESERVED = frozenset({"steps", "output", "training"})
+RESERVED = frozenset({"steps", "output", "training", "input_shape"})
 _SYNAPSES = (
     layers.SpikeConv2d,
     layers.UnsharedSpikeConv,
@@ -61,10 +62,18 @@ class FoldedNetwork(nn.Module):
         steps: In the order in which they run.
         modules: The submodule of every step.
         output: The step whose output is the network's.
+        input_shape: The shape of the input without its batch, for which it was folded; None: any.
     """
 
-    def __init__(self, steps: list[Step], modules: "dict[str, nn.Module]", output: str):
+    def __init__(
+        self,
+        steps: list[Step],
+        modules: "dict[str, nn.Module]",
+        output: str,
+        input_shape: "tuple[int, ...] | None" = None,
+    ):
         super().__init__()
+        self.input_shape = None if input_shape is None else tuple(input_shape)
         self.steps = tuple(steps)
         self.output = output
         for step in self.steps:
@@ -75,6 +84,13 @@ class FoldedNetwork(nn.Module):
             self._unused_after.append([k for k, at in last.items() if at == n and k != output])
 
     def forward(self, x: Tensor) -> Tensor:
+        # Averages and borders are part of the weights: another size would be another network.
+        if self.input_shape is not None and tuple(x.shape[1:]) != self.input_shape:
+            sizes = ", ".join(map(str, self.input_shape))
+            raise ValueError(
+                f"x must have shape [N, {sizes}], as example_input had when this network was "
+                f"folded; got {checks.shape_text(x)}"
+            )
         values = {INPUT: x}
         in_bits = self.steps_in_bits()
         neurons_of = self.fused_steps(in_bits)

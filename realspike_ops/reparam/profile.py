@@ -260,6 +260,21 @@ class _Counter(TorchDispatchMode):
         self._row().multiplications += events if amplitude is not None else 0
         self._row().multiplications += out.numel() if scale is not None else 0
 
+    def conv_and_neurons(self, args, out):
+        """As `unshared_conv`, then `neurons`; the currents are not in memory."""
+        self.behind_encoding = True  # it reads spikes
+        spikes, weight, *rest = args
+        decay, timesteps, output_size, decay_value = (rest[n] for n in (3, 6, 7, 12))
+        channels = weight.shape[2] * weight.shape[6]
+        current = torch.empty((), device=out[0].device)
+        current = current.expand(spikes.shape[0], channels, *output_size)
+        self.unshared_conv((spikes, weight, *rest[:3], None, *rest[8:11]), (current,))
+        if self.samples_of_batch is None:
+            self.samples_of_batch = spikes.shape[0] // timesteps
+        row = self._row()
+        row.additions += current.numel()
+        row.multiplications += 0 if decay is None and decay_value in (0.0, 1.0) else current.numel()
+
     def addmm(self, args, out):
         bias, spikes, weight = args[:3]
         self._product(spikes, weight, out)
@@ -314,6 +329,7 @@ _COUNTS = {
     ("realspike", "unshared_conv"): _Counter.unshared_conv,
     ("realspike", "lif_fwd"): _Counter.neurons,
     ("realspike", "lif_packed"): _Counter.packed_neurons,
+    ("realspike", "unshared_conv_lif"): _Counter.conv_and_neurons,
     ("aten", "addmm"): _Counter.addmm,
     ("aten", "mm"): _Counter.mm,
     ("aten", "mean"): _Counter.average,

@@ -1,0 +1,15 @@
+#include "cpu/isa_parts.h"
+#include "cpu/unshared_conv_grad_kernel.h"
+#include "cpu/unshared_conv_kernel.h"
+#include "cpu/unshared_conv_spikes.h"
+
+namespace realspike::REALSPIKE_ISA {
+
+void enter_unshared_conv(IsaKernels* kernels) {
+  kernels->count_spikes = count_spikes;
+  kernels->decode_pixels = decode_pixels;
+  kernels->unshared_conv = unshared_conv_task;
+  kernels->unshared_conv_grad_weight = unshared_conv_grad_weight_task;
+}
+
+}  // namespace realspike::REALSPIKE_ISA
