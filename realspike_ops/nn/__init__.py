@@ -4,10 +4,11 @@ from .folded_lif import FoldedLIF
 from .lif import RealSpikeLIF
 from .one_to_one import OneToOneSynapses
 from .piecewise_conv import PiecewiseSpikeConv
+from .shared_conv import SpikeConv2d, SpikeLinear
 from .spike_pool import SpikeMaxPool2d
 from .synaptic_current import Synapses, SynapticCurrent
 from .time import DirectEncoding, MeanOverTime, SumOverTime
-from .unshared_conv import SpikeConv2d, SpikeLinear, UnsharedSpikeConv
+from .unshared_conv import UnsharedSpikeConv
 from .unshared_conv1d import UnsharedSpikeConv1d
 
 __all__ = [

@@ -21,7 +21,7 @@ from realspike_ops.nn import (
     Synapses,
     SynapticCurrent,
 )
-from realspike_ops.nn.unshared_conv import _SpikeConv
+from realspike_ops.nn.spike_conv import SpikeConv
 from realspike_ops.reparam.network import FoldedNetwork
 from realspike_ops.reparam.quantization_bound import quantization_bounds
 from realspike_ops.reparam.trace import function_name, trace
@@ -202,9 +202,7 @@ def current_bounds(
     if not isinstance(last, Magnitude):
         last = Magnitude(last.abs(), 0)
     currents, output = folded_roundings(folded)
-    dtypes = {
-        p.dtype for m in folded.modules() if isinstance(m, _SpikeConv) for p in m.parameters()
-    }
+    dtypes = {p.dtype for m in folded.modules() if isinstance(m, SpikeConv) for p in m.parameters()}
     unit = UNIT[torch.float64 if x.dtype == torch.float64 else torch.float32]
     storage = max((UNIT[dtype] for dtype in dtypes), default=unit)
     bounds = []

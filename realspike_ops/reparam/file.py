@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from realspike_ops import nn as layers
-from realspike_ops.nn.unshared_conv import _SpikeConv
+from realspike_ops.nn.spike_conv import SpikeConv
 from realspike_ops.reparam.network import Argument, EncodingCall, FoldedNetwork, Step
 
 FORMAT = "realspike.folded"
@@ -145,7 +145,7 @@ def _described(name: str, module: nn.Module) -> dict:
         for argument in _BY_ARGUMENTS[kind].split():
             value = getattr(module, argument)
             described[argument] = value is not None if argument == "bias" else value
-    elif isinstance(module, _SpikeConv):
+    elif isinstance(module, SpikeConv):
         described |= {k: getattr(module, k) for k in ("stride", "padding", "dilation")}
         described["input_size"] = getattr(module, "input_size", None)
     elif kind is layers.PiecewiseSpikeConv:
@@ -186,7 +186,7 @@ def _built(described: dict, tensors: dict[str, Tensor]) -> nn.Module:
     if kind in _SPIKE_CONVS:
         module = _SPIKE_CONVS[kind].__new__(_SPIKE_CONVS[kind])
         input_size = described.pop("input_size")
-        _SpikeConv.__init__(module, tensors["weight"], tensors.get("bias"), **described)
+        SpikeConv.__init__(module, tensors["weight"], tensors.get("bias"), **described)
         if input_size is not None:
             module.input_size = tuple(input_size)
         return module

@@ -16,7 +16,7 @@ from realspike_ops.nn import (
     UnsharedSpikeConv,
     fold,
 )
-from realspike_ops.nn.unshared_conv import _SpikeConv
+from realspike_ops.nn.spike_conv import SpikeConv
 from realspike_ops.ops.unshared_conv import empty_weight
 from realspike_ops.reparam.value import Source, Term
 from realspike_ops.reparam.window import Window, block_diagonal
@@ -169,10 +169,10 @@ class PlannedKernel:
             layer = self.kind(weight, rows, columns, padding=padding, **geometry)
         elif self.kind is SpikeLinear:
             layer = SpikeLinear.__new__(SpikeLinear)
-            _SpikeConv.__init__(layer, weight, _plain(bias, dtype))
+            SpikeConv.__init__(layer, weight, _plain(bias, dtype))
         else:
             layer = self.kind.__new__(self.kind)
-            _SpikeConv.__init__(layer, weight, _plain(bias, dtype), padding=padding, **geometry)
+            SpikeConv.__init__(layer, weight, _plain(bias, dtype), padding=padding, **geometry)
             if self._is_unshared:
                 H, W = self.window.in_shape[1:]
                 layer.input_size = (H + pad[2] + pad[3], W + pad[0] + pad[1])
