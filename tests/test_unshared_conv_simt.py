@@ -95,18 +95,18 @@ CASES = [
         for vec in (1, widest)
         for tile in tiles
     ),
-    # int8: all bits of more words than 16-bit lanes hold, in one stream
+    # int8: all bits of more words than 16-bit lanes hold, in the one stream of a block
     *(
         Case(
             **{
-                "cin": 600,
-                "cout": 16,
+                "cin": 200,
+                "cout": 512,
                 "samples": 2,
                 "size": (2, 2),
                 "rate": rate,
                 "weight": "int8",
             },
-            **{"lanes": 1, "threads": 32, "vec": vec},
+            **{"lanes": 32, "threads": 32, "splits": 1, "vec": vec},
         )
         for rate in (0.5, 1.0)
         for vec in (1, 16)
