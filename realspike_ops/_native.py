@@ -8,7 +8,10 @@ import torch
 # The numbers of csrc/core/dtype.h.
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
 
-_BUILD = "build it with `pip install .` in the checkout (`pip install -e .` for development)"
+_BUILD = (
+    "build it with `pip install .` in the checkout (`pip install -e .` for development); where "
+    "Python starts in the checkout (`python -m pytest`, not `pytest`), that hides what is installed"
+)
 
 
 @functools.cache
