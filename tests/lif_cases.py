@@ -3,6 +3,8 @@
 import torch
 from hypothesis import strategies as st
 
+import realspike_ops as rso
+
 NAN = float("nan")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SCALES = {"rectangular": 1.0, "triangle": 2.0, "atan": 2.0, "sigmoid": 4.0}
@@ -66,3 +68,18 @@ def parameter_sizes(draw, shape):
     follows = follows[: len(shape) - 1]
     sizes = shape[len(shape) - len(follows) :]
     return tuple(n if f else 1 for n, f in zip(sizes, follows, strict=True))
+
+
+def bytes_kept(x, amplitude=None, **form) -> int:
+    """Bytes of the storages that autograd keeps for the backward of one call."""
+    storages = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = rso.lif(x, amplitude, **form)
+    y.sum().backward()
+    return sum(storages.values())

@@ -24,6 +24,7 @@ from lif_cases import (
     LAYOUTS,
     SCALES,
     SHAPES,
+    bytes_kept,
     lay_out,
     parameter_sizes,
 )
@@ -403,21 +404,6 @@ def test_checkpoint(form, device):
         grads.append(x.grad)
     assert torch.equal(*grads)
     assert grads[0].any()
-
-
-def bytes_kept(x, amplitude, **neuron) -> int:
-    """Bytes of the storages that autograd keeps for the backward of one call."""
-    storages = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = rso.lif(x, amplitude, **neuron)
-    y.sum().backward()
-    return sum(storages.values())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

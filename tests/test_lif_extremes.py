@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 from helpers import generator, normal
-from lif_cases import DTYPES, NAN, lay_out
+from lif_cases import DTYPES, NAN, bytes_kept, lay_out
 
 import realspike_ops as rso
 
@@ -109,20 +109,6 @@ def test_parameters_in_half_precision(dtype, device):
     for grad, wide in zip(grads, expected_grads, strict=True):
         assert grad.dtype == dtype
         assert torch.equal(grad, wide.to(dtype))
-
-
-def bytes_kept(x, amplitude=None, **form) -> int:
-    storages = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = rso.lif(x, amplitude, **form)
-    y.sum().backward()
-    return sum(storages.values())
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
