@@ -286,13 +286,13 @@ def trace_loads(code: list[Instruction]) -> list[int]:
 
 def data_loads(code: list[Instruction], reads: list[int], shared_is_data: bool = True) -> int:
     """The loads whose values are added as floating-point numbers or in 16-bit lanes, those of a
-    width that only weights have, and all of shared memory if it holds nothing but data."""
+    kind that only weights have, and all of shared memory if it holds nothing but data."""
     always = r"LDS|" if shared_is_data else ""
     data = 0
     for i, instruction in enumerate(code):
         if re.match(r"FADD|VIADD\.16x2", instruction.opcode):
             data |= reads[i]
-        if re.match(always + r"LDG\.E\.(128|[US]8|U16)\b", instruction.opcode):
+        if re.match(always + r"LDG\.E\.(NA|128|[US]8|U16)\b", instruction.opcode):
             data |= 1 << i
     return data
 

@@ -140,13 +140,9 @@ def arguments_of(case: Case, spikes, weight, bias, out):
         out_stride_p=out.stride(3),
     )
     forced = (case.vec, case.tile, case.lanes, case.threads, case.splits, case.blocks)
-    if case.staged:  # the tile follows from the number of streams
-        widest, samples = {"float32": (4, 8), "int8": (16, 4), "int8-scaled": (16, 4)}.get(
-            case.weight, (8, 8)
-        )
+    if case.staged:  # `tile` samples of each stream
         lanes = case.lanes or 4
-        threads = case.threads or 256
-        forced = (widest, threads // lanes * samples, lanes, threads, 1, case.blocks)
+        forced = (4, case.tile or 4, lanes, case.threads or 8 * lanes, 1, case.blocks)
     forced = (ctypes.c_int64 * 7)(*forced, 2 if case.staged else 0)
     return params, forced, (packed, weight, scale)
 

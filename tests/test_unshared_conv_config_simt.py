@@ -22,10 +22,10 @@ DEFAULTS = {
 
 def config_of(lib, weight=4096, **sizes) -> dict:
     params = simt.UnsharedConvParams(**{**DEFAULTS, **sizes}, weight=weight)
-    values = (ctypes.c_int64 * 10)()
+    values = (ctypes.c_int64 * 11)()
     lib.unshared_conv_simt_config(ctypes.byref(params), values)
     names = "vec sample_tile lanes threads splits shared_bytes sample_tiles channel_tiles blocks"
-    names += " staged"
+    names += " staged stream_samples"
     return dict(zip(names.split(), values, strict=True))
 
 
@@ -34,30 +34,47 @@ def test_config_of_a_wide_layer(lib):
         "vec": 4,
         "sample_tile": 4,
         "lanes": 32,
-        "threads": 256,
+        # A warp for eight of the 36 words.
+        "threads": 128,
         "splits": 1,
-        "shared_bytes": 16384,
+        # The list of 2,048 rows, room for eight more, and what is known of 64 words.
+        "shared_bytes": 4 * (2048 + 8) + 4 * 4 * 64 + 4 * 64,
         "sample_tiles": 1,
         "channel_tiles": 1,
         "blocks": 1024,
         "staged": 0,
+        "stream_samples": 0,
     }
 
 
 def test_config_of_many_samples_stages_the_rows(lib):
     config = config_of(lib, N=64)
     assert (config["staged"], config["lanes"], config["threads"]) == (1, 32, 256)
-    # 8 streams of 8 samples each; 32 rows of 512 bytes.
-    assert (config["sample_tile"], config["shared_bytes"], config["blocks"]) == (64, 16384, 1024)
-    for weight_dtype, tile in ((1, 128), (2, 128), (3, 128)):
-        config = config_of(lib, N=64, weight_dtype=weight_dtype)
-        assert (config["staged"], config["sample_tile"]) == (1, tile)
+    # 8 streams of 8 samples each; two stages of 32 rows of 512 bytes.
+    assert (config["sample_tile"], config["shared_bytes"], config["blocks"]) == (64, 32768, 1024)
+    # 16-bit lanes take half as much.
+    assert config_of(lib, N=64, weight_dtype=3)["shared_bytes"] == 16384
+    # 8 streams of 4 are enough.
+    assert config_of(lib, N=32)["sample_tile"] == 32
+
+
+def test_config_of_many_samples_and_narrow_rows(lib):
+    tiles = {32: (8, 64, 64), 16: (4, 64, 64)}
+    for cout, (lanes, threads, sample_tile) in tiles.items():
+        config = config_of(lib, N=64, Cout_g=cout)
+        assert config["staged"]
+        assert (config["lanes"], config["threads"]) == (lanes, threads)
+        assert config["sample_tile"] == sample_tile
+        # They are staged for fewer samples, too.
+        assert config_of(lib, N=9, Cout_g=cout)["staged"]
+    assert not config_of(lib, N=64, Cout_g=8)["staged"]
 
 
 def test_config_that_stages_in_the_tests_of_values(lib):
     """test_unshared_conv_simt.py has cases of these sizes that leave the choice to the launcher."""
-    assert config_of(lib, N=17, OH=12, OW=11, Cin_g=33, Cout_g=16)["staged"]
-    assert config_of(lib, N=33, OH=11, OW=12, G=2, Cin_g=10, Cout_g=16, weight_dtype=3)["staged"]
+    assert config_of(lib, N=17, OH=14, OW=14, Cin_g=33, Cout_g=16)["staged"]
+    sizes = {"N": 33, "OH": 11, "OW": 12, "G": 2, "Cin_g": 10, "Cout_g": 16}
+    assert config_of(lib, **sizes, weight_dtype=3)["staged"]
 
 
 @pytest.mark.parametrize(
@@ -69,15 +86,9 @@ def test_config_that_streams(lib, sizes):
     assert not config_of(lib, **{"N": 64, **sizes})["staged"]
 
 
-@pytest.mark.parametrize(
-    ("weight_dtype", "expected"),
-    [(1, (8, 8, 16, 256)), (2, (8, 8, 16, 256)), (3, (16, 4, 8, 128))],
-    ids=("float16", "bfloat16", "int8"),
-)
-def test_config_of_narrower_weights(lib, weight_dtype, expected):
-    config = config_of(lib, N=16, weight_dtype=weight_dtype)
-    names = ("vec", "sample_tile", "lanes", "threads")
-    assert tuple(config[name] for name in names) == expected
+@pytest.mark.parametrize("weight_dtype", [1, 2, 3], ids=("float16", "bfloat16", "int8"))
+def test_config_of_narrower_weights_is_that_of_float32(lib, weight_dtype):
+    assert config_of(lib, N=16, weight_dtype=weight_dtype) == config_of(lib, N=16)
 
 
 def test_config_of_few_positions_splits_the_receptive_field(lib):
@@ -88,15 +99,16 @@ def test_config_of_few_positions_splits_the_receptive_field(lib):
 
 
 def test_config_of_a_narrow_layer_shares_the_warp(lib):
-    config = config_of(lib, Cin_g=16, Cout_g=16, N=16)
-    # 4 lanes hold a row of 16 channels; 9 words of spikes keep 9 streams busy.
-    assert (config["lanes"], config["threads"], config["sample_tile"]) == (4, 64, 16)
+    config = config_of(lib, Cin_g=16, Cout_g=16, N=4)
+    # 4 lanes hold a row of 16 channels.
+    assert (config["lanes"], config["threads"], config["sample_tile"]) == (4, 64, 4)
     assert config["blocks"] == 1024
 
 
 def test_config_of_a_small_map_cuts_the_rows(lib):
     config = config_of(lib, H=4, W=4, OH=4, OW=4, Cin_g=512, Cout_g=512)
-    assert (config["lanes"], config["channel_tiles"], config["blocks"]) == (8, 16, 256)
+    assert (config["lanes"], config["channel_tiles"], config["threads"]) == (8, 16, 256)
+    assert (config["splits"], config["blocks"]) == (2, 512)
 
 
 @pytest.mark.parametrize(
@@ -116,12 +128,17 @@ def test_config_covers_all_outputs_and_fits(lib, n, cout, cin):
         config = config_of(lib, N=n, Cin_g=cin, Cout_g=cout, OH=size, OW=size, G=groups)
         streams = config["threads"] // config["lanes"]
         if config["staged"]:
-            assert (n > 16, config["sample_tile"], config["splits"]) == (True, 8 * streams, 1)
+            # A stage has 32 rows, of which each thread brings up to four.
+            assert n > 8
+            assert streams >= 8
+            assert config["lanes"] >= config["stream_samples"] >= 4
+            assert config["sample_tile"] == streams * config["stream_samples"]
+            assert config["splits"] == 1
         else:
-            assert config["sample_tile"] in (1, 2, 4, 8, 16)
+            assert config["sample_tile"] == (1 if n == 1 else 4)
         assert config["lanes"] in (1, 2, 4, 8, 16, 32)
-        assert config["threads"] in range(32, 257, 32)
-        assert config["shared_bytes"] <= 16384
+        assert config["threads"] in range(64, 257, 32)
+        assert config["shared_bytes"] <= 32768
         tile = config["lanes"] * config["vec"]
         assert (config["sample_tiles"] - 1) * config["sample_tile"] < n
         assert config["sample_tiles"] * config["sample_tile"] >= n
@@ -134,9 +151,8 @@ def test_config_covers_all_outputs_and_fits(lib, n, cout, cin):
 
 
 def test_config_counts_blocks_beyond_32_bits(lib):
-    config = config_of(lib, N=10**6, OH=1000, OW=1000, Cout_g=4)
-    # Streams of one lane: 2048 samples per block.
-    assert config["blocks"] == 489 * 10**6
+    config = config_of(lib, N=10**5, OH=1000, OW=1000, Cout_g=4)
+    assert config["blocks"] == 25_000 * 10**6
 
 
 @pytest.mark.parametrize("divisor", [1, 2, 3, 7, 10, 641, 2**31 - 1, 2**32 + 1, 2**62 + 1])

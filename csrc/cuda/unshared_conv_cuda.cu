@@ -3,6 +3,7 @@
 
 #include "cuda/unshared_conv_kernel.cuh"
 #include "cuda/unshared_conv_lif_kernel.cuh"
+#include "cuda/unshared_conv_second_pass.cuh"
 #include "cuda/unshared_conv_staged_kernel.cuh"
 
 namespace realspike {

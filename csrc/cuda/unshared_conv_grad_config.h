@@ -30,8 +30,8 @@ inline UnsharedConvConfig complete_unshared_conv_grad_config(const UnsharedConvP
 inline UnsharedConvConfig choose_unshared_conv_grad_config(const UnsharedConvParams& p,
                                                            const void* grad_weight) {
   UnsharedConvConfig config{};
-  const int in_16_bytes = 16 / unshared_conv_limits(p.weight_dtype).bytes;
-  config.vec = rows_are_aligned(p, grad_weight, in_16_bytes) ? in_16_bytes : 1;
+  const int bytes = bytes_of_weight(p.weight_dtype);
+  config.vec = rows_are_aligned(p, grad_weight, 16 / bytes, bytes) ? 16 / bytes : 1;
   config.sample_tile = static_cast<int>(std::clamp<int64_t>(p.N, 1, kUnsharedConvGradSamples));
 
   // Fewer channels for more samples: what a block stages is read again from shared memory alone.

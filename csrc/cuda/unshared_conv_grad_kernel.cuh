@@ -75,13 +75,15 @@ struct GradRow {
   __device__ void add(const float* line, int stride) {
 #pragma unroll
     for (int i = 0; i < kParts; ++i) {
-      WeightVector<float, kPart> part;
       if constexpr (kPart == 1) {
-        part.weight = *line;
+        sum[i][0] += *line;
       } else {
-        part.set(*reinterpret_cast<const uint4*>(line + i * stride));
+        const auto four = *reinterpret_cast<const Vector4<float>*>(line + i * stride);
+        sum[i][0] += four.x;
+        sum[i][1] += four.y;
+        sum[i][2] += four.z;
+        sum[i][3] += four.w;
       }
-      part.add_to(sum[i]);
     }
   }
 

@@ -17,6 +17,7 @@ struct UnsharedConvGrid {
   int64_t blocks;
   int lanes;
   int lanes_log2;
+  bool wide_out;  // four neighbouring channels of the output are 16 aligned bytes
   Divisor sample_tiles;
   Divisor channel_tiles;
   Divisor splits;
@@ -28,9 +29,12 @@ inline UnsharedConvGrid make_unshared_conv_grid(const UnsharedConvParams& p,
                                                 const UnsharedConvConfig& config) {
   int lanes_log2 = 0;
   while ((1 << lanes_log2) < config.lanes) ++lanes_log2;
+  const bool side_by_side = p.out_stride_c == 1 && p.out_stride_n % 4 == 0 &&
+                            p.out_stride_p % 4 == 0 && reinterpret_cast<uintptr_t>(p.out) % 16 == 0;
   return {config.blocks,
           config.lanes,
           lanes_log2,
+          p.G * p.Cout_g % 4 == 0 && (p.workspace != nullptr || side_by_side),
           make_divisor(config.sample_tiles),
           make_divisor(config.channel_tiles),
           make_divisor(config.splits),
@@ -104,5 +108,72 @@ __device__ void walk_words(const UnsharedConvParams& p, const ReceptiveField& fi
     }
   }
 }
+
+// One of these words: where it lies in a sample, counted from the first word of the field, and the
+// row of the weights (kh, kw, ci) that its bit 0 selects, which may belong to the group before.
+struct FieldPlace {
+  int kh;
+  int kw;
+  int word;
+  int row;
+  int spikes;
+};
+
+// The spike words of the taps on the map, numbered in ascending (kh, kw, word). These taps form a
+// rectangle.
+struct FieldWords {
+  int kh_0;
+  int kw_0;
+  int kw_1;
+  int count;
+
+  __device__ FieldWords(const UnsharedConvParams& p, const ReceptiveField& field)
+      : kh_0(0), kw_0(0), kw_1(static_cast<int>(p.KW)) {
+    int kh_1 = static_cast<int>(p.KH);
+    const int dilation_h = static_cast<int>(p.dilation_h);
+    const int dilation_w = static_cast<int>(p.dilation_w);
+    while (kh_0 < kh_1 && field.h_0 + kh_0 * dilation_h < 0) ++kh_0;
+    while (kh_1 > kh_0 && field.h_0 + (kh_1 - 1) * dilation_h >= p.H) --kh_1;
+    while (kw_0 < kw_1 && field.w_0 + kw_0 * dilation_w < 0) ++kw_0;
+    while (kw_1 > kw_0 && field.w_0 + (kw_1 - 1) * dilation_w >= p.W) --kw_1;
+    count = (kh_1 - kh_0) * (kw_1 - kw_0) * field.words;
+  }
+
+  __device__ FieldPlace first(const UnsharedConvParams& p, const ReceptiveField& field) const {
+    return place(p, field, kh_0, kw_0, 0);
+  }
+
+  // Counted down: a division would take longer than the few steps of a kernel.
+  __device__ FieldPlace at(const UnsharedConvParams& p, const ReceptiveField& field,
+                           int number) const {
+    const int row_of_taps = (kw_1 - kw_0) * field.words;
+    int kh = kh_0, kw = kw_0;
+    for (; number >= row_of_taps; number -= row_of_taps) ++kh;
+    for (; number >= field.words; number -= field.words) ++kw;
+    return place(p, field, kh, kw, number);
+  }
+
+  __device__ void step(const UnsharedConvParams& p, const ReceptiveField& field,
+                       FieldPlace& at) const {
+    if (++at.word < field.words) {
+      at.row += 32;
+      ++at.spikes;
+    } else if (++at.kw < kw_1) {
+      at = place(p, field, at.kh, at.kw, 0);
+    } else {
+      at = place(p, field, at.kh + 1, kw_0, 0);
+    }
+  }
+
+ private:
+  __device__ static FieldPlace place(const UnsharedConvParams& p, const ReceptiveField& field,
+                                     int kh, int kw, int word) {
+    const int h = field.h_0 + kh * static_cast<int>(p.dilation_h);
+    const int w = field.w_0 + kw * static_cast<int>(p.dilation_w);
+    const int row = (kh * static_cast<int>(p.KW) + kw) * field.Cin_g + field.channel(word);
+    const int pixel = h * static_cast<int>(p.W) + w;
+    return {kh, kw, word, row, pixel * static_cast<int>(p.words) + word};
+  }
+};
 
 }  // namespace realspike

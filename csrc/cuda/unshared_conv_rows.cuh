@@ -46,85 +46,126 @@ __device__ inline float high_bfloat16(uint32_t pair) { return __uint_as_float(pa
 
 __device__ inline float float_of(BFloat16Weight weight) { return low_bfloat16(weight.bits); }
 
-__device__ inline uint4 load_vector(const void* row) {
-  return __ldg(reinterpret_cast<const uint4*>(row));
+// Weights are read once by a block: they pass the L1 cache, which is left to the spikes.
+#ifdef REALSPIKE_SIMT
+template <typename Words>
+__device__ Words load_once(const void* row) {
+  return __ldg(static_cast<const Words*>(row));
+}
+#else
+template <typename Words>
+__device__ Words load_once(const void* row);
+
+template <>
+__device__ inline uint4 load_once<uint4>(const void* row) {
+  uint4 words;
+  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+      : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+      : "l"(row));
+  return words;
 }
 
+template <>
+__device__ inline uint2 load_once<uint2>(const void* row) {
+  uint2 words;
+  asm("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];"
+      : "=r"(words.x), "=r"(words.y)
+      : "l"(row));
+  return words;
+}
+
+template <>
+__device__ inline uint32_t load_once<uint32_t>(const void* row) {
+  uint32_t words;
+  asm("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(words) : "l"(row));
+  return words;
+}
+#endif
+
+// Keeps a value that is used several times from being computed each time.
+template <typename T>
+__device__ void compute_once([[maybe_unused]] T& value) {
+#ifndef REALSPIKE_SIMT
+  if constexpr (sizeof(T) == 4) {
+    asm volatile("" : "+r"(value));
+  } else {
+    asm volatile("" : "+l"(value));
+  }
+#endif
+}
+
+// VEC weights as they lie in memory, and `prepared` as they are added: four floats, two words of
+// 16-bit lanes with weights 0 and 2, then 1 and 3 (int8), or one number.
 template <typename Weight, int VEC>
 struct WeightVector;
 
 template <>
 struct WeightVector<float, 4> {
   uint4 words;
-  __device__ void set(const uint4& row) { words = row; }
-  __device__ void load(const float* row) { set(load_vector(row)); }
-  __device__ void add_to(float (&sum)[4]) const {
-    sum[0] += __uint_as_float(words.x);
-    sum[1] += __uint_as_float(words.y);
-    sum[2] += __uint_as_float(words.z);
-    sum[3] += __uint_as_float(words.w);
+  __device__ void load(const float* row) { words = load_once<uint4>(row); }
+  __device__ uint4 prepared() const { return words; }
+};
+
+template <>
+struct WeightVector<BFloat16Weight, 4> {
+  uint2 pairs;
+  __device__ void load(const BFloat16Weight* row) { pairs = load_once<uint2>(row); }
+  __device__ uint4 prepared() const {
+    uint4 four = {__float_as_uint(low_bfloat16(pairs.x)), __float_as_uint(high_bfloat16(pairs.x)),
+                  __float_as_uint(low_bfloat16(pairs.y)), __float_as_uint(high_bfloat16(pairs.y))};
+    compute_once(four.x);
+    compute_once(four.y);
+    compute_once(four.z);
+    compute_once(four.w);
+    return four;
   }
 };
 
 template <>
-struct WeightVector<BFloat16Weight, 8> {
-  uint4 pairs;
-  __device__ void set(const uint4& row) { pairs = row; }
-  __device__ void load(const BFloat16Weight* row) { set(load_vector(row)); }
-  __device__ void add_to(float (&sum)[8]) const {
-    const uint32_t words[4] = {pairs.x, pairs.y, pairs.z, pairs.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      sum[2 * i] += low_bfloat16(words[i]);
-      sum[2 * i + 1] += high_bfloat16(words[i]);
-    }
+struct WeightVector<Float16Weight, 4> {
+  uint2 pairs;
+  __device__ void load(const Float16Weight* row) { pairs = load_once<uint2>(row); }
+  __device__ uint4 prepared() const {
+    const auto bits = [](uint32_t half) {
+      uint32_t word = __float_as_uint(float_of(Float16Weight{static_cast<uint16_t>(half)}));
+      compute_once(word);
+      return word;
+    };
+    return {bits(pairs.x), bits(pairs.x >> 16), bits(pairs.y), bits(pairs.y >> 16)};
   }
 };
 
 template <>
-struct WeightVector<Float16Weight, 8> {
-  uint4 pairs;
-  __device__ void set(const uint4& row) { pairs = row; }
-  __device__ void load(const Float16Weight* row) { set(load_vector(row)); }
-  __device__ void add_to(float (&sum)[8]) const {
-    const uint32_t words[4] = {pairs.x, pairs.y, pairs.z, pairs.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      sum[2 * i] += float_of(Float16Weight{static_cast<uint16_t>(words[i])});
-      sum[2 * i + 1] += float_of(Float16Weight{static_cast<uint16_t>(words[i] >> 16)});
-    }
+struct WeightVector<Int8Weight, 4> {
+  uint32_t word;
+  __device__ void load(const Int8Weight* row) { word = load_once<uint32_t>(row); }
+  __device__ uint2 prepared() const {
+    uint2 lanes = {word & 0x00ff00ffu, __byte_perm(word, 0, 0x4341)};
+    compute_once(lanes.x);
+    compute_once(lanes.y);
+    return lanes;
   }
 };
 
-template <>
-struct WeightVector<Int8Weight, 16> {
-  uint4 words;
-  __device__ void set(const uint4& row) { words = row; }
-  __device__ void load(const Int8Weight* row) { set(load_vector(row)); }
-  // Sums of even and of odd bytes, in 16-bit lanes.
-  __device__ void add_to(uint32_t (&sum)[8]) const {
-    const uint32_t quads[4] = {words.x, words.y, words.z, words.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      sum[2 * i] = __vadd2(sum[2 * i], quads[i] & 0x00ff00ffu);
-      sum[2 * i + 1] = __vadd2(sum[2 * i + 1], __byte_perm(quads[i], 0, 0x4341));
-    }
-  }
-};
-
-// One weight at a time, for rows that do not start at multiples of 16 bytes.
+// One weight at a time, for rows that do not start at multiples of four weights.
 template <typename Weight>
 struct WeightVector<Weight, 1> {
   Weight weight;
-  __device__ void load(const Weight* row) { weight = *row; }
-  __device__ void add_to(float (&sum)[1]) const { sum[0] += float_of(weight); }
+  __device__ void load(const Weight* row) {
+    if constexpr (sizeof(Weight) == sizeof(float)) {
+      weight = __ldg(row);
+    } else {
+      weight.bits = __ldg(&row->bits);
+    }
+  }
+  __device__ float prepared() const { return float_of(weight); }
 };
 
 template <>
 struct WeightVector<Int8Weight, 1> {
-  int32_t weight;
-  __device__ void load(const Int8Weight* row) { weight = static_cast<int8_t>(row->bits ^ 0x80); }
-  __device__ void add_to(uint32_t (&sum)[1]) const { sum[0] += static_cast<uint32_t>(weight); }
+  uint32_t weight;
+  __device__ void load(const Int8Weight* row) { weight = __ldg(&row->bits); }
+  __device__ uint32_t prepared() const { return weight; }
 };
 
 // The sums of VEC neighbouring channels for S_TILE samples, in registers. Total is what they become
@@ -132,52 +173,68 @@ struct WeightVector<Int8Weight, 1> {
 template <typename Weight, int VEC, int S_TILE>
 struct Sums {
   using Total = float;
+  using Prepared = decltype(WeightVector<Weight, VEC>{}.prepared());
   // A float never needs to be emptied.
   static constexpr int kMostRows = 0;
   float sum[S_TILE][VEC] = {};
 
-  __device__ void add(int s, const WeightVector<Weight, VEC>& row) { row.add_to(sum[s]); }
-  __device__ void count(int, uint32_t) {}
+  __device__ void add(int s, const Prepared& row) {
+    if constexpr (VEC == 1) {
+      sum[s][0] += row;
+    } else {
+      sum[s][0] += __uint_as_float(row.x);
+      sum[s][1] += __uint_as_float(row.y);
+      sum[s][2] += __uint_as_float(row.z);
+      sum[s][3] += __uint_as_float(row.w);
+    }
+  }
+  __device__ void empty() {}
   __device__ void total(int s, float (&totals)[VEC]) const {
 #pragma unroll
     for (int i = 0; i < VEC; ++i) totals[i] = sum[s][i];
   }
 };
 
+// 16-bit lanes, of which one word holds two neighbours but one; after kMostRows bytes they are
+// emptied into 32 bits.
 template <int VEC, int S_TILE>
 struct Sums<Int8Weight, VEC, S_TILE> {
   using Total = int32_t;
-  // 16-bit lanes hold this many bytes; a multiple of the 32 rows of a word.
+  using Prepared = decltype(WeightVector<Int8Weight, VEC>{}.prepared());
   static constexpr int kMostRows = 256;
   static constexpr int kWords = VEC == 1 ? 1 : VEC / 2;
   uint32_t sum[S_TILE][kWords] = {};
-  int rows[S_TILE] = {};
+  int32_t emptied[S_TILE][VEC] = {};
 
-  __device__ void add(int s, const WeightVector<Int8Weight, VEC>& row) { row.add_to(sum[s]); }
-  __device__ void count(int s, uint32_t fired) { rows[s] += __popc(fired); }
-  // Less the 128 that every byte is too large.
-  __device__ void total(int s, int32_t (&totals)[VEC]) const {
+  __device__ void add(int s, const Prepared& row) {
     if constexpr (VEC == 1) {
-      totals[0] = static_cast<int32_t>(sum[s][0]);
-      return;
-    }
-    // 128 * rows, without what may become a product.
-    const uint32_t rows_256 = __byte_perm(static_cast<uint32_t>(rows[s]), 0, 0x2104);
-    const int32_t offset = -static_cast<int32_t>(rows_256 >> 1);
-#pragma unroll
-    for (int i = 0; i < VEC; ++i) {
-      const uint32_t word = sum[s][(i / 4 * 2 + i % 2) % kWords];
-      totals[i] = static_cast<int32_t>(i % 4 < 2 ? word & 0xffffu : word >> 16) + offset;
+      sum[s][0] = __vadd2(sum[s][0], row);
+    } else {
+      sum[s][0] = __vadd2(sum[s][0], row.x);
+      sum[s][1] = __vadd2(sum[s][1], row.y);
     }
   }
-  __device__ void clear() {
+  __device__ void empty() {
 #pragma unroll
     for (int s = 0; s < S_TILE; ++s) {
+      total(s, emptied[s]);
 #pragma unroll
       for (int i = 0; i < kWords; ++i) sum[s][i] = 0;
-      rows[s] = 0;
+    }
+  }
+  __device__ void total(int s, int32_t (&totals)[VEC]) const {
+#pragma unroll
+    for (int i = 0; i < VEC; ++i) {
+      const uint32_t lanes = sum[s][i % kWords];
+      totals[i] = emptied[s][i] + static_cast<int32_t>(i < kWords ? lanes & 0xffffu : lanes >> 16);
     }
   }
 };
+
+// What the sum of `rows` bytes is too large by: 128 each, without what may become a product.
+__device__ inline int32_t excess_of_bytes(int rows) {
+  const uint32_t rows_256 = __byte_perm(static_cast<uint32_t>(rows), 0, 0x2104);
+  return static_cast<int32_t>(rows_256 >> 1);
+}
 
 }  // namespace realspike

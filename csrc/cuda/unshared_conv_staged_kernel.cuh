@@ -11,180 +11,200 @@
 
 namespace realspike {
 
-constexpr int kStageRows = 32;  // those of one spike word
-// Vectors of a stage that a thread brings to shared memory.
-constexpr int kStageVectors = kStageRows * 32 / kUnsharedConvMaxThreads;
+// Blocks that a multiprocessor is to hold: more of them hide more of the waiting at barriers.
+// Before Hopper the registers of three do not suffice.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kStagedBlocks = 2;
+#else
+constexpr int kStagedBlocks = 3;
+#endif
 
-// The walk of a block over the spike words of one position's taps on the map.
-struct StageWalk {
-  int kh;
-  int kw;
-  int word;
+// Vectors of a stage that a thread brings to shared memory, with eight streams.
+constexpr int kStageVectors = kStageRows / 8;
+
+// The first sample and channel of a thread.
+template <int S_TILE>
+struct OwnedByThread {
+  int n_0;
+  int co;
+  int64_t g;
+  int64_t position;
+
+  __device__ OwnedByThread(const UnsharedConvGrid& grid, int64_t block, int stream, int streams,
+                           int lane)
+      : position(block) {
+    n_0 =
+        (static_cast<int>(take_remainder(position, grid.sample_tiles)) * streams + stream) * S_TILE;
+    co = (static_cast<int>(take_remainder(position, grid.channel_tiles)) * grid.lanes + lane) *
+         kUnsharedConvVec;
+    g = take_remainder(position, grid.groups);
+  }
 };
 
-// For many samples. A block owns streams * S_TILE samples x (lanes * VEC) channels of one output
+// For many samples. A block owns streams * S_TILE samples x lanes * 4 channels of one output
 // position and group. The 32 rows of a spike word are a stage: all threads bring them to shared
 // memory, each once, while the rows of the stage before are added; a stream of `lanes` threads adds
 // them to its S_TILE samples, whose sums it alone holds, in ascending (kh, kw, ci). Rows beyond the
 // group are neither read nor added.
 //
-// Uniform over a block: the position, the walk over the stages and all barriers. Uniform over a
-// stream: the samples, their spike words and the loops over their bits.
-template <typename Weight, int VEC, int S_TILE>
-__global__ void __launch_bounds__(kUnsharedConvMaxThreads, 1)
+// Uniform over a block: the position, the stages and all barriers. Uniform over a stream: the
+// samples, their spike words and the loops over their bits. Lane s of a stream has the word of its
+// sample s, so there are at least S_TILE lanes.
+template <typename Weight, int S_TILE>
+__global__ void __launch_bounds__(kUnsharedConvMaxThreads, kStagedBlocks)
     unshared_conv_staged_fwd_kernel(const UnsharedConvParams p, const UnsharedConvGrid grid) {
+  constexpr int VEC = kUnsharedConvVec;
+  using Owned = OwnedByThread<S_TILE>;
+  using Prepared = typename Sums<Weight, VEC, S_TILE>::Prepared;
   using Total = typename Sums<Weight, VEC, S_TILE>::Total;
   constexpr int kMostRows = Sums<Weight, VEC, S_TILE>::kMostRows;
-  uint4* const stage = dynamic_shared<uint4>();  // [kStageRows, lanes]
+  Prepared* const stages = dynamic_shared<Prepared>();  // [2, kStageRows, lanes]
 
-  const int stream = static_cast<int>(threadIdx.x) >> grid.lanes_log2;
-  const int lane = static_cast<int>(threadIdx.x) & (grid.lanes - 1);
-  const int streams = static_cast<int>(blockDim.x) >> grid.lanes_log2;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int threads = static_cast<int>(blockDim.x);
+  const int stream = thread >> grid.lanes_log2;
+  const int lane = thread & (grid.lanes - 1);
+  const int streams = threads >> grid.lanes_log2;
+  const int stage_size = kStageRows << grid.lanes_log2;
+  const int row_bytes = grid.lanes * static_cast<int>(sizeof(Prepared));
   const int Cout_g = static_cast<int>(p.Cout_g);
 
   for (int64_t block = blockIdx.x; block < grid.blocks; block += gridDim.x) {
-    int64_t position = block;
-    const int64_t n_0 = (take_remainder(position, grid.sample_tiles) * streams + stream) * S_TILE;
-    const int co =
-        (static_cast<int>(take_remainder(position, grid.channel_tiles)) * grid.lanes + lane) * VEC;
-    const int64_t g = take_remainder(position, grid.groups);
-    const int64_t samples = p.N - n_0 < S_TILE ? p.N - n_0 : S_TILE;
-    const ReceptiveField field(p, grid.out_width, position, g);
-    const uint32_t* const spikes = p.spikes + n_0 * p.H * p.W * p.words + field.first_word;
-    const Weight* const weight = static_cast<const Weight*>(p.weight) +
-                                 position * p.weight_stride_p +
-                                 g * p.KH * p.KW * p.Cin_g * p.Cout_g + co;
+    const Owned own(grid, block, stream, streams, lane);
+    const ReceptiveField field(p, grid.out_width, own.position, own.g);
+    const FieldWords words(p, field);
+    const uint32_t* spikes =
+        p.spikes + int64_t{own.n_0 + lane} * p.H * p.W * p.words + field.first_word;
+    const Weight* weight = static_cast<const Weight*>(p.weight) + own.position * p.weight_stride_p +
+                           (own.g * p.KH * p.KW * p.Cin_g + stream) * p.Cout_g + own.co;
+    compute_once(spikes);
+    compute_once(weight);
+    const bool has_sample = lane < S_TILE && own.n_0 + lane < p.N;
+    const auto most_rows = static_cast<unsigned>(own.co < Cout_g ? field.Cin_g : 0);
 
-    const auto outside = [&](const StageWalk& at) {
-      const int h = field.h_0 + at.kh * static_cast<int>(p.dilation_h);
-      const int w = field.w_0 + at.kw * static_cast<int>(p.dilation_w);
-      return h < 0 || h >= p.H || w < 0 || w >= p.W;
-    };
-    const auto skip_outside = [&](StageWalk& at) {
-      while (at.kh < p.KH && outside(at)) {
-        if (++at.kw == p.KW) {
-          at.kw = 0;
-          ++at.kh;
+    // Of the stage after the next: the thread's rows, `stream`, `stream + streams`, ..., and its
+    // sample's spike word.
+    WeightVector<Weight, VEC> row[kStageVectors];
+    uint32_t spike_word = 0;
+    const auto fetch = [&](const FieldPlace& at) {
+      const int ci = field.channel(at.word) + stream;
+      const Weight* from = weight + int64_t{at.row} * Cout_g;
+#pragma unroll
+      for (int i = 0; i < kStageVectors; ++i, from += streams * Cout_g) {
+        if (i * threads + thread < stage_size &&
+            static_cast<unsigned>(ci + i * streams) < most_rows) {
+          row[i].load(from);
         }
       }
+      if (has_sample) spike_word = __ldg(spikes + at.spikes);
     };
-    const auto step = [&](StageWalk& at) {
-      if (++at.word < field.words) return;
-      at.word = 0;
-      if (++at.kw == p.KW) {
-        at.kw = 0;
-        ++at.kh;
-      }
-      skip_outside(at);
-    };
-
-    uint4 vectors[kStageVectors];
-    // The thread's share of the rows of a stage: row `stream`, `stream + streams`, ...
-    const auto fetch = [&](const StageWalk& at) {
-      const int64_t tap =
-          static_cast<int64_t>(at.kh * static_cast<int>(p.KW) + at.kw) * field.Cin_g;
+    const auto put = [&](Prepared* stage) {
 #pragma unroll
       for (int i = 0; i < kStageVectors; ++i) {
-        const int row = stream + i * streams;
-        const int ci = field.channel(at.word) + row;
-        if (row < kStageRows && ci >= 0 && ci < field.Cin_g && co < Cout_g) {
-          vectors[i] = load_vector(weight + (tap + ci) * p.Cout_g);
-        }
+        const int to = i * threads + thread;
+        if (to < stage_size) stage[to] = row[i].prepared();
       }
+    };
+    // Of what was fetched; the first row is the leading bit.
+    const auto fired = [&](const FieldPlace& at) {
+      return __brev(spike_word & field.mask(at.word));
     };
 
     Sums<Weight, VEC, S_TILE> sums;
-    Total emptied[kMostRows > 0 ? S_TILE : 1][VEC] = {};
-    int rows_left = kMostRows;
-    const auto empty = [&] {
-      if constexpr (kMostRows > 0) {
-#pragma unroll
-        for (int s = 0; s < S_TILE; ++s) {
-          Total totals[VEC];
-          sums.total(s, totals);
-#pragma unroll
-          for (int i = 0; i < VEC; ++i) emptied[s][i] += totals[i];
-        }
-        sums.clear();
-        rows_left = kMostRows;
-      }
-    };
-
-    StageWalk now = {0, 0, 0};
-    skip_outside(now);
-    if (now.kh < p.KH && field.words > 0) fetch(now);
-    while (now.kh < p.KH && field.words > 0) {
-#pragma unroll
-      for (int i = 0; i < kStageVectors; ++i) {
-        const int row = stream + i * streams;
-        if (row < kStageRows) stage[(row << grid.lanes_log2) + lane] = vectors[i];
-      }
-      __syncthreads();
-      StageWalk ahead = now;
-      step(ahead);
-      if (ahead.kh < p.KH) fetch(ahead);
-
-      const int h = field.h_0 + now.kh * static_cast<int>(p.dilation_h);
-      const int w = field.w_0 + now.kw * static_cast<int>(p.dilation_w);
-      const uint32_t mask = field.mask(now.word);
-      const uint32_t* sample = spikes + (h * p.W + w) * p.words + now.word;
-#pragma unroll
-      for (int s = 0; s < S_TILE; ++s, sample += p.H * p.W * p.words) {
-        uint32_t rest = s < samples ? __ldg(sample) & mask : 0u;
-        sums.count(s, rest);
-        while (rest != 0) {
-          const uint32_t bit = rest & (0u - rest);
-          rest ^= bit;
-          WeightVector<Weight, VEC> row;
-          row.set(stage[((31 - __clz(static_cast<int>(bit))) << grid.lanes_log2) + lane]);
-          sums.add(s, row);
-        }
-      }
-      if constexpr (kMostRows > 0) {
-        rows_left -= kStageRows;
-        if (rows_left == 0) empty();
-      }
-      __syncthreads();
-      now = ahead;
+    int fired_rows = 0;  // of the lane's sample
+    uint32_t now = 0;
+    Prepared* stage = stages;
+    FieldPlace at = words.first(p, field);
+    if (words.count > 0) {
+      fetch(at);
+      put(stage);
+      now = fired(at);
     }
-    empty();
+    if (words.count > 1) {
+      words.step(p, field, at);
+      fetch(at);
+    }
+    __syncthreads();
+    for (int left = words.count - 1; left >= 0; --left) {
+      Prepared* const next_stage = stage == stages ? stages + stage_size : stages;
+      uint32_t next = 0;
+      if (left > 0) {
+        put(next_stage);
+        next = fired(at);
+        if (left > 1) {
+          words.step(p, field, at);
+          fetch(at);
+        }
+      }
+      uint32_t of_sample[S_TILE];
+#pragma unroll
+      for (int s = 0; s < S_TILE; ++s) of_sample[s] = __shfl_sync(~0u, now, s, grid.lanes);
+      if constexpr (kMostRows > 0) fired_rows += __popc(now);
+      const char* const last_row =
+          reinterpret_cast<const char*>(stage + lane) + (kStageRows - 1) * row_bytes;
+#pragma unroll
+      for (int s = 0; s < S_TILE; ++s) {
+        uint32_t rest = of_sample[s];
+        while (rest != 0) {
+          const int bit = 31 - __clz(static_cast<int>(rest));
+          rest ^= 1u << bit;
+          const Prepared four = *reinterpret_cast<const Prepared*>(last_row - bit * row_bytes);
+          sums.add(s, four);
+        }
+      }
+      if constexpr (kMostRows > 0) {
+        if (left % (kMostRows / kStageRows) == 0) sums.empty();
+      }
+      now = next;
+      stage = next_stage;
+      __syncthreads();
+    }
 
-    if (co >= Cout_g) continue;
+    // Found again: kept through the loop it would not fit in the registers.
+    uint64_t again = static_cast<uint64_t>(block);
+    compute_once(again);
+    const Owned out(grid, static_cast<int64_t>(again), stream, streams, lane);
 #pragma unroll
     for (int s = 0; s < S_TILE; ++s) {
-      if (s >= samples) break;
+      int rows = 0;
+      if constexpr (kMostRows > 0) rows = __shfl_sync(~0u, fired_rows, s, grid.lanes);
+      if (out.n_0 + s >= p.N || out.co >= Cout_g) continue;
       Total totals[VEC];
+      sums.total(s, totals);
       if constexpr (kMostRows > 0) {
 #pragma unroll
-        for (int i = 0; i < VEC; ++i) totals[i] = emptied[s][i];
-      } else {
-        sums.total(s, totals);
+        for (int i = 0; i < VEC; ++i) totals[i] -= excess_of_bytes(rows);
       }
-#pragma unroll
-      for (int i = 0; i < VEC; ++i) {
-        write_total(p, 0, n_0 + s, g * p.Cout_g + co + i, position, totals[i]);
-      }
+      write_totals(p, grid.wide_out, out.n_0 + s, out.g * p.Cout_g + out.co, out.position, totals);
     }
   }
 }
 
 // Returns nullptr for a configuration that has no kernel.
-inline UnsharedConvKernel select_unshared_conv_staged_kernel(DType weight_dtype) {
+template <typename Weight>
+UnsharedConvKernel select_staged(const UnsharedConvConfig& config) {
+  if (config.stream_samples == 4) return unshared_conv_staged_fwd_kernel<Weight, 4>;
+  if (config.stream_samples == 8) return unshared_conv_staged_fwd_kernel<Weight, 8>;
+  return nullptr;
+}
+
+inline UnsharedConvKernel select_unshared_conv_staged_kernel(DType weight_dtype,
+                                                             const UnsharedConvConfig& config) {
   switch (weight_dtype) {
     case DType::kFloat32:
-      return unshared_conv_staged_fwd_kernel<float, 4, 8>;
+      return select_staged<float>(config);
     case DType::kFloat16:
-      return unshared_conv_staged_fwd_kernel<Float16Weight, 8, 8>;
+      return select_staged<Float16Weight>(config);
     case DType::kBFloat16:
-      return unshared_conv_staged_fwd_kernel<BFloat16Weight, 8, 8>;
+      return select_staged<BFloat16Weight>(config);
     default:
-      return unshared_conv_staged_fwd_kernel<Int8Weight, 16, 4>;
+      return select_staged<Int8Weight>(config);
   }
 }
 
 // The kernel of a configuration, or nullptr.
 inline UnsharedConvKernel select_kernel(DType weight_dtype, const UnsharedConvConfig& config) {
-  return config.staged ? select_unshared_conv_staged_kernel(weight_dtype)
+  return config.staged ? select_unshared_conv_staged_kernel(weight_dtype, config)
                        : select_unshared_conv_kernel(weight_dtype, config);
 }
 

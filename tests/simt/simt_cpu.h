@@ -540,6 +540,11 @@ T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32,
   return simt::shuffle("__shfl_up_sync", mask, value, inside ? source : lane, site);
 }
 
+inline unsigned __float_as_uint(float x) {
+  unsigned bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
 inline float __uint_as_float(unsigned bits) {
   float x;
   std::memcpy(&x, &bits, sizeof x);
@@ -560,6 +565,11 @@ inline unsigned __vadd2(unsigned x, unsigned y) {
   return ((x & 0xffff0000u) + (y & 0xffff0000u)) | ((x + y) & 0xffffu);
 }
 
+inline unsigned __brev(unsigned x) {
+  unsigned reversed = 0;
+  for (int i = 0; i < 32; ++i) reversed |= (x >> i & 1u) << (31 - i);
+  return reversed;
+}
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
 inline int __ffs(int x) { return __builtin_ffs(x); }

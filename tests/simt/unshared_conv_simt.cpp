@@ -7,6 +7,7 @@
 
 #include "cuda/unshared_conv_kernel.cuh"
 #include "cuda/unshared_conv_lif_kernel.cuh"
+#include "cuda/unshared_conv_second_pass.cuh"
 #include "cuda/unshared_conv_staged_kernel.cuh"
 
 using realspike::UnsharedConvConfig;
@@ -25,26 +26,27 @@ int unshared_conv_simt_is_sanitized() {
 }
 
 // config: vec, sample_tile, lanes, threads, splits, shared_bytes, sample_tiles, channel_tiles,
-// blocks
-void unshared_conv_simt_config(const UnsharedConvParams* params, int64_t config[10]) {
+// blocks, staged, stream_samples
+void unshared_conv_simt_config(const UnsharedConvParams* params, int64_t config[11]) {
   const UnsharedConvConfig c = realspike::choose_unshared_conv_config(*params);
-  const int64_t fields[10] = {c.vec,          c.sample_tile,  c.lanes,         c.threads, c.splits,
-                              c.shared_bytes, c.sample_tiles, c.channel_tiles, c.blocks,  c.staged};
-  std::copy(fields, fields + 10, config);
+  const int64_t fields[11] = {c.vec,    c.sample_tile,  c.lanes,         c.threads,
+                              c.splits, c.shared_bytes, c.sample_tiles,  c.channel_tiles,
+                              c.blocks, c.staged,       c.stream_samples};
+  std::copy(fields, fields + 11, config);
 }
 
 }  // extern "C"
 
 namespace {
 
-// forced: vec, sample_tile, lanes, threads, splits, blocks to launch, kernel (1 streams, 2 stages);
-// 0 leaves the choice to the launcher's configuration.
+// forced: vec, sample_tile (of a stream, in stages), lanes, threads, splits, blocks to launch,
+// kernel (1 streams, 2 stages); 0 leaves the choice to the launcher's configuration.
 UnsharedConvConfig configure(const UnsharedConvParams& params, const int64_t forced[7]) {
   UnsharedConvConfig config = realspike::choose_unshared_conv_config(params);
   if (config.blocks == 0) return config;
   if (forced[6] != 0) config.staged = forced[6] == 2;
   if (forced[0] != 0) config.vec = static_cast<int>(forced[0]);
-  if (forced[1] != 0) config.sample_tile = static_cast<int>(forced[1]);
+  if (forced[1] != 0) config.sample_tile = config.stream_samples = static_cast<int>(forced[1]);
   if (forced[2] != 0) config.lanes = static_cast<int>(forced[2]);
   if (forced[3] != 0) config.threads = static_cast<int>(forced[3]);
   if (forced[4] != 0) config.splits = static_cast<int>(forced[4]);
