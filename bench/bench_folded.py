@@ -67,6 +67,7 @@ def rate_of(folded, x) -> float:
     return sum(rates) / len(rates)
 
 
+@pytest.mark.wall_clock
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int8], ids=["float32", "int8"])
 @pytest.mark.parametrize("name", NETWORKS)
 @torch.no_grad()

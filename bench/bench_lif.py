@@ -165,6 +165,7 @@ def bench_lif_packed(compare, device, layout):
         compare(lambda: rso.lif(x, packed=True), peers)
 
 
+@pytest.mark.wall_clock
 @pytest.mark.parametrize("mode", ["inference", "training"])
 def bench_lif_small_call(compare, device, mode):
     """512 neurons: the cost of a call. Above 1 still means that we are faster."""

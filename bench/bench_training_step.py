@@ -101,6 +101,7 @@ def batch(device: str) -> tuple[Tensor, Tensor]:
     return torch.randn(BATCH, 3, 32, 32, device=device), torch.arange(BATCH, device=device)
 
 
+@pytest.mark.wall_clock
 @pytest.mark.parametrize("granularity", ["none", "element"])
 def bench_training_step(compare, device, granularity):
     steps = {

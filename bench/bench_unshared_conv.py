@@ -4,7 +4,8 @@ The shared convolution is the strongest competitor: it computes the same outputs
 network before folding; int8 meets PyTorch's int8 convolution too. Packed spikes are timed, as a LIF
 layer in inference can hand them over; the rows named `dense` include the packing. "read touched"
 streams as many bytes as there are weights that some sample uses: its ratio is the part of the
-machine's stream bandwidth that the gather reaches.
+machine's stream bandwidth that the gather reaches. On a GPU bfloat16 weights meet unfold + bmm in
+bfloat16 (tensor cores) too, and the product alone ("bmm bf16": the windows are given).
 
 A few rows by default; `--full` has every layer, number of samples and firing rate.
 """
@@ -30,7 +31,7 @@ STORAGES = {
     "int8": {"dtype": torch.int8},
     "factored": {"storage": "factored"},
 }
-SAMPLES = (4, 64, 256)
+SAMPLES = (4, 16, 64, 256)
 RATES = (0.05, 0.1, 0.2, 0.3)
 QUICK = {("128ch-32x32", 4, 0.1), ("128ch-32x32", 64, 0.1), ("64ch-8x8", 4, 0.1)}
 
@@ -86,6 +87,16 @@ class Layer:
         return lambda: memory.sum()
 
 
+def half_products(unshared, spikes):
+    """The batched product in the dtype of the weights, accumulated in float32, of half spikes."""
+    unfold_bmm = UnfoldBmm(unshared)
+    windows = unfold_bmm._windows(spikes)
+    return {
+        "unfold+bmm bf16": lambda: unfold_bmm(spikes),
+        "bmm bf16": lambda: torch.bmm(windows, unfold_bmm.weight),
+    }
+
+
 def peers_of(layer, storage, unshared):
     peers = {
         "shared conv2d": layer.shared_conv2d(),
@@ -94,6 +105,8 @@ def peers_of(layer, storage, unshared):
     if storage == "float32":
         unfold_bmm = UnfoldBmm(unshared)
         peers["unfold+bmm"] = lambda: unfold_bmm(layer.spikes)
+    if storage == "bfloat16" and layer.device == "cuda":
+        peers |= half_products(unshared, layer.spikes.bfloat16())
     if storage == "int8" and layer.device == "cpu":
         peers["shared conv2d int8"] = layer.shared_conv2d_int8()
     if storage != "factored" and layer.spikes.shape[0] <= 16:
@@ -120,7 +133,7 @@ def quick(request):
 def bench_unshared_conv(compare, device, name, samples, rate, storage):
     layer = Layer(name, samples, rate, device)
     unshared = layer.unshared(**STORAGES[storage])
-    rounds = {4: 15, 64: 5, 256: 3}[samples]
+    rounds = {4: 15, 16: 9, 64: 5, 256: 3}[samples]
     compare(lambda: unshared(layer.packed), peers_of(layer, storage, unshared), rounds=rounds)
 
 

@@ -4,9 +4,10 @@
 #   bash bench/gpu.sh [build] [test] [bench] [sanitize]
 #
 # runs the named stages in this order, or all of them. Each has a time limit of its own (seconds:
-# BUILD_S, TEST_S for a file, BENCH_S, SANITIZE_S for a tool) and a log in bench/results/, or in $OUT
-# where that is set, which holds what it found until then; one that fails does not keep the next from
-# running. Uses the python3 that has torch, or $PYTHON. A later call finds what `build` made.
+# BUILD_S, TEST_S for a file, ten times that for all in parallel, BENCH_S, SANITIZE_S for a tool) and a
+# log in bench/results/, or in $OUT where that is set, which holds what it found until then; one that
+# fails does not keep the next from running. Uses the python3 that has torch, or $PYTHON. A later call
+# finds what `build` made.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 python=${PYTHON:-python3}
@@ -55,10 +56,16 @@ print("setuptools", setuptools.__version__, "pybind11", pybind11.__version__)'
     "$python" -c "import realspike_ops; print('realspike:', realspike_ops.build_info())"
 }
 
-# A process per file: after an illegal access nothing works in the one that made it. Convolutions of
-# PyTorch, with which ours are compared, would be in TF32.
+# In parallel where pytest-xdist is installed: the time goes into compiling Triton kernels, one after
+# the other in a process. Else a process per file: after an illegal access nothing works in the one
+# that made it. Convolutions of PyTorch, with which ours are compared, would be in TF32.
 run_tests() {
   export NVIDIA_TF32_OVERRIDE=0
+  if "$python" -c "import xdist" 2>/dev/null; then
+    OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} limited $((10 * ${TEST_S:-150})) "$python" -m pytest tests \
+      -m gpu -q -p no:cacheprovider -n auto --dist worksteal --continue-on-collection-errors
+    return
+  fi
   local collected files file status=0
   collected=$("$python" -m pytest tests -m gpu --collect-only -q -p no:cacheprovider 2>&1)
   files=$(sed -n 's/^\(tests\/[^:]*\.py\)::.*/\1/p' <<<"$collected" | sort -u)

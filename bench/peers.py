@@ -37,7 +37,8 @@ def lif_loop(
 def spikingjelly_lif(detach_reset: bool):
     """SpikingJelly's multi-step LIF node of the same dynamics, or None where it is not installed.
 
-    It has no rectangular surrogate on [0, 1]; ATan, its default, costs it about the same.
+    It has no rectangular surrogate on [0, 1]; ATan, its default, costs it about the same. On CUDA
+    SpikingJelly 2.0.0 picks its Triton kernels by itself, which is its strongest form there.
     """
     try:
         from spikingjelly.activation_based import neuron, surrogate

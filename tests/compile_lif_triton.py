@@ -18,7 +18,8 @@ TERNARY = PAPERS._replace(ternary=True)
 ELEMENT, CHANNEL = (16, 16, 16), (16, 1, 1)
 LEARNABLE = {"amplitude": CHANNEL, "decay": CHANNEL, "v_threshold": CHANNEL, "learn": True}
 
-# Sizes that 16 divides, as those of most networks.
+# Sizes that 16 divides, as those of most networks, and neurons enough for a card.
+MANY = (64, 16, 16, 16)
 FORMS = {
     "inference": (PAPERS, {"inference": True}),
     "plain-bits": (PAPERS, {}),
@@ -43,7 +44,7 @@ def main():
     arch, folder = int(sys.argv[1]), Path(sys.argv[2])
     for form in sys.argv[3:] or FORMS:
         neuron, how = FORMS[form]
-        for launch in launches_of(16, (2, 16, 16, 16), neuron, **how):
+        for launch in launches_of(16, MANY, neuron, **how):
             name = f"{launch.kernel.fn.__name__}-{form}.cubin"
             (folder / name).write_bytes(launch.compiled(arch))
 

@@ -12,6 +12,8 @@ HAS_CUDA = torch.cuda.is_available()
 if not HAS_CUDA:
     # Read when triton is imported, which realspike_ops leaves to the first CUDA tensor.
     os.environ["TRITON_INTERPRET"] = "1"
+# Tests compare with PyTorch's convolutions bit for bit: cuDNN might choose TF32, Winograd or FFT.
+torch.backends.cudnn.enabled = False
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -1,6 +1,7 @@
 """Print, as JSON, which compiled kernels the launches of many sizes would look up.
 
-A process of its own (triton_launches.py). {name of a form: [[size, [key, ...]], ...]}
+A process of its own (triton_launches.py). {name of a form: [[size, [key, ...]], ...]}; the size is
+that of a form with few or many neurons and few or many timesteps.
 """
 
 import itertools
@@ -17,7 +18,7 @@ FORMS = {
     "packed": (PAPERS, {"packed": True}),
 }
 TIMESTEPS = (1, 2, 3, 4, 5, 7, 8, 16, 17, 64)
-BATCHES = (1, 2, 3, 16, 33)
+FEW, MANY = (1, 2, 3, 16, 31), (64, 65, 100)
 
 
 def keys(neuron, T, shape, **how):
@@ -28,8 +29,8 @@ def main():
     found = {}
     for form, (neuron, how) in FORMS.items():
         found[form] = [
-            [f"T={T} B={B}", keys(neuron, T, (B, 16, 16, 16), **how)]
-            for T, B in itertools.product(TIMESTEPS, BATCHES)
+            [[T > 4, B in MANY], keys(neuron, T, (B, 16, 16, 16), **how)]
+            for T, B in itertools.product(TIMESTEPS, FEW + MANY)
         ]
     found["other numbers"] = [
         [f"{number}", keys(PAPERS._replace(decay=number, v_threshold=number), 4, (2, 16, 4, 4))]

@@ -259,3 +259,13 @@ def test_layer_with_learnable_dynamics(decay, threshold, device):
     copy.load_state_dict(layer.state_dict())
     for name, parameter in copy.named_parameters():
         assert torch.equal(parameter, layer.get_parameter(name))
+
+
+@pytest.mark.parametrize("detach_reset", [True, False], ids=["detached", "attached"])
+def test_shapes_alone_on_meta(detach_reset):
+    x = torch.empty((4, 2, 3, 5, 5), device="meta", requires_grad=True)
+    amplitude = torch.empty((3, 1, 1), device="meta", requires_grad=True)
+    y = rso.lif(x, amplitude, detach_reset=detach_reset)
+    grads = torch.autograd.grad(y.sum(), [x, amplitude])
+    assert [g.shape for g in grads] == [x.shape, amplitude.shape]
+    assert all(g.device.type == "meta" for g in grads)

@@ -144,7 +144,7 @@ def test_every_neuron_equals_cpu(layout, neuron, T):
 @pytest.mark.parametrize("neuron", ["bits", "bits-ternary-soft", "attached", "ternary-soft"])
 @pytest.mark.parametrize("layout", sorted(set(LAYOUTS) - {"plain", "learn-channel"}))
 def test_every_layout_equals_cpu(layout, neuron):
-    for T in (5, 10):
+    for T in (3, 10):
         compare(NEURONS[neuron], layout, T)
 
 
@@ -156,8 +156,47 @@ def test_rows_of_a_tile_are_walked(neuron, shape, monkeypatch):
     monkeypatch.setitem(SIZES, "element", shape[1:])
     for layout in ("learn-channel", "learn-element", "amplitude-element"):
         compare(NEURONS[neuron], layout, 3, shape)
-    tiles = lif_cuda.tiling(torch.Size(shape).numel(), torch.Size(shape[1:]).numel(), 512)
+    tiles = lif_cuda.tiling(torch.Size(shape).numel(), torch.Size(shape[1:]).numel(), 256, 3)
     assert tiles.rows_per_chunk > 1
+
+
+# (T, N, save, element_size, backward, sums): (CHUNK, neurons of a thread)
+MANY = 2**20
+CHOSEN = {
+    (16, MANY, lif_op.SAVE_NOTHING, 4): (4, 4),
+    (16, MANY, lif_op.SAVE_NOTHING, 2): (4, 8),
+    (16, MANY, lif_op.SAVE_BITS, 4): (4, 4),
+    (16, MANY, lif_op.SAVE_BITS, 2): (4, 4),
+    (16, MANY, lif_op.SAVE_BITS, 2, True): (4, 8),
+    (16, MANY, lif_op.SAVE_BITS, 2, True, True): (4, 4),
+    # Up to 4 timesteps no potential is kept, and from the ninth on one every 8.
+    (4, MANY, lif_op.SAVE_POTENTIALS, 4, True, True): (4, 4),
+    (5, MANY, lif_op.SAVE_POTENTIALS, 4, True, True): (8, 2),
+    (5, MANY, lif_op.SAVE_POTENTIALS, 4, True): (8, 4),
+    (16, MANY, lif_op.SAVE_POTENTIALS, 2, True, True): (8, 4),
+    # 256 programs of 128 threads with 4 neurons each.
+    (16, 2**17, lif_op.SAVE_BITS, 4): (4, 4),
+    (16, 2**17 - 1, lif_op.SAVE_BITS, 4): (4, 2),
+    (4, 1, lif_op.SAVE_NOTHING, 2): (4, 2),
+}
+
+
+@pytest.mark.parametrize("sizes", CHOSEN, ids=str)
+def test_options_follow_from_sizes(sizes):
+    chosen = lif_cuda.options(*sizes)
+    assert (chosen["CHUNK"], chosen["BLOCK"] / 128, chosen["num_warps"]) == (*CHOSEN[sizes], 4)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "words", "channels_last", "tile", "warps"),
+    [
+        *((16 * 1024, 1, False, 16, 1), (16 * 1024 - 1, 1, False, 16, 4), (16, 9, False, 16, 4)),
+        *((4096, 2, True, 32, 4), (4095, 2, True, 8, 4), (1, 1, True, 8, 4)),
+    ],
+)
+def test_packed_options_follow_from_sizes(pixels, words, channels_last, tile, warps):
+    chosen = lif_cuda.packed_options(pixels, words, channels_last)
+    assert (chosen["PIXELS"], chosen["num_warps"]) == (tile, warps)
 
 
 TIES = {

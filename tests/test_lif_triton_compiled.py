@@ -40,6 +40,12 @@ BYTES = {
     "lif_bwd_kernel-ternary-potentials": 4 + 4 + 4 + 0.5,
 }
 NEURONS_PER_THREAD = 4  # of float32: 16 bytes
+NARROW = {
+    "element-bits-bfloat16",
+    "element-potentials-float16",
+    ("lif_bwd_kernel", "learnable-none"),
+    ("lif_bwd_kernel", "learnable-ternary-soft"),
+}
 
 
 @pytest.mark.parametrize(("arch", "forms"), [(80, FEW), (90, []), (100, FEW)], ids=lambda a: str(a))
@@ -62,8 +68,8 @@ def test_compiles_ahead_of_time(arch, forms, tmp_path):
         loads, stores = accesses(code, "LDG"), accesses(code, "STG")
         if kernel != "lif_packed_fwd_kernel":
             recompute = "bits" not in form and form != "inference"
-            # Half precision recomputes with fewer neurons a thread (options() in lif_cuda.py).
-            wide = 64 if form == "element-potentials-float16" else 128
+            # Fewer neurons a thread where registers are scarce (neurons_per_thread in lif_cuda.py).
+            wide = 64 if form in NARROW or (kernel, form) in NARROW else 128
             steps = 8 if recompute else 4
             rows_read = 2 * steps if recompute and kernel == "lif_bwd_kernel" else steps
             assert loads[wide] >= rows_read, cubin.name
@@ -77,16 +83,23 @@ def test_compiles_ahead_of_time(arch, forms, tmp_path):
 
 
 def test_no_compilation_when_sizes_change():
-    """A compiled kernel is looked up by whether 16 divides N, the stride over time and the row;
-    neither T nor the batch nor a number of the neuron is a constant of it."""
+    """A compiled kernel is looked up by whether 16 divides N, the stride over time and the row, by
+    whether there are many neurons, and where potentials are kept by whether there are more than 4
+    timesteps; neither T nor the batch nor a number of the neuron is a constant of it."""
     found = json.loads(run_python(str(HERE / "specialize_lif_triton.py"), TRITON_INTERPRET="0"))
-    assert len(found["plain"]) == 50
+    assert len(found["plain"]) == 80
     for form, by_size in found.items():
         kernels = len(by_size[0][1])
         assert kernels == (1 if form == "packed" else 2)
         for i in range(kernels):
-            # Fewer neurons than a tile are a row of their own, which 16 may divide or not.
-            assert len({keys[i] for _, keys in by_size}) <= (2 if form == "odd maps" else 1), form
+            different = {keys[i] for _, keys in by_size}
+            if isinstance(by_size[0][0], list):
+                assert len(different) <= (4 if form in ("attached", "learnable") else 2), form
+                # One for many neurons and timesteps, one for few and many, ...
+                assert len({(*kind, keys[i]) for kind, keys in by_size}) == 4, form
+            else:
+                # Fewer neurons than a tile are a row of their own, which 16 may divide or not.
+                assert len(different) <= (2 if form == "odd maps" else 1), form
     assert found["plain"][0][1] == found["other maps"][0][1] == found["other numbers"][1][1]
     # The check can fail: what 16 does not divide has no 16-byte accesses, another form is another.
     assert found["odd maps"][0][1] != found["plain"][0][1]

@@ -17,10 +17,11 @@ def _in_window(distance, width):
 
 
 # d spike / d h (docs/lif.md); distance to the threshold is that of h, of |h| for ternary spikes.
+# A division here is an approximation on a card, so 1 / width comes from the host.
 @triton.jit
-def _surrogate_derivative(distance, scale, SURROGATE: tl.constexpr):
+def _surrogate_derivative(distance, scale, inverse_scale, SURROGATE: tl.constexpr):
     if SURROGATE == "rectangular":
-        slope = tl.where(_in_window(distance, scale), 1.0 / scale, 0.0)
+        slope = tl.where(_in_window(distance, scale), inverse_scale, 0.0)
     elif SURROGATE == "triangle":
         inside = 1.0 - 2.0 * tl.abs(distance) / scale
         slope = tl.where(inside > 0.0, inside * 2.0 / scale, 0.0)
@@ -61,8 +62,14 @@ def _reset(h, spike, v_threshold, v_reset, RESET: tl.constexpr, TERNARY: tl.cons
 
 
 @triton.jit
-def _load_parameter(ptr, otherwise, column, lane, mask, inner, size, HAS: tl.constexpr):
+def _load_parameter(
+    ptr, otherwise, column, lane, mask, inner, size, HAS: tl.constexpr, WIDE: tl.constexpr
+):
     if HAS:
+        # Lanes divide in 32 bits, unless a sample has more neurons than that.
+        column = column % (tl.cast(inner, tl.int64) * size)
+        if not WIDE:
+            column = column.to(tl.int32)
         index = ((column + lane) // inner) % size
         value = tl.load(ptr + index, mask=mask, other=0.0)
     else:
@@ -110,6 +117,7 @@ def lif_fwd_kernel(
     v_threshold_value,
     v_reset,
     width,  # of the rectangular surrogate
+    WIDE: tl.constexpr,  # a sample has about 2^31 neurons or more
     HAS_AMPLITUDE: tl.constexpr,
     HAS_DECAY: tl.constexpr,
     HAS_V_THRESHOLD: tl.constexpr,
@@ -129,14 +137,15 @@ def lif_fwd_kernel(
     live_columns = lane < tl.minimum(row - column, BLOCK).to(tl.int32)
     amplitude = _load_parameter(
         *(amplitude_ptr, 1.0, column, lane, live_columns),
-        *(amplitude_inner, amplitude_size, HAS_AMPLITUDE),
+        *(amplitude_inner, amplitude_size, HAS_AMPLITUDE, WIDE),
     )
     decay = _load_parameter(
-        *(decay_ptr, decay_value, column, lane, live_columns, decay_inner, decay_size, HAS_DECAY)
+        *(decay_ptr, decay_value, column, lane, live_columns),
+        *(decay_inner, decay_size, HAS_DECAY, WIDE),
     )
     v_threshold = _load_parameter(
         *(v_threshold_ptr, v_threshold_value, column, lane, live_columns),
-        *(v_threshold_inner, v_threshold_size, HAS_V_THRESHOLD),
+        *(v_threshold_inner, v_threshold_size, HAS_V_THRESHOLD, WIDE),
     )
     BITS: tl.constexpr = 4 if TERNARY else 2
     for r in range(row_begin, row_end):
@@ -215,6 +224,8 @@ def lif_bwd_kernel(
     v_threshold_value,
     v_reset,
     scale,
+    inverse_scale,
+    WIDE: tl.constexpr,  # a sample has about 2^31 neurons or more
     HAS_AMPLITUDE: tl.constexpr,
     HAS_DECAY: tl.constexpr,
     HAS_V_THRESHOLD: tl.constexpr,
@@ -241,14 +252,15 @@ def lif_bwd_kernel(
     live_columns = lane < tl.minimum(row - column, BLOCK).to(tl.int32)
     amplitude = _load_parameter(
         *(amplitude_ptr, 1.0, column, lane, live_columns),
-        *(amplitude_inner, amplitude_size, HAS_AMPLITUDE),
+        *(amplitude_inner, amplitude_size, HAS_AMPLITUDE, WIDE),
     )
     decay = _load_parameter(
-        *(decay_ptr, decay_value, column, lane, live_columns, decay_inner, decay_size, HAS_DECAY)
+        *(decay_ptr, decay_value, column, lane, live_columns),
+        *(decay_inner, decay_size, HAS_DECAY, WIDE),
     )
     v_threshold = _load_parameter(
         *(v_threshold_ptr, v_threshold_value, column, lane, live_columns),
-        *(v_threshold_inner, v_threshold_size, HAS_V_THRESHOLD),
+        *(v_threshold_inner, v_threshold_size, HAS_V_THRESHOLD, WIDE),
     )
     BITS: tl.constexpr = 4 if TERNARY else 2
     LEARN: tl.constexpr = WANT_DECAY or WANT_V_THRESHOLD
@@ -306,7 +318,7 @@ def lif_bwd_kernel(
                 if SAVE == 1:
                     spike = ((bits >> (BITS * k)) & 1) != 0
                     window = ((bits >> (BITS * k + 1)) & 1) != 0
-                    slope = tl.where(window, 1.0 / scale, 0.0)
+                    slope = tl.where(window, inverse_scale, 0.0)
                     through_spike = tl.where(window, amplitude * g * slope, 0.0)
                     grad_h = through_spike
                     if TERNARY:
@@ -315,7 +327,9 @@ def lif_bwd_kernel(
                     h_k = h[k]
                     magnitude = _with_sign(h_k, h_k, TERNARY)
                     spike = magnitude >= v_threshold
-                    slope = _surrogate_derivative(magnitude - v_threshold, scale, SURROGATE)
+                    slope = _surrogate_derivative(
+                        magnitude - v_threshold, scale, inverse_scale, SURROGATE
+                    )
                     g = _with_sign(g, h_k, TERNARY)
                     # Gradient that reaches whether the neuron fires.
                     grad_fires = amplitude * g

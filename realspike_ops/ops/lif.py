@@ -4,6 +4,7 @@ The kernels see N neurons side by side in memory order (csrc/core/lif.h); this f
 memory formats into that view, the same for every device.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -253,9 +254,10 @@ def _gradients(ctx, grad_y, grad_v_last):
         grad_y = grad_v_last.new_zeros(ctx.shape, dtype=ctx.dtype)
     tensors = (grad_y, grad_v_last, *ctx.saved_tensors)
     wanted = list(ctx.needs_input_grad[1:5])
+    bwd = _BWD.get(grad_y.device.type)
     # With create_graph=True the dispatcher records that this must not be differentiated again.
-    if not torch.is_grad_enabled() and is_plain_eager(*tensors):
-        bwd = _BWD[grad_y.device.type]
+    # What was saved was plain already.
+    if bwd and not torch.is_grad_enabled() and is_plain_eager(grad_y, grad_v_last):
         return bwd(*tensors, ctx.channels_last, wanted, ctx.neuron, ctx.save)
     grad_x, *grads = torch.ops.realspike.lif_bwd(
         *tensors, ctx.channels_last, wanted, *ctx.neuron, ctx.save
@@ -352,12 +354,13 @@ def _fwd_vmap(info, in_dims, x, amplitude, decay, v_threshold, v_init, *form):
 
 def on_cuda(name):
     # Triton is imported when the first CUDA tensor arrives, not with the package.
-    def call(*args):
+    @functools.cache
+    def function():
         from realspike_ops.ops import lif_cuda
 
-        return getattr(lif_cuda, name)(*args)
+        return getattr(lif_cuda, name)
 
-    return call
+    return lambda *args: function()(*args)
 
 
 _FWD = {

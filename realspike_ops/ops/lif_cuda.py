@@ -1,18 +1,29 @@
-"""Launches of the Triton LIF kernels on dense CUDA tensors."""
+"""Launches of the Triton LIF kernels on dense CUDA tensors.
 
+A network of small layers is as quick as the host launches them: what follows from sizes and forms
+is looked up.
+"""
+
+import functools
+import struct
 from typing import NamedTuple
 
 import torch
 
 from realspike_ops.kernels.lif import lif_bwd_kernel, lif_fwd_kernel
 from realspike_ops.kernels.lif_packed import lif_packed_fwd_kernel
-from realspike_ops.ops.lif import BITS_INTERVAL, POTENTIAL_INTERVAL, SAVE_POTENTIALS
+from realspike_ops.ops.lif import BITS_INTERVAL, POTENTIAL_INTERVAL, SAVE_BITS, SAVE_POTENTIALS
 
 NUM_WARPS = 4
-ACCESS_BYTES = 16
+THREADS = 32 * NUM_WARPS
 # Enough programs to fill the largest card once; more neurons than that are walked row by row.
 PROGRAMS = 2048
-PARAMETERS = ("AMPLITUDE", "DECAY", "V_THRESHOLD")
+# With fewer programs, multiprocessors of a large card have nothing to do, or little.
+FEW_PROGRAMS = 256
+# So many neurons of a sample, and those of a tile, are no longer counted in 32 bits.
+WIDE = 2**31 - 2**16
+
+looked_up = functools.lru_cache(maxsize=1024)
 
 
 class Tiling(NamedTuple):
@@ -24,90 +35,97 @@ class Tiling(NamedTuple):
     chunks: int
 
 
-def tiling(N: int, period: int, block: int) -> Tiling:
+@looked_up
+def tiling(N: int, period: int, block: int, programs: int) -> Tiling:
     row = period * min(max(1, block // period), -(-N // period))
     columns = -(-row // block)
     rows = -(-N // row)
-    rows_per_chunk = max(1, rows * columns // PROGRAMS)
+    rows_per_chunk = max(1, rows * columns // programs)
     return Tiling(row, columns, rows_per_chunk, -(-rows // rows_per_chunk))
 
 
-def options(save, element_size):
-    """Return the constants and options of a launch that do not depend on its sizes."""
+def neurons_per_thread(T, N, save, element_size, backward=False, sums=False) -> int:
+    """Return the neurons of a row that a thread owns: what was quickest on an H100.
+
+    A thread moves 16 bytes of x per timestep, but fewer where that takes too many registers: where
+    it recomputes potentials, and in half precision (8 neurons) also where it writes words of bits
+    or adds up the `sums` that are parameters' gradients. Where that makes few programs it owns
+    less. Each answer is compiled for itself, so there are at most two as N alone varies.
+    """
     recompute = save == SAVE_POTENTIALS
-    # A thread moves 16 bytes of x per timestep; in half precision that is 8 neurons, whose
-    # recomputed potentials would not fit in registers.
-    neurons = ACCESS_BYTES // (4 if recompute else element_size)
+    neurons = 16 // element_size
+    if recompute or sums or (save == SAVE_BITS and not backward):
+        neurons = 4
+    if recompute and sums and element_size == 4 and T > BITS_INTERVAL:
+        neurons = 2
+    programs = N // (THREADS * neurons)
+    return 2 if programs < FEW_PROGRAMS else neurons
+
+
+@looked_up
+def options(T, N, save, element_size, backward=False, sums=False) -> dict:
+    """Return the constants and options of a launch that follow from its sizes."""
+    # Steps that are unrolled: those between two things saved. Up to 4 steps save no potential.
+    steps = POTENTIAL_INTERVAL if save == SAVE_POTENTIALS and T > BITS_INTERVAL else BITS_INTERVAL
     return {
         "SAVE": save,
-        "CHUNK": POTENTIAL_INTERVAL if recompute else BITS_INTERVAL,
-        "BLOCK": 32 * NUM_WARPS * neurons,
+        "CHUNK": steps,
+        "BLOCK": THREADS * neurons_per_thread(T, N, save, element_size, backward, sums),
         "num_warps": NUM_WARPS,
         "enable_fp_fusion": False,
     }
 
 
-def _launch(kernel, pointers, y, N, x_stride_t, tiles, parameters, neuron, constants):
-    kernel[(tiles.columns * tiles.chunks,)](
-        *pointers,
-        *(y.shape[0], N, x_stride_t, tiles.row, tiles.rows_per_chunk, tiles.columns),
-        *(size for parameter in parameters for size in (parameter.inner, parameter.size)),
-        *(neuron.decay, neuron.v_threshold, neuron.v_reset, neuron.surrogate_scale),
-        RESET=neuron.reset,
-        TERNARY=neuron.ternary,
-        **{
-            f"HAS_{name}": parameter.values is not None
-            for name, parameter in zip(PARAMETERS, parameters, strict=True)
-        },
-        **constants,
-    )
+@looked_up
+def inverse(scale: float) -> float:
+    """1 / scale, rounded once as float32 does it: a division in double rounds the same."""
+    return 1.0 / struct.unpack("f", struct.pack("f", scale))[0]
+
+
+def _is_wide(N, parameters) -> bool:
+    return N >= WIDE and any(parameter.inner * parameter.size >= WIDE for parameter in parameters)
+
+
+def _present(parameters, v_init) -> tuple[bool, bool, bool, bool]:
+    a, d, v = parameters
+    return a.values is not None, d.values is not None, v.values is not None, v_init is not None
+
+
+@looked_up
+def _form(neuron, wide, amplitude, decay, v_threshold, v_init) -> dict:
+    """Return what both passes know of the neuron: its kind, and the tensors that it has."""
+    return {
+        "WIDE": wide,
+        "HAS_AMPLITUDE": amplitude,
+        "HAS_DECAY": decay,
+        "HAS_V_THRESHOLD": v_threshold,
+        "HAS_V_INIT": v_init,
+        "RESET": neuron.reset,
+        "TERNARY": neuron.ternary,
+    }
 
 
 def launch_fwd(x, parameters, period, v_init, y, v_last, saved, neuron, save, x_stride_t):
-    N = y.shape[1:].numel()
-    constants = options(save, y.element_size())
+    amplitude, decay, v_threshold = parameters
+    T, N = y.shape[0], y.shape[1:].numel()
+    constants = options(T, N, save, y.element_size())
+    tiles = tiling(N, period, constants["BLOCK"], PROGRAMS)
     with torch.cuda.device_of(x):
-        _launch(
-            lif_fwd_kernel,
-            (x, *(parameter.values for parameter in parameters), v_init, y, v_last, saved),
-            *(y, N, x_stride_t, tiling(N, period, constants["BLOCK"]), parameters, neuron),
-            {
-                "HAS_V_INIT": v_init is not None,
-                "KEEP_STATE": v_last is not None,
-                **constants,
-            },
-        )
-
-
-# Pixels of a program that packs: with 32 channels, 8 neurons a thread.
-PACKED_PIXELS = 32
-
-
-def launch_packed(x, parameters, period, v_init, packed, v_last, neuron, x_stride_t, channels_last):
-    _, B, C = x.shape[:3]
-    P, words = x.shape[3:].numel(), packed.shape[-1]
-    stride_c, stride_p = (1, C) if channels_last else (P, 1)
-    _, decay, v_threshold = parameters
-    with torch.cuda.device_of(x):
-        lif_packed_fwd_kernel[(B * -(-P // PACKED_PIXELS) * words,)](
-            *(x, decay.values, v_threshold.values, v_init, packed, v_last),
-            *(x.shape[0], B * C * P, x_stride_t, C, P, words, stride_c, stride_p),
-            *(decay.inner, decay.size, v_threshold.inner, v_threshold.size),
-            *(neuron.decay, neuron.v_threshold, neuron.v_reset),
-            HAS_DECAY=decay.values is not None,
-            HAS_V_THRESHOLD=v_threshold.values is not None,
-            HAS_V_INIT=v_init is not None,
+        lif_fwd_kernel[(tiles.columns * tiles.chunks,)](
+            *(x, amplitude.values, decay.values, v_threshold.values, v_init, y, v_last, saved),
+            *(T, N, x_stride_t, tiles.row, tiles.rows_per_chunk, tiles.columns),
+            *(amplitude.inner, amplitude.size, decay.inner, decay.size),
+            *(v_threshold.inner, v_threshold.size),
+            *(neuron.decay, neuron.v_threshold, neuron.v_reset, neuron.surrogate_scale),
             KEEP_STATE=v_last is not None,
-            RESET=neuron.reset,
-            TERNARY=neuron.ternary,
-            PIXELS=PACKED_PIXELS,
-            num_warps=NUM_WARPS,
-            enable_fp_fusion=False,
+            **_form(neuron, _is_wide(N, parameters), *_present(parameters, v_init)),
+            **constants,
         )
 
 
 def partial_shape(T, N, period, save, element_size) -> tuple[int, int]:
-    tiles = tiling(N, period, options(save, element_size)["BLOCK"])
+    block = options(T, N, save, element_size, True, True)["BLOCK"]
+    tiles = tiling(N, period, block, PROGRAMS)
     return tiles.chunks, tiles.row
 
 
@@ -126,26 +144,63 @@ def launch_bwd(
     save,
     x_stride_t,
 ):
-    N = grad_x.shape[1:].numel()
-    constants = options(save, grad_x.element_size())
+    amplitude, decay, v_threshold = parameters
+    T, N = grad_x.shape[0], grad_x.shape[1:].numel()
+    wanted = [partial is not None for partial in partials]
+    constants = options(T, N, save, grad_x.element_size(), True, any(wanted))
+    tiles = tiling(N, period, constants["BLOCK"], PROGRAMS)
+    scale = neuron.surrogate_scale
     with torch.cuda.device_of(grad_y):
-        _launch(
-            lif_bwd_kernel,
-            (
-                *(grad_y, grad_v_last, x, *(parameter.values for parameter in parameters)),
-                *(v_init, saved, grad_x, *partials, grad_v_init),
-            ),
-            *(grad_x, N, x_stride_t, tiling(N, period, constants["BLOCK"]), parameters, neuron),
-            {
-                "HAS_V_INIT": v_init is not None,
-                "HAS_GRAD_V_LAST": grad_v_last is not None,
-                "WANT_V_INIT": grad_v_init is not None,
-                "DETACH_RESET": neuron.detach_reset,
-                "SURROGATE": neuron.surrogate,
-                **{
-                    f"WANT_{name}": partial is not None
-                    for name, partial in zip(PARAMETERS, partials, strict=True)
-                },
-                **constants,
-            },
+        lif_bwd_kernel[(tiles.columns * tiles.chunks,)](
+            *(grad_y, grad_v_last, x, amplitude.values, decay.values, v_threshold.values),
+            *(v_init, saved, grad_x, *partials, grad_v_init),
+            *(T, N, x_stride_t, tiles.row, tiles.rows_per_chunk, tiles.columns),
+            *(amplitude.inner, amplitude.size, decay.inner, decay.size),
+            *(v_threshold.inner, v_threshold.size),
+            *(neuron.decay, neuron.v_threshold, neuron.v_reset, scale, inverse(scale)),
+            HAS_GRAD_V_LAST=grad_v_last is not None,
+            WANT_AMPLITUDE=wanted[0],
+            WANT_DECAY=wanted[1],
+            WANT_V_THRESHOLD=wanted[2],
+            WANT_V_INIT=grad_v_init is not None,
+            DETACH_RESET=neuron.detach_reset,
+            SURROGATE=neuron.surrogate,
+            **_form(neuron, _is_wide(N, parameters), *_present(parameters, v_init)),
+            **constants,
+        )
+
+
+@looked_up
+def packed_options(pixels: int, words: int, channels_last: bool) -> dict:
+    """Return the options of a launch on `pixels` of `words`: what was quickest on an H100.
+
+    A tile is PIXELS by 32 channels. Where pixels are neighbours, one warp that holds a whole tile
+    adds up its bits without a barrier, as long as there are enough programs to hide its waiting.
+    """
+    if channels_last:
+        PIXELS, warps = (32 if pixels * words >= 32 * FEW_PROGRAMS else 8), NUM_WARPS
+    else:
+        PIXELS, warps = 16, (1 if pixels * words >= 16 * 4 * FEW_PROGRAMS else NUM_WARPS)
+    return {"PIXELS": PIXELS, "num_warps": warps, "enable_fp_fusion": False}
+
+
+def launch_packed(x, parameters, period, v_init, packed, v_last, neuron, x_stride_t, channels_last):
+    T, B, C = x.shape[:3]
+    P, words = x.shape[3:].numel(), packed.shape[-1]
+    stride_c, stride_p = (1, C) if channels_last else (P, 1)
+    _, decay, v_threshold = parameters
+    constants = packed_options(B * P, words, channels_last)
+    with torch.cuda.device_of(x):
+        lif_packed_fwd_kernel[(B * -(-P // constants["PIXELS"]) * words,)](
+            *(x, decay.values, v_threshold.values, v_init, packed, v_last),
+            *(T, B * C * P, x_stride_t, C, P, words, stride_c, stride_p),
+            *(decay.inner, decay.size, v_threshold.inner, v_threshold.size),
+            *(neuron.decay, neuron.v_threshold, neuron.v_reset),
+            HAS_DECAY=decay.values is not None,
+            HAS_V_THRESHOLD=v_threshold.values is not None,
+            HAS_V_INIT=v_init is not None,
+            KEEP_STATE=v_last is not None,
+            RESET=neuron.reset,
+            TERNARY=neuron.ternary,
+            **constants,
         )

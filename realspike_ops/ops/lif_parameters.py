@@ -63,15 +63,17 @@ def sum_to_parameter(
     shape: tuple[int, ...],  # of one sample: [...]
     channels_last: bool,
 ) -> Tensor:
-    """Add up a kernel's partial sums to the gradient of a parameter, in a fixed order."""
+    """Add up a kernel's partial sums to a parameter's gradient: one sum, in a fixed order."""
     if period == 1:
         return partial.sum().reshape(parameter.shape)
-    columns = partial.view(-1, period).sum(0)
+    features = len(shape)
+    ones = features - parameter.dim()
+    dims = [0] + [
+        1 + d for d in range(features) if d < ones or parameter.shape[d - ones] != shape[d]
+    ]
     if channels_last:
         C, H, W = shape
-        columns = columns.view(H, W, C).permute(2, 0, 1)
+        partial = partial.view(-1, H, W, C).permute(0, 3, 1, 2)
     else:
-        columns = columns.view(shape)
-    sizes = (1,) * (len(shape) - parameter.dim()) + tuple(parameter.shape)
-    dims = [d for d, (size, full) in enumerate(zip(sizes, shape, strict=False)) if size != full]
-    return (columns.sum(dims) if dims else columns).reshape(parameter.shape)
+        partial = partial.view(-1, *shape)
+    return partial.sum(dims).reshape(parameter.shape)
