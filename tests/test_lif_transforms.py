@@ -210,8 +210,9 @@ def test_packed_vmap(emission, device):
     alone = [rso.lif(x, v_init=v, **form) for x, v in zip(xs.unbind(1), vs, strict=True)]
     for left, right in zip(together, zip(*alone, strict=True), strict=True):
         assert torch.equal(left, torch.stack(right))
+    decays = normal((3, 34, 1), 3).to(device)
     with pytest.raises(NotImplementedError, match=r"lif: torch\.func"):
-        torch.func.vmap(lambda d: rso.lif(xs, decay=d, packed=True))(normal((3, 34, 1), 3))
+        torch.func.vmap(lambda d: rso.lif(xs, decay=d, packed=True))(decays)
 
 
 GRANULARITIES = ("none", "layer", "channel", "element")

@@ -73,10 +73,9 @@ __global__ void __launch_bounds__(kPackSpikesThreads)
     for (int c = 0; c < 32; ++c) {
       if (c_0 + c >= p.C) break;
       const Element spike = __ldg(first + c * p.stride_c);
-      if (spike == one) {
+      if ((spike & magnitude) != 0) {
         packed |= 1u << c;
-      } else if ((spike & magnitude) != 0) {
-        binary = false;
+        binary = binary && spike == one;
       }
     }
     p.packed[(index.n * p.P + index.pixel) * p.words + index.word] = packed;

@@ -30,24 +30,29 @@ def unshared_conv_matmul(
     output_size,
     *geometry,
 ) -> Tensor:  # [N, Cout, OH, OW] float32
-    """Multiply in the dtype of the weight (float32 for int8), which also rounds the products."""
+    """Multiply in the dtype of the weight, which also rounds the products; in float32 for int8
+    weights and wherever there is an amplitude."""
     _, _, G, KH, KW, Cin_g, Cout_g = weight.shape
     OH, OW = output_size
     if spikes.dtype == torch.int32:
         spikes = torch.ops.realspike.unpack_spikes(spikes, G * Cin_g, False)
     if weight.dtype == torch.uint8:
         weight = as_float(weight)
+    if amplitude is not None:
+        weight = weight.float()
     x = (spikes if amplitude is None else amplitude * spikes).to(weight.dtype)
-    padded, window = window_of(x.shape[2:], (OH, OW, *weight.shape[2:]), *geometry)
+    padded, _ = window_of(x.shape[2:], (OH, OW, *weight.shape[2:]), *geometry)
     x = F.pad(x, padded)
     if is_shared(weight):
         kernel = weight[0, 0].permute(0, 4, 3, 1, 2).reshape(G * Cout_g, Cin_g, KH, KW)
         out = F.conv2d(x, kernel, None, geometry[0], 0, geometry[2], G)
     else:
-        taps = Cin_g * KH * KW
-        patches = F.unfold(x, **window).view(-1, G, taps, OH * OW)
-        rows = weight.permute(0, 1, 2, 5, 3, 4, 6).reshape(OH * OW, G, taps, Cout_g)
-        out = torch.matmul(patches.permute(3, 1, 0, 2), rows)  # [P, G, N, Cout/G]
+        x = x.unflatten(1, (G, Cin_g))
+        for dim, size, stride, dilation in zip((3, 4), (KH, KW), *geometry[::2], strict=True):
+            x = x.unfold(dim, dilation * (size - 1) + 1, stride)[..., ::dilation]
+        # Windows [N, G, Cin/G, OH, OW, KH, KW], copied once into the order of the weight.
+        patches = x.permute(3, 4, 1, 0, 5, 6, 2).flatten(4).flatten(0, 1)
+        out = torch.matmul(patches, weight.flatten(3, 5).flatten(0, 1))  # [P, G, N, Cout/G]
         out = out.permute(2, 1, 3, 0).reshape(x.shape[0], G * Cout_g, OH, OW)
     out = out.float()
     if scale is not None:
