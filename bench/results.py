@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass
 class Row:
-    """One configuration: our median time, and each peer's, over the same rounds.
+    """One configuration: our fastest round, and each peer's.
 
     Or, with a unit, quantities by name in place of the ratios.
     """
@@ -55,7 +55,8 @@ def write_results(folder: Path, machine: dict, rows: list[Row]) -> Path:
         of_group = [row for row in rows if row.group == group]
         unit = of_group[0].unit
         lines += ["", f"## {group}", ""] + ([] if unit is None else [f"In {unit}.", ""])
-        lines += _table(of_group, with_times="cuda" in machine and unit is None)
+        timed = "cuda" in machine and any(row.seconds for row in of_group)
+        lines += _table(of_group, with_times=timed)
     path = folder / f"{stem}.md"
     path.write_text("\n".join(lines) + "\n")
     return path

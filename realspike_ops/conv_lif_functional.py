@@ -39,7 +39,7 @@ def unshared_spike_conv_lif(
     soon as those of a position are known at all timesteps, its neurons run and their spikes are
     packed. That takes up to 256 timesteps and, with groups, a multiple of 32 output channels in
     each; otherwise the two run one after the other. On a GPU the neurons are the second pass over
-    what the convolution leaves, unless that is done by matrix products.
+    what the convolution leaves; with an amplitude the two run one after the other.
 
     Args:
         spikes, weight, bias, stride, padding, dilation, amplitude, scale, check_binary: See

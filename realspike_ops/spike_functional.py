@@ -141,7 +141,7 @@ def unshared_spike_conv(
         spikes, weight, bias, stride, padding, dilation, amplitude, scale, check_binary
     )
     if algorithm == "auto":
-        algorithm = choose_algorithm(spikes.device.type, spikes.shape[0], weight.dtype)
+        algorithm = choose_algorithm(spikes.device.type, spikes.shape[0], weight)
     if amplitude is not None and spikes.device.type == "cuda":
         algorithm = "matmul"  # there is no factored kernel: one convolution of amplitude * spikes
     arguments = (*conv.tensors, conv.output_size, *conv.geometry)

@@ -57,3 +57,24 @@ def test_neurons_after_the_convolution_fire_as_they_do_alone(storage, emission, 
     expected, v_expected = rso.lif(currents, packed=True, **neurons)
     assert torch.equal(words, expected.flatten(-5, -4))
     assert torch.equal(v_last, v_expected)
+
+
+def test_a_layer_can_be_captured_in_a_graph():
+    layer = rso.UnsharedSpikeConv.from_conv2d(
+        torch.nn.Conv2d(16, 16, 3, padding=1, bias=False), torch.rand(16, 8, 8) + 0.5
+    ).cuda()
+    packed = rso.pack_spikes((torch.rand(4, 16, 8, 8, device="cuda") < 0.2).float())
+    with torch.no_grad():
+        expected = layer(packed)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            layer(packed)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = layer(packed)
+        packed.zero_()
+        graph.replay()
+        assert torch.equal(out, torch.zeros_like(out))
+        assert not torch.equal(out, expected)

@@ -352,11 +352,20 @@ def test_matmul_refuses_real_valued_spikes():
 def test_rule_of_auto():
     from realspike_ops.ops.unshared_conv_matmul import choose_algorithm
 
-    assert choose_algorithm("cpu", 10**6, torch.bfloat16) == "gather"
-    assert choose_algorithm("cuda", 127, torch.bfloat16) == "gather"
-    assert choose_algorithm("cuda", 128, torch.bfloat16) == "matmul"
-    assert choose_algorithm("cuda", 128, torch.float32) == "gather"
-    assert choose_algorithm("cuda", 128, torch.uint8) == "gather"
+    def chosen(device, samples, dtype=torch.bfloat16, channels=256, position=(2, 3)):
+        weight = torch.empty(*position, 1, 1, 1, 1, channels, dtype=dtype)
+        return choose_algorithm(device, samples, weight)
+
+    assert chosen("cpu", 10**6) == "gather"
+    assert chosen("cpu", 10**6, position=(1, 1)) == "gather"
+    assert chosen("cuda", 64) == "matmul"
+    assert chosen("cuda", 63) == "gather"
+    assert chosen("cuda", 64, channels=255) == "gather"
+    assert chosen("cuda", 64, torch.float16) == "matmul"
+    assert chosen("cuda", 64, torch.float32) == "gather"
+    assert chosen("cuda", 64, torch.uint8) == "gather"
+    # One kernel for all positions: the convolution itself.
+    assert chosen("cuda", 1, torch.float32, position=(1, 1)) == "matmul"
 
 
 def test_the_check_can_be_switched_off():

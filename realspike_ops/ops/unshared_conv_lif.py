@@ -16,7 +16,6 @@ from realspike_ops.ops.lif import NEURON_SCHEMA, Neuron, or_empty
 from realspike_ops.ops.lif_parameters import in_memory_order
 from realspike_ops.ops.pack_spikes import pack_spikes, words_of
 from realspike_ops.ops.unshared_conv import kernel_params
-from realspike_ops.ops.unshared_conv_matmul import choose_algorithm
 
 # Spikes, weight, bias, amplitude and scale as in unshared_conv, with a batch of timesteps * B; the
 # neurons as in lif_packed. packed is [timesteps * B, OH, OW, words], of ternary neurons [2, ...].
@@ -33,9 +32,7 @@ def is_fused(spikes: Tensor, weight: Tensor, amplitude: Tensor | None, timesteps
     """Whether the currents of such a convolution go into neurons without being an output."""
     if spikes.device.type == "cpu":
         return fits(weight, timesteps)
-    # On a GPU, wherever they would be gathered.
-    gathers = choose_algorithm("cuda", spikes.shape[0], weight.dtype) == "gather"
-    return spikes.device.type == "cuda" and amplitude is None and gathers
+    return spikes.device.type == "cuda" and amplitude is None
 
 
 def fits(weight: Tensor, timesteps: int) -> bool:

@@ -10,15 +10,20 @@ from torch import Tensor
 from realspike_ops.ops.unshared_conv import is_shared
 from realspike_ops.ops.unshared_conv_grad import as_float, window_of
 
-# Where the products overtake the additions on a GPU, by arithmetic alone (docs/unshared_conv.md).
-GPU_SAMPLES_FOR_MATMUL = 128
+# Where the products overtake the additions on a GPU (docs/unshared_conv.md). One output channel
+# more is another addition for every spike, but the windows are copied once for all of them.
+GPU_SAMPLES_FOR_MATMUL = 64
+GPU_CHANNELS_FOR_MATMUL = 256
 
 
-def choose_algorithm(device_type: str, samples: int, weight_dtype: torch.dtype) -> str:
+def choose_algorithm(device_type: str, samples: int, weight: Tensor) -> str:
     """Return what "auto" stands for: "gather" or "matmul"."""
-    half = weight_dtype in (torch.float16, torch.bfloat16)
-    on_gpu = device_type == "cuda" and half and samples >= GPU_SAMPLES_FOR_MATMUL
-    return "matmul" if on_gpu else "gather"
+    if device_type != "cuda":
+        return "gather"
+    half = weight.dtype in (torch.float16, torch.bfloat16)
+    many = samples >= GPU_SAMPLES_FOR_MATMUL and weight.shape[6] >= GPU_CHANNELS_FOR_MATMUL
+    # One kernel for all positions is an ordinary convolution.
+    return "matmul" if is_shared(weight) or (half and many) else "gather"
 
 
 def unshared_conv_matmul(
