@@ -162,7 +162,7 @@ def bench_shared_spike_conv(compare, device, samples):
 @pytest.mark.wall_clock
 @torch.no_grad()
 def bench_unshared_conv_small_call(compare, device):
-    """16 channels on 8 x 8, one sample: the cost of a call. Above 1 still means that we are faster."""
+    """16 channels on 8 x 8, one sample: the cost of a call."""
     conv = torch.nn.Conv2d(16, 16, 3, padding=1, bias=False, device=device).requires_grad_(False)
     layer = rso.UnsharedSpikeConv.from_conv2d(conv, torch.rand(16, 8, 8, device=device) + 0.5)
     spikes = (torch.rand(1, 16, 8, 8, device=device) < 0.1).float()

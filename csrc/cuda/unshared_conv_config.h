@@ -22,6 +22,13 @@ struct UnsharedConvShared {
   int row[kUnsharedConvListWords];  // of bit 0
 };
 
+// Whether the entries of that list hold every row of a receptive field, and an int every spike word
+// of a sample.
+inline bool field_fits(const UnsharedConvParams& p) {
+  return p.KH * p.KW * p.Cin_g < int64_t{1} << (32 - kUnsharedConvListSamples) &&
+         p.H * p.W * p.words <= INT32_MAX;
+}
+
 constexpr int kStageRows = 32;  // those of one spike word
 
 // A block computes `sample_tile` samples x `lanes * vec` channels of one output position and group,

@@ -14,7 +14,9 @@ namespace {
 cudaError_t launch_first_pass(const UnsharedConvParams& params, const UnsharedConvConfig& config,
                               cudaStream_t stream) {
   const UnsharedConvKernel kernel = select_kernel(params.weight_dtype, config);
-  if (kernel == nullptr || params.amplitude != nullptr) return cudaErrorInvalidValue;
+  if (kernel == nullptr || params.amplitude != nullptr || !field_fits(params)) {
+    return cudaErrorInvalidValue;
+  }
   // gridDim.x is a signed 32-bit number; the blocks of a larger problem take turns.
   const auto blocks = static_cast<unsigned>(std::min<int64_t>(config.blocks, INT32_MAX));
   kernel<<<blocks, config.threads, config.shared_bytes, stream>>>(

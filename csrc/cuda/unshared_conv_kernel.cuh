@@ -25,6 +25,15 @@ __device__ void store_totals(Total* to, const Total (&from)[VEC]) {
   }
 }
 
+template <typename Total>
+__device__ float with_bias(const UnsharedConvParams& p, int64_t co, int64_t position, Total total) {
+  float out = static_cast<float>(total);
+  if (p.bias != nullptr) {
+    out += __ldg(p.bias + co * p.bias_stride_c + position * p.bias_stride_p);
+  }
+  return out;
+}
+
 // Leaves a sum to the second pass, if there is one, in a workspace [splits, N, OH, OW, Cout]; or
 // makes it an output.
 template <typename Total>
@@ -35,11 +44,8 @@ __device__ void write_total(const UnsharedConvParams& p, int64_t split, int64_t 
     static_cast<Total*>(p.workspace)[pixel * p.G * p.Cout_g + co] = total;
     return;
   }
-  float out = static_cast<float>(total);
-  if (p.bias != nullptr) {
-    out += __ldg(p.bias + co * p.bias_stride_c + position * p.bias_stride_p);
-  }
-  p.out[n * p.out_stride_n + co * p.out_stride_c + position * p.out_stride_p] = out;
+  p.out[n * p.out_stride_n + co * p.out_stride_c + position * p.out_stride_p] =
+      with_bias(p, co, position, total);
 }
 
 // The same for neighbouring channels; `wide`: they lie side by side, at a multiple of 16 bytes.
@@ -50,18 +56,12 @@ __device__ void write_totals(const UnsharedConvParams& p, bool wide, int64_t n, 
 #pragma unroll
     for (int i = 0; i < 4; ++i) write_total(p, 0, n, co + i, position, totals[i]);
   } else if (p.workspace != nullptr) {
-    store_totals(
-        static_cast<Total*>(p.workspace) + (n * p.OH * p.OW + position) * p.G * p.Cout_g + co,
-        totals);
+    const int64_t pixel = n * p.OH * p.OW + position;
+    store_totals(static_cast<Total*>(p.workspace) + pixel * p.G * p.Cout_g + co, totals);
   } else {
     float out[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      out[i] = static_cast<float>(totals[i]);
-      if (p.bias != nullptr) {
-        out[i] += __ldg(p.bias + (co + i) * p.bias_stride_c + position * p.bias_stride_p);
-      }
-    }
+    for (int i = 0; i < 4; ++i) out[i] = with_bias(p, co + i, position, totals[i]);
     store_totals(p.out + n * p.out_stride_n + co + position * p.out_stride_p, out);
   }
 }
