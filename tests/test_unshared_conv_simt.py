@@ -107,9 +107,9 @@ CASES = [
         for rate in (0.5, 1.0)
         for vec in (1, 4)
     ),
-    # more words than a list takes
+    # more words than a list takes: 90 in the middle of the map
     *(
-        Case(cin=300, cout=8, samples=n, rate=rate, size=(2, 2), weight=weight, bias="channel")
+        Case(cin=300, cout=8, samples=n, rate=rate, size=(3, 3), weight=weight, bias="channel")
         for n in (1, 5)
         for rate in (0.05, 1.0)
         for weight in ("float32", "int8")

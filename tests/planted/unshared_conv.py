@@ -184,7 +184,7 @@ BUGS = [
         "if (word == 0) bits <<= first_bit;",
         "",
         "tests/test_unshared_conv_simt.py",
-        "conv_equals_float64",
+        "conv_equals_float64 and staged",
     ),
     Bug(
         "conv-cuda-group-takes-bits-after-it",
