@@ -26,7 +26,8 @@ CASES = [
     # channels in: whole words, a word more or less by one, several words
     *(Case(cin=cin, cout=cout) for cin in (1, 31, 32, 33, 64, 65) for cout in (1, 3, 4, 16)),
     # channels out: idle lanes, several channel tiles, rows that are not a multiple of four
-    *(Case(cin=33, cout=cout, samples=n) for cout in (20, 128, 132) for n in (1, 3, 8, 9, 17)),
+    *(Case(cin=33, cout=cout, samples=n) for cout in (20, 132) for n in (1, 3, 9, 17)),
+    Case(cin=33, cout=128, samples=5),
     Case(cin=40, cout=130, samples=2),
     Case(cin=40, cout=33, samples=5),
     # kernel, stride, padding and dilation
@@ -53,7 +54,7 @@ CASES = [
     # samples: partly filled tiles, several tiles
     *(
         Case(cin=40, samples=n, cout=cout)
-        for n in (1, 2, 3, 4, 8, 9, 16, 17, 35)
+        for n in (1, 2, 3, 4, 8, 9, 17, 35)
         for cout in (8, 5)
     ),
     # rates

@@ -93,6 +93,7 @@ inline int lanes_of_a_row(const UnsharedConvParams& p, int vec) {
 // Blocks that a large device needs, and how many may share a receptive field to come near it.
 constexpr int64_t kWantedBlocks = 512;
 constexpr int64_t kMostSplits = 16;
+constexpr int64_t kMostWarps = kUnsharedConvMaxThreads / 32;
 
 // Many samples, if the blocks are enough for a device: at least eight streams, of which each has
 // the rows of four to be brought to shared memory.
@@ -132,12 +133,12 @@ inline UnsharedConvConfig choose_unshared_conv_config(const UnsharedConvParams& 
     config.lanes /= 2;
   }
 
-  // A warp for eight words of the receptive field of a group, or, with few blocks, all of them.
+  // A warp for eight words of the receptive field of a group, or, with few blocks, as many as find
+  // four rows for each of their streams.
   const int64_t words = p.KH * p.KW * ((p.Cin_g + 31) / 32);
   const int64_t blocks = complete_unshared_conv_config(p, config).blocks;
-  constexpr int64_t kMostWarps = kUnsharedConvMaxThreads / 32;
-  const int64_t warps =
-      blocks < kWantedBlocks ? kMostWarps : std::clamp<int64_t>(words / 8, 2, kMostWarps);
+  const int64_t warps = std::clamp<int64_t>(
+      blocks < kWantedBlocks ? words * 8 * config.lanes / 32 : words / 8, 2, kMostWarps);
   config.threads = 32 * static_cast<int>(warps);
 
   // Still too few blocks: they share the receptive field, as long as every stream has a word.
