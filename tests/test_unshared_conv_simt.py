@@ -52,11 +52,7 @@ CASES = [
     Case(cin=65, cout=130, groups=65, kernel=(1, 1), padding=(0, 0)),
     Case(cin=36, cout=144, groups=36, samples=2),
     # samples: partly filled tiles, several tiles
-    *(
-        Case(cin=40, samples=n, cout=cout)
-        for n in (1, 2, 3, 4, 8, 9, 17, 35)
-        for cout in (8, 5)
-    ),
+    *(Case(cin=40, samples=n, cout=cout) for n in (1, 2, 3, 4, 8, 9, 17, 35) for cout in (8, 5)),
     # rates
     *(Case(cin=65, cout=20, samples=5, rate=rate) for rate in (0.0, 0.05, 0.5, 1.0)),
     *(Case(cin=65, cout=3, samples=5, rate=rate, bias="channel") for rate in (0.0, 1.0)),
