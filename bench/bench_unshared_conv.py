@@ -90,7 +90,7 @@ class Layer:
 def half_products(unshared, spikes):
     """The batched product in the dtype of the weights, accumulated in float32, of half spikes."""
     unfold_bmm = UnfoldBmm(unshared)
-    windows = unfold_bmm._windows(spikes)
+    windows = unfold_bmm.windows(spikes)
     return {
         "unfold+bmm bf16": lambda: unfold_bmm(spikes),
         "bmm bf16": lambda: torch.bmm(windows, unfold_bmm.weight),

@@ -150,6 +150,23 @@ def test_config_covers_all_outputs_and_fits(lib, n, cout, cin):
         assert config["blocks"] == tiles * groups * size * size
 
 
+@pytest.mark.parametrize(
+    ("sizes", "fits"),
+    [
+        ({}, True),
+        # Rows of an entry: 28 bits.
+        ({"KH": 1, "KW": 1, "Cin_g": 2**28 - 1}, True),
+        ({"KH": 1, "KW": 1, "Cin_g": 2**28}, False),
+        # Spike words of a sample: those of an int.
+        ({"H": 2**31 - 1, "W": 1, "words": 1}, True),
+        ({"H": 2**15, "W": 2**15, "words": 2}, False),
+    ],
+)
+def test_fields_that_an_entry_of_the_list_cannot_hold(lib, sizes, fits):
+    params = simt.UnsharedConvParams(**{**DEFAULTS, "words": 4, **sizes})
+    assert lib.unshared_conv_simt_field_fits(ctypes.byref(params)) == fits
+
+
 def test_config_counts_blocks_beyond_32_bits(lib):
     config = config_of(lib, N=10**5, OH=1000, OW=1000, Cout_g=4)
     assert config["blocks"] == 25_000 * 10**6

@@ -15,9 +15,11 @@ constexpr int kUnsharedConvVec = 4;
 // words.
 constexpr int kUnsharedConvListWords = 64;
 constexpr int kUnsharedConvListSamples = 4;
+constexpr int kUnsharedConvMostInFlight = 8;  // rows of a group
 template <int S_TILE>
 struct UnsharedConvShared {
-  uint32_t list[kUnsharedConvListWords * 32 + 8];  // and room to fill up the last group
+  uint32_t
+      list[kUnsharedConvListWords * 32 + kUnsharedConvMostInFlight];  // the last group is filled up
   uint32_t fired[S_TILE][kUnsharedConvListWords];
   int row[kUnsharedConvListWords];  // of bit 0
 };

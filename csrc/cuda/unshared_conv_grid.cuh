@@ -176,4 +176,14 @@ struct FieldWords {
   }
 };
 
+// The output that a sum becomes.
+template <typename Total>
+__device__ float with_bias(const UnsharedConvParams& p, int64_t co, int64_t position, Total total) {
+  float out = static_cast<float>(total);
+  if (p.bias != nullptr) {
+    out += __ldg(p.bias + co * p.bias_stride_c + position * p.bias_stride_p);
+  }
+  return out;
+}
+
 }  // namespace realspike

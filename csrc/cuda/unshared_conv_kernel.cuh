@@ -25,15 +25,6 @@ __device__ void store_totals(Total* to, const Total (&from)[VEC]) {
   }
 }
 
-template <typename Total>
-__device__ float with_bias(const UnsharedConvParams& p, int64_t co, int64_t position, Total total) {
-  float out = static_cast<float>(total);
-  if (p.bias != nullptr) {
-    out += __ldg(p.bias + co * p.bias_stride_c + position * p.bias_stride_p);
-  }
-  return out;
-}
-
 // Leaves a sum to the second pass, if there is one, in a workspace [splits, N, OH, OW, Cout]; or
 // makes it an output.
 template <typename Total>
@@ -126,6 +117,7 @@ __global__ void __launch_bounds__(kUnsharedConvMaxThreads, 4)
   using Total = typename Sums<Weight, VEC, S_TILE>::Total;
   constexpr int kMostRows = Sums<Weight, VEC, S_TILE>::kMostRows;
   constexpr int kGroup = kRowsInFlight<S_TILE>;
+  static_assert(kGroup <= kUnsharedConvMostInFlight, "the list has room to be filled up");
   static_assert(S_TILE <= kUnsharedConvListSamples,
                 "an entry of the list has a bit for each sample");
   using Shared = UnsharedConvShared<S_TILE>;

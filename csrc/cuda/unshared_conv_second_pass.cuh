@@ -5,6 +5,7 @@
 #include "core/unshared_conv.h"
 #include "cuda/device.cuh"
 #include "cuda/unshared_conv_config.h"
+#include "cuda/unshared_conv_grid.cuh"
 
 namespace realspike {
 
@@ -44,10 +45,8 @@ __global__ void __launch_bounds__(kUnsharedConvSecondPassThreads)
     if constexpr (static_cast<Total>(0.5) == 0) {  // int32_t
       if (p.scale != nullptr) out *= __ldg(p.scale + co);
     }
-    if (p.bias != nullptr) {
-      out += __ldg(p.bias + co * p.bias_stride_c + position * p.bias_stride_p);
-    }
-    p.out[n * p.out_stride_n + co * p.out_stride_c + position * p.out_stride_p] = out;
+    p.out[n * p.out_stride_n + co * p.out_stride_c + position * p.out_stride_p] =
+        with_bias(p, co, position, out);
   }
 }
 

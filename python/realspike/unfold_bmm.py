@@ -43,7 +43,7 @@ class UnfoldBmm(nn.Module):
         self.register_buffer("weight", weight.clone(memory_format=torch.contiguous_format))
         self.register_buffer("bias", bias.clone(memory_format=torch.contiguous_format))
 
-    def _windows(self, x: Tensor) -> Tensor:  # [N, Cin, H, W] -> [OH*OW*G, N, KH*KW*Cin/G]
+    def windows(self, x: Tensor) -> Tensor:  # [N, Cin, H, W] -> [OH*OW*G, N, KH*KW*Cin/G]
         (KH, KW), (ph, pw), (dh, dw) = self.kernel_size, self.padding, self.dilation
         G = self.groups
         x = F.pad(x.permute(0, 2, 3, 1), (0, 0, pw, pw, ph, ph))  # [N, H, W, Cin]
@@ -54,7 +54,7 @@ class UnfoldBmm(nn.Module):
         return x.reshape(self.weight.shape[0], x.shape[3], self.weight.shape[1])
 
     def forward(self, x: Tensor) -> Tensor:  # [N, Cin, H, W] -> [N, Cout, OH, OW]
-        out = torch.baddbmm(self.bias, self._windows(x), self.weight)
+        out = torch.baddbmm(self.bias, self.windows(x), self.weight)
         (OH, OW), G = self.output_size, self.groups
         out = out.unflatten(0, (OH, OW, G)).permute(3, 2, 4, 0, 1)  # [N, G, Cout/G, OH, OW]
         return out.reshape(x.shape[0], G * self.weight.shape[2], OH, OW)

@@ -220,7 +220,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-shared-bias-per-position",
-        "csrc/cuda/unshared_conv_kernel.cuh",
+        "csrc/cuda/unshared_conv_grid.cuh",
         "co * p.bias_stride_c + position * p.bias_stride_p",
         "co * p.bias_stride_c",
         "tests/test_unshared_conv_simt.py",

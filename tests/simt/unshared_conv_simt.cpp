@@ -35,6 +35,10 @@ void unshared_conv_simt_config(const UnsharedConvParams* params, int64_t config[
   std::copy(fields, fields + 11, config);
 }
 
+int unshared_conv_simt_field_fits(const UnsharedConvParams* params) {
+  return realspike::field_fits(*params);
+}
+
 }  // extern "C"
 
 namespace {
