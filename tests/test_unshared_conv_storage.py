@@ -549,7 +549,7 @@ def tiles(N, Cin, Cout, size, dtype=0, threads=2, kernel=3, shared=False):
         pytest.param(4, 2, 1, id="few-bfloat16"),
         pytest.param(4, 3, 3, id="few-int8"),
         pytest.param(64, 0, 1, id="many-float32"),
-        pytest.param(64, 1, 1, id="many-float16"),
+        pytest.param(64, 1, 3, id="many-float16"),
         pytest.param(64, 3, 9, id="many-int8"),
     ],
 )

@@ -28,9 +28,10 @@ struct IsaKernels {
   int64_t (*count_spikes)(const UnsharedConvParams&, const UnsharedConvTiles&, const PixelRun&);
   void (*decode_pixels)(const UnsharedConvParams&, const UnsharedConvTiles&, const PixelRun&,
                         const DecodedLists&);
-  // Task number `task` of the grid that the tiles span. With neurons, or with nullptr.
+  // Task number `task` of the grid that the tiles span. With neurons, or with nullptr. `currents`
+  // is memory for tiles.kept * tiles.samples * tiles.channels of them.
   void (*unshared_conv)(const UnsharedConvParams&, const LifPacked*, const UnsharedConvTiles&,
-                        const SpikeLists&, int64_t task);
+                        const SpikeLists&, int64_t task, float* currents);
   void (*unshared_conv_grad_weight)(const UnsharedConvGradWeight&, const UnsharedConvTiles&,
                                     const SpikeLists&, int64_t task);
 };

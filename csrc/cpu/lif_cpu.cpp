@@ -23,7 +23,7 @@ struct Job {
 };
 
 template <class Params>
-void run_tile(void* context, int64_t task) {
+void run_tile(void* context, int64_t task, int) {
   const auto& job = *static_cast<Job<Params>*>(context);
   const LifTiling& tiling = job.tiling;
   const int64_t chunk = task / job.columns;
@@ -78,7 +78,7 @@ void lif_packed_cpu(const LifPacked& params, int num_threads) {
                                                    ceil_div(params.P, kLifPackedPixels);
   parallel_for(
       tasks, num_threads,
-      [](void* context, int64_t task) {
+      [](void* context, int64_t task, int) {
         isa_kernels().lif_packed(*static_cast<const LifPacked*>(context), task);
       },
       const_cast<LifPacked*>(&params));

@@ -25,7 +25,7 @@ void run(const Params& params, void (*kernel)(const Params&, int64_t, int64_t, i
   Job<Params> job{params, kernel, per_sample, pixels};
   parallel_for(
       params.N * per_sample, num_threads,
-      [](void* context, int64_t task) {
+      [](void* context, int64_t task, int) {
         const auto& job = *static_cast<Job<Params>*>(context);
         const int64_t begin = task % job.tasks_per_sample * job.pixels_per_task;
         const int64_t end = begin + job.pixels_per_task;

@@ -15,18 +15,20 @@ namespace realspike {
 namespace {
 
 struct Work {
-  void (*body)(void*, int64_t);
+  void (*body)(void*, int64_t, int);
   void* context;
   int64_t num_tasks;
   std::atomic<int64_t> next{0};
+  std::atomic<int> threads{0};
 };
 
 void run_tasks(void* data) {
   Work& work = *static_cast<Work*>(data);
+  const int thread = work.threads.fetch_add(1, std::memory_order_relaxed);
   for (;;) {
     const int64_t task = work.next.fetch_add(1, std::memory_order_relaxed);
     if (task >= work.num_tasks) return;
-    work.body(work.context, task);
+    work.body(work.context, task, thread);
   }
 }
 
@@ -70,7 +72,8 @@ void run_on_threads(Work& work, int num_threads) {
 
 }  // namespace
 
-void parallel_for(int64_t num_tasks, int num_threads, void (*body)(void*, int64_t), void* context) {
+void parallel_for(int64_t num_tasks, int num_threads, void (*body)(void*, int64_t, int),
+                  void* context) {
   Work work{body, context, num_tasks};
   if (num_tasks < num_threads) num_threads = static_cast<int>(num_tasks);
   if (num_threads <= 1) {

@@ -61,7 +61,7 @@ class DecodedSpikes {
     std::pair<DecodedSpikes*, Work> context{this, work};
     parallel_for(
         static_cast<int64_t>(runs_.size()), num_threads,
-        [](void* context, int64_t i) {
+        [](void* context, int64_t i, int) {
           const auto& [self, work] = *static_cast<std::pair<DecodedSpikes*, Work>*>(context);
           work(*self, &self->runs_[i]);
         },
@@ -82,6 +82,8 @@ struct Job {
   const LifPacked* lif;
   const UnsharedConvTiles& tiles;
   const SpikeLists lists;
+  const int64_t currents_per_thread;
+  float* const currents;
 };
 
 bool is_empty(const UnsharedConvParams& params) {
@@ -91,12 +93,15 @@ bool is_empty(const UnsharedConvParams& params) {
 void run(const UnsharedConvParams& conv, const LifPacked* lif, const UnsharedConvTiles& tiles,
          int num_threads) {
   const DecodedSpikes spikes(conv, tiles, tiles.prefetch, num_threads);
-  Job job{conv, lif, tiles, spikes.lists()};
+  const int64_t per_thread = tiles.kept * tiles.samples * tiles.channels;
+  const std::unique_ptr<float[]> currents(new float[num_threads * per_thread]);
+  Job job{conv, lif, tiles, spikes.lists(), per_thread, currents.get()};
   parallel_for(
       tiles.tasks, num_threads,
-      [](void* context, int64_t task) {
+      [](void* context, int64_t task, int thread) {
         const auto& job = *static_cast<Job*>(context);
-        isa_kernels().unshared_conv(job.conv, job.lif, job.tiles, job.lists, task);
+        isa_kernels().unshared_conv(job.conv, job.lif, job.tiles, job.lists, task,
+                                    job.currents + thread * job.currents_per_thread);
       },
       &job);
 }
@@ -119,8 +124,8 @@ bool unshared_conv_lif_fits(int64_t groups, int64_t channels_per_group, int64_t 
 
 void unshared_conv_lif_cpu(const UnsharedConvLif& params, int num_threads) {
   if (is_empty(params.conv)) return;
-  const UnsharedConvTiles tiles =
-      choose_unshared_conv_tiles(params.conv, params.lif.T, num_threads);
+  UnsharedConvTiles tiles = choose_unshared_conv_tiles(params.conv, params.lif.T, num_threads);
+  tiles.kept = 1;
   run(params.conv, &params.lif, tiles, num_threads);
 }
 
@@ -136,7 +141,7 @@ void unshared_conv_grad_weight_cpu(const UnsharedConvGradWeight& params, int num
   // A task takes all samples: they add to the same rows.
   parallel_for(
       tiles.tasks / tiles.sample_tiles, num_threads,
-      [](void* context, int64_t task) {
+      [](void* context, int64_t task, int) {
         const auto& job = *static_cast<GradJob*>(context);
         isa_kernels().unshared_conv_grad_weight(job.params, job.tiles, job.lists, task);
       },

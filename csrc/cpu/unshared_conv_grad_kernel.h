@@ -38,7 +38,7 @@ void unshared_conv_grad_weight_task(const UnsharedConvGradWeight& p, const Unsha
           const auto& tap = selected.taps[k];
           const uint8_t* end = tap.spikes + tap.starts[s + 1];
           for (const uint8_t* list = tap.spikes + tap.starts[s]; list != end; ++list) {
-            float* __restrict row = tap.rows + *list * p.Cout_g;
+            float* __restrict row = pass.rows + (tap.row + *list) * p.Cout_g;
             for (int64_t c = 0; c < tile.channels; ++c) row[c] += line[c];
           }
         }

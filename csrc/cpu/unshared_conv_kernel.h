@@ -60,46 +60,60 @@ template <class Weight>
 struct PassLists {
   PassLists(const UnsharedConvParams& p, const UnsharedConvTiles& tiles, const SpikeLists& lists,
             const Task& work, const Pass<Weight>& pass)
-      : count(pass.count) {
+      : count(pass.count), rows(pass.rows) {
     for (int64_t k = 0; k < count; ++k) {
       const Tap& tap = pass.taps[k];
       const int64_t i = list_number(p, tiles, work.sample_tile, tap.ih * p.W + tap.iw,
                                     work.tile.group, tap.block);
       taps[k] = {lists.starts + i * (tiles.samples + 1), lists.spikes + lists.first[i],
-                 pass.rows + tap.row * p.Cout_g, tap.row};
+                 static_cast<uint16_t>(tap.row)};
     }
+  }
+
+  // Writes the numbers of the rows that sample s fired, counted from the first of the pass and in
+  // ascending order, and returns how many. One list for all taps is one loop to leave, whose end
+  // nobody can predict.
+  int64_t rows_of(int64_t s, uint16_t* rows, Prefetcher& prefetcher) const {
+    uint16_t* end = rows;
+    for (int64_t k = 0; k < count; ++k) {
+      const OfTap& tap = taps[k];
+      const uint8_t* list = tap.spikes + tap.starts[s];
+      const int64_t length = tap.starts[s + 1] - tap.starts[s];
+      int64_t i = 0;
+      do {
+        for (int64_t j = 0; j < kListPadding; ++j) end[i + j] = tap.row + list[i + j];
+        i += kListPadding;
+      } while (i < length);
+      end += length;
+      prefetcher.issue();
+    }
+    return end - rows;
   }
 
   struct OfTap {
     const uint16_t* starts;
     const uint8_t* spikes;
-    Weight* rows;
-    int64_t row;  // the first of rows, counted from the first of the pass
+    uint16_t row;  // its first, counted from the first of the pass
   };
   int64_t count;
+  Weight* rows;
   OfTap taps[kMostTapsPerPass];
 };
 
-// Adds the rows that sample s fired to its sums, or starts these.
+// Adds the listed rows to sums, or starts these.
 template <class Row, bool kFactored, class Sums>
-void add_rows(const PassLists<const typename Row::Weight>& pass, bool first, int64_t s,
-              int64_t channel, int64_t row_stride, const float* amplitude, Sums sums,
-              typename Row::Sum* memory, Prefetcher& prefetcher) {
+void add_rows(const typename Row::Weight* rows, int64_t row_stride, const uint16_t* list,
+              int64_t length, const float* amplitude, bool first, Sums sums,
+              typename Row::Sum* memory) {
   sums.load(memory, first);
-  for (int64_t k = 0; k < pass.count; ++k) {
-    const auto& tap = pass.taps[k];
-    const uint8_t* list = tap.spikes + tap.starts[s];
-    const uint8_t* end = tap.spikes + tap.starts[s + 1];
-    const typename Row::Weight* rows = tap.rows + channel;
-    sums.make_room(end - list, memory);
-    for (; list != end; ++list) {
+  for (int64_t i = 0; i < length;) {
+    for (const int64_t end = i + sums.make_room(length - i, memory); i < end; ++i) {
       if constexpr (kFactored) {
-        sums.add_scaled(rows + *list * row_stride, amplitude[tap.row + *list]);
+        sums.add_scaled(rows + list[i] * row_stride, amplitude[list[i]]);
       } else {
-        sums.add(rows + *list * row_stride);
+        sums.add(rows + list[i] * row_stride);
       }
     }
-    prefetcher.issue();
   }
   sums.store(memory);
 }
@@ -133,17 +147,50 @@ void finish(const UnsharedConvParams& p, const Tile& tile, int64_t position, int
   }
 }
 
-void write_out(const UnsharedConvParams& p, bool stream, const Tile& tile, int64_t position,
-               int64_t s, const float* currents) {
-  float* out = p.out + (tile.first_sequence + s) * p.out_stride_n +
-               (tile.group * p.Cout_g + tile.first_channel) * p.out_stride_c +
-               position * p.out_stride_p;
-  if (p.out_stride_c != 1) {
-    for (int64_t c = 0; c < tile.channels; ++c) out[c * p.out_stride_c] = currents[c];
-  } else if (stream) {
-    stream_copy(out, currents, tile.channels * sizeof(float));
+// The positions of a task whose finished currents wait to be written together.
+struct KeptPositions {
+  KeptPositions(int64_t kept, int64_t begin, int64_t end) : most(kept), first(begin), end(end) {
+    count = most < end - first ? most : end - first;
+  }
+  bool ends_with(int64_t position) const { return position == first + count - 1; }
+  KeptPositions next() const { return {most, first + count, end}; }
+
+  int64_t most;
+  int64_t first;
+  int64_t end;  // of the task
+  int64_t count;
+};
+
+inline void copy_out(bool stream, float* to, const float* from, int64_t count) {
+  if (stream) {
+    stream_copy(to, from, count * sizeof(float));
   } else {
-    std::memcpy(out, currents, tile.channels * sizeof(float));
+    std::memcpy(to, from, count * sizeof(float));
+  }
+}
+
+// currents [positions, channels] of one sample.
+void write_out(const UnsharedConvParams& p, bool stream, const Tile& tile,
+               const KeptPositions& kept, int64_t s, const float* currents) {
+  float* const out = p.out + (tile.first_sequence + s) * p.out_stride_n +
+                     (tile.group * p.Cout_g + tile.first_channel) * p.out_stride_c +
+                     kept.first * p.out_stride_p;
+  if (p.out_stride_c == 1) {
+    const bool dense = p.out_stride_p == tile.channels;
+    const int64_t runs = dense ? 1 : kept.count;
+    const int64_t channels = tile.channels * (dense ? kept.count : 1);
+    for (int64_t i = 0; i < runs; ++i) {
+      copy_out(stream, out + i * p.out_stride_p, currents + i * tile.channels, channels);
+    }
+    return;
+  }
+  // Lines far apart, which no hardware fetches ahead: those of the next sample are asked for here.
+  for (int64_t c = 0; c < tile.channels; ++c) {
+    float* const line = out + c * p.out_stride_c;
+    __builtin_prefetch(line + p.out_stride_n, 1);
+    for (int64_t i = 0; i < kept.count; ++i) {
+      line[i * p.out_stride_p] = currents[i * tile.channels + c];
+    }
   }
 }
 
@@ -161,16 +208,18 @@ void copy_amplitude(const UnsharedConvParams& p, const Tile& tile, const Pass<We
   }
 }
 
+// currents [samples, kept positions, channels]: finished ones.
 template <class Row, bool kFactored>
 void run_task(const UnsharedConvParams& p, const LifPacked* lif, const UnsharedConvTiles& tiles,
-              const SpikeLists& lists, int64_t task) {
+              const SpikeLists& lists, int64_t task, float* currents) {
   const Task work(p, tiles, task);
   const Tile& tile = work.tile;
   using Weight = const typename Row::Weight;
   Accumulators<Row> accumulators;
-  float currents[kMostSums];  // of one sample; of all of them where neurons follow
+  KeptPositions kept(tiles.kept, work.begin, work.end);
   Prefetcher prefetcher;
   const uint32_t* fired = lists.fired + work.sample_tile * p.H * p.W * p.words;
+  uint16_t list[kMostRowsPerPass + kListPadding];
   float amplitude[kFactored ? kMostRowsPerPass : 1];
   Passes<Weight> passes(p, tiles, tile, static_cast<Weight*>(p.weight), work.begin, work.end);
   Pass<Weight> two[2];
@@ -183,22 +232,24 @@ void run_task(const UnsharedConvParams& p, const LifPacked* lif, const UnsharedC
     if constexpr (kFactored) copy_amplitude(p, tile, *now, amplitude);
     const PassLists<Weight> pass(p, tiles, lists, work, *now);
     for (int64_t s = 0; s < tile.samples; ++s) {
+      const int64_t length = pass.rows_of(s, list, prefetcher);
       if constexpr (Row::kBiased) {
-        if (now->first) accumulators.rows[s] = 0;
-        for (int64_t k = 0; k < pass.count; ++k) {
-          accumulators.rows[s] += pass.taps[k].starts[s + 1] - pass.taps[k].starts[s];
-        }
+        accumulators.rows[s] = (now->first ? 0 : accumulators.rows[s]) + length;
       }
       for_each_sums<Row>(tile.channels, [&](auto sums, int64_t channel) {
-        add_rows<Row, kFactored>(pass, now->first, s, channel, p.Cout_g, amplitude, sums,
-                                 accumulators.sums + s * tile.channels + channel, prefetcher);
+        add_rows<Row, kFactored>(pass.rows + channel, p.Cout_g, list, length, amplitude, now->first,
+                                 sums, accumulators.sums + s * tile.channels + channel);
       });
       if (!now->last) continue;
-      float* const finished = lif == nullptr ? currents : currents + s * tile.channels;
-      finish(p, tile, now->position, s, accumulators, finished);
-      if (lif == nullptr) write_out(p, tiles.stream, tile, now->position, s, finished);
+      float* const of_sample = currents + s * tiles.kept * tile.channels;
+      finish(p, tile, now->position, s, accumulators,
+             of_sample + (now->position - kept.first) * tile.channels);
+      if (lif == nullptr && kept.ends_with(now->position)) {
+        write_out(p, tiles.stream, tile, kept, s, of_sample);
+      }
     }
     if (now->last && lif != nullptr) emit_spikes(p, *lif, tile, now->position, currents);
+    if (now->last && kept.ends_with(now->position)) kept = kept.next();
     prefetcher.finish();
     Pass<Weight>* const done = now;
     now = ahead;
@@ -208,20 +259,21 @@ void run_task(const UnsharedConvParams& p, const LifPacked* lif, const UnsharedC
 }
 
 void unshared_conv_task(const UnsharedConvParams& p, const LifPacked* lif,
-                        const UnsharedConvTiles& tiles, const SpikeLists& lists, int64_t task) {
+                        const UnsharedConvTiles& tiles, const SpikeLists& lists, int64_t task,
+                        float* currents) {
   const bool factored = p.amplitude != nullptr;
   switch (p.weight_dtype) {
     case DType::kFloat32:
-      return factored ? run_task<Float32Row, true>(p, lif, tiles, lists, task)
-                      : run_task<Float32Row, false>(p, lif, tiles, lists, task);
+      return factored ? run_task<Float32Row, true>(p, lif, tiles, lists, task, currents)
+                      : run_task<Float32Row, false>(p, lif, tiles, lists, task, currents);
     case DType::kFloat16:
-      return factored ? run_task<Float16Row, true>(p, lif, tiles, lists, task)
-                      : run_task<Float16Row, false>(p, lif, tiles, lists, task);
+      return factored ? run_task<Float16Row, true>(p, lif, tiles, lists, task, currents)
+                      : run_task<Float16Row, false>(p, lif, tiles, lists, task, currents);
     case DType::kBFloat16:
-      return factored ? run_task<BFloat16Row, true>(p, lif, tiles, lists, task)
-                      : run_task<BFloat16Row, false>(p, lif, tiles, lists, task);
+      return factored ? run_task<BFloat16Row, true>(p, lif, tiles, lists, task, currents)
+                      : run_task<BFloat16Row, false>(p, lif, tiles, lists, task, currents);
     case DType::kInt8:
-      return run_task<Int8Row, false>(p, lif, tiles, lists, task);
+      return run_task<Int8Row, false>(p, lif, tiles, lists, task, currents);
   }
 }
 

@@ -37,8 +37,8 @@ struct PixelRun {
   int64_t at;
 };
 
-// Lists are written in whole vectors, so that this many bytes behind the last are overwritten.
-constexpr int64_t kListPadding = 16;
+// Lists are written and read in whole vectors, up to this many bytes beyond the last.
+constexpr int64_t kListPadding = 32;
 
 namespace {
 

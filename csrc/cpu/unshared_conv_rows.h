@@ -48,7 +48,7 @@ class FloatSums {
       sums_[i] = zero ? Floats{} : load_vector<Floats>(sums + i * kFloats);
     }
   }
-  void make_room(int64_t, float*) {}
+  int64_t make_room(int64_t rows, float*) { return rows; }
   void add(const typename Row::Weight* row) {
     for (int i = 0; i < kVecs; ++i) sums_[i] += Row::widen16(row + i * kFloats);
   }
@@ -58,7 +58,7 @@ class FloatSums {
   void store(float* sums) const {
     for (int i = 0; i < kVecs; ++i) store_vector(sums + i * kFloats, sums_[i]);
   }
-  static void unpack(const float* sums, int32_t, float* out) {
+  static void unpack(const float* __restrict sums, int32_t, float* __restrict out) {
     for (int i = 0; i < kChannels; ++i) out[i] = sums[i];
   }
 
@@ -78,7 +78,7 @@ class BFloat16Sums {
       odd_[i] = zero ? Lanes{} : load_vector<Lanes>(sums + (2 * i + 1) * kLanes);
     }
   }
-  void make_room(int64_t, float*) {}
+  int64_t make_room(int64_t rows, float*) { return rows; }
   void add(const uint16_t* row) {
     for (int i = 0; i < kVecs; ++i) {
       const Words pairs = load_vector<Words>(row + 2 * i * kLanes);
@@ -99,7 +99,7 @@ class BFloat16Sums {
       store_vector(sums + (2 * i + 1) * kLanes, odd_[i]);
     }
   }
-  static void unpack(const float* sums, int32_t, float* out) {
+  static void unpack(const float* __restrict sums, int32_t, float* __restrict out) {
     for (int i = 0; i < kVecs; ++i) {
       for (int lane = 0; lane < kLanes; ++lane) {
         out[2 * (i * kLanes + lane)] = sums[2 * i * kLanes + lane];
@@ -127,12 +127,14 @@ class Int8Sums {
     if (zero) std::memset(sums, 0, kChannels * sizeof(int32_t));
     clear();
   }
-  void make_room(int64_t rows, int32_t* sums) {
-    if (rows > room_) {
+  int64_t make_room(int64_t rows, int32_t* sums) {
+    if (room_ == 0) {
       store(sums);
       clear();
     }
-    room_ -= rows;
+    const int64_t most = rows < room_ ? rows : room_;
+    room_ -= most;
+    return most;
   }
   void add(const uint8_t* row) {
     for (int i = 0; i < kVecs; ++i) {
@@ -147,7 +149,7 @@ class Int8Sums {
       add_to(sums + i * kBytes + kLanes, high_[i]);
     }
   }
-  static void unpack(const int32_t* sums, int32_t rows, float* out) {
+  static void unpack(const int32_t* __restrict sums, int32_t rows, float* __restrict out) {
     for (int i = 0; i < kVecs; ++i) {
       for (int lane = 0; lane < kLanes; ++lane) {
         const int32_t* sum = sums + i * kBytes + lane;
@@ -188,7 +190,7 @@ class FewSums {
   void load(const Sum* sums, bool zero) {
     for (int i = 0; i < channels_; ++i) sums_[i] = zero ? Sum{} : sums[i];
   }
-  void make_room(int64_t, Sum*) {}
+  int64_t make_room(int64_t rows, Sum*) { return rows; }
   void add(const typename Row::Weight* row) {
     for (int i = 0; i < channels_; ++i) sums_[i] += Row::widen(row[i]);
   }

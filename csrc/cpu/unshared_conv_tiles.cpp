@@ -20,14 +20,15 @@ int64_t bytes_of(DType weight_dtype) {
 
 // Weights of one pass. They and those of the next pass share the L2 cache. With few samples a pass
 // is short work, so that a small one spreads the prefetches evenly; with many, the narrower a row,
-// the fewer cycles it takes, and the more rows a list must have to be worth its setup.
+// the fewer cycles it takes, and the more rows a list must have to be worth its setup and loading
+// and storing the sums.
 int64_t pass_bytes(int64_t weight_bytes, bool few_samples) {
   if (few_samples) return 48 * 1024;
   switch (weight_bytes) {
     case 4:
       return 64 * 1024;
     case 2:
-      return 48 * 1024;
+      return 128 * 1024;
     default:
       return 160 * 1024;
   }
@@ -41,7 +42,7 @@ UnsharedConvTiles choose_unshared_conv_tiles(const UnsharedConvParams& p, int64_
   constexpr int64_t kNarrowTile = 128;
   constexpr int64_t kWideTile = 512;
   constexpr int64_t kPrefetchBytes = 8 * 1024 * 1024;  // below it the weights stay in the L3 cache
-  constexpr int64_t kLineFloats = 16;
+  constexpr int64_t kKeptFloats = 64;
   constexpr int64_t kTasksPerThread = 4;
   constexpr int64_t kWordBits = 32;  // a tile's spikes fill whole words
 
@@ -74,8 +75,13 @@ UnsharedConvTiles choose_unshared_conv_tiles(const UnsharedConvParams& p, int64_
   tiles.sample_tiles = ceil_div(sequences, sequences_per_tile);
   // A run of positions fills whole cache lines of a contiguous output.
   tiles.positions = std::clamp<int64_t>(positions * fixed_tasks * tiles.sample_tiles / wanted, 1,
-                                        std::min(positions, kLineFloats));
+                                        std::min(positions, kMostPositions));
   tiles.position_tiles = ceil_div(positions, tiles.positions);
+  // The outputs of the next sample lie far away, and powers of two apart, which caches map to few
+  // places. So a sample's are written when they fill a line or, channels side by side, a few.
+  const int64_t side_by_side =
+      p.out_stride_c == 1 ? ceil_div(kKeptFloats, tiles.channels) : kMostPositions;
+  tiles.kept = std::min(tiles.positions, side_by_side);
   tiles.tasks = tiles.position_tiles * p.G * tiles.channel_tiles * tiles.sample_tiles;
 
   // Equal passes: a short one would leave too little time to fetch the rows of a long one.

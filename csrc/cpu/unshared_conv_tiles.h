@@ -10,6 +10,9 @@ namespace realspike {
 // block.
 constexpr int64_t kChannelBlock = 128;
 
+// Output positions of a task, at most: contiguous outputs of one channel then fill a cache line.
+constexpr int64_t kMostPositions = 16;
+
 // Sums that a task holds, and the samples and (tap, block) pairs of one tile and pass, at most.
 constexpr int64_t kMostSums = 32768;
 constexpr int64_t kMostSamples = 256;
@@ -27,6 +30,7 @@ struct UnsharedConvTiles {
   int64_t channels;
   int64_t samples;  // a multiple of timesteps; timestep outermost
   int64_t blocks_per_pass;
+  int64_t kept;  // positions whose finished currents wait until they are written together
   bool prefetch;
   bool stream;  // the output leaves the caches before it is read
   int64_t position_tiles;
