@@ -25,13 +25,18 @@ def results():
     """Yield (name, tensor)."""
     formats = (torch.contiguous_format, torch.channels_last)
     for (Cin, Cout, groups), memory_format in itertools.product(
-        ((70, 37, 1), (130, 200, 1), (66, 34, 2)), formats
+        ((70, 37, 1), (130, 200, 1), (66, 34, 2), (70, 70, 70)), formats
     ):
         spikes = binary((5, Cin, 6, 7), 1).contiguous(memory_format=memory_format)
         weight = normal((6, 7, groups, 3, 3, Cin // groups, Cout // groups), 2)
         bias = normal((Cout,), 3)
         out = rso.unshared_spike_conv(spikes, weight, bias, padding=1)
         yield f"conv {Cin} {Cout} {groups} {memory_format}", out
+    spikes = binary((5, 70, 6, 7), 1)
+    for dtype in (*FLOATS, torch.uint8):
+        weight = normal((6, 7, 70, 3, 3, 1, 1), 2)
+        weight = rso.quantize_weight(weight)[0] if dtype == torch.uint8 else weight.to(dtype)
+        yield f"conv depthwise {dtype}", rso.unshared_spike_conv(spikes, weight, padding=1)
     spikes = binary((5, 130, 6, 7), 1)
     for Cout, dtype in itertools.product((37, 200), (*FLOATS, torch.uint8)):
         weight = normal((1, 1, 1, 3, 3, 130, Cout), 2)

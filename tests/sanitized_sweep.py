@@ -113,6 +113,7 @@ def run_unshared_conv(rso):
     from realspike_ops.spike_functional import output_size
 
     channels = ((1, 1, 1), (33, 17, 1), (66, 34, 2), (3, 6, 3), (130, 257, 1), (65, 64, 1))
+    channels += ((35, 35, 35),)
     for (Cin, Cout, groups), (size, kernel, geometry), storage, N in itertools.product(
         channels, geometries(), ("float32", "float16", "bfloat16", "int8", "factored"), (1, 18)
     ):

@@ -12,6 +12,7 @@ struct DecodedLists;
 struct LifTile;
 struct PixelRun;
 struct SpikeLists;
+struct TaskMemory;
 struct UnsharedConvTiles;
 
 // The inner loops of every op for one instruction set. Files <op>_isa.cpp are compiled once per
@@ -28,10 +29,12 @@ struct IsaKernels {
   int64_t (*count_spikes)(const UnsharedConvParams&, const UnsharedConvTiles&, const PixelRun&);
   void (*decode_pixels)(const UnsharedConvParams&, const UnsharedConvTiles&, const PixelRun&,
                         const DecodedLists&);
-  // Task number `task` of the grid that the tiles span. With neurons, or with nullptr. `currents`
-  // is memory for tiles.kept * tiles.samples * tiles.channels of them.
+  // Task number `task` of the grid that the tiles span. With neurons, or with nullptr.
   void (*unshared_conv)(const UnsharedConvParams&, const LifPacked*, const UnsharedConvTiles&,
-                        const SpikeLists&, int64_t task, float* currents);
+                        const SpikeLists&, int64_t task, const TaskMemory&);
+  // The same where every group has one input and one output channel.
+  void (*unshared_conv_depthwise)(const UnsharedConvParams&, const UnsharedConvTiles&, int64_t task,
+                                  const TaskMemory&);
   void (*unshared_conv_grad_weight)(const UnsharedConvGradWeight&, const UnsharedConvTiles&,
                                     const SpikeLists&, int64_t task);
 };

@@ -77,31 +77,70 @@ class DecodedSpikes {
   std::unique_ptr<uint32_t[]> fired_;
 };
 
-struct Job {
-  const UnsharedConvParams& conv;
-  const LifPacked* lif;
-  const UnsharedConvTiles& tiles;
-  const SpikeLists lists;
-  const int64_t currents_per_thread;
-  float* const currents;
+// What all tasks that run at the same time own. Uninitialised: a task writes what it reads.
+class TaskMemories {
+ public:
+  TaskMemories(const UnsharedConvTiles& tiles, int64_t weights, int num_threads)
+      : currents_per_thread_(tiles.kept * tiles.samples * tiles.channels),
+        weights_per_thread_(weights),
+        currents_(new float[num_threads * currents_per_thread_]),
+        weights_(new uint32_t[num_threads * weights]) {}
+
+  TaskMemory of(int thread) const {
+    return {currents_.get() + thread * currents_per_thread_,
+            weights_.get() + thread * weights_per_thread_};
+  }
+
+ private:
+  const int64_t currents_per_thread_;
+  const int64_t weights_per_thread_;
+  const std::unique_ptr<float[]> currents_;
+  const std::unique_ptr<uint32_t[]> weights_;
 };
 
 bool is_empty(const UnsharedConvParams& params) {
   return params.N == 0 || params.OH * params.OW == 0 || params.G * params.Cout_g == 0;
 }
 
+bool is_depthwise(const UnsharedConvParams& params) {
+  return params.Cin_g == 1 && params.Cout_g == 1 && params.KH * params.KW <= kMostDepthwiseTaps;
+}
+
 void run(const UnsharedConvParams& conv, const LifPacked* lif, const UnsharedConvTiles& tiles,
          int num_threads) {
   const DecodedSpikes spikes(conv, tiles, tiles.prefetch, num_threads);
-  const int64_t per_thread = tiles.kept * tiles.samples * tiles.channels;
-  const std::unique_ptr<float[]> currents(new float[num_threads * per_thread]);
-  Job job{conv, lif, tiles, spikes.lists(), per_thread, currents.get()};
+  const TaskMemories memories(tiles, 0, num_threads);
+  struct Job {
+    const UnsharedConvParams& conv;
+    const LifPacked* lif;
+    const UnsharedConvTiles& tiles;
+    const SpikeLists lists;
+    const TaskMemories& memories;
+  } job{conv, lif, tiles, spikes.lists(), memories};
   parallel_for(
       tiles.tasks, num_threads,
       [](void* context, int64_t task, int thread) {
         const auto& job = *static_cast<Job*>(context);
         isa_kernels().unshared_conv(job.conv, job.lif, job.tiles, job.lists, task,
-                                    job.currents + thread * job.currents_per_thread);
+                                    job.memories.of(thread));
+      },
+      &job);
+}
+
+void run_depthwise(const UnsharedConvParams& conv, const UnsharedConvTiles& tiles,
+                   int num_threads) {
+  const int64_t words = (tiles.channels + 31) / 32;
+  const TaskMemories memories(tiles, conv.KH * conv.KW * words * 32, num_threads);
+  struct Job {
+    const UnsharedConvParams& conv;
+    const UnsharedConvTiles& tiles;
+    const TaskMemories& memories;
+  } job{conv, tiles, memories};
+  parallel_for(
+      tiles.tasks, num_threads,
+      [](void* context, int64_t task, int thread) {
+        const auto& job = *static_cast<Job*>(context);
+        isa_kernels().unshared_conv_depthwise(job.conv, job.tiles, task, job.memories.of(thread));
       },
       &job);
 }
@@ -110,12 +149,22 @@ void run(const UnsharedConvParams& conv, const LifPacked* lif, const UnsharedCon
 
 void unshared_conv_cpu(const UnsharedConvParams& params, int num_threads) {
   if (is_empty(params)) return;
-  UnsharedConvTiles tiles = choose_unshared_conv_tiles(params, 1, num_threads);
+  UnsharedConvParams conv = params;
+  const bool depthwise = is_depthwise(params);
+  if (depthwise) {  // the groups are the channels of one
+    conv.G = 1;
+    conv.Cin_g = conv.Cout_g = params.G;
+  }
+  UnsharedConvTiles tiles = choose_unshared_conv_tiles(conv, 1, num_threads);
   const int64_t bytes =
       params.N * params.G * params.Cout_g * params.OH * params.OW * int64_t{sizeof(float)};
   prefer_huge_pages(params.out, bytes);
   tiles.stream = 2 * bytes >= last_level_cache_bytes();
-  run(params, nullptr, tiles, num_threads);
+  if (depthwise) {
+    run_depthwise(conv, tiles, num_threads);
+  } else {
+    run(conv, nullptr, tiles, num_threads);
+  }
 }
 
 bool unshared_conv_lif_fits(int64_t groups, int64_t channels_per_group, int64_t timesteps) {

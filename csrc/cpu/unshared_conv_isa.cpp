@@ -1,4 +1,5 @@
 #include "cpu/isa_parts.h"
+#include "cpu/unshared_conv_depthwise_kernel.h"
 #include "cpu/unshared_conv_grad_kernel.h"
 #include "cpu/unshared_conv_kernel.h"
 #include "cpu/unshared_conv_spikes.h"
@@ -9,6 +10,7 @@ void enter_unshared_conv(IsaKernels* kernels) {
   kernels->count_spikes = count_spikes;
   kernels->decode_pixels = decode_pixels;
   kernels->unshared_conv = unshared_conv_task;
+  kernels->unshared_conv_depthwise = unshared_conv_depthwise_task;
   kernels->unshared_conv_grad_weight = unshared_conv_grad_weight_task;
 }
 

@@ -73,7 +73,7 @@ struct PassLists {
   // Writes the numbers of the rows that sample s fired, counted from the first of the pass and in
   // ascending order, and returns how many. One list for all taps is one loop to leave, whose end
   // nobody can predict.
-  int64_t rows_of(int64_t s, uint16_t* rows, Prefetcher& prefetcher) const {
+  int64_t rows_of(int64_t s, uint16_t* rows) const {
     uint16_t* end = rows;
     for (int64_t k = 0; k < count; ++k) {
       const OfTap& tap = taps[k];
@@ -85,7 +85,6 @@ struct PassLists {
         i += kListPadding;
       } while (i < length);
       end += length;
-      prefetcher.issue();
     }
     return end - rows;
   }
@@ -129,15 +128,10 @@ void for_each_sums(int64_t channels, F f) {
   });
 }
 
-// The finished currents of one sample at one position, [channels].
-template <class Row>
-void finish(const UnsharedConvParams& p, const Tile& tile, int64_t position, int64_t s,
-            const Accumulators<Row>& accumulators, float* currents) {
+// What turns sums of one position, [channels], into currents.
+void scale_and_bias(const UnsharedConvParams& p, const Tile& tile, int64_t position,
+                    float* currents) {
   const int64_t first = tile.group * p.Cout_g + tile.first_channel;
-  for_each_sums<Row>(tile.channels, [&](auto sums, int64_t channel) {
-    sums.unpack(accumulators.sums + s * tile.channels + channel, accumulators.rows[s],
-                currents + channel);
-  });
   if (p.scale != nullptr) {
     for (int64_t c = 0; c < tile.channels; ++c) currents[c] *= p.scale[first + c];
   }
@@ -145,6 +139,17 @@ void finish(const UnsharedConvParams& p, const Tile& tile, int64_t position, int
     const float* bias = p.bias + first * p.bias_stride_c + position * p.bias_stride_p;
     for (int64_t c = 0; c < tile.channels; ++c) currents[c] += bias[c * p.bias_stride_c];
   }
+}
+
+// The finished currents of one sample at one position, [channels].
+template <class Row>
+void finish(const UnsharedConvParams& p, const Tile& tile, int64_t position, int64_t s,
+            const Accumulators<Row>& accumulators, float* currents) {
+  for_each_sums<Row>(tile.channels, [&](auto sums, int64_t channel) {
+    sums.unpack(accumulators.sums + s * tile.channels + channel, accumulators.rows[s],
+                currents + channel);
+  });
+  scale_and_bias(p, tile, position, currents);
 }
 
 // The positions of a task whose finished currents wait to be written together.
@@ -208,10 +213,9 @@ void copy_amplitude(const UnsharedConvParams& p, const Tile& tile, const Pass<We
   }
 }
 
-// currents [samples, kept positions, channels]: finished ones.
 template <class Row, bool kFactored>
 void run_task(const UnsharedConvParams& p, const LifPacked* lif, const UnsharedConvTiles& tiles,
-              const SpikeLists& lists, int64_t task, float* currents) {
+              const SpikeLists& lists, int64_t task, const TaskMemory& memory) {
   const Task work(p, tiles, task);
   const Tile& tile = work.tile;
   using Weight = const typename Row::Weight;
@@ -232,7 +236,8 @@ void run_task(const UnsharedConvParams& p, const LifPacked* lif, const UnsharedC
     if constexpr (kFactored) copy_amplitude(p, tile, *now, amplitude);
     const PassLists<Weight> pass(p, tiles, lists, work, *now);
     for (int64_t s = 0; s < tile.samples; ++s) {
-      const int64_t length = pass.rows_of(s, list, prefetcher);
+      const int64_t length = pass.rows_of(s, list);
+      prefetcher.issue();
       if constexpr (Row::kBiased) {
         accumulators.rows[s] = (now->first ? 0 : accumulators.rows[s]) + length;
       }
@@ -241,14 +246,14 @@ void run_task(const UnsharedConvParams& p, const LifPacked* lif, const UnsharedC
                                  sums, accumulators.sums + s * tile.channels + channel);
       });
       if (!now->last) continue;
-      float* const of_sample = currents + s * tiles.kept * tile.channels;
+      float* const of_sample = memory.currents + s * tiles.kept * tile.channels;
       finish(p, tile, now->position, s, accumulators,
              of_sample + (now->position - kept.first) * tile.channels);
       if (lif == nullptr && kept.ends_with(now->position)) {
         write_out(p, tiles.stream, tile, kept, s, of_sample);
       }
     }
-    if (now->last && lif != nullptr) emit_spikes(p, *lif, tile, now->position, currents);
+    if (now->last && lif != nullptr) emit_spikes(p, *lif, tile, now->position, memory.currents);
     if (now->last && kept.ends_with(now->position)) kept = kept.next();
     prefetcher.finish();
     Pass<Weight>* const done = now;
@@ -260,20 +265,20 @@ void run_task(const UnsharedConvParams& p, const LifPacked* lif, const UnsharedC
 
 void unshared_conv_task(const UnsharedConvParams& p, const LifPacked* lif,
                         const UnsharedConvTiles& tiles, const SpikeLists& lists, int64_t task,
-                        float* currents) {
+                        const TaskMemory& memory) {
   const bool factored = p.amplitude != nullptr;
   switch (p.weight_dtype) {
     case DType::kFloat32:
-      return factored ? run_task<Float32Row, true>(p, lif, tiles, lists, task, currents)
-                      : run_task<Float32Row, false>(p, lif, tiles, lists, task, currents);
+      return factored ? run_task<Float32Row, true>(p, lif, tiles, lists, task, memory)
+                      : run_task<Float32Row, false>(p, lif, tiles, lists, task, memory);
     case DType::kFloat16:
-      return factored ? run_task<Float16Row, true>(p, lif, tiles, lists, task, currents)
-                      : run_task<Float16Row, false>(p, lif, tiles, lists, task, currents);
+      return factored ? run_task<Float16Row, true>(p, lif, tiles, lists, task, memory)
+                      : run_task<Float16Row, false>(p, lif, tiles, lists, task, memory);
     case DType::kBFloat16:
-      return factored ? run_task<BFloat16Row, true>(p, lif, tiles, lists, task, currents)
-                      : run_task<BFloat16Row, false>(p, lif, tiles, lists, task, currents);
+      return factored ? run_task<BFloat16Row, true>(p, lif, tiles, lists, task, memory)
+                      : run_task<BFloat16Row, false>(p, lif, tiles, lists, task, memory);
     case DType::kInt8:
-      return run_task<Int8Row, false>(p, lif, tiles, lists, task, currents);
+      return run_task<Int8Row, false>(p, lif, tiles, lists, task, memory);
   }
 }
 

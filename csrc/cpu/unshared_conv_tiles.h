@@ -19,6 +19,15 @@ constexpr int64_t kMostSamples = 256;
 constexpr int64_t kMostTapsPerPass = 32;
 constexpr int64_t kMostRowsPerPass = kMostTapsPerPass * kChannelBlock;
 
+// Taps that a depthwise convolution may have to be done by masks, at most.
+constexpr int64_t kMostDepthwiseTaps = 256;
+
+// Memory that a task owns while it runs.
+struct TaskMemory {
+  float* currents;  // [samples, kept, channels]: finished ones
+  void* weights;    // depthwise: [taps, channels, up to whole words], of 4 bytes
+};
+
 // How the work is cut. A task is a run of positions, for one group, one tile of output channels and
 // one tile of samples. Within a position, the rows of `blocks_per_pass` (tap, block) pairs are
 // added for every sample before the next ones, so that the weight rows of a pass stay in cache for

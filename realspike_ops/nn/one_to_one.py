@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from realspike_ops import _checks as checks
+from realspike_ops import functional
 from realspike_ops._checks import shape_text
 from realspike_ops.nn.packed_spikes import PackedSpikes, as_dense
 
@@ -47,22 +48,50 @@ class OneToOneSynapses(nn.Module):
     def __init__(self, weight: Tensor):
         super().__init__()
         checks.check_tensor("weight", weight)
+        if weight.dim() == 3:  # channels side by side, as the spikes lie in memory
+            weight = weight.permute(1, 2, 0).contiguous().permute(2, 0, 1)
         self.weight = nn.Parameter(weight)
 
     def forward(self, spikes: "Tensor | PackedSpikes") -> Tensor:
         is_binary = isinstance(spikes, PackedSpikes) and not spikes.signed
-        # The current is as large as the dense map: to expand the bits first costs no more memory.
+        trains = torch.is_grad_enabled() and self.weight.requires_grad
+        if isinstance(spikes, PackedSpikes) and self._reads_bits(spikes, trains):
+            return self._depthwise(spikes)
         spikes = as_dense(spikes)
         checks.check_tensor("spikes", spikes)
-        shape = spikes.shape[1:]
-        if torch.broadcast_shapes(self.weight.shape, shape) != shape:
-            raise ValueError(
-                f"spikes must have maps that weight {shape_text(self.weight)} broadcasts against; "
-                f"got shape {shape_text(spikes)}"
-            )
-        if is_binary and not (torch.is_grad_enabled() and self.weight.requires_grad):
+        self._check_map(tuple(spikes.shape[1:]))
+        if is_binary and not trains:
             return torch.where(spikes != 0, self.weight, self.weight.new_zeros(()))
         return _Select.apply(spikes, self.weight)
+
+    def _reads_bits(self, spikes: PackedSpikes, trains: bool) -> bool:
+        """Whether bits need not be expanded: a GPU has no depthwise kernel."""
+        on_cpu = spikes.words.device.type == "cpu"
+        return on_cpu and self.weight.dtype == torch.float32 and not trains
+
+    def _depthwise(self, spikes: PackedSpikes) -> Tensor:
+        """Convolve with a 1 x 1 kernel of its own for every position and channel."""
+        words = spikes.planes()  # [N, H, W, words], or of features [N, words]
+        channels, pixels = spikes.channels, words.shape[1:-1]
+        self._check_map((channels, *pixels))
+        weight = self.weight if pixels else self.weight[..., None, None]
+        words = words if pixels else words[:, None, None]
+        weight = weight.expand(channels, *words.shape[1:3]).permute(1, 2, 0)  # [H, W, C]
+        weight = weight[..., None, None, None, None]
+        current = functional.unshared_spike_conv(words, weight, check_binary=False)
+        current = current if pixels else current.flatten(1)
+        if not spikes.signed:
+            return current
+        positive, negative = current.chunk(2)
+        return positive - negative
+
+    def _check_map(self, shape: "tuple[int, ...]") -> None:
+        sizes = zip(reversed(self.weight.shape), reversed(shape), strict=False)
+        if self.weight.dim() > len(shape) or any(own not in (1, size) for own, size in sizes):
+            raise ValueError(
+                f"spikes must have maps that weight {shape_text(self.weight)} broadcasts against; "
+                f"got maps of {shape_text(shape)}"
+            )
 
     def extra_repr(self) -> str:
         return f"weight={shape_text(self.weight)}"
