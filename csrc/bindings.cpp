@@ -201,6 +201,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("lif_packed_cpu", &lif_packed, no_gil);
   m.def("pack_spikes_cpu", &pack_spikes_cpu, no_gil);
   m.def("unpack_spikes_cpu", &unpack_spikes_cpu, no_gil);
+  m.def("has_spare_bits_cpu", [](uintptr_t packed, int64_t pixels, int64_t channels) {
+    return has_spare_bits_cpu(pointer<const uint32_t>(packed), pixels, channels);
+  });
   m.def("unshared_conv_cpu", &unshared_conv_cpu, no_gil);
   m.def(
       "unshared_conv_grad_weight_cpu",

@@ -262,9 +262,7 @@ def _check_scale(scale: Tensor, spikes: Tensor, weight: Tensor, channels: int) -
 
 def _check_spare_bits(packed: Tensor, channels: int) -> None:
     """Refuse bits beyond the last channel: whoever set them meant another number of channels."""
-    spare = -channels % 32
-    # A shift to the right of a negative int32 drags ones along.
-    if spare and bool(((packed[..., -1] >> (32 - spare)) & ((1 << spare) - 1)).any()):
+    if realspike_ops.ops.pack_spikes.has_spare_bits(packed, channels):
         raise ValueError(
             f"spikes must have no bits beyond {channels} channels; a last word has some"
         )

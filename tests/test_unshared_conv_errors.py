@@ -180,3 +180,19 @@ def test_the_good_arguments_are_good():
     """What the table varies is accepted unvaried: each row fails for its own reason."""
     rso.unshared_spike_conv(SPIKES, WEIGHT, zeros(7, 3, 4))
     rso.unshared_spike_conv(rso.pack_spikes(SPIKES), WEIGHT, zeros(7))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "strided"])
+@pytest.mark.parametrize("channels", [1, 31, 32, 33, 63, 64, 65])
+def test_every_bit_beyond_the_channels_is_seen(channels, layout):
+    words = -(-channels // 32)
+    weight = torch.zeros(1, 1, 1, 1, 1, channels, 1)
+    for bit in range(32):
+        packed = torch.zeros(2, 3, 4, words * (2 if layout == "strided" else 1), dtype=torch.int32)
+        packed = packed[..., :words]
+        packed[1, 2, 3, -1] = torch.tensor(1 << bit).to(torch.int32)
+        if bit + 32 * (words - 1) < channels:
+            rso.unshared_spike_conv(packed, weight)
+            continue
+        with pytest.raises(ValueError, match=f"no bits beyond {channels} channels"):
+            rso.unshared_spike_conv(packed, weight)

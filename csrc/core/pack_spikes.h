@@ -37,6 +37,9 @@ struct UnpackSpikesParams {
 void pack_spikes_cpu(const PackSpikesParams& params, int num_threads);
 void unpack_spikes_cpu(const UnpackSpikesParams& params, int num_threads);
 
+// Whether a bit beyond the last channel is set; packed [pixels, ceil(channels / 32)].
+bool has_spare_bits_cpu(const uint32_t* packed, int64_t pixels, int64_t channels);
+
 // Enqueue on `stream` (a cudaStream_t) and return the cudaError_t of the launch.
 int pack_spikes_cuda(const PackSpikesParams& params, void* stream);
 int unpack_spikes_cuda(const UnpackSpikesParams& params, void* stream);

@@ -45,4 +45,12 @@ void unpack_spikes_cpu(const UnpackSpikesParams& params, int num_threads) {
   run(params, isa_kernels().unpack_spikes, num_threads);
 }
 
+bool has_spare_bits_cpu(const uint32_t* packed, int64_t pixels, int64_t channels) {
+  if (channels % 32 == 0) return false;
+  const int64_t words = channels / 32 + 1;
+  uint32_t any = 0;
+  for (int64_t i = 0; i < pixels; ++i) any |= packed[i * words + words - 1];
+  return any >> (channels % 32) != 0;
+}
+
 }  // namespace realspike

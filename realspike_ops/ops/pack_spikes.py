@@ -37,6 +37,18 @@ def _as_n_c_p(spikes: Tensor) -> Tensor:  # [N, C, ...] -> [N, C, P]
         return spikes.flatten(2)
 
 
+def has_spare_bits(packed: Tensor, channels: int) -> bool:  # [..., words]
+    """Whether a bit beyond the last channel is set."""
+    spare = -channels % 32
+    if spare == 0:
+        return False
+    if packed.device.type == "cpu" and packed.is_contiguous() and is_plain_eager(packed):
+        pixels = packed.numel() // packed.shape[-1]
+        return extension().has_spare_bits_cpu(pointer(packed), pixels, channels)
+    # A shift to the right of a negative int32 drags ones along.
+    return bool(((packed[..., -1] >> (32 - spare)) & ((1 << spare) - 1)).any())
+
+
 def allocate_packed(spikes: Tensor) -> Tensor:
     N, C, *pixels = spikes.shape
     return spikes.new_empty((N, *pixels, words_of(C)), dtype=torch.int32)
