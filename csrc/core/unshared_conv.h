@@ -93,9 +93,9 @@ int64_t unshared_conv_lif_workspace_cuda(const UnsharedConvParams& params);
 // Samples that one pass of the gradient on a GPU takes; more are added to what it has stored.
 constexpr int kUnsharedConvGradSamples = 256;
 
-// unshared_conv_grad_weight_cpu, to the same bits. Every element of grad_weight is written. It is
-// of params.weight_dtype: float32, or float16 or bfloat16 (the sum rounded once), for up to
-// kUnsharedConvGradSamples samples. Returns the cudaError_t of the launch.
+// unshared_conv_grad_weight_cpu onto zeros, to the same bits. Every element of grad_weight is
+// written. It is of params.weight_dtype: float32, or float16 or bfloat16 (the sum rounded once),
+// for up to kUnsharedConvGradSamples samples. Returns the cudaError_t of the launch.
 int unshared_conv_grad_weight_cuda(const UnsharedConvParams& params, const float* grad_out,
                                    void* grad_weight, void* stream);
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from realspike_ops import _checks as checks
 from realspike_ops.nn.packed_spikes import PackedSpikes
-from realspike_ops.ops.unshared_conv import empty_weight
+from realspike_ops.ops.huge_pages import empty_in_huge_pages
 
 
 def check_conv2d(conv: nn.Conv2d) -> None:
@@ -88,7 +88,7 @@ def unshare(
 
     Taps outside the map get 0. Little more than the result is ever held.
     """
-    out = empty_weight((*output_size, *kernel.shape), dtype, kernel.device)
+    out = empty_in_huge_pages((*output_size, *kernel.shape), dtype, kernel.device)
     indices = (0,) * output_size[0], (0,) * output_size[1]
     rows = unshared_rows(
         kernel[None, None], amplitude, output_size, stride, padding, dilation, *indices

@@ -11,7 +11,7 @@ from realspike_ops.conv_lif_functional import unshared_spike_conv_lif
 from realspike_ops.nn.folded_lif import FoldedLIF
 from realspike_ops.nn.packed_spikes import PackedSpikes
 from realspike_ops.nn.storage import check_memory
-from realspike_ops.ops.unshared_conv import empty_weight
+from realspike_ops.ops.huge_pages import empty_in_huge_pages
 
 ALGORITHMS = ("gather", "matmul", "auto")
 
@@ -142,5 +142,5 @@ def initial(
     if dtype == torch.int8:
         weight = torch.randint(1, 256, shape, dtype=torch.uint8, device=device)
         return weight, bias, torch.full((out_channels,), bound / 127, device=device)
-    weight = empty_weight(shape, dtype, device).uniform_(-bound, bound)
+    weight = empty_in_huge_pages(shape, dtype, device).uniform_(-bound, bound)
     return weight, bias, None

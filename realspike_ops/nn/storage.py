@@ -7,7 +7,7 @@ from torch import Tensor
 
 from realspike_ops import _checks as checks
 from realspike_ops.nn import fold
-from realspike_ops.ops.unshared_conv import empty_weight
+from realspike_ops.ops.huge_pages import empty_in_huge_pages
 from realspike_ops.spike_functional import int8_scale, int8_steps, quantize_weight
 
 DTYPES = (*checks.FLOATS, torch.int8)
@@ -73,7 +73,7 @@ def unshared(
 
     largest = torch.stack([row(oh).abs().amax((0, 1, 3, 4, 5)) for oh in range(OH)]).amax(0)
     scale = int8_scale(largest)  # [G, Cout/G]
-    out = empty_weight((OH, OW, *kernel.shape), torch.uint8, kernel.device)
+    out = empty_in_huge_pages((OH, OW, *kernel.shape), torch.uint8, kernel.device)
     for oh in range(OH):
         out[oh] = int8_steps(row(oh)[0], scale)
     return out, scale.flatten()

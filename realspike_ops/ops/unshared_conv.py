@@ -28,15 +28,6 @@ _DTYPES = {dtype: number for dtype, number in DTYPES.items() if dtype != torch.i
 _DTYPES[torch.uint8] = DTYPES[torch.int8]
 
 
-def empty_weight(shape, dtype: torch.dtype, device) -> Tensor:
-    """Allocate weights; on the CPU in huge pages where the system has them, since rows lie far
-    apart."""
-    weight = torch.empty(shape, dtype=dtype, device=device)
-    if weight.device.type == "cpu":
-        extension().prefer_huge_pages(pointer(weight), weight.nbytes)
-    return weight
-
-
 def _allocate_out(spikes: Tensor, weight: Tensor, output_size, channels_last: bool) -> Tensor:
     N, channels = spikes.shape[0], weight.shape[2] * weight.shape[6]
     shape = (N, *output_size, channels) if channels_last else (N, channels, *output_size)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from realspike_ops._native import DTYPES, cuda_extension, extension, pointer
 from realspike_ops.ops import LIBRARY
+from realspike_ops.ops.huge_pages import zeros_in_huge_pages
 
 # grad_out [N, Cout, OH, OW], packed [N, H, W, words] -> weight_shape: float32 sums over the samples
 # that fired, in ascending n, rounded once to `dtype`
@@ -57,6 +58,8 @@ def _implement_grad_weight(launch):
 
     def run(grad_out, packed, weight_shape, stride, padding, dilation, dtype):
         grad_out = grad_out.float()
+        if grad_out.device.type == "cpu":  # every row reads the channels of one position
+            grad_out = grad_out.contiguous(memory_format=torch.channels_last)
         if 0 in grad_out.stride():  # the kernel has one stride for the positions
             grad_out = grad_out.contiguous()
         OH, OW = weight_shape[:2]
@@ -79,7 +82,7 @@ def _implement_grad_weight(launch):
 
 
 def _grad_weight_cpu(params, grad_out, samples, shape, dtype) -> Tensor:
-    grad_weight = grad_out.new_zeros(shape)
+    grad_weight = zeros_in_huge_pages(shape)
     extension().unshared_conv_grad_weight_cpu(
         params(torch.float32), pointer(grad_out), pointer(grad_weight), torch.get_num_threads()
     )

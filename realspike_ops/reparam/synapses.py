@@ -17,7 +17,7 @@ from realspike_ops.nn import (
     fold,
 )
 from realspike_ops.nn.spike_conv import SpikeConv
-from realspike_ops.ops.unshared_conv import empty_weight
+from realspike_ops.ops.huge_pages import empty_in_huge_pages
 from realspike_ops.reparam.value import Source, Term
 from realspike_ops.reparam.window import Window, block_diagonal
 from realspike_ops.spike_functional import int8_steps
@@ -157,7 +157,7 @@ class PlannedKernel:
             own = scale[self.window.own_range.start : self.window.own_range.stop]
             by_group = own.view(self.window.groups, -1)
         stored = torch.uint8 if dtype == torch.int8 else dtype
-        weight = empty_weight(self.shape, stored, self.window.kernel.device)
+        weight = empty_in_huge_pages(self.shape, stored, self.window.kernel.device)
         for out, row in zip(weight, self.rows(), strict=True):
             out.copy_(row if scale is None else int8_steps(row, by_group))
         pad, padding = self._padding()
