@@ -24,6 +24,8 @@ LAYERS = {  # channels, map; 3 x 3 kernels
     "256ch-16x16": (256, 16),
     "512ch-8x8": (512, 8),
     "64ch-8x8": (64, 8),
+    "32ch-16x16": (32, 16),
+    "16ch-32x32": (16, 32),
 }
 STORAGES = {
     "float32": {},
@@ -33,15 +35,20 @@ STORAGES = {
 }
 SAMPLES = (4, 16, 64, 256)
 RATES = (0.05, 0.1, 0.2, 0.3)
-QUICK = {("128ch-32x32", 4, 0.1), ("128ch-32x32", 64, 0.1), ("64ch-8x8", 4, 0.1)}
+QUICK = {
+    *(("128ch-32x32", 4, 0.1), ("128ch-32x32", 64, 0.1)),
+    *(("64ch-8x8", 4, 0.1), ("16ch-32x32", 16, 0.2)),
+}
 
 
 class Layer:
-    def __init__(self, name, samples, rate, device):
+    def __init__(self, name, samples, rate, device, groups=1):
         torch.manual_seed(0)
         channels, size = LAYERS[name]
-        self.conv = torch.nn.Conv2d(channels, channels, 3, padding=1, bias=False, device=device)
-        self.conv.requires_grad_(False)
+        self.conv = torch.nn.Conv2d(
+            channels, channels, 3, padding=1, groups=groups, bias=False, device=device
+        ).requires_grad_(False)
+        self.groups = groups
         spikes = (torch.rand(samples, channels, size, size, device=device) < rate).float()
         self.spikes = spikes.contiguous(memory_format=torch.channels_last)
         self.packed = rso.pack_spikes(self.spikes)
@@ -55,7 +62,9 @@ class Layer:
         return layer.requires_grad_(False)
 
     def shared_conv2d(self):
-        return lambda: F.conv2d(self.amplitude * self.spikes, self.kernel, padding=1)
+        return lambda: F.conv2d(
+            self.amplitude * self.spikes, self.kernel, padding=1, groups=self.groups
+        )
 
     def shared_conv2d_bf16(self):
         half = self.kernel.bfloat16()
@@ -137,12 +146,44 @@ def bench_unshared_conv(compare, device, name, samples, rate, storage):
     compare(lambda: unshared(layer.packed), peers_of(layer, storage, unshared), rounds=rounds)
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("samples", [4, 64], ids=lambda samples: f"S{samples}")
+@pytest.mark.parametrize("name", ["64ch-8x8", "128ch-32x32"])
+@torch.no_grad()
+def bench_unshared_conv_dense(compare, device, name, samples, layout):
+    """0/1 maps that are packed on the way in; the currents take their memory format."""
+    layer = Layer(name, samples, 0.1, device)
+    unshared = layer.unshared()
+    spikes = layer.spikes if layout == "channels_last" else layer.spikes.contiguous()
+    compare(lambda: unshared(spikes), peers_of(layer, "float32", unshared), rounds=7)
+
+
 @pytest.mark.parametrize("samples", [4, 64], ids=lambda samples: f"S{samples}")
 @torch.no_grad()
-def bench_unshared_conv_dense(compare, device, samples):
-    layer = Layer("64ch-8x8", samples, 0.1, device)
+def bench_depthwise(compare, device, samples):
+    """One input and one output channel per group, and a kernel for every position."""
+    layer = Layer("128ch-32x32", samples, 0.1, device, groups=128)
     unshared = layer.unshared()
-    compare(lambda: unshared(layer.spikes), peers_of(layer, "float32", unshared), rounds=7)
+    compare(lambda: unshared(layer.packed), {"shared conv2d": layer.shared_conv2d()}, rounds=7)
+
+
+@pytest.mark.parametrize("samples", [16, 64], ids=lambda samples: f"S{samples}")
+def bench_grad_weight(compare, device, samples):
+    """The gradient of unshared weights, and that of the shared ones."""
+    layer = Layer("128ch-32x32" if device == "cuda" else "64ch-8x8", samples, 0.1, device)
+    unshared = layer.unshared().requires_grad_(True)
+    kernel = layer.kernel.clone().requires_grad_(True)
+    currents = {
+        "ours": (unshared(layer.packed), unshared.weight),
+        "shared conv2d": (F.conv2d(layer.amplitude * layer.spikes, kernel, padding=1), kernel),
+    }
+
+    def backward(name):
+        out, weight = currents[name]
+        grad = torch.ones_like(out)
+        return lambda: torch.autograd.grad(out, weight, grad, retain_graph=True)
+
+    compare(backward("ours"), {"shared conv2d": backward("shared conv2d")}, rounds=7)
 
 
 @pytest.mark.parametrize("samples", [4, 64], ids=lambda samples: f"S{samples}")

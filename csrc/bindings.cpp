@@ -225,7 +225,7 @@ PYBIND11_MODULE(_C, m) {
     const UnsharedConvTiles tiles = choose_unshared_conv_tiles(params, 1, num_threads);
     return py::dict("positions"_a = tiles.positions, "channels"_a = tiles.channels,
                     "samples"_a = tiles.samples, "blocks_per_pass"_a = tiles.blocks_per_pass,
-                    "prefetch"_a = tiles.prefetch, "tasks"_a = tiles.tasks);
+                    "kept"_a = tiles.kept, "prefetch"_a = tiles.prefetch, "tasks"_a = tiles.tasks);
   });
 
   m.def("prefer_huge_pages",

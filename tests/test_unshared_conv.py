@@ -201,6 +201,20 @@ def test_channels(Cin, Cout, layout, device):
     assert torch.equal(out.cpu().double(), expected)
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "packed"])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("Cout_g", [1, 16, 17, 32, 40, 130])
+def test_outputs_of_neighbouring_positions(Cout_g, groups, layout, device):
+    # Enough positions for runs of 16, and a rest: they are written together.
+    spikes = binary((5, groups * 20, 11, 13), 1).to(device)
+    channels = (groups * 20, groups * Cout_g)
+    weight = make_weight((11, 13), *channels, (1, 2), groups, 2).to(device)
+    bias = grid((channels[1], *weight.shape[:2]), 3).to(device)
+    out = rso.unshared_spike_conv(lay_out(spikes, layout), weight, bias)
+    expected, _ = unshared_conv_by_hand(spikes.cpu(), weight.cpu(), bias.cpu())
+    assert torch.equal(out.cpu().double(), expected)
+
+
 @pytest.mark.parametrize(("Cin_g", "Cout_g"), [(31, 33), (33, 16), (64, 129), (130, 7), (200, 1)])
 @pytest.mark.parametrize("groups", [2, 3])
 def test_groups_whose_words_overlap(groups, Cin_g, Cout_g, device):

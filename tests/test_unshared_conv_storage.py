@@ -530,13 +530,13 @@ def test_int8_folding_never_holds_the_weights_in_float(monkeypatch):
 # --- how the work is cut --------------------------------------------------------------------------
 
 
-def tiles(N, Cin, Cout, size, dtype=0, threads=2, kernel=3, shared=False):
+def tiles(N, Cin, Cout, size, dtype=0, threads=2, kernel=3, shared=False, stride_c=1):
     weights = 0 if shared else kernel * kernel * Cin * Cout
     words = -(-Cin // 32)
     params = extension().UnsharedConvParams(
         *(0,) * 6,
         *(dtype, N, size, size, words, size, size, 1, kernel, kernel, Cin, Cout),
-        *(1, 1, 1, 1, 1, 1, weights, 0, 0, 0, 0, 0),
+        *(1, 1, 1, 1, 1, 1, weights, 0, 0, 0, stride_c, 0),
     )
     return extension().unshared_conv_tiles(params, threads)
 
@@ -581,6 +581,14 @@ def test_prefetch_beyond_the_cache_alone():
     assert tiles(4, 128, 128, 32)["prefetch"]
     assert not tiles(4, 16, 16, 8)["prefetch"]
     assert not tiles(4, 128, 128, 32, shared=True)["prefetch"]
+
+
+def test_outputs_wait_until_they_fill_lines():
+    # channels_last: 256 bytes that lie side by side; contiguous: a line of 16 positions
+    kept = {Cout: tiles(64, 32, Cout, 32)["kept"] for Cout in (1, 16, 32, 48, 64, 128)}
+    assert kept == {1: 16, 16: 4, 32: 2, 48: 2, 64: 1, 128: 1}
+    assert {tiles(64, 32, Cout, 32, stride_c=1024)["kept"] for Cout in (1, 16, 128)} == {16}
+    assert tiles(64, 32, 16, 2, stride_c=4)["kept"] <= 2
 
 
 def test_one_position_is_shared_out_by_samples():

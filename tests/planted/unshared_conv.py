@@ -128,7 +128,7 @@ BUGS = [
         "of_sample + (now->position - kept.first) * tile.channels",
         "of_sample",
         "tests/test_unshared_conv.py",
-        "test_channels",
+        "neighbouring_positions",
     ),
     Bug(
         "conv-cpu-contiguous-outputs-of-the-first-position",
@@ -136,7 +136,7 @@ BUGS = [
         "= currents[i * tile.channels + c];",
         "= currents[c];",
         "tests/test_unshared_conv.py",
-        "test_channels",
+        "neighbouring_positions",
     ),
     Bug(
         "conv-cpu-depthwise-upper-channels-fire-as-the-lower",
