@@ -4,7 +4,10 @@
 #include <type_traits>
 
 #include "core/unshared_conv.h"
-#include "cpu/unshared_conv_kernel.h"
+#include "cpu/stream.h"
+#include "cpu/unshared_conv_output.h"
+#include "cpu/unshared_conv_passes.h"
+#include "cpu/unshared_conv_rows.h"
 #include "cpu/unshared_conv_tiles.h"
 
 #if defined(__AVX512F__)

@@ -7,6 +7,7 @@
 #include "cpu/stream.h"
 #include "cpu/unshared_conv_lif_kernel.h"
 #include "cpu/unshared_conv_lists.h"
+#include "cpu/unshared_conv_output.h"
 #include "cpu/unshared_conv_passes.h"
 #include "cpu/unshared_conv_prefetch.h"
 #include "cpu/unshared_conv_rows.h"
@@ -128,19 +129,6 @@ void for_each_sums(int64_t channels, F f) {
   });
 }
 
-// What turns sums of one position, [channels], into currents.
-void scale_and_bias(const UnsharedConvParams& p, const Tile& tile, int64_t position,
-                    float* currents) {
-  const int64_t first = tile.group * p.Cout_g + tile.first_channel;
-  if (p.scale != nullptr) {
-    for (int64_t c = 0; c < tile.channels; ++c) currents[c] *= p.scale[first + c];
-  }
-  if (p.bias != nullptr) {
-    const float* bias = p.bias + first * p.bias_stride_c + position * p.bias_stride_p;
-    for (int64_t c = 0; c < tile.channels; ++c) currents[c] += bias[c * p.bias_stride_c];
-  }
-}
-
 // The finished currents of one sample at one position, [channels].
 template <class Row>
 void finish(const UnsharedConvParams& p, const Tile& tile, int64_t position, int64_t s,
@@ -150,53 +138,6 @@ void finish(const UnsharedConvParams& p, const Tile& tile, int64_t position, int
                 currents + channel);
   });
   scale_and_bias(p, tile, position, currents);
-}
-
-// The positions of a task whose finished currents wait to be written together.
-struct KeptPositions {
-  KeptPositions(int64_t kept, int64_t begin, int64_t end) : most(kept), first(begin), end(end) {
-    count = most < end - first ? most : end - first;
-  }
-  bool ends_with(int64_t position) const { return position == first + count - 1; }
-  KeptPositions next() const { return {most, first + count, end}; }
-
-  int64_t most;
-  int64_t first;
-  int64_t end;  // of the task
-  int64_t count;
-};
-
-inline void copy_out(bool stream, float* to, const float* from, int64_t count) {
-  if (stream) {
-    stream_copy(to, from, count * sizeof(float));
-  } else {
-    std::memcpy(to, from, count * sizeof(float));
-  }
-}
-
-// currents [positions, channels] of one sample.
-void write_out(const UnsharedConvParams& p, bool stream, const Tile& tile,
-               const KeptPositions& kept, int64_t s, const float* currents) {
-  float* const out = p.out + (tile.first_sequence + s) * p.out_stride_n +
-                     (tile.group * p.Cout_g + tile.first_channel) * p.out_stride_c +
-                     kept.first * p.out_stride_p;
-  if (p.out_stride_c == 1) {
-    const bool dense = p.out_stride_p == tile.channels;
-    const int64_t runs = dense ? 1 : kept.count;
-    const int64_t channels = tile.channels * (dense ? kept.count : 1);
-    for (int64_t i = 0; i < runs; ++i) {
-      copy_out(stream, out + i * p.out_stride_p, currents + i * tile.channels, channels);
-    }
-    return;
-  }
-  // Lines far apart, which no hardware fetches ahead: those of the next sample are asked for here.
-  for (int64_t c = 0; c < tile.channels; ++c) {
-    float* const line = out + c * p.out_stride_c;
-    __builtin_prefetch(line + p.out_stride_n, 1);
-    for (int64_t i = 0; i < kept.count; ++i) {
-      line[i * p.out_stride_p] = currents[i * tile.channels + c];
-    }
-  }
 }
 
 // The amplitude of each row's input element, in the numbering of the rows.

@@ -29,7 +29,7 @@ BUGS = [
     ),
     Bug(
         "conv-cpu-bias-of-neighbouring-positions",
-        "csrc/cpu/unshared_conv_kernel.h",
+        "csrc/cpu/unshared_conv_output.h",
         "bias[c * p.bias_stride_c]",
         "bias[c]",
         "tests/test_unshared_conv.py",
@@ -100,7 +100,7 @@ BUGS = [
     ),
     Bug(
         "conv-cpu-scale-of-the-first-channels",
-        "csrc/cpu/unshared_conv_kernel.h",
+        "csrc/cpu/unshared_conv_output.h",
         "currents[c] *= p.scale[first + c];",
         "currents[c] *= p.scale[c];",
         "tests/test_unshared_conv_storage.py",
@@ -132,7 +132,7 @@ BUGS = [
     ),
     Bug(
         "conv-cpu-contiguous-outputs-of-the-first-position",
-        "csrc/cpu/unshared_conv_kernel.h",
+        "csrc/cpu/unshared_conv_output.h",
         "= currents[i * tile.channels + c];",
         "= currents[c];",
         "tests/test_unshared_conv.py",
