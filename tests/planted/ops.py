@@ -109,11 +109,11 @@ BUGS = [
     ),
     Bug(
         "conv-spare-bits-accepted",
-        "realspike_ops/spike_functional.py",
-        "spare = -channels % 32",
-        "spare = 0",
+        "csrc/cpu/pack_spikes_cpu.cpp",
+        "any >> (channels % 32) != 0;",
+        "any >> (channels % 32) > 1;",
         "tests/test_unshared_conv_errors.py",
-        "beyond",
+        "every_bit_beyond",
     ),
     Bug(
         "conv-int8-bias-not-in-steps",
