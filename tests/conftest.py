@@ -17,12 +17,23 @@ torch.backends.cudnn.enabled = False
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from helpers import SHARD_VARIABLE  # noqa: E402
+
 hypothesis.settings.register_profile(
     "realspike", deadline=None, derandomize=True, database=None, print_blob=True
 )
 hypothesis.settings.load_profile("realspike")
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)] if HAS_CUDA else ["cpu"]
+
+
+def pytest_collection_modifyitems(config, items):
+    if SHARD_VARIABLE not in os.environ:
+        return
+    shard, shards = map(int, os.environ[SHARD_VARIABLE].split("/"))
+    config.hook.pytest_deselected(items=[i for n, i in enumerate(items) if n % shards != shard])
+    items[:] = items[shard::shards]
+
 
 # (owner, name) of every way to allocate without writing.
 ALLOCATORS = [

@@ -21,6 +21,10 @@ U = HALF_ULP[torch.float32]  # one float32 rounding, relative
 SLACK = 1.01  # for the products of two errors, which the bounds leave out
 
 
+# In the environment, i/n: run every n-th test alone, from the i-th on, counted from 0.
+SHARD_VARIABLE = "REALSPIKE_TEST_SHARD"
+
+
 def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 

@@ -1,8 +1,8 @@
 """The CUDA kernels behind a C ABI that executes them on the CPU: building and calling them.
 
-The kernels are the shipped source; `tests/simt/simt_cpu.h` stands in for the device. With
-REALSPIKE_SIMT_SANITIZE in the environment (`test_simt_sanitizers.py` sets it) they are built with
-AddressSanitizer and UndefinedBehaviorSanitizer.
+The kernels are the shipped source; `tests/simt/simt_cpu.h` stands in for the device.
+`test_simt_sanitizers.py` builds them with AddressSanitizer and UndefinedBehaviorSanitizer, and says
+so by REALSPIKE_SIMT_SANITIZE in the environment, and where they are by REALSPIKE_SIMT_LIBRARY.
 """
 
 import ctypes
@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "tests" / "simt").glob("*_simt.cpp"))
 SANITIZE_VARIABLE = "REALSPIKE_SIMT_SANITIZE"
 SANITIZE = SANITIZE_VARIABLE in os.environ
+LIBRARY_VARIABLE = "REALSPIKE_SIMT_LIBRARY"
 SANITIZE_FLAGS = [
     "-fsanitize=address,undefined",
     "-fno-sanitize-recover=all",
@@ -63,21 +64,37 @@ class UnpackSpikesParams(ctypes.Structure):
     )
 
 
+def build(folder: Path, sanitize: bool) -> Path:
+    flags = ["-std=c++17", "-O1", "-g", "-fPIC", "-ffp-contract=off", "-DREALSPIKE_SIMT"]
+    flags += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+    flags += [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests' / 'simt'}", *SANITIZE_FLAGS * sanitize]
+    objects = [folder / f"{source.stem}.o" for source in SOURCES]
+    path = folder / "realspike_simt.so"
+    steps = [
+        [["-c", source, "-o", to] for source, to in zip(SOURCES, objects, strict=True)],
+        [["-shared", *objects, "-o", path]],
+    ]
+    for step in steps:
+        runs = [
+            subprocess.Popen(
+                ["g++", *flags, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            )
+            for arguments in step
+        ]
+        for run in runs:
+            output, _ = run.communicate()
+            assert run.returncode == 0, output.decode()
+    return path
+
+
 @functools.cache
 def library() -> ctypes.CDLL:
-    folder = tempfile.TemporaryDirectory(prefix="simt")
-    path = Path(folder.name) / "realspike_simt.so"
-    command = ["g++", "-std=c++17", "-O1", "-g", "-fPIC", "-shared", "-ffp-contract=off"]
-    command += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-DREALSPIKE_SIMT"]
-    command += [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests' / 'simt'}", "-o", str(path)]
-    built = subprocess.run(
-        command + [str(source) for source in SOURCES] + SANITIZE_FLAGS * SANITIZE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    assert built.returncode == 0, built.stdout.decode()
-    lib = ctypes.CDLL(str(path))
-    lib.folder = folder  # kept: the sanitizers name lines of it
+    if LIBRARY_VARIABLE in os.environ:
+        lib = ctypes.CDLL(os.environ[LIBRARY_VARIABLE])
+    else:
+        folder = tempfile.TemporaryDirectory(prefix="simt")
+        lib = ctypes.CDLL(str(build(Path(folder.name), SANITIZE)))
+        lib.folder = folder  # kept: the sanitizers name lines of it
     assert bool(lib.unshared_conv_simt_is_sanitized()) == SANITIZE
     assert lib.unshared_conv_simt_sizeof_params() == ctypes.sizeof(UnsharedConvParams)
     assert lib.pack_spikes_simt_sizeof_params() == ctypes.sizeof(PackSpikesParams)

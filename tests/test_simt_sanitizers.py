@@ -4,11 +4,13 @@ AddressSanitizer sees every byte outside a tensor or the block's shared memory.
 """
 
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 import simt_kernels as simt
+from helpers import SHARD_VARIABLE
 
 pytestmark = simt.needs_compiler
 
@@ -19,13 +21,14 @@ def library(name: str) -> str:
 
 
 @pytest.mark.slow
-def test_everything_again_under_the_sanitizers():
+def test_everything_again_under_the_sanitizers(tmp_path):
     runtime = library("libasan.so")
     if not os.path.isabs(runtime):
         pytest.skip("g++ has no AddressSanitizer runtime")
     environment = {
         **os.environ,
         simt.SANITIZE_VARIABLE: "1",
+        simt.LIBRARY_VARIABLE: str(simt.build(tmp_path, sanitize=True)),
         # The sanitizer looks for what throws exceptions when it starts.
         "LD_PRELOAD": f"{runtime} {library('libstdc++.so')}",
         "ASAN_OPTIONS": "detect_leaks=0",
@@ -33,7 +36,19 @@ def test_everything_again_under_the_sanitizers():
     }
     files = sorted(str(path) for path in (simt.ROOT / "tests").glob("test_*_simt.py"))
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
-    run = subprocess.run(
-        command, env=environment, cwd=simt.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    assert run.returncode == 0, run.stdout.decode()[-5000:]
+    shards = min(4, os.cpu_count())
+    runs = [
+        subprocess.Popen(
+            command,
+            env=environment | {SHARD_VARIABLE: f"{shard}/{shards}"},
+            cwd=simt.ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for shard in range(shards)
+    ]
+    for run in runs:
+        output, _ = run.communicate()
+        assert run.returncode == 0, output[-5000:]
+        assert re.search(r"[1-9][0-9]+ passed", output), output[-5000:]
