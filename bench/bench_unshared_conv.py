@@ -68,7 +68,9 @@ class Layer:
 
     def shared_conv2d_bf16(self):
         half = self.kernel.bfloat16()
-        return lambda: F.conv2d((self.amplitude * self.spikes).bfloat16(), half, padding=1)
+        return lambda: F.conv2d(
+            (self.amplitude * self.spikes).bfloat16(), half, padding=1, groups=self.groups
+        )
 
     def shared_conv2d_int8(self):
         """PyTorch's quantized convolution, one scale per output channel, with quantizing a*o."""
@@ -164,7 +166,11 @@ def bench_depthwise(compare, device, samples):
     """One input and one output channel per group, and a kernel for every position."""
     layer = Layer("128ch-32x32", samples, 0.1, device, groups=128)
     unshared = layer.unshared()
-    compare(lambda: unshared(layer.packed), {"shared conv2d": layer.shared_conv2d()}, rounds=7)
+    peers = {
+        "shared conv2d": layer.shared_conv2d(),
+        "shared conv2d bf16": layer.shared_conv2d_bf16(),
+    }
+    compare(lambda: unshared(layer.packed), peers, rounds=7)
 
 
 @pytest.mark.parametrize("samples", [16, 64], ids=lambda samples: f"S{samples}")

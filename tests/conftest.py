@@ -17,8 +17,6 @@ torch.backends.cudnn.enabled = False
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from helpers import SHARD_VARIABLE  # noqa: E402
-
 hypothesis.settings.register_profile(
     "realspike", deadline=None, derandomize=True, database=None, print_blob=True
 )
@@ -28,6 +26,8 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)] if HAS_CUDA else 
 
 
 def pytest_collection_modifyitems(config, items):
+    from helpers import SHARD_VARIABLE
+
     if SHARD_VARIABLE not in os.environ:
         return
     shard, shards = map(int, os.environ[SHARD_VARIABLE].split("/"))

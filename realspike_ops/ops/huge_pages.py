@@ -8,7 +8,7 @@ from realspike_ops._native import extension, pointer
 
 
 def empty_in_huge_pages(shape, dtype: torch.dtype, device) -> Tensor:
-    """Allocate, to be written soon: weights, whose rows lie far apart, and their gradients."""
+    """Allocate weights, whose rows lie far apart."""
     tensor = torch.empty(shape, dtype=dtype, device=device)
     if tensor.device.type == "cpu":
         extension().prefer_huge_pages(pointer(tensor), tensor.nbytes)
