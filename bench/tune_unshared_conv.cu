@@ -60,8 +60,13 @@ __global__ void largest_difference(const float* a, const float* b, size_t count,
 }
 
 void launch(UnsharedConvParams p, const UnsharedConvConfig& config) {
-  if (!needs_second_pass(p, config)) p.workspace = nullptr;
+  if (!needs_second_pass(config)) p.workspace = nullptr;
   const UnsharedConvKernel kernel = select_kernel(p.weight_dtype, config);
+  if (config.shared_bytes > 48 << 10) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               config.shared_bytes),
+          "cudaFuncSetAttribute");
+  }
   kernel<<<static_cast<unsigned>(config.blocks), config.threads, config.shared_bytes>>>(
       p, make_unshared_conv_grid(p, config));
   if (p.workspace == nullptr) return;
@@ -95,20 +100,28 @@ float fastest_us(int repeats, const Run& run) {
 std::vector<UnsharedConvConfig> configurations(const UnsharedConvParams& p) {
   std::vector<UnsharedConvConfig> all = {choose_unshared_conv_config(p)};
   const int widest = lanes_of_a_row(p, kUnsharedConvVec);
-  for (int lanes = widest; lanes >= std::max(1, widest / 4); lanes /= 2) {
-    for (const int threads : {64, 128, 256}) {
-      UnsharedConvConfig config{};
-      config.vec = kUnsharedConvVec;
-      config.lanes = lanes;
-      config.threads = threads;
-      for (const int splits : {1, 2, 4, 8}) {
-        if (splits > 1 && p.OH * p.OW > 256) continue;
-        config.splits = splits;
-        config.sample_tile = p.N == 1 ? 1 : kUnsharedConvListSamples;
-        if (threads >= lanes) all.push_back(complete_unshared_conv_config(p, config));
+  for (int lanes = widest; lanes >= std::max(1, widest / 2); lanes /= 2) {
+    UnsharedConvConfig config{};
+    config.vec = kUnsharedConvVec;
+    config.lanes = lanes;
+    config.keep_rows = all[0].keep_rows;
+    for (int tile = 1; tile < 2 * p.N; tile *= 2) {
+      for (int shares = 1; shares <= 16; shares *= 2) {
+        const int threads = lanes * tile * shares;
+        if (threads < 32 || threads > kUnsharedConvMaxThreads) continue;
+        config.sample_tile = tile;
+        config.shares = shares;
+        for (const int splits : {1, 2, 4}) {
+          if (splits > 1 && p.OH * p.OW > 256) continue;
+          config.splits = splits;
+          all.push_back(complete_unshared_conv_config(p, config));
+        }
       }
-      config.staged = true;
-      config.splits = 1;
+    }
+    config.staged = true;
+    config.splits = config.shares = 1;
+    for (const int threads : {64, 128, 256}) {
+      config.threads = threads;
       for (const int samples : {4, 8}) {
         config.stream_samples = samples;
         const bool enough_threads = threads / lanes >= 8 && lanes >= samples;
@@ -237,9 +250,9 @@ class Tuner {
     const double rate = touched / each.us / 1e3;
     std::printf("%7s %8.1f us %5.0f GB/s %3.0f%% of a copy  ", what, each.us, rate,
                 100 * rate / copy_);
-    std::printf("%s tile %d lanes %d threads %d splits %d blocks %lld difference %.1g\n",
-                c.staged ? "staged" : "listed", c.sample_tile, c.lanes, c.threads, c.splits,
-                static_cast<long long>(c.blocks), each.difference);
+    std::printf("%s tile %d lanes %d shares %d threads %d splits %d blocks %lld difference %.1g\n",
+                c.staged ? "staged" : "listed", c.sample_tile, c.lanes, c.shares, c.threads,
+                c.splits, static_cast<long long>(c.blocks), each.difference);
   }
 
   char* const weights_ = allocate<char>(kWeightBytes);

@@ -75,7 +75,8 @@ class Instruction:
     def predicates_written(self) -> tuple[str, ...]:
         """The predicates before the first source; some of them may only be read."""
         written = []
-        for operand in self.operands:
+        # The last one of a vote is what every lane brings to it.
+        for operand in self.operands[:-1] if self.opcode.startswith("VOTE") else self.operands:
             if re.fullmatch(r"!?U?P(\d|T|R)", operand):
                 written.append(operand.lstrip("!"))
             elif operand not in self.result[:1]:
@@ -292,14 +293,26 @@ def data_loads(code: list[Instruction], reads: list[int], shared_is_data: bool =
     for i, instruction in enumerate(code):
         if re.match(r"FADD|VIADD\.16x2", instruction.opcode):
             data |= reads[i]
-        if re.match(always + r"LDG\.E\.(NA|128|[US]8|U16)\b", instruction.opcode):
+        if re.match(always + r"LDG\.E\.(NA|128|64|[US]8|U16)\b", instruction.opcode):
             data |= 1 << i
     return data
 
 
-def find_multiplications(code: list[Instruction], shared_is_data: bool = True) -> list[str]:
-    """Returns a line for every instruction that multiplies a number or works on added data."""
+def find_multiplications(
+    code: list[Instruction], shared_is_data: bool = True, scales_sums: bool = False
+) -> list[str]:
+    """Returns a line for every instruction that multiplies a number or works on added data.
+
+    `scales_sums`: the sums are integers, and one that is finished may become a floating-point
+    number and be multiplied (FMUL). Such a product cannot enter a sum as long as no floating-point
+    number becomes an integer.
+    """
     multiplies = [(i, instruction) for i, instruction in enumerate(code) if instruction.multiplies]
+    if scales_sums:
+        back = [str(each) for each in code if re.match(r"F2IP?\b", each.opcode)]
+        if back:
+            return back
+        multiplies = [(i, each) for i, each in multiplies if not re.match(r"FMUL\b", each.opcode)]
     found = [
         f"{instruction}: not an address computation"
         for _, instruction in multiplies

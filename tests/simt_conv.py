@@ -28,7 +28,8 @@ class Case:
     vec: int = 0
     tile: int = 0
     lanes: int = 0
-    threads: int = 0
+    shares: int = 0
+    threads: int = 0  # if staged
     splits: int = 0
     blocks: int = 0
     staged: bool = False  # the kernel for many samples
@@ -43,7 +44,7 @@ class Case:
         text += "-shared" * self.shared + f"-bias_{self.bias}" * (self.bias != "none")
         text += "-nhwc" * (self.out == "nhwc")
         text += f"-{self.weight}" * (self.weight != "float32")
-        forced = ("vec", "tile", "lanes", "threads", "splits", "blocks")
+        forced = ("vec", "tile", "lanes", "shares", "threads", "splits", "blocks")
         text += "-staged" * self.staged
         return text + "".join(f"-{k}{getattr(self, k)}" for k in forced if getattr(self, k))
 
@@ -139,7 +140,7 @@ def arguments_of(case: Case, spikes, weight, bias, out):
         out_stride_c=out.stride(1),
         out_stride_p=out.stride(3),
     )
-    forced = (case.vec, case.tile, case.lanes, case.threads, case.splits, case.blocks)
+    forced = (case.vec, case.tile, case.lanes, case.shares, case.splits, case.blocks)
     if case.staged:  # `tile` samples of each stream
         lanes = case.lanes or 4
         forced = (4, case.tile or 4, lanes, case.threads or 8 * lanes, 1, case.blocks)

@@ -22,93 +22,113 @@ DEFAULTS = {
 
 def config_of(lib, weight=4096, **sizes) -> dict:
     params = simt.UnsharedConvParams(**{**DEFAULTS, **sizes}, weight=weight)
-    values = (ctypes.c_int64 * 11)()
+    values = (ctypes.c_int64 * 13)()
     lib.unshared_conv_simt_config(ctypes.byref(params), values)
     names = "vec sample_tile lanes threads splits shared_bytes sample_tiles channel_tiles blocks"
-    names += " staged stream_samples"
+    names += " staged stream_samples shares keep_rows"
     return dict(zip(names.split(), values, strict=True))
 
 
+def warps_of(config: dict) -> int:
+    return config["blocks"] * config["threads"] // 32
+
+
+FLOAT32, BFLOAT16, INT8 = 0, 2, 3
+
+
 def test_config_of_a_wide_layer(lib):
-    assert config_of(lib) == {
+    assert config_of(lib, weight_dtype=BFLOAT16) == {
         "vec": 4,
+        # A warp for each sample.
         "sample_tile": 4,
         "lanes": 32,
-        # A warp for eight of the 36 words.
+        "shares": 1,
         "threads": 128,
         "splits": 1,
-        # The list of 2,048 rows, room for eight more, and what is known of 64 words.
-        "shared_bytes": 4 * (2048 + 8) + 4 * 4 * 64 + 4 * 64,
+        # For each warp a list of the rows of 32 words, and room to fill up the last group.
+        "shared_bytes": 4 * (4 * 32 * 32 + 4 * 16),
         "sample_tiles": 1,
         "channel_tiles": 1,
         "blocks": 1024,
         "staged": 0,
         "stream_samples": 0,
+        "keep_rows": 0,
     }
 
 
-def test_config_of_many_samples_stages_the_rows(lib):
+def test_config_of_float32_has_more_warps(lib):
+    config = config_of(lib)
+    assert (config["sample_tile"], config["shares"], config["threads"]) == (4, 2, 256)
+    assert warps_of(config) == 8192
+
+
+def test_config_of_more_samples_cuts_the_rows_and_keeps_them(lib):
+    config = config_of(lib, N=16)
+    assert (config["lanes"], config["sample_tile"], config["threads"]) == (16, 16, 256)
+    assert (config["keep_rows"], config["channel_tiles"]) == (1, 2)
+    # Rows of up to 256 bytes are not cut; bytes are kept for more samples than these.
+    for weight_dtype, keep_rows in ((BFLOAT16, 1), (INT8, 0)):
+        config = config_of(lib, N=16, weight_dtype=weight_dtype)
+        assert (config["lanes"], config["sample_tile"], config["threads"]) == (32, 4, 128)
+        assert config["keep_rows"] == keep_rows
+
+
+def test_config_of_many_samples_stages_rows_of_float32(lib):
     config = config_of(lib, N=64)
     assert (config["staged"], config["lanes"], config["threads"]) == (1, 32, 256)
-    # 8 streams of 8 samples each; two stages of 32 rows of 512 bytes.
-    assert (config["sample_tile"], config["shared_bytes"], config["blocks"]) == (64, 32768, 1024)
-    # 16-bit lanes take half as much.
-    assert config_of(lib, N=64, weight_dtype=3)["shared_bytes"] == 16384
-    # 8 streams of 4 are enough.
-    assert config_of(lib, N=32)["sample_tile"] == 32
+    # 8 streams of 8 samples each; two stages of 32 rows of 512 bytes, and of one of zeros.
+    assert (config["sample_tile"], config["shared_bytes"], config["blocks"]) == (64, 33792, 1024)
+    assert config_of(lib, N=33)["staged"]
+    for narrower in ({"N": 32}, {"weight_dtype": BFLOAT16}, {"weight_dtype": INT8}):
+        assert not config_of(lib, **{"N": 64, **narrower})["staged"]
 
 
-def test_config_of_many_samples_and_narrow_rows(lib):
-    tiles = {32: (8, 64, 64), 16: (4, 64, 64)}
-    for cout, (lanes, threads, sample_tile) in tiles.items():
-        config = config_of(lib, N=64, Cout_g=cout)
-        assert config["staged"]
-        assert (config["lanes"], config["threads"]) == (lanes, threads)
-        assert config["sample_tile"] == sample_tile
-        # They are staged for fewer samples, too.
-        assert config_of(lib, N=9, Cout_g=cout)["staged"]
-    assert not config_of(lib, N=64, Cout_g=8)["staged"]
+def test_config_of_many_samples_stages_very_narrow_rows(lib):
+    for weight_dtype in (FLOAT32, BFLOAT16, INT8):
+        config = config_of(lib, N=64, Cout_g=16, weight_dtype=weight_dtype)
+        assert (config["staged"], config["lanes"], config["threads"]) == (1, 4, 64)
+        assert config["sample_tile"] == 64
+        # 16-bit lanes take half as much.
+        assert config["shared_bytes"] == (2112 if weight_dtype == INT8 else 4224)
+        for cout in (8, 32):
+            assert not config_of(lib, N=64, Cout_g=cout, weight_dtype=weight_dtype)["staged"]
 
 
 def test_config_that_stages_in_the_tests_of_values(lib):
     """test_unshared_conv_simt.py has cases of these sizes that leave the choice to the launcher."""
-    assert config_of(lib, N=17, OH=14, OW=14, Cin_g=33, Cout_g=16)["staged"]
+    assert config_of(lib, N=33, OH=14, OW=14, Cin_g=33, Cout_g=16)["staged"]
     sizes = {"N": 33, "OH": 11, "OW": 12, "G": 2, "Cin_g": 10, "Cout_g": 16}
-    assert config_of(lib, **sizes, weight_dtype=3)["staged"]
+    assert config_of(lib, **sizes, weight_dtype=INT8)["staged"]
 
 
 @pytest.mark.parametrize(
     "sizes",
-    [{"N": 16}, {"Cout_g": 130}, {"OH": 1, "OW": 1}],
+    [{"N": 32}, {"Cout_g": 130}, {"OH": 1, "OW": 1}],
     ids=("few-samples", "unaligned", "one-position"),
 )
-def test_config_that_streams(lib, sizes):
+def test_config_that_lists(lib, sizes):
     assert not config_of(lib, **{"N": 64, **sizes})["staged"]
 
 
-@pytest.mark.parametrize("weight_dtype", [1, 2, 3], ids=("float16", "bfloat16", "int8"))
-def test_config_of_narrower_weights_is_that_of_float32(lib, weight_dtype):
-    assert config_of(lib, N=16, weight_dtype=weight_dtype) == config_of(lib, N=16)
+def test_config_of_few_positions_shares_the_receptive_field(lib):
+    config = config_of(lib, OH=8, OW=8, Cin_g=512, Cout_g=512, weight_dtype=BFLOAT16)
+    # Of 256 threads; other samples give way.
+    assert (config["sample_tile"], config["shares"], config["threads"]) == (2, 4, 256)
+    assert (config["splits"], config["channel_tiles"], warps_of(config)) == (1, 4, 4096)
 
 
-def test_config_of_few_positions_splits_the_receptive_field(lib):
+def test_config_of_one_position_cuts_the_rows_and_splits_the_receptive_field(lib):
     config = config_of(lib, N=1, OH=1, OW=1, KH=1, KW=1, Cin_g=4096, Cout_g=256)
-    # 8 tiles of 32 channels; 128 words are 4 for each of 32 streams.
-    assert (config["channel_tiles"], config["lanes"], config["threads"]) == (8, 8, 256)
-    assert (config["splits"], config["blocks"]) == (4, 32)
+    # 8 tiles of 32 channels; 128 words are two for each of 32 shares of two blocks.
+    assert (config["channel_tiles"], config["lanes"], config["shares"]) == (8, 8, 32)
+    assert (config["splits"], config["blocks"]) == (2, 16)
 
 
 def test_config_of_a_narrow_layer_shares_the_warp(lib):
     config = config_of(lib, Cin_g=16, Cout_g=16, N=4)
-    # 4 lanes hold a row of 16 channels.
+    # 4 lanes hold a row of 16 channels; 9 words are two for each of four shares.
     assert (config["lanes"], config["threads"], config["sample_tile"]) == (4, 64, 4)
-    assert config["blocks"] == 1024
-
-
-def test_config_of_a_small_map_cuts_the_rows(lib):
-    config = config_of(lib, H=4, W=4, OH=4, OW=4, Cin_g=512, Cout_g=512)
-    assert (config["lanes"], config["channel_tiles"], config["threads"]) == (8, 16, 256)
-    assert (config["splits"], config["blocks"]) == (2, 512)
+    assert (config["shares"], config["blocks"]) == (4, 1024)
 
 
 @pytest.mark.parametrize(
@@ -127,25 +147,29 @@ def test_config_covers_all_outputs_and_fits(lib, n, cout, cin):
     for size, groups in itertools.product((1, 4, 56), (1, 3)):
         config = config_of(lib, N=n, Cin_g=cin, Cout_g=cout, OH=size, OW=size, G=groups)
         streams = config["threads"] // config["lanes"]
+        shares = config["shares"]
         if config["staged"]:
             # A stage has 32 rows, of which each thread brings up to four.
-            assert n > 8
+            assert n > 32
             assert streams >= 8
             assert config["lanes"] >= config["stream_samples"] >= 4
             assert config["sample_tile"] == streams * config["stream_samples"]
-            assert config["splits"] == 1
+            assert config["splits"] == shares == 1
         else:
-            assert config["sample_tile"] == (1 if n == 1 else 4)
+            assert config["sample_tile"] < 2 * n
+            assert streams == config["sample_tile"] * shares
+            assert config["sample_tile"].bit_count() == shares.bit_count() == 1
         assert config["lanes"] in (1, 2, 4, 8, 16, 32)
-        assert config["threads"] in range(64, 257, 32)
-        assert config["shared_bytes"] <= 32768
+        assert config["threads"] in range(32, 257, 32)
+        assert config["shared_bytes"] <= 48 << 10
         tile = config["lanes"] * config["vec"]
         assert (config["sample_tiles"] - 1) * config["sample_tile"] < n
         assert config["sample_tiles"] * config["sample_tile"] >= n
         assert (config["channel_tiles"] - 1) * tile < cout <= config["channel_tiles"] * tile
+        # Blocks share what leaves each stream two words.
         words = 9 * -(-cin // 32)
         assert 1 <= config["splits"] <= 16
-        assert config["splits"] == 1 or config["splits"] * streams <= words
+        assert config["splits"] == 1 or 2 * config["splits"] * shares <= words
         tiles = config["sample_tiles"] * config["channel_tiles"] * config["splits"]
         assert config["blocks"] == tiles * groups * size * size
 
@@ -154,22 +178,22 @@ def test_config_covers_all_outputs_and_fits(lib, n, cout, cin):
     ("sizes", "fits"),
     [
         ({}, True),
-        # Rows of an entry: 28 bits.
-        ({"KH": 1, "KW": 1, "Cin_g": 2**28 - 1}, True),
-        ({"KH": 1, "KW": 1, "Cin_g": 2**28}, False),
+        # Rows of a receptive field: those of an int.
+        ({"KH": 1, "KW": 1, "Cin_g": 2**31 - 1}, True),
+        ({"KH": 1, "KW": 1, "Cin_g": 2**31}, False),
         # Spike words of a sample: those of an int.
         ({"H": 2**31 - 1, "W": 1, "words": 1}, True),
         ({"H": 2**15, "W": 2**15, "words": 2}, False),
     ],
 )
-def test_fields_that_an_entry_of_the_list_cannot_hold(lib, sizes, fits):
+def test_fields_that_an_int_cannot_number(lib, sizes, fits):
     params = simt.UnsharedConvParams(**{**DEFAULTS, "words": 4, **sizes})
     assert lib.unshared_conv_simt_field_fits(ctypes.byref(params)) == fits
 
 
 def test_config_counts_blocks_beyond_32_bits(lib):
-    config = config_of(lib, N=10**5, OH=1000, OW=1000, Cout_g=4)
-    assert config["blocks"] == 25_000 * 10**6
+    config = config_of(lib, N=256 * 10**5, OH=1000, OW=1000, Cout_g=4)
+    assert config["blocks"] == 10**5 * 10**6
 
 
 @pytest.mark.parametrize("divisor", [1, 2, 3, 7, 10, 641, 2**31 - 1, 2**32 + 1, 2**62 + 1])

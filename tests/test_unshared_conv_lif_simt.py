@@ -72,7 +72,7 @@ CASES = [
     (currents(), Form(3, granularity="element", state=False)),
     # whatever the first pass is: other weights, shared receptive fields, staged rows
     *((currents(weight=w), Form(reset="soft")) for w in ("bfloat16", "int8", "int8-scaled")),
-    *((currents(weight=w, splits=3, threads=32), Form()) for w in ("float32", "int8-scaled")),
+    *((currents(weight=w, splits=3, tile=4), Form()) for w in ("float32", "int8-scaled")),
     (currents(samples=20, cout=48, staged=True), Form(timesteps=5)),
 ]
 

@@ -10,15 +10,17 @@ every load forward through all paths, until its registers are overwritten, the t
   either: it would be computed from a load and reach an FADD, which makes the load data and the
   multiply-add its reader. What integer multiply-adds do read is thread and block numbers, sizes
   and bit positions, for addresses;
-* what a spike word contributes to a sum is the predicate of an FADD: spike words themselves do
-  not reach one. The number of their bits (POPC) does with int8 weights, which are stored 128 too
-  large: 128 for every row added is taken off again.
+* what a spike word contributes to a sum is which rows are loaded (a list of their numbers), or, of
+  staged rows, which are added: spike words themselves do not reach one. The number of their bits
+  (POPC) does with int8 weights, which are stored 128 too large: 128 for every row added is taken
+  off again.
 
 A multiply-add with two zero factors (`IMAD.MOV R1, RZ, RZ, R2`, `HFMA2 R1, -RZ, RZ, 0, 0`) is how
 the assembler writes a move or a constant; it is followed as a move and not counted. One with the
 constant factor 1 (`IMAD.IADD R1, R2, 0x1, R3`) is how it adds integers in the other pipe.
-The second pass, which adds what several blocks left and scales int8 sums, is the only kernel with a
-multiplication on data: one per output.
+The only multiplication on data is one per output: the scale of int8 weights times a finished sum,
+which is an integer. It stands where the sum has become a floating-point number, and nothing in the
+kernel makes such a number an integer again, so that no product can enter a sum.
 
 Shared memory holds more than data: lists of rows and spike words beside partial sums (or, for the
 gradient of the weight, beside the gradients that it adds). What was loaded from there is data if it
@@ -55,10 +57,20 @@ def cubin(request, tmp_path_factory) -> Path:
 
 # The width of four weights in a load, which is a part of its opcode.
 WEIGHTS = {"float": ".128", "Float16Weight": ".64", "BFloat16Weight": ".64", "Int8Weight": ""}
+KEEPS = (0, 1)  # whether rows are kept in the L1 cache
 
 
-def rows_in_flight(samples: int) -> int:
-    return 8 if samples == 1 else 4
+def rows_in_flight(weight: str, cubin: Path) -> int:
+    return 16 if weight == "Int8Weight" and cubin.stem != "sm_80" else 8
+
+
+def added_rows(weight: str, cubin: Path) -> int:
+    """Places where a row is added: the rows of a whole group, and those of one that is not."""
+    return 2 * rows_in_flight(weight, cubin) - 1
+
+
+def row_load(weight: str, keep: int) -> str:
+    return f"LDG.E{'' if keep else '.NA'}{WEIGHTS[weight]}.CONSTANT"
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +80,7 @@ def functions(cubin) -> dict[str, list[sass.Instruction]]:
 
 @pytest.fixture(scope="module")
 def kernels(functions) -> dict[tuple[str, int, int], list[sass.Instruction]]:
-    """The code of the gather kernels by (weight, channels per thread, samples per tile)."""
+    """The code of the gather kernels by (weight, channels per thread, whether rows are kept)."""
     return {shape_of(name): code for name, code in functions.items() if "conv_fwd_" in name}
 
 
@@ -79,13 +91,14 @@ def staged(functions) -> dict[tuple[str, int], list[sass.Instruction]]:
 
 
 def shape_of(name: str) -> tuple:
-    found = re.search(r"fwd_kernelI(f|NS_\d+(\w+?)E)Li(\d+)E(?:Li(\d+)E)?", name)
+    found = re.search(r"fwd_kernelI(f|NS_\d+(\w+?)E)Li(\d+)E(?:Lb(\d+)E)?", name)
     assert found, f"{name} is not a gather kernel"
     return found[2] or "float", *(int(number) for number in found.groups()[2:] if number)
 
 
 def test_every_kernel_is_there(kernels, staged, functions):
-    assert set(kernels) == set(itertools.product(WEIGHTS, (1, 4), (1, 4)))
+    forms = ((1, 1), (4, 0), (4, 1))
+    assert set(kernels) == {(weight, *form) for weight in WEIGHTS for form in forms}
     assert set(staged) == set(itertools.product(WEIGHTS, (4, 8)))
     others = [name for name in functions if "_fwd_" not in name]
     assert sorted(re.findall(r"(second_pass|lif)_kernelI([fi])E", " ".join(others))) == [
@@ -105,25 +118,24 @@ def test_nothing_is_spilled(cubin, functions):
         assert not [str(i) for i in functions[name] if re.match(r"(LDL|STL)(\.|$)", i.opcode)]
 
 
-def test_data_is_only_added(kernels):
-    for (weight, vec, samples), code in kernels.items():
-        assert sass.find_multiplications(code, shared_is_data=False) == []
-        if weight == "Int8Weight":
-            continue
-        adds = [i for i in code if i.opcode == "FADD"]
-        assert len(adds) >= rows_in_flight(samples) * vec * samples
-        # Whether a sample fired is the predicate of its additions or of a jump around them.
-        guarded = [i for i in code if i.predicate and i.opcode in ("FADD", "BRA")]
-        assert len(guarded) >= rows_in_flight(samples) * samples
+def test_data_is_only_added(kernels, cubin):
+    for (weight, vec, _), code in kernels.items():
+        scales = weight == "Int8Weight"
+        assert sass.find_multiplications(code, shared_is_data=False, scales_sums=scales) == []
+        if not scales:
+            adds = [i for i in code if i.opcode == "FADD"]
+            assert len(adds) >= added_rows(weight, cubin) * vec
 
 
 def test_data_is_only_added_with_many_samples(staged, cubin):
     for (weight, samples), code in staged.items():
-        assert sass.find_multiplications(code) == []
-        if weight != "Int8Weight":
-            assert len([i for i in code if i.opcode == "FADD"]) >= 4 * samples
+        scales = weight == "Int8Weight"
+        assert sass.find_multiplications(code, scales_sums=scales) == []
+        # Two rows at a time.
+        if not scales:
+            assert len([i for i in code if i.opcode == "FADD"]) >= 2 * 4 * samples
         elif cubin.stem != "sm_80":
-            assert len([i for i in code if i.opcode == "VIADD.16x2"]) == 2 * samples
+            assert len([i for i in code if i.opcode == "VIADD.16x2"]) == 2 * 2 * samples
         # Rows go through shared memory, as floats or 16-bit lanes.
         prepared = ".64" if weight == "Int8Weight" else ".128"
         opcodes = {i.opcode for i in code}
@@ -132,12 +144,12 @@ def test_data_is_only_added_with_many_samples(staged, cubin):
 
 
 def test_int8_is_added_in_16_bit_lanes(kernels, cubin):
-    for (weight, vec, samples), code in kernels.items():
+    for (weight, vec, keep), code in kernels.items():
         lanes = [i for i in code if i.opcode == "VIADD.16x2"]
         # sm_80 has no such instruction; there the lanes are masked.
         native = weight == "Int8Weight" and cubin.stem != "sm_80"
-        expected = rows_in_flight(samples) * (1 if vec == 1 else 2) * samples if native else 0
-        assert len(lanes) == expected, (weight, vec, samples)
+        expected = added_rows(weight, cubin) * (1 if vec == 1 else 2) if native else 0
+        assert len(lanes) == expected, (weight, vec, keep)
 
 
 def test_the_second_pass_scales_int8_alone(functions):
@@ -162,25 +174,35 @@ def test_neurons_multiply_by_the_decay_and_never_fuse(functions):
         assert multiplied == ["FMUL"] * (2 if "kernelIiE" in name else 1), name
 
 
-def test_weights_are_loaded_four_at_a_time(kernels):
+def test_weights_are_loaded_four_at_a_time(kernels, cubin):
     """A warp has 128 channels: 512 bytes of float32 in one load."""
-    for (weight, vec, samples), code in kernels.items():
-        wide = [i for i in code if i.opcode == f"LDG.E.NA{WEIGHTS[weight]}.CONSTANT"]
-        assert len(wide) == (rows_in_flight(samples) if vec > 1 else 0)
-        if weight != "Int8Weight":
-            data = sass.data_loads(code, sass.trace_loads(code), shared_is_data=False)
-            loads = {str(i) for n, i in enumerate(code) if data >> n & 1}
-            assert {str(i) for i in wide} <= loads
-            # What remains is the bias, or single weights.
-            others = [i for i in loads - {str(i) for i in wide} if "LDG" in i]
-            assert len(others) >= (1 if vec > 1 else rows_in_flight(samples))
+    for (weight, vec, keep), code in kernels.items():
+        data = sass.data_loads(code, sass.trace_loads(code), shared_is_data=False)
+        loads = [i for n, i in enumerate(code) if data >> n & 1 and i.opcode.startswith("LDG")]
+        wide = [i for i in loads if i.opcode == row_load(weight, keep)]
+        if vec == 1:
+            assert len(loads) >= rows_in_flight(weight, cubin)
+        elif weight == "Int8Weight" and keep:  # loads of the bias are no narrower
+            assert len(wide) >= rows_in_flight(weight, cubin)
+        else:
+            assert len(wide) == rows_in_flight(weight, cubin)
+            assert len(loads) > len(wide)  # the bias
+
+
+def test_the_loads_of_a_group_are_issued_before_its_first_addition(kernels):
+    for (weight, vec, keep), code in kernels.items():
+        if vec == 1 or (weight == "Int8Weight" and keep):
+            continue
+        opcodes = [i.opcode for i in code]
+        rows = [n for n, opcode in enumerate(opcodes) if opcode == row_load(weight, keep)]
+        between = opcodes[rows[0] : rows[-1]]
+        assert not [opcode for opcode in between if re.match(r"FADD|VIADD\.16x2", opcode)]
 
 
 def test_spike_words_do_not_reach_a_sum(kernels):
     for (weight, *_), code in kernels.items():
         data = sass.data_loads(code, sass.trace_loads(code), shared_is_data=False)
         others = [i for n, i in enumerate(code) if i.opcode.startswith("LDG") and not data >> n & 1]
-        # Those of all samples are loaded in one place.
         assert {i.opcode for i in others} == {"LDG.E.CONSTANT"}, weight
 
 

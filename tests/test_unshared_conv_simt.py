@@ -69,11 +69,16 @@ CASES = [
     *(
         Case(cin=100, cout=40, samples=19, size=(2, 2), vec=vec, tile=tile, bias="channel")
         for vec in (1, 4)
-        for tile in (1, 4)
+        for tile in (1, 2, 8)
     ),
     *(
-        Case(cin=70, cout=140, samples=6, size=(2, 3), lanes=lanes, threads=threads, vec=vec)
-        for lanes, threads in ((32, 256), (32, 32), (16, 128), (8, 256), (4, 64), (1, 32))
+        Case(
+            cin=70, cout=140, samples=6, size=(2, 3), vec=vec, lanes=lanes, tile=tile, shares=shares
+        )
+        for lanes, tile, shares in (
+            *((32, 1, 8), (32, 4, 1), (16, 2, 4), (16, 16, 1), (8, 8, 4), (8, 1, 32), (4, 8, 2)),
+            *((2, 16, 8), (1, 32, 4)),
+        )
         for vec in (1, 4)
     ),
     # every type of weights: whole vectors and single weights, idle lanes, several channel tiles
@@ -99,7 +104,7 @@ CASES = [
                 "rate": rate,
                 "weight": "int8",
             },
-            **{"lanes": 32, "threads": 32, "splits": 1, "vec": vec},
+            **{"lanes": 32, "shares": 1, "splits": 1, "vec": vec},
         )
         for rate in (0.5, 1.0)
         for vec in (1, 4)
@@ -115,7 +120,7 @@ CASES = [
     Case(cin=66, cout=32, groups=2, weight="bfloat16", shared=True, stride=(2, 2), out="nhwc"),
     # several blocks share the receptive field
     *(
-        Case(cin=70, cout=20, samples=3, splits=splits, threads=32, weight=weight, bias="channel")
+        Case(cin=70, cout=20, samples=3, splits=splits, tile=4, weight=weight, bias="channel")
         for splits in (2, 3, 16)
         for weight in ("float32", "bfloat16", "int8", "int8-scaled")
     ),
@@ -152,7 +157,7 @@ CASES = [
     *(Case(cin=300, cout=16, weight="int8", rate=r, size=(2, 2), staged=True) for r in (0.0, 1.0)),
     Case(cin=40, cout=40, samples=70, bias="element", blocks=3, staged=True, kernel=(1, 1)),
     # the launcher's own choice of that kernel (test_unshared_conv_config_simt.py)
-    Case(cin=33, cout=16, samples=17, size=(14, 14), bias="channel"),
+    Case(cin=33, cout=16, samples=33, size=(14, 14), bias="channel"),
     Case(cin=20, cout=32, groups=2, samples=33, size=(11, 12), weight="int8-scaled", out="nhwc"),
     # nothing that a tile, a word or a vector divides
     *(
@@ -168,6 +173,11 @@ CASES = [
     Case(cin=40, cout=40, samples=9, bias="element", blocks=1),
     Case(cin=40, cout=40, samples=9, bias="element", blocks=7, tile=4),
     Case(cin=70, cout=48, samples=9, blocks=5, weight="int8"),
+    # and lists so long that the sums of the shares, which take their place, reach beyond the first
+    *(
+        Case(cin=128, cout=128, samples=n, rate=0.6, size=(2, 2), tile=1, shares=4, blocks=blocks)
+        for n, blocks in ((1, 0), (3, 2))
+    ),
 ]
 
 
@@ -273,6 +283,6 @@ def test_conv_of_more_than_2_to_31_weights(lib, staged):
 
 
 def test_conv_of_a_sample_tile_without_kernel_is_an_error(lib):
-    for staged, tile in ((False, 2), (False, 8), (True, 16)):
+    for staged, tile in ((True, 16),):
         with pytest.raises(AssertionError, match="no kernel for this sample tile"):
             run_and_compare(lib, Case(tile=tile, staged=staged))

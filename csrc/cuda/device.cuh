@@ -27,6 +27,17 @@ struct alignas(16) Vector4 {
   T x, y, z, w;
 };
 
+// base + a * b bytes, in one instruction.
+__device__ inline const char* plus_product(const char* base, uint32_t a, uint32_t b) {
+#ifdef REALSPIKE_SIMT
+  return base + static_cast<uint64_t>(a) * b;
+#else
+  uint64_t product;
+  asm("mul.wide.u32 %0, %1, %2;" : "=l"(product) : "r"(a), "r"(b));
+  return base + product;
+#endif
+}
+
 // Splits a flat index without a division: n / divisor for 0 <= n < 2^63 is a high product, an
 // addition and a shift (Granlund and Montgomery, "Division by invariant integers using
 // multiplication", 1994).

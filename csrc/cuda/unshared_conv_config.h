@@ -7,35 +7,25 @@
 
 namespace realspike {
 
-constexpr int kUnsharedConvMaxThreads = 256;
 // Neighbouring output channels of a thread.
 constexpr int kUnsharedConvVec = 4;
 
-// What a block of few samples shares: the rows of some spike words that one of them uses, and these
-// words.
-constexpr int kUnsharedConvListWords = 64;
-constexpr int kUnsharedConvListSamples = 4;
-constexpr int kUnsharedConvMostInFlight = 8;  // rows of a group
-template <int S_TILE>
-struct UnsharedConvShared {
-  uint32_t
-      list[kUnsharedConvListWords * 32 + kUnsharedConvMostInFlight];  // the last group is filled up
-  uint32_t fired[S_TILE][kUnsharedConvListWords];
-  int row[kUnsharedConvListWords];  // of bit 0
-};
+constexpr int kUnsharedConvMaxThreads = 256;
 
-// Whether the entries of that list hold every row of a receptive field, and an int every spike word
-// of a sample.
+// A stream of `lanes` threads lists the rows of `lanes` spike words at a time and takes them in
+// groups of at most this many; the last one is filled up.
+constexpr int kUnsharedConvListFill = 16;
+
+// Whether an int numbers the rows of a receptive field and the spike words of a sample.
 inline bool field_fits(const UnsharedConvParams& p) {
-  return p.KH * p.KW * p.Cin_g < int64_t{1} << (32 - kUnsharedConvListSamples) &&
-         p.H * p.W * p.words <= INT32_MAX;
+  return p.KH * p.KW * p.Cin_g <= INT32_MAX && p.H * p.W * p.words <= INT32_MAX;
 }
 
 constexpr int kStageRows = 32;  // those of one spike word
 
 // A block computes `sample_tile` samples x `lanes * vec` channels of one output position and group,
-// or one of `splits` shares of their terms. It is cut into threads / lanes streams, which share the
-// work on the receptive field.
+// or one of `splits` shares of their terms. It is cut into streams of `lanes` threads: one for each
+// of `shares` shares of the terms of each sample.
 //
 // With many samples the rows are staged in shared memory instead: every stream then takes the whole
 // receptive field, for `stream_samples` samples of its own.
@@ -43,8 +33,10 @@ struct UnsharedConvConfig {
   bool staged;
   int vec;             // neighbouring output channels per thread: kUnsharedConvVec, or 1
   int stream_samples;  // if staged
-  int sample_tile;     // of a block
+  int sample_tile;     // of a block; a power of two unless staged
   int lanes;           // threads per stream: a power of two up to 32
+  int shares;          // streams of a sample: a power of two, 1 if staged
+  bool keep_rows;      // in the L1 cache, for other samples of the block
   int threads;         // per block: a multiple of 32
   int splits;          // blocks that share the receptive field; their sums meet in a second pass
   int shared_bytes;
@@ -63,14 +55,14 @@ inline UnsharedConvConfig complete_unshared_conv_config(const UnsharedConvParams
   const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
   if (config.staged) {
     config.sample_tile = config.threads / config.lanes * config.stream_samples;
-    // Two stages; a weight takes two bytes (int8) or four.
+    // Two stages, a row of zeros before each; a weight takes two bytes (int8) or four.
     const int of_lane = kUnsharedConvVec * (p.weight_dtype == DType::kInt8 ? 2 : 4);
-    config.shared_bytes = 2 * kStageRows * config.lanes * of_lane;
+    config.shared_bytes = 2 * (1 + kStageRows) * config.lanes * of_lane;
   } else {
-    const int partial = config.sample_tile * config.threads * config.vec * 4;
-    const int list = config.sample_tile == 1 ? sizeof(UnsharedConvShared<1>)
-                                             : sizeof(UnsharedConvShared<kUnsharedConvListSamples>);
-    config.shared_bytes = std::max(partial, list);
+    config.threads = config.lanes * config.sample_tile * config.shares;
+    const int partial = config.shares > 1 ? config.threads * config.vec * 4 : 0;
+    const int lists = config.threads * 32 + config.threads / config.lanes * kUnsharedConvListFill;
+    config.shared_bytes = std::max(partial, lists * 4);
   }
   config.sample_tiles = ceil_div(p.N, config.sample_tile);
   config.channel_tiles = ceil_div(p.Cout_g, int64_t{config.lanes} * config.vec);
@@ -95,19 +87,20 @@ inline int lanes_of_a_row(const UnsharedConvParams& p, int vec) {
 // Blocks that a large device needs, and how many may share a receptive field to come near it.
 constexpr int64_t kWantedBlocks = 512;
 constexpr int64_t kMostSplits = 16;
-constexpr int64_t kMostWarps = kUnsharedConvMaxThreads / 32;
 
-// Many samples, if the blocks are enough for a device: at least eight streams, of which each has
-// the rows of four to be brought to shared memory.
+// Many samples whose rows would be read from the cache too slowly: of float32, or so narrow that a
+// list is short. At least eight streams, of which each has the rows of four to be brought to shared
+// memory, and blocks enough for a device.
 inline bool choose_staged(const UnsharedConvParams& p, UnsharedConvConfig& config) {
   constexpr int64_t kEnoughBlocks = 192;
-  const int64_t few_samples = config.lanes < 16 ? 8 : 16;
-  if (config.vec == 1 || config.lanes < 4 || p.N <= few_samples) return false;
+  const bool wide = p.weight_dtype == DType::kFloat32 && config.lanes >= 16;
+  const bool narrow = config.lanes == 4;
+  if (config.vec == 1 || p.N <= 32 || !(wide || narrow)) return false;
   UnsharedConvConfig staged = config;
   staged.staged = true;
-  staged.splits = 1;
+  staged.splits = staged.shares = 1;
   staged.threads = std::max(8 * config.lanes, 64);
-  staged.stream_samples = config.lanes >= 8 && p.N > 32 ? 8 : 4;
+  staged.stream_samples = config.lanes >= 8 ? 8 : 4;
   staged = complete_unshared_conv_config(p, staged);
   if (staged.blocks < kEnoughBlocks) return false;
   config = staged;
@@ -121,42 +114,52 @@ inline UnsharedConvConfig choose_unshared_conv_config(const UnsharedConvParams& 
   config.lanes = lanes_of_a_row(p, config.vec);
   if (choose_staged(p, config)) return config;
 
-  // More samples in a tile would read no row less often from memory: the tiles of a position run
-  // together and find it in the cache.
-  config.sample_tile = p.N == 1 ? 1 : kUnsharedConvListSamples;
-
-  // Small maps have too few positions for a large device: 128 bytes of a row per stream still are
-  // whole cache lines, and the narrower streams share the receptive field among more of them.
-  constexpr int kCacheLine = 128;
-  config.threads = 32;
+  const bool long_rows = bytes == 4;
+  // Slices of a row that leave room for more samples, which find each other's rows in the cache.
+  constexpr int kSliceBytes = 256;
+  if (p.N > 4 && config.lanes * config.vec * bytes > kSliceBytes) config.lanes /= 2;
+  config.keep_rows = p.N * bytes >= 32;
+  const int streams = (long_rows ? kUnsharedConvMaxThreads : 128) / config.lanes;
+  config.sample_tile = 1;
+  while (config.sample_tile < p.N && config.sample_tile < streams) config.sample_tile *= 2;
+  config.shares = std::max(1, 32 / (config.lanes * config.sample_tile));
   config.splits = 1;
-  while (config.lanes * config.vec * bytes > kCacheLine &&
-         complete_unshared_conv_config(p, config).blocks < kWantedBlocks) {
-    config.lanes /= 2;
-  }
 
-  // A warp for eight words of the receptive field of a group, or, with few blocks, as many as find
-  // four rows for each of their streams.
+  // Few samples and positions leave a large device idle: then streams share the receptive field of
+  // a sample, rather than take other samples or more than a cache line of a row, and, if these are
+  // not enough, blocks do. A share has six words, or two where most of the device would be idle.
+  constexpr int kCacheLine = 128;
+  const int64_t wanted_warps = long_rows ? 8192 : 4096;
   const int64_t words = p.KH * p.KW * ((p.Cin_g + 31) / 32);
-  const int64_t blocks = complete_unshared_conv_config(p, config).blocks;
-  const int64_t warps = std::clamp<int64_t>(
-      blocks < kWantedBlocks ? words * 8 * config.lanes / 32 : words / 8, 2, kMostWarps);
-  config.threads = 32 * static_cast<int>(warps);
-
-  // Still too few blocks: they share the receptive field, as long as every stream has a word.
-  const int64_t streams = config.threads / config.lanes;
-  if (blocks > 0 && blocks < kWantedBlocks) {
-    config.splits = static_cast<int>(
-        std::clamp<int64_t>(std::min(kWantedBlocks / blocks, words / streams), 1, kMostSplits));
+  const auto warps = [&] {
+    const UnsharedConvConfig complete = complete_unshared_conv_config(p, config);
+    return complete.blocks * (complete.threads / 32);
+  };
+  const auto wants_more_shares = [&] {
+    const int64_t few_words = warps() < wanted_warps / 2 ? 2 : 6;
+    return warps() > 0 && warps() < wanted_warps &&
+           2 * few_words * config.shares * config.splits <= words;
+  };
+  while (wants_more_shares()) {
+    if (config.lanes * config.sample_tile * config.shares == kUnsharedConvMaxThreads) {
+      if (config.sample_tile > 1) {
+        config.sample_tile /= 2;
+      } else if (config.lanes * config.vec * bytes > kCacheLine) {
+        config.lanes /= 2;
+      } else {
+        break;
+      }
+    }
+    config.shares *= 2;
+  }
+  while (wants_more_shares() && warps() < wanted_warps / 2 && config.splits < kMostSplits) {
+    config.splits *= 2;
   }
   return complete_unshared_conv_config(p, config);
 }
 
-// Sums go through memory to a second pass if several blocks share them, or if they are scaled:
-// the first pass only adds.
-inline bool needs_second_pass(const UnsharedConvParams& p, const UnsharedConvConfig& config) {
-  return config.splits > 1 || p.scale != nullptr;
-}
+// Sums go through memory to a second pass if several blocks share them.
+inline bool needs_second_pass(const UnsharedConvConfig& config) { return config.splits > 1; }
 
 // [splits, N, OH, OW, Cout], float or int32_t.
 inline int64_t workspace_bytes(const UnsharedConvParams& p, const UnsharedConvConfig& config) {
@@ -165,7 +168,7 @@ inline int64_t workspace_bytes(const UnsharedConvParams& p, const UnsharedConvCo
 
 inline int64_t unshared_conv_workspace_bytes(const UnsharedConvParams& p,
                                              const UnsharedConvConfig& config) {
-  return needs_second_pass(p, config) ? workspace_bytes(p, config) : 0;
+  return needs_second_pass(config) ? workspace_bytes(p, config) : 0;
 }
 
 }  // namespace realspike

@@ -33,7 +33,7 @@ int64_t unshared_conv_workspace_cuda(const UnsharedConvParams& params) {
 int unshared_conv_cuda(const UnsharedConvParams& params, void* stream_address) {
   const UnsharedConvConfig config = choose_unshared_conv_config(params);
   if (config.blocks == 0) return cudaSuccess;
-  const bool second_pass = needs_second_pass(params, config);
+  const bool second_pass = needs_second_pass(config);
   if (second_pass != (params.workspace != nullptr)) return cudaErrorInvalidValue;
   const auto stream = static_cast<cudaStream_t>(stream_address);
   const cudaError_t error = launch_first_pass(params, config, stream);

@@ -19,7 +19,7 @@ inline UnsharedConvConfig complete_unshared_conv_grad_config(const UnsharedConvP
   const int bits = config.threads / 32 * ((config.sample_tile + 31) / 32) * 32;
   config.shared_bytes =
       static_cast<int>(config.sample_tile * tile_channels + bits) * static_cast<int>(sizeof(float));
-  config.sample_tiles = 1;
+  config.sample_tiles = config.shares = 1;
   config.channel_tiles = (p.Cout_g + tile_channels - 1) / tile_channels;
   const bool has_rows = p.KH * p.KW * p.Cin_g > 0;
   config.blocks = has_rows ? config.channel_tiles * config.splits * p.G * p.OH * p.OW : 0;

@@ -17,27 +17,34 @@ struct UnsharedConvGrid {
   int64_t blocks;
   int lanes;
   int lanes_log2;
-  bool wide_out;  // four neighbouring channels of the output are 16 aligned bytes
+  int sample_tile_log2;  // unless staged
+  bool wide_out;         // four neighbouring channels of the output are 16 aligned bytes
   Divisor sample_tiles;
   Divisor channel_tiles;
   Divisor splits;
+  Divisor word_shares;  // splits * shares
   Divisor groups;
   Divisor out_width;
 };
 
 inline UnsharedConvGrid make_unshared_conv_grid(const UnsharedConvParams& p,
                                                 const UnsharedConvConfig& config) {
-  int lanes_log2 = 0;
-  while ((1 << lanes_log2) < config.lanes) ++lanes_log2;
+  const auto log2 = [](int of) {
+    int result = 0;
+    while ((2 << result) <= of) ++result;
+    return result;
+  };
   const bool side_by_side = p.out_stride_c == 1 && p.out_stride_n % 4 == 0 &&
                             p.out_stride_p % 4 == 0 && reinterpret_cast<uintptr_t>(p.out) % 16 == 0;
   return {config.blocks,
           config.lanes,
-          lanes_log2,
+          log2(config.lanes),
+          log2(config.sample_tile),
           p.G * p.Cout_g % 4 == 0 && (p.workspace != nullptr || side_by_side),
           make_divisor(config.sample_tiles),
           make_divisor(config.channel_tiles),
           make_divisor(config.splits),
+          make_divisor(int64_t{config.splits} * config.shares),
           make_divisor(p.G),
           make_divisor(p.OW)};
 }
@@ -132,9 +139,13 @@ struct FieldWords {
     int kh_1 = static_cast<int>(p.KH);
     const int dilation_h = static_cast<int>(p.dilation_h);
     const int dilation_w = static_cast<int>(p.dilation_w);
+#pragma unroll 1
     while (kh_0 < kh_1 && field.h_0 + kh_0 * dilation_h < 0) ++kh_0;
+#pragma unroll 1
     while (kh_1 > kh_0 && field.h_0 + (kh_1 - 1) * dilation_h >= p.H) --kh_1;
+#pragma unroll 1
     while (kw_0 < kw_1 && field.w_0 + kw_0 * dilation_w < 0) ++kw_0;
+#pragma unroll 1
     while (kw_1 > kw_0 && field.w_0 + (kw_1 - 1) * dilation_w >= p.W) --kw_1;
     count = (kh_1 - kh_0) * (kw_1 - kw_0) * field.words;
   }
@@ -148,7 +159,9 @@ struct FieldWords {
                            int number) const {
     const int row_of_taps = (kw_1 - kw_0) * field.words;
     int kh = kh_0, kw = kw_0;
+#pragma unroll 1
     for (; number >= row_of_taps; number -= row_of_taps) ++kh;
+#pragma unroll 1
     for (; number >= field.words; number -= field.words) ++kw;
     return place(p, field, kh, kw, number);
   }
@@ -178,8 +191,11 @@ struct FieldWords {
 
 // The output that a sum becomes.
 template <typename Total>
-__device__ float with_bias(const UnsharedConvParams& p, int64_t co, int64_t position, Total total) {
+__device__ float finished(const UnsharedConvParams& p, int64_t co, int64_t position, Total total) {
   float out = static_cast<float>(total);
+  if constexpr (static_cast<Total>(0.5) == 0) {  // int32_t
+    if (p.scale != nullptr) out *= __ldg(p.scale + co);
+  }
   if (p.bias != nullptr) {
     out += __ldg(p.bias + co * p.bias_stride_c + position * p.bias_stride_p);
   }

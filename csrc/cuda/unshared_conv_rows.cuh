@@ -46,40 +46,44 @@ __device__ inline float high_bfloat16(uint32_t pair) { return __uint_as_float(pa
 
 __device__ inline float float_of(BFloat16Weight weight) { return low_bfloat16(weight.bits); }
 
-// Weights are read once by a block: they pass the L1 cache, which is left to the spikes.
+// Four weights. Unless other samples of the block are likely to need them, too, they pass the L1
+// cache, which is left to the spikes.
 #ifdef REALSPIKE_SIMT
-template <typename Words>
-__device__ Words load_once(const void* row) {
-  return __ldg(static_cast<const Words*>(row));
+template <bool KEEP>
+__device__ void load_words(const void* row, uint4& words) {
+  words = __ldg(static_cast<const uint4*>(row));
+}
+template <bool KEEP>
+__device__ void load_words(const void* row, uint2& words) {
+  words = __ldg(static_cast<const uint2*>(row));
+}
+template <bool KEEP>
+__device__ void load_words(const void* row, uint32_t& words) {
+  words = __ldg(static_cast<const uint32_t*>(row));
 }
 #else
-template <typename Words>
-__device__ Words load_once(const void* row);
+// Volatile: in the order in which they are written, before the first of them is added.
+#define REALSPIKE_LOAD(form, ...)                                                \
+  if constexpr (KEEP) {                                                          \
+    asm volatile("ld.global.nc." form : __VA_ARGS__ : "l"(row));                 \
+  } else {                                                                       \
+    asm volatile("ld.global.nc.L1::no_allocate." form : __VA_ARGS__ : "l"(row)); \
+  }
 
-template <>
-__device__ inline uint4 load_once<uint4>(const void* row) {
-  uint4 words;
-  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-      : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
-      : "l"(row));
-  return words;
+template <bool KEEP>
+__device__ void load_words(const void* row, uint4& words) {
+  REALSPIKE_LOAD("v4.u32 {%0, %1, %2, %3}, [%4];", "=r"(words.x), "=r"(words.y), "=r"(words.z),
+                 "=r"(words.w))
 }
-
-template <>
-__device__ inline uint2 load_once<uint2>(const void* row) {
-  uint2 words;
-  asm("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];"
-      : "=r"(words.x), "=r"(words.y)
-      : "l"(row));
-  return words;
+template <bool KEEP>
+__device__ void load_words(const void* row, uint2& words) {
+  REALSPIKE_LOAD("v2.u32 {%0, %1}, [%2];", "=r"(words.x), "=r"(words.y))
 }
-
-template <>
-__device__ inline uint32_t load_once<uint32_t>(const void* row) {
-  uint32_t words;
-  asm("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(words) : "l"(row));
-  return words;
+template <bool KEEP>
+__device__ void load_words(const void* row, uint32_t& words) {
+  REALSPIKE_LOAD("u32 %0, [%1];", "=r"(words))
 }
+#undef REALSPIKE_LOAD
 #endif
 
 // Keeps a value that is used several times from being computed each time.
@@ -102,14 +106,20 @@ struct WeightVector;
 template <>
 struct WeightVector<float, 4> {
   uint4 words;
-  __device__ void load(const float* row) { words = load_once<uint4>(row); }
+  template <bool KEEP>
+  __device__ void load(const float* row) {
+    load_words<KEEP>(row, words);
+  }
   __device__ uint4 prepared() const { return words; }
 };
 
 template <>
 struct WeightVector<BFloat16Weight, 4> {
   uint2 pairs;
-  __device__ void load(const BFloat16Weight* row) { pairs = load_once<uint2>(row); }
+  template <bool KEEP>
+  __device__ void load(const BFloat16Weight* row) {
+    load_words<KEEP>(row, pairs);
+  }
   __device__ uint4 prepared() const {
     uint4 four = {__float_as_uint(low_bfloat16(pairs.x)), __float_as_uint(high_bfloat16(pairs.x)),
                   __float_as_uint(low_bfloat16(pairs.y)), __float_as_uint(high_bfloat16(pairs.y))};
@@ -124,7 +134,10 @@ struct WeightVector<BFloat16Weight, 4> {
 template <>
 struct WeightVector<Float16Weight, 4> {
   uint2 pairs;
-  __device__ void load(const Float16Weight* row) { pairs = load_once<uint2>(row); }
+  template <bool KEEP>
+  __device__ void load(const Float16Weight* row) {
+    load_words<KEEP>(row, pairs);
+  }
   __device__ uint4 prepared() const {
     const auto bits = [](uint32_t half) {
       uint32_t word = __float_as_uint(float_of(Float16Weight{static_cast<uint16_t>(half)}));
@@ -138,7 +151,10 @@ struct WeightVector<Float16Weight, 4> {
 template <>
 struct WeightVector<Int8Weight, 4> {
   uint32_t word;
-  __device__ void load(const Int8Weight* row) { word = load_once<uint32_t>(row); }
+  template <bool KEEP>
+  __device__ void load(const Int8Weight* row) {
+    load_words<KEEP>(row, word);
+  }
   __device__ uint2 prepared() const {
     uint2 lanes = {word & 0x00ff00ffu, __byte_perm(word, 0, 0x4341)};
     compute_once(lanes.x);
@@ -151,6 +167,7 @@ struct WeightVector<Int8Weight, 4> {
 template <typename Weight>
 struct WeightVector<Weight, 1> {
   Weight weight;
+  template <bool KEEP>
   __device__ void load(const Weight* row) {
     if constexpr (sizeof(Weight) == sizeof(float)) {
       weight = __ldg(row);
@@ -164,7 +181,10 @@ struct WeightVector<Weight, 1> {
 template <>
 struct WeightVector<Int8Weight, 1> {
   uint32_t weight;
-  __device__ void load(const Int8Weight* row) { weight = __ldg(&row->bits); }
+  template <bool KEEP>
+  __device__ void load(const Int8Weight* row) {
+    weight = __ldg(&row->bits);
+  }
   __device__ uint32_t prepared() const { return weight; }
 };
 

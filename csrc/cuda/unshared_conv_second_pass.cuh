@@ -27,8 +27,7 @@ inline UnsharedConvSecondPass make_unshared_conv_second_pass(const UnsharedConvP
           std::min<int64_t>((outputs + kThreads - 1) / kThreads, INT32_MAX)};
 }
 
-// One thread per output: adds what the splits left, in ascending order, then scales int8 sums and
-// adds the bias.
+// One thread per output: adds what the splits left, in ascending order.
 template <typename Total>
 __global__ void __launch_bounds__(kUnsharedConvSecondPassThreads)
     unshared_conv_second_pass_kernel(const UnsharedConvParams p,
@@ -41,12 +40,8 @@ __global__ void __launch_bounds__(kUnsharedConvSecondPassThreads)
     int64_t n = i;
     const int64_t co = take_remainder(n, grid.channels);
     const int64_t position = take_remainder(n, grid.positions);
-    float out = static_cast<float>(total);
-    if constexpr (static_cast<Total>(0.5) == 0) {  // int32_t
-      if (p.scale != nullptr) out *= __ldg(p.scale + co);
-    }
     p.out[n * p.out_stride_n + co * p.out_stride_c + position * p.out_stride_p] =
-        with_bias(p, co, position, out);
+        finished(p, co, position, total);
   }
 }
 

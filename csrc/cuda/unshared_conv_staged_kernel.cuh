@@ -58,7 +58,8 @@ __global__ void __launch_bounds__(kUnsharedConvMaxThreads, kStagedBlocks)
   using Prepared = typename Sums<Weight, VEC, S_TILE>::Prepared;
   using Total = typename Sums<Weight, VEC, S_TILE>::Total;
   constexpr int kMostRows = Sums<Weight, VEC, S_TILE>::kMostRows;
-  Prepared* const stages = dynamic_shared<Prepared>();  // [2, kStageRows, lanes]
+  // [2, 1 + kStageRows, lanes]: before the rows of a stage lies one of zeros.
+  Prepared* const zeros = dynamic_shared<Prepared>();
 
   const int thread = static_cast<int>(threadIdx.x);
   const int threads = static_cast<int>(blockDim.x);
@@ -66,8 +67,10 @@ __global__ void __launch_bounds__(kUnsharedConvMaxThreads, kStagedBlocks)
   const int lane = thread & (grid.lanes - 1);
   const int streams = threads >> grid.lanes_log2;
   const int stage_size = kStageRows << grid.lanes_log2;
+  const int stage_step = stage_size + grid.lanes;
   const int row_bytes = grid.lanes * static_cast<int>(sizeof(Prepared));
   const int Cout_g = static_cast<int>(p.Cout_g);
+  Prepared* const stages = zeros + grid.lanes;
 
   for (int64_t block = blockIdx.x; block < grid.blocks; block += gridDim.x) {
     const Owned own(grid, block, stream, streams, lane);
@@ -93,7 +96,7 @@ __global__ void __launch_bounds__(kUnsharedConvMaxThreads, kStagedBlocks)
       for (int i = 0; i < kStageVectors; ++i, from += streams * Cout_g) {
         if (i * threads + thread < stage_size &&
             static_cast<unsigned>(ci + i * streams) < most_rows) {
-          row[i].load(from);
+          row[i].template load<false>(from);
         }
       }
       if (has_sample) spike_word = __ldg(spikes + at.spikes);
@@ -105,15 +108,13 @@ __global__ void __launch_bounds__(kUnsharedConvMaxThreads, kStagedBlocks)
         if (to < stage_size) stage[to] = row[i].prepared();
       }
     };
-    // Of what was fetched; the first row is the leading bit.
-    const auto fired = [&](const FieldPlace& at) {
-      return __brev(spike_word & field.mask(at.word));
-    };
+    const auto fired = [&](const FieldPlace& at) { return spike_word & field.mask(at.word); };
 
     Sums<Weight, VEC, S_TILE> sums;
     int fired_rows = 0;  // of the lane's sample
     uint32_t now = 0;
     Prepared* stage = stages;
+    if (thread < grid.lanes) zeros[thread] = zeros[thread + stage_step] = Prepared{};
     FieldPlace at = words.first(p, field);
     if (words.count > 0) {
       fetch(at);
@@ -126,7 +127,7 @@ __global__ void __launch_bounds__(kUnsharedConvMaxThreads, kStagedBlocks)
     }
     __syncthreads();
     for (int left = words.count - 1; left >= 0; --left) {
-      Prepared* const next_stage = stage == stages ? stages + stage_size : stages;
+      Prepared* const next_stage = stage == stages ? stages + stage_step : stages;
       uint32_t next = 0;
       if (left > 0) {
         put(next_stage);
@@ -140,16 +141,23 @@ __global__ void __launch_bounds__(kUnsharedConvMaxThreads, kStagedBlocks)
 #pragma unroll
       for (int s = 0; s < S_TILE; ++s) of_sample[s] = __shfl_sync(~0u, now, s, grid.lanes);
       if constexpr (kMostRows > 0) fired_rows += __popc(now);
-      const char* const last_row =
-          reinterpret_cast<const char*>(stage + lane) + (kStageRows - 1) * row_bytes;
+      // Two rows at a time, in ascending order; what would be the last of an odd number is the row
+      // of zeros, -1.
+      const char* const first_row = reinterpret_cast<const char*>(stage + lane);
 #pragma unroll
       for (int s = 0; s < S_TILE; ++s) {
         uint32_t rest = of_sample[s];
+        const auto next_row = [&] {
+          const uint32_t lowest = rest & (0u - rest);
+          rest ^= lowest;
+          const int row = 31 - __clz(static_cast<int>(lowest));
+          return *reinterpret_cast<const Prepared*>(first_row + row * row_bytes);
+        };
         while (rest != 0) {
-          const int bit = 31 - __clz(static_cast<int>(rest));
-          rest ^= 1u << bit;
-          const Prepared four = *reinterpret_cast<const Prepared*>(last_row - bit * row_bytes);
-          sums.add(s, four);
+          const Prepared one = next_row();
+          const Prepared other = next_row();
+          sums.add(s, one);
+          sums.add(s, other);
         }
       }
       if constexpr (kMostRows > 0) {
@@ -175,7 +183,8 @@ __global__ void __launch_bounds__(kUnsharedConvMaxThreads, kStagedBlocks)
 #pragma unroll
         for (int i = 0; i < VEC; ++i) totals[i] -= excess_of_bytes(rows);
       }
-      write_totals(p, grid.wide_out, out.n_0 + s, out.g * p.Cout_g + out.co, out.position, totals);
+      write_totals(p, grid.wide_out, 0, out.n_0 + s, out.g * p.Cout_g + out.co, out.position,
+                   totals);
     }
   }
 }

@@ -26,13 +26,14 @@ int unshared_conv_simt_is_sanitized() {
 }
 
 // config: vec, sample_tile, lanes, threads, splits, shared_bytes, sample_tiles, channel_tiles,
-// blocks, staged, stream_samples
-void unshared_conv_simt_config(const UnsharedConvParams* params, int64_t config[11]) {
+// blocks, staged, stream_samples, shares, keep_rows
+void unshared_conv_simt_config(const UnsharedConvParams* params, int64_t config[13]) {
   const UnsharedConvConfig c = realspike::choose_unshared_conv_config(*params);
-  const int64_t fields[11] = {c.vec,    c.sample_tile,  c.lanes,         c.threads,
-                              c.splits, c.shared_bytes, c.sample_tiles,  c.channel_tiles,
-                              c.blocks, c.staged,       c.stream_samples};
-  std::copy(fields, fields + 11, config);
+  const int64_t fields[13] = {c.vec,      c.sample_tile,  c.lanes,          c.threads,
+                              c.splits,   c.shared_bytes, c.sample_tiles,   c.channel_tiles,
+                              c.blocks,   c.staged,       c.stream_samples, c.shares,
+                              c.keep_rows};
+  std::copy(fields, fields + 13, config);
 }
 
 int unshared_conv_simt_field_fits(const UnsharedConvParams* params) {
@@ -43,8 +44,9 @@ int unshared_conv_simt_field_fits(const UnsharedConvParams* params) {
 
 namespace {
 
-// forced: vec, sample_tile (of a stream, in stages), lanes, threads, splits, blocks to launch,
-// kernel (1 streams, 2 stages); 0 leaves the choice to the launcher's configuration.
+// forced: vec, sample_tile (of a stream, in stages), lanes, threads (in stages; else shares),
+// splits, blocks to launch, kernel (1 streams, 2 stages); 0 leaves the choice to the launcher's
+// configuration.
 UnsharedConvConfig configure(const UnsharedConvParams& params, const int64_t forced[7]) {
   UnsharedConvConfig config = realspike::choose_unshared_conv_config(params);
   if (config.blocks == 0) return config;
@@ -52,7 +54,14 @@ UnsharedConvConfig configure(const UnsharedConvParams& params, const int64_t for
   if (forced[0] != 0) config.vec = static_cast<int>(forced[0]);
   if (forced[1] != 0) config.sample_tile = config.stream_samples = static_cast<int>(forced[1]);
   if (forced[2] != 0) config.lanes = static_cast<int>(forced[2]);
-  if (forced[3] != 0) config.threads = static_cast<int>(forced[3]);
+  if (config.staged) {
+    config.shares = 1;
+    if (forced[3] != 0) config.threads = static_cast<int>(forced[3]);
+  } else if (forced[3] != 0) {
+    config.shares = static_cast<int>(forced[3]);
+  } else if (forced[1] != 0 || forced[2] != 0) {  // one warp, or more if there are more samples
+    config.shares = 32 / std::min(32, config.lanes * config.sample_tile);
+  }
   if (forced[4] != 0) config.splits = static_cast<int>(forced[4]);
   return realspike::complete_unshared_conv_config(params, config);
 }
