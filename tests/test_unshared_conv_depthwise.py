@@ -1,4 +1,4 @@
-"""One input and one output channel per group: sums under a mask of bits, on the CPU.
+"""One input and one output channel per group: sums under a mask of bits.
 
 Weights on a grid make every sum exact, so that results must be equal to those in float64."""
 
@@ -143,22 +143,22 @@ def test_same_bits_for_any_number_of_threads():
 
 @pytest.mark.parametrize("signed", [False, True], ids=["binary", "ternary"])
 @pytest.mark.parametrize("shape", [(1,), (35, 1, 1), (1, 4, 5), (35, 4, 5)], ids=str)
-def test_a_shortcut_reads_bits(shape, signed):
-    spikes = binary((3, 35, 4, 5), 1, 0.4)
+def test_a_shortcut_reads_bits(shape, signed, device):
+    spikes = binary((3, 35, 4, 5), 1, 0.4).to(device)
     words = rso.pack_spikes(spikes)
     if signed:
-        negative = binary((3, 35, 4, 5), 2, 0.4) * (1 - spikes)
+        negative = binary((3, 35, 4, 5), 2, 0.4).to(device) * (1 - spikes)
         words, spikes = torch.stack((words, rso.pack_spikes(negative))), spikes - negative
-    shortcut = rso.OneToOneSynapses(torch.randn(shape))
+    shortcut = rso.OneToOneSynapses(torch.randn(shape, device=device))
     with torch.no_grad():
         currents = shortcut(PackedSpikes(words, 35, signed))
     assert torch.equal(currents, shortcut.weight * spikes)
     assert currents.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_shortcut_of_features_reads_bits():
-    spikes = binary((3, 70), 1, 0.4)
-    shortcut = rso.OneToOneSynapses(torch.randn(70))
+def test_a_shortcut_of_features_reads_bits(device):
+    spikes = binary((3, 70), 1, 0.4).to(device)
+    shortcut = rso.OneToOneSynapses(torch.randn(70, device=device))
     with torch.no_grad():
         currents = shortcut(PackedSpikes(rso.pack_spikes(spikes), 70))
     assert torch.equal(currents, shortcut.weight * spikes)

@@ -74,6 +74,11 @@ CASES = [
     *((currents(weight=w), Form(reset="soft")) for w in ("bfloat16", "int8", "int8-scaled")),
     *((currents(weight=w, splits=3, tile=4), Form()) for w in ("float32", "int8-scaled")),
     (currents(samples=20, cout=48, staged=True), Form(timesteps=5)),
+    *(
+        (currents(cin=40, cout=40, groups=40, weight=w, tile=tile), Form(3, "soft"))
+        for w in ("float32", "bfloat16", "int8", "int8-scaled")
+        for tile in (0, 32)
+    ),
 ]
 
 

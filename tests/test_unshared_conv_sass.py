@@ -238,6 +238,54 @@ def test_the_gradient_of_the_weight_is_only_added(grad_cubin):
     assert widths == {"float": {1, 4}, "Float16Weight": {1, 8}, "BFloat16Weight": {1, 8}}
 
 
+@pytest.fixture(scope="module")
+def depthwise(functions) -> dict[tuple[str, int], list[sass.Instruction]]:
+    """The code of the kernels for one channel per group by (weight, samples per tile)."""
+    return {shape_of(name): code for name, code in functions.items() if "_depthwise_" in name}
+
+
+def test_depthwise_data_is_only_added(depthwise):
+    assert set(depthwise) == set(itertools.product(WEIGHTS, (8, 32)))
+    for (weight, samples), code in depthwise.items():
+        added = [i for i in code if i.predicate and re.match("FADD|I?ADD|IMAD.IADD", i.opcode)]
+        # Whether a sample fired is the predicate of its addition.
+        assert len(added) >= samples, (weight, samples)
+        if weight != "Int8Weight":
+            assert sass.find_multiplications(code, shared_is_data=False) == []
+            # Of all loads a sum has those of the weights and the bias; spike words are predicates.
+            data = sass.data_loads(code, sass.trace_loads(code), shared_is_data=False)
+            loads = [i for i in code if i.opcode.startswith("LDG")]
+            others = [i for n, i in enumerate(code) if i in loads and not data >> n & 1]
+            assert {i.opcode for i in others} == {"LDG.E.CONSTANT"}
+            assert 4 <= len(others) < len(loads)
+
+
+def test_depthwise_scales_finished_int8_sums_alone(depthwise):
+    for (weight, samples), code in depthwise.items():
+        scaled = [n for n, i in enumerate(code) if i.opcode == "FMUL"]
+        if weight != "Int8Weight":
+            assert scaled == []
+            continue
+        # Of each sample, where the outputs lie and where they are exchanged.
+        assert len(scaled) == 2 * samples
+        for n in scaled:
+            factors = [converts(code, n, register) for register in code[n].sources]
+            assert factors.count(True) == 1, str(code[n])
+        # Without these products nothing that is read from memory is multiplied.
+        rest = list(code)
+        for n in scaled:
+            rest[n] = sass.Instruction(code[n].address, "", "NOP", ())
+        assert sass.find_multiplications(rest, shared_is_data=False) == []
+
+
+def converts(code: list[sass.Instruction], n: int, register: str) -> bool:
+    """Whether what `code[n]` reads from a register is an integer just converted to a float."""
+    for instruction in reversed(code[:n]):
+        if register in instruction.result:
+            return instruction.opcode.startswith("I2F")
+    return False
+
+
 PROBES = """
 #include <cuda_fp16.h>
 extern "C" {

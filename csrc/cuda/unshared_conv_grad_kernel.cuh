@@ -5,6 +5,7 @@
 
 #include "core/unshared_conv.h"
 #include "cuda/device.cuh"
+#include "cuda/transpose_bits.cuh"
 #include "cuda/unshared_conv_config.h"
 #include "cuda/unshared_conv_grid.cuh"
 #include "cuda/unshared_conv_rows.cuh"
@@ -14,19 +15,6 @@
 #endif
 
 namespace realspike {
-
-// Lane i gives row i of a matrix of 32 x 32 bits and gets its column i. All lanes of the warp.
-__device__ inline uint32_t transpose_bits(uint32_t row, int lane) {
-  uint32_t low = 0x0000ffffu;
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) {
-    const uint32_t other = __shfl_xor_sync(~0u, row, distance);
-    row = (lane & distance) == 0 ? (row & low) | ((other & low) << distance)
-                                 : (row & ~low) | ((other & ~low) >> distance);
-    low ^= low << (distance / 2);
-  }
-  return row;
-}
 
 // Two sums as they are stored, each rounded to the nearest value of its type.
 template <typename Stored>

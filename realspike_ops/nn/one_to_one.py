@@ -55,7 +55,8 @@ class OneToOneSynapses(nn.Module):
     def forward(self, spikes: "Tensor | PackedSpikes") -> Tensor:
         is_binary = isinstance(spikes, PackedSpikes) and not spikes.signed
         trains = torch.is_grad_enabled() and self.weight.requires_grad
-        if isinstance(spikes, PackedSpikes) and self._reads_bits(spikes, trains):
+        reads_bits = self.weight.dtype == torch.float32 and not trains
+        if isinstance(spikes, PackedSpikes) and reads_bits:
             return self._depthwise(spikes)
         spikes = as_dense(spikes)
         checks.check_tensor("spikes", spikes)
@@ -63,11 +64,6 @@ class OneToOneSynapses(nn.Module):
         if is_binary and not trains:
             return torch.where(spikes != 0, self.weight, self.weight.new_zeros(()))
         return _Select.apply(spikes, self.weight)
-
-    def _reads_bits(self, spikes: PackedSpikes, trains: bool) -> bool:
-        """Whether bits need not be expanded: a GPU has no depthwise kernel."""
-        on_cpu = spikes.words.device.type == "cpu"
-        return on_cpu and self.weight.dtype == torch.float32 and not trains
 
     def _depthwise(self, spikes: PackedSpikes) -> Tensor:
         """Convolve with a 1 x 1 kernel of its own for every position and channel."""

@@ -5,12 +5,14 @@
 #include <cstdio>
 #include <vector>
 
+#include "cuda/unshared_conv_depthwise_kernel.cuh"
 #include "cuda/unshared_conv_kernel.cuh"
 #include "cuda/unshared_conv_lif_kernel.cuh"
 #include "cuda/unshared_conv_second_pass.cuh"
 #include "cuda/unshared_conv_staged_kernel.cuh"
 
 using realspike::UnsharedConvConfig;
+using realspike::UnsharedConvDepthwiseConfig;
 using realspike::UnsharedConvParams;
 
 extern "C" {
@@ -40,6 +42,17 @@ int unshared_conv_simt_field_fits(const UnsharedConvParams* params) {
   return realspike::field_fits(*params);
 }
 
+// config: sample_tile, warps, sample_tiles, column_tiles, blocks
+void unshared_conv_simt_depthwise_config(const UnsharedConvParams* params, int64_t config[5]) {
+  const UnsharedConvDepthwiseConfig c = realspike::choose_unshared_conv_depthwise_config(*params);
+  const int64_t fields[5] = {c.sample_tile, c.warps, c.sample_tiles, c.column_tiles, c.blocks};
+  std::copy(fields, fields + 5, config);
+}
+
+int unshared_conv_simt_depthwise_fits(const UnsharedConvParams* params) {
+  return realspike::depthwise_fits(*params);
+}
+
 }  // extern "C"
 
 namespace {
@@ -64,6 +77,28 @@ UnsharedConvConfig configure(const UnsharedConvParams& params, const int64_t for
   }
   if (forced[4] != 0) config.splits = static_cast<int>(forced[4]);
   return realspike::complete_unshared_conv_config(params, config);
+}
+
+// Only its sample tile can be forced. Anything else is asked of the kernels for rows of weights,
+// which take one channel per group, too.
+bool runs_depthwise(const UnsharedConvParams& params, const int64_t forced[7]) {
+  const bool has_tile = forced[1] == 0 || forced[1] == realspike::kUnsharedConvFewSamples ||
+                        forced[1] == realspike::kUnsharedConvManySamples;
+  const bool others = forced[0] != 0 || forced[2] != 0 || forced[3] != 0 || forced[4] != 0;
+  return realspike::is_depthwise(params) && has_tile && !others && forced[6] == 0;
+}
+
+void run_depthwise(const UnsharedConvParams& params, const int64_t forced[7], uint64_t shuffle) {
+  UnsharedConvDepthwiseConfig config = realspike::choose_unshared_conv_depthwise_config(params);
+  if (config.blocks == 0) return;
+  if (forced[1] != 0) config.sample_tile = static_cast<int>(forced[1]);
+  config = realspike::complete_unshared_conv_depthwise_config(params, config);
+  const auto kernel = realspike::select_unshared_conv_depthwise_kernel(params.weight_dtype, config);
+  const auto grid = realspike::make_unshared_conv_depthwise_grid(params, config);
+  simt::launch(
+      dim3(static_cast<unsigned>(forced[5] != 0 ? forced[5] : config.blocks)),
+      dim3(32 * config.warps), realspike::kUnsharedConvDepthwiseSharedBytes,
+      [&] { kernel(params, grid); }, shuffle);
 }
 
 void first_pass(const UnsharedConvParams& params, const UnsharedConvConfig& config, int64_t blocks,
@@ -98,6 +133,10 @@ extern "C" {
 int unshared_conv_simt(const UnsharedConvParams* given, const int64_t forced[7], uint64_t shuffle,
                        char* error, size_t error_size) {
   UnsharedConvParams params = *given;
+  if (runs_depthwise(params, forced)) {
+    params.workspace = nullptr;
+    return guarded([&] { run_depthwise(params, forced, shuffle); }, error, error_size);
+  }
   const UnsharedConvConfig config = configure(params, forced);
   if (config.blocks == 0) return 0;
   auto workspace = poisoned(realspike::unshared_conv_workspace_bytes(params, config));
@@ -152,16 +191,22 @@ int unshared_conv_lif_simt(const UnsharedConvParams* given, const Neurons* neuro
   lif.P = conv.OH * conv.OW;
   lif.words = (lif.C + 31) / 32;
   const UnsharedConvConfig config = configure(conv, forced);
-  const auto grid = realspike::make_unshared_conv_lif_grid(params, config.splits);
+  const bool depthwise = runs_depthwise(conv, forced);
+  const auto grid = realspike::make_unshared_conv_lif_grid(params, depthwise ? 1 : config.splits);
   if (grid.blocks == 0) return 0;
-  auto workspace = poisoned(realspike::workspace_bytes(conv, config));
+  auto workspace = poisoned(depthwise ? realspike::depthwise_workspace_bytes(conv)
+                                      : realspike::workspace_bytes(conv, config));
   conv.workspace = workspace.data();
   const auto fire = conv.weight_dtype == realspike::DType::kInt8
                         ? realspike::unshared_conv_lif_kernel<int32_t>
                         : realspike::unshared_conv_lif_kernel<float>;
   return guarded(
       [&] {
-        first_pass(conv, config, forced[5], shuffle);
+        if (depthwise) {
+          run_depthwise(conv, forced, shuffle);
+        } else {
+          first_pass(conv, config, forced[5], shuffle);
+        }
         simt::launch(
             dim3(static_cast<unsigned>(blocks != 0 ? blocks : grid.blocks)),
             dim3(realspike::kUnsharedConvLifThreads), 0, [&] { fire(params, grid); }, shuffle);
