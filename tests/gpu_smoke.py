@@ -82,6 +82,19 @@ def unshared_conv_storage(samples, size, channels):
         check(f"unshared_conv {each.dtype} {samples} {size} {channels}", actual, expected, 1e-3)
 
 
+def depthwise(channels, samples, memory_format):
+    """Added in the same order on both: the same bits."""
+    spikes = (torch.rand(samples, channels, 6, 11) < 0.3).float()
+    spikes = spikes.contiguous(memory_format=memory_format)
+    weight = torch.randn(6, 11, channels, 3, 3, 1, 1)
+    int8, scale = rso.quantize_weight(weight)
+    for each, factor in ((weight, None), (weight.half(), None), (int8, scale)):
+        expected = rso.unshared_spike_conv(spikes, each, padding=1, scale=factor)
+        factor = None if factor is None else factor.cuda()
+        actual = rso.unshared_spike_conv(spikes.cuda(), each.cuda(), padding=1, scale=factor)
+        check(f"depthwise {each.dtype} {channels} {samples} {memory_format}", actual, expected)
+
+
 def main():
     torch.manual_seed(0)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
@@ -96,9 +109,13 @@ def main():
         for samples in (1, 5, 17):
             for shared in (False, True):
                 unshared_conv(channels, groups, samples, shared)
-    for samples, size in ((3, 6), (3, 1), (40, 12)):
+    for samples, size in ((3, 6), (3, 1), (20, 6), (40, 12)):
         for channels in (48, 5):
             unshared_conv_storage(samples, size, channels)
+    for samples in (3, 40):
+        for channels in (5, 70):
+            for memory_format in (torch.contiguous_format, torch.channels_last):
+                depthwise(channels, samples, memory_format)
     for case in on_gpu.GRADS:
         on_gpu.test_grad_weight_has_the_bits_of_the_cpu(*case)
         print("ok unshared_conv grad_weight", *case)
