@@ -139,13 +139,9 @@ struct FieldWords {
     int kh_1 = static_cast<int>(p.KH);
     const int dilation_h = static_cast<int>(p.dilation_h);
     const int dilation_w = static_cast<int>(p.dilation_w);
-#pragma unroll 1
     while (kh_0 < kh_1 && field.h_0 + kh_0 * dilation_h < 0) ++kh_0;
-#pragma unroll 1
     while (kh_1 > kh_0 && field.h_0 + (kh_1 - 1) * dilation_h >= p.H) --kh_1;
-#pragma unroll 1
     while (kw_0 < kw_1 && field.w_0 + kw_0 * dilation_w < 0) ++kw_0;
-#pragma unroll 1
     while (kw_1 > kw_0 && field.w_0 + (kw_1 - 1) * dilation_w >= p.W) --kw_1;
     count = (kh_1 - kh_0) * (kw_1 - kw_0) * field.words;
   }
@@ -159,9 +155,7 @@ struct FieldWords {
                            int number) const {
     const int row_of_taps = (kw_1 - kw_0) * field.words;
     int kh = kh_0, kw = kw_0;
-#pragma unroll 1
     for (; number >= row_of_taps; number -= row_of_taps) ++kh;
-#pragma unroll 1
     for (; number >= field.words; number -= field.words) ++kw;
     return place(p, field, kh, kw, number);
   }

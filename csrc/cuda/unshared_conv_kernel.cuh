@@ -67,13 +67,11 @@ __device__ void write_totals(const UnsharedConvParams& p, bool wide, int64_t spl
 __device__ inline int list_rows(uint32_t* list, uint32_t word, int row, int lane, int lanes) {
   const int own = __popc(word);
   int sum = own;
-#pragma unroll 1
   for (int distance = 1; distance < lanes; distance *= 2) {
     const int lower = __shfl_up_sync(~0u, sum, distance, lanes);
     if (lane >= distance) sum += lower;
   }
   uint32_t* to = list + sum - own;
-#pragma unroll 1
   for (uint32_t rest = word; rest != 0; rest &= rest - 1) {
     *to++ = static_cast<uint32_t>(row + __ffs(static_cast<int>(rest)) - 1);
   }
@@ -164,7 +162,6 @@ __global__ void __launch_bounds__(kUnsharedConvMaxThreads, 4)
     for (int done = 0; done < share_words; done += grid.lanes) {
       const int rows = list_rows(list, word, row_of_word, lane, grid.lanes);
       // The last group is filled up with row 0, which is loaded but not added.
-#pragma unroll 1
       for (int i = lane; i < kGroup; i += grid.lanes) list[rows + i] = 0;
       if (done + grid.lanes < share_words) fetch(first + done + grid.lanes + lane);
       fired_rows += rows;
@@ -222,13 +219,11 @@ __global__ void __launch_bounds__(kUnsharedConvMaxThreads, 4)
     store_totals(partial + (stream << tile_channels_log2) + lane * VEC, totals);
     __syncthreads();
     const int outputs = tile_channels << grid.sample_tile_log2;
-#pragma unroll 1
     for (int i = thread; i < outputs; i += threads) {
       const int64_t n = n_0 + (i >> tile_channels_log2);
       const int channel = co_0 + (i & (tile_channels - 1));
       if (n >= p.N || channel >= Cout_g) continue;
       Total total = partial[i];
-#pragma unroll 1
       for (int k = 1; k < shares; ++k) total += partial[k * outputs + i];
       write_total(p, split, n, g * p.Cout_g + channel, position, total);
     }
