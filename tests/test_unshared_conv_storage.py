@@ -358,12 +358,14 @@ def test_rule_of_auto():
 
     assert chosen("cpu", 10**6) == "gather"
     assert chosen("cpu", 10**6, position=(1, 1)) == "gather"
-    assert chosen("cuda", 64) == "matmul"
-    assert chosen("cuda", 63) == "gather"
-    assert chosen("cuda", 64, channels=255) == "gather"
-    assert chosen("cuda", 64, torch.float16) == "matmul"
-    assert chosen("cuda", 64, torch.float32) == "gather"
-    assert chosen("cuda", 64, torch.uint8) == "gather"
+    assert chosen("cuda", 128) == "matmul"
+    assert chosen("cuda", 127) == "gather"
+    assert chosen("cuda", 64, channels=512) == "matmul"
+    assert chosen("cuda", 63, channels=512) == "gather"
+    assert chosen("cuda", 10**6, channels=255) == "gather"
+    assert chosen("cuda", 128, torch.float16) == "matmul"
+    assert chosen("cuda", 128, torch.float32) == "gather"
+    assert chosen("cuda", 128, torch.uint8) == "gather"
     # One kernel for all positions: the convolution itself.
     assert chosen("cuda", 1, torch.float32, position=(1, 1)) == "matmul"
 

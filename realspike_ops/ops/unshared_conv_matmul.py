@@ -12,8 +12,8 @@ from realspike_ops.ops.unshared_conv_grad import as_float, window_of
 
 # Where the products overtake the additions on a GPU (docs/unshared_conv.md). One output channel
 # more is another addition for every spike, but the windows are copied once for all of them.
-GPU_SAMPLES_FOR_MATMUL = 64
 GPU_CHANNELS_FOR_MATMUL = 256
+GPU_SUMS_FOR_MATMUL = 64 * 512  # samples x channels
 
 
 def choose_algorithm(device_type: str, samples: int, weight: Tensor) -> str:
@@ -21,7 +21,8 @@ def choose_algorithm(device_type: str, samples: int, weight: Tensor) -> str:
     if device_type != "cuda":
         return "gather"
     half = weight.dtype in (torch.float16, torch.bfloat16)
-    many = samples >= GPU_SAMPLES_FOR_MATMUL and weight.shape[6] >= GPU_CHANNELS_FOR_MATMUL
+    channels = weight.shape[6]
+    many = channels >= GPU_CHANNELS_FOR_MATMUL and samples * channels >= GPU_SUMS_FOR_MATMUL
     # One kernel for all positions is an ordinary convolution.
     return "matmul" if is_shared(weight) or (half and many) else "gather"
 
