@@ -32,6 +32,12 @@ def results():
         bias = normal((Cout,), 3)
         out = rso.unshared_spike_conv(spikes, weight, bias, padding=1)
         yield f"conv {Cin} {Cout} {groups} {memory_format}", out
+    for N, Cin, Cout, groups in ((5, 16, 16, 1), (14, 33, 12, 1), (22, 26, 40, 2)):
+        spikes = binary((N, Cin, 6, 7), 1)
+        weight = normal((5, 6, groups, 2, 2, Cin // groups, Cout // groups), 2)
+        for memory_format in formats:
+            out = rso.unshared_spike_conv(spikes.contiguous(memory_format=memory_format), weight)
+            yield f"conv few {N} {Cin} {Cout} {groups} {memory_format}", out
     spikes = binary((5, 70, 6, 7), 1)
     for dtype in (*FLOATS, torch.uint8):
         weight = normal((6, 7, 70, 3, 3, 1, 1), 2)

@@ -32,6 +32,13 @@ struct IsaKernels {
   // Task number `task` of the grid that the tiles span. With neurons, or with nullptr.
   void (*unshared_conv)(const UnsharedConvParams&, const LifPacked*, const UnsharedConvTiles&,
                         const SpikeLists&, int64_t task, const TaskMemory&);
+  // The same where all rows are added, under masks [sample_tiles, H * W, G, quads, Cin_g] of the
+  // spikes. nullptr where the instruction set has no masks.
+  void (*mask_pixels)(const UnsharedConvParams&, const UnsharedConvTiles&, const PixelRun&,
+                      uint16_t* masks);
+  void (*unshared_conv_masked)(const UnsharedConvParams&, const LifPacked*,
+                               const UnsharedConvTiles&, const uint16_t* masks, int64_t task,
+                               float* currents);
   // The same where every group has one input and one output channel.
   void (*unshared_conv_depthwise)(const UnsharedConvParams&, const UnsharedConvTiles&, int64_t task,
                                   const TaskMemory&);

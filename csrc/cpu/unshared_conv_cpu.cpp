@@ -13,26 +13,32 @@
 namespace realspike {
 namespace {
 
+// All pixels of all tiles of samples.
+std::vector<PixelRun> pixel_runs(const UnsharedConvParams& params, const UnsharedConvTiles& tiles) {
+  constexpr int64_t kPixelsPerRun = 32;
+  const int64_t pixels = params.H * params.W;
+  const int64_t runs_per_tile = (pixels + kPixelsPerRun - 1) / kPixelsPerRun;
+  std::vector<PixelRun> runs(tiles.sample_tiles * runs_per_tile);
+  for (int64_t i = 0; i < static_cast<int64_t>(runs.size()); ++i) {
+    PixelRun& run = runs[i];
+    run.sample_tile = i / runs_per_tile;
+    const int64_t per_tile = tiles.samples / tiles.timesteps;
+    run.first_sequence = run.sample_tile * per_tile;
+    run.sequences = std::min(params.N / tiles.timesteps - run.first_sequence, per_tile);
+    run.begin = i % runs_per_tile * kPixelsPerRun;
+    run.end = std::min(run.begin + kPixelsPerRun, pixels);
+  }
+  return runs;
+}
+
 // The spikes as lists, and what the samples of a tile have in common if rows are fetched ahead.
 class DecodedSpikes {
  public:
   DecodedSpikes(const UnsharedConvParams& params, const UnsharedConvTiles& tiles, bool unite,
                 int num_threads)
-      : params_(params), tiles_(tiles) {
+      : params_(params), tiles_(tiles), runs_(pixel_runs(params, tiles)) {
     const int64_t pixels = params.H * params.W;
-    const int64_t per_pixel = params.G * tiles.blocks;
-    const int64_t runs_per_tile = (pixels + kPixelsPerRun - 1) / kPixelsPerRun;
-    const int64_t lists = tiles.sample_tiles * pixels * per_pixel;
-    runs_.resize(tiles.sample_tiles * runs_per_tile);
-    for (int64_t i = 0; i < static_cast<int64_t>(runs_.size()); ++i) {
-      PixelRun& run = runs_[i];
-      run.sample_tile = i / runs_per_tile;
-      const int64_t per_tile = tiles.samples / tiles.timesteps;
-      run.first_sequence = run.sample_tile * per_tile;
-      run.sequences = std::min(params.N / tiles.timesteps - run.first_sequence, per_tile);
-      run.begin = i % runs_per_tile * kPixelsPerRun;
-      run.end = std::min(run.begin + kPixelsPerRun, pixels);
-    }
+    const int64_t lists = tiles.sample_tiles * pixels * params.G * tiles.blocks;
     for_each_run(num_threads, [](const DecodedSpikes& self, PixelRun* run) {
       run->at = isa_kernels().count_spikes(self.params_, self.tiles_, *run);
     });
@@ -54,8 +60,6 @@ class DecodedSpikes {
   SpikeLists lists() const { return {first_.get(), starts_.get(), spikes_.get(), fired_.get()}; }
 
  private:
-  static constexpr int64_t kPixelsPerRun = 32;
-
   using Work = void (*)(const DecodedSpikes&, PixelRun*);
   void for_each_run(int num_threads, Work work) {
     std::pair<DecodedSpikes*, Work> context{this, work};
@@ -98,6 +102,32 @@ class TaskMemories {
   const std::unique_ptr<uint32_t[]> weights_;
 };
 
+// The spikes as masks of the registers that hold the sums of four samples.
+class MaskedSpikes {
+ public:
+  MaskedSpikes(const UnsharedConvParams& params, const UnsharedConvTiles& tiles, int num_threads)
+      : params_(params), tiles_(tiles), runs_(pixel_runs(params, tiles)) {
+    // Uninitialised: every mask that is read is written first.
+    masks_.reset(new uint16_t[tiles.sample_tiles * params.H * params.W * params.G *
+                              sample_quads(tiles) * params.Cin_g]);
+    parallel_for(
+        static_cast<int64_t>(runs_.size()), num_threads,
+        [](void* context, int64_t i, int) {
+          const auto& self = *static_cast<MaskedSpikes*>(context);
+          isa_kernels().mask_pixels(self.params_, self.tiles_, self.runs_[i], self.masks_.get());
+        },
+        this);
+  }
+
+  const uint16_t* masks() const { return masks_.get(); }
+
+ private:
+  const UnsharedConvParams& params_;
+  const UnsharedConvTiles& tiles_;
+  const std::vector<PixelRun> runs_;
+  std::unique_ptr<uint16_t[]> masks_;
+};
+
 bool is_empty(const UnsharedConvParams& params) {
   return params.N == 0 || params.OH * params.OW == 0 || params.G * params.Cout_g == 0;
 }
@@ -106,8 +136,32 @@ bool is_depthwise(const UnsharedConvParams& params) {
   return params.Cin_g == 1 && params.Cout_g == 1 && params.KH * params.KW <= kMostDepthwiseTaps;
 }
 
+void run_masked(const UnsharedConvParams& conv, const LifPacked* lif,
+                const UnsharedConvTiles& tiles, int num_threads) {
+  const MaskedSpikes spikes(conv, tiles, num_threads);
+  const TaskMemories memories(tiles, 0, num_threads);
+  struct Job {
+    const UnsharedConvParams& conv;
+    const LifPacked* lif;
+    const UnsharedConvTiles& tiles;
+    const uint16_t* masks;
+    const TaskMemories& memories;
+  } job{conv, lif, tiles, spikes.masks(), memories};
+  parallel_for(
+      tiles.tasks, num_threads,
+      [](void* context, int64_t task, int thread) {
+        const auto& job = *static_cast<Job*>(context);
+        isa_kernels().unshared_conv_masked(job.conv, job.lif, job.tiles, job.masks, task,
+                                           job.memories.of(thread).currents);
+      },
+      &job);
+}
+
 void run(const UnsharedConvParams& conv, const LifPacked* lif, const UnsharedConvTiles& tiles,
          int num_threads) {
+  if (isa_kernels().unshared_conv_masked != nullptr && adds_all_rows(conv)) {
+    return run_masked(conv, lif, tiles, num_threads);
+  }
   const DecodedSpikes spikes(conv, tiles, tiles.prefetch, num_threads);
   const TaskMemories memories(tiles, 0, num_threads);
   struct Job {

@@ -2,6 +2,7 @@
 #include "cpu/unshared_conv_depthwise_kernel.h"
 #include "cpu/unshared_conv_grad_kernel.h"
 #include "cpu/unshared_conv_kernel.h"
+#include "cpu/unshared_conv_masked_kernel.h"
 #include "cpu/unshared_conv_spikes.h"
 
 namespace realspike::REALSPIKE_ISA {
@@ -10,6 +11,10 @@ void enter_unshared_conv(IsaKernels* kernels) {
   kernels->count_spikes = count_spikes;
   kernels->decode_pixels = decode_pixels;
   kernels->unshared_conv = unshared_conv_task;
+#if defined(__AVX512F__)
+  kernels->mask_pixels = mask_pixels;
+  kernels->unshared_conv_masked = unshared_conv_masked_task;
+#endif
   kernels->unshared_conv_depthwise = unshared_conv_depthwise_task;
   kernels->unshared_conv_grad_weight = unshared_conv_grad_weight_task;
 }

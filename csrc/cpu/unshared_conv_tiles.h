@@ -22,6 +22,9 @@ constexpr int64_t kMostRowsPerPass = kMostTapsPerPass * kChannelBlock;
 // Taps that a depthwise convolution may have to be done by masks, at most.
 constexpr int64_t kMostDepthwiseTaps = 256;
 
+// Taps that a convolution whose rows are all added may have, at most.
+constexpr int64_t kMostMaskedTaps = 64;
+
 // Memory that a task owns while it runs.
 struct TaskMemory {
   float* currents;  // [samples, kept, channels]: finished ones
@@ -48,6 +51,13 @@ struct UnsharedConvTiles {
   int64_t tasks;
   int64_t blocks;  // of input channels: ceil(Cin_g / kChannelBlock)
 };
+
+// Groups of four samples whose sums share a register.
+inline int64_t sample_quads(const UnsharedConvTiles& tiles) { return (tiles.samples + 3) / 4; }
+
+// Whether all rows are added under masks, where an instruction set can do that, instead of those
+// that a list names. Pure likewise.
+bool adds_all_rows(const UnsharedConvParams& params);
 
 // Pure: depends on the sizes, the type of the weights and the number of threads alone.
 UnsharedConvTiles choose_unshared_conv_tiles(const UnsharedConvParams& params, int64_t timesteps,
