@@ -46,9 +46,10 @@ class Outcome:
 
 
 class Checkout:
-    """A copy of the checkout with its own build."""
+    """A copy of the checkout with its own build, as a rule without AVX: the kernels are one
+    template, which need not be compiled three times."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, avx512: bool):
         self.folder = folder
         listed = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -68,10 +69,11 @@ class Checkout:
             # Byte code is told apart by size and whole seconds: that of a bug could outlive it.
             "PYTHONDONTWRITEBYTECODE": "1",
             "REALSPIKE_CUDA": "off",
-            # Without AVX: the kernels are one template, which need not be compiled three times.
-            "CMAKE_ARGS": f"-DCMAKE_SYSTEM_NAME={platform.system()} -DCMAKE_SYSTEM_PROCESSOR=any",
             "CUDA_VISIBLE_DEVICES": "",
         }
+        if not avx512:
+            system = f"-DCMAKE_SYSTEM_NAME={platform.system()} -DCMAKE_SYSTEM_PROCESSOR=any"
+            self.environment["CMAKE_ARGS"] = system
         for name in ("PYTEST_ADDOPTS", "REALSPIKE_CPU_ISA"):
             self.environment.pop(name, None)
         self._run_or_exit(sys.executable, "setup.py", "-q", "build_ext", "--inplace")
@@ -167,14 +169,19 @@ def show_list(bugs: list[Bug]) -> int:
     return len(missing)
 
 
-def plant(bugs: list[Bug], jobs: int) -> int:
+def has_avx512() -> bool:
+    cpu = Path("/proc/cpuinfo")
+    return cpu.is_file() and "avx512f" in cpu.read_text()
+
+
+def plant(bugs: list[Bug], jobs: int, avx512: bool) -> int:
     """Try the bugs and print what noticed them; return how many went unnoticed."""
     start = time.perf_counter()
     outcomes = []
     with tempfile.TemporaryDirectory(prefix="planted_bugs_") as temporary:
         checkouts: queue.SimpleQueue[Checkout] = queue.SimpleQueue()
         for job in range(jobs):
-            checkouts.put(Checkout(Path(temporary).resolve() / f"copy{job}"))
+            checkouts.put(Checkout(Path(temporary).resolve() / f"copy{job}", avx512))
 
         def try_bug(bug: Bug) -> Outcome:
             checkout = checkouts.get()
@@ -217,7 +224,15 @@ def main() -> int:
     if arguments.jobs < 1:
         parser.error(f"--jobs must be at least 1; got {arguments.jobs}")
     bugs = [bug for bug in BUGS if not arguments.only or bug.name in arguments.only]
-    failures = show_list(bugs) if arguments.list else plant(bugs, arguments.jobs)
+    if arguments.list:
+        return 1 if show_list(bugs) else 0
+    failures = 0
+    for avx512 in (False, True):
+        chosen = [bug for bug in bugs if bug.avx512 == avx512]
+        if avx512 and chosen and not has_avx512():
+            print(f"NOT PLANTED on this CPU, which lacks AVX-512: {len(chosen)} bugs")
+        elif chosen:
+            failures += plant(chosen, arguments.jobs, avx512)
     return 1 if failures else 0
 
 

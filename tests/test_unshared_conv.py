@@ -69,12 +69,17 @@ TABLE_SPIKES = torch.tensor([[[[1.0, 0], [1, 1]]]])  # [1, 1, 2, 2]
         ),
     ],
 )
-def test_by_hand(weight, bias, geometry, out, device):
+@pytest.mark.parametrize(("N", "Cout"), [(1, 1), (1, 3), (4, 4)])
+def test_by_hand(N, Cout, weight, bias, geometry, out, device):
+    """One output channel, and several that are alike: other kernels on a CPU."""
     weight = torch.tensor(weight, dtype=torch.float32)[:, :, None, :, :, None, None].to(device)
-    bias = None if bias is None else torch.tensor(bias, dtype=torch.float32, device=device)
-    got = rso.unshared_spike_conv(TABLE_SPIKES.to(device), weight, bias, **geometry)
+    weight = weight.expand(*weight.shape[:-1], Cout)
+    if bias is not None:
+        bias = torch.tensor(bias, dtype=torch.float32, device=device).repeat_interleave(Cout, 0)
+    spikes = TABLE_SPIKES.expand(N, -1, -1, -1).to(device)
+    got = rso.unshared_spike_conv(spikes, weight, bias, **geometry)
     assert got.dtype == torch.float32
-    assert got[0, 0].tolist() == out
+    assert got.tolist() == [[out] * Cout] * N
 
 
 def output_size(size, kernel_size, stride=1, padding=0, dilation=1):

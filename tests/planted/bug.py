@@ -12,3 +12,4 @@ class Bug:
     tests: str  # arguments for pytest, separated by spaces
     k: str = ""  # the expression after -k
     count: int = 1
+    avx512: bool = False  # in what is compiled, and can run, for that instruction set alone

@@ -177,6 +177,7 @@ BUGS = [
         "if (shift != 0 && word + 1 > count) bits",
         "tests/test_unshared_conv_few_channels.py",
         "test_groups",
+        avx512=True,
     ),
     Bug(
         "conv-cpu-masked-samples-fire-as-the-first-sixteen",
@@ -185,6 +186,7 @@ BUGS = [
         "position.taps[k].fired + 0 * quad * p.Cin_g;",
         "tests/test_unshared_conv_few_channels.py",
         "test_samples",
+        avx512=True,
     ),
     Bug(
         "conv-cpu-masked-weights-of-the-first-group",
@@ -193,6 +195,7 @@ BUGS = [
         "work.tile.first_channel;",
         "tests/test_unshared_conv_few_channels.py",
         "test_groups",
+        avx512=True,
     ),
     Bug(
         "conv-cpu-masked-last-column-taken-for-the-border",
@@ -201,6 +204,7 @@ BUGS = [
         "iw < 0 || iw >= p_.W - 1)",
         "tests/test_unshared_conv_few_channels.py",
         "test_geometry",
+        avx512=True,
     ),
     Bug(
         "conv-cpu-masked-channels-after-the-sixteenth-are-the-first",
@@ -209,6 +213,7 @@ BUGS = [
         "const float* row = position.taps[k].rows + channel % 16;",
         "tests/test_unshared_conv_few_channels.py",
         "test_channels",
+        avx512=True,
     ),
     Bug(
         "pack-cpu-negative-zero-fires",
