@@ -27,6 +27,16 @@ def conv_params(N=2, amplitude=0, scale=0, dtype=torch.float32):
     )
 
 
+def linear_params():
+    """One sample of 4,096 -> 256 features."""
+    return extension().UnsharedConvParams(
+        *(4096, 4096, 0, 0, 0, 4096, DTYPES[torch.float32]),
+        *(1, 1, 1, 128, 1, 1, 1, 1, 1, 4096, 256),
+        *(1, 1, 0, 0, 1, 1),
+        *(0, 0, 0, 256, 1, 1),
+    )
+
+
 def launch_conv(workspace=0, **arguments):
     extension().unshared_conv_cuda(conv_params(**arguments), workspace, 0)
 
@@ -71,11 +81,15 @@ def test_factored_storage_has_no_kernel():
 
 
 def test_a_workspace_is_there_if_and_only_if_it_is_needed():
-    params = conv_params(scale=4096, dtype=torch.int8)
-    assert extension().unshared_conv_workspace_cuda(params) == 2 * 8 * 9 * 4
-    for arguments in ({"scale": 4096, "dtype": torch.int8}, {"workspace": 4096}):
+    # Blocks share one position of 4,096 channels; elsewhere, scaled or not, one block has it all.
+    params = linear_params()
+    assert extension().unshared_conv_workspace_cuda(params) == 2 * 256 * 4
+    with pytest.raises(RuntimeError, match="unshared_conv_cuda: invalid argument"):
+        extension().unshared_conv_cuda(params, 0, 0)
+    for arguments in ({}, {"scale": 4096, "dtype": torch.int8}):
+        assert extension().unshared_conv_workspace_cuda(conv_params(**arguments)) == 0
         with pytest.raises(RuntimeError, match="unshared_conv_cuda: invalid argument"):
-            launch_conv(**arguments)
+            launch_conv(workspace=4096, **arguments)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
