@@ -62,11 +62,6 @@ __global__ void largest_difference(const float* a, const float* b, size_t count,
 void launch(UnsharedConvParams p, const UnsharedConvConfig& config) {
   if (!needs_second_pass(config)) p.workspace = nullptr;
   const UnsharedConvKernel kernel = select_kernel(p.weight_dtype, config);
-  if (config.shared_bytes > 48 << 10) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               config.shared_bytes),
-          "cudaFuncSetAttribute");
-  }
   kernel<<<static_cast<unsigned>(config.blocks), config.threads, config.shared_bytes>>>(
       p, make_unshared_conv_grid(p, config));
   if (p.workspace == nullptr) return;

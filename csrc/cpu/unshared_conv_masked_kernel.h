@@ -23,10 +23,8 @@
 namespace realspike {
 namespace {
 
-// Sums that an addition to all four samples of a quad goes to, and channels of a sample among them.
-constexpr int kQuad = 4;
-constexpr int kLaneChannels = 4;
-constexpr uint32_t kLanesOfSample = 0xf;
+// The lanes of the first sample of a quad: its channels lie side by side.
+constexpr uint32_t kLanesOfSample = (1 << kQuad) - 1;
 
 // The channels [channel, channel + 32) of one pixel of a sample; what lies beyond the last word is
 // not set.
@@ -54,7 +52,7 @@ void mask_pixels(const UnsharedConvParams& p, const UnsharedConvTiles& tiles, co
         const uint32_t* words = samples[quad * kQuad + s];
         if (words == nullptr) continue;
         const uint32_t fired = bits_at(words + pixel * p.words, p.words, g * p.Cin_g + c);
-        const auto of_sample = static_cast<int16_t>(kLanesOfSample << (s * kLaneChannels));
+        const auto of_sample = static_cast<int16_t>(kLanesOfSample << (s * kQuad));
         lanes = _mm512_or_si512(lanes, _mm512_maskz_set1_epi16(fired, of_sample));
       }
       const int64_t some = p.Cin_g - c < 32 ? p.Cin_g - c : 32;
@@ -121,7 +119,7 @@ void add_taps(const UnsharedConvParams& p, const MaskedPosition& position, int64
     for (int64_t ci = 0; ci < p.Cin_g; ++ci, ++fired, row += p.Cout_g) {
       __m512 weights[kBlocks];
       for (int b = 0; b < kBlocks; ++b) {
-        weights[b] = _mm512_maskz_broadcast_f32x4(0xffff, _mm_loadu_ps(row + b * kLaneChannels));
+        weights[b] = _mm512_maskz_broadcast_f32x4(0xffff, _mm_loadu_ps(row + b * kQuad));
       }
       for (int q = 0; q < kQuads; ++q) {
         const __mmask16 mask = fired[q * p.Cin_g];
@@ -135,10 +133,9 @@ void add_taps(const UnsharedConvParams& p, const MaskedPosition& position, int64
     for (int s = 0; s < kQuad && q * kQuad + s < samples; ++s) {
       float* const to = sums + (q * kQuad + s) * stride_s;
       for (int b = 0; b < kBlocks; ++b) {
-        float in_order[kQuad * kLaneChannels];
+        float in_order[kQuad * kQuad];
         _mm512_storeu_ps(in_order, lanes[q][b]);
-        std::memcpy(to + b * kLaneChannels, in_order + s * kLaneChannels,
-                    kLaneChannels * sizeof(float));
+        std::memcpy(to + b * kQuad, in_order + s * kQuad, kQuad * sizeof(float));
       }
     }
   }
@@ -165,10 +162,10 @@ void add_samples(const UnsharedConvParams& p, const MaskedPosition& position, in
 void add_channels(const UnsharedConvParams& p, const MaskedPosition& position, const Tile& tile,
                   float* sums, int64_t stride_s) {
   int64_t c = 0;
-  for (; tile.channels - c >= kMostBlocks * kLaneChannels; c += kMostBlocks * kLaneChannels) {
+  for (; tile.channels - c >= kMostBlocks * kQuad; c += kMostBlocks * kQuad) {
     add_samples<kMostBlocks>(p, position, c, tile.samples, sums + c, stride_s);
   }
-  for (; c < tile.channels; c += kLaneChannels) {
+  for (; c < tile.channels; c += kQuad) {
     add_samples<1>(p, position, c, tile.samples, sums + c, stride_s);
   }
 }

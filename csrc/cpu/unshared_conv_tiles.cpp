@@ -38,10 +38,10 @@ int64_t pass_bytes(int64_t weight_bytes, bool few_samples) {
 
 bool adds_all_rows(const UnsharedConvParams& p) {
   constexpr int64_t kFewWeights = 2304;  // 3 x 3 taps, 16 channels to 16
-  constexpr int64_t kOneRegister = 4;    // samples whose sums share it
   const int64_t taps = p.KH * p.KW;
-  return p.weight_dtype == DType::kFloat32 && p.amplitude == nullptr && p.N >= kOneRegister &&
-         p.Cout_g % 4 == 0 && taps <= kMostMaskedTaps && taps * p.Cin_g * p.Cout_g <= kFewWeights;
+  return p.weight_dtype == DType::kFloat32 && p.amplitude == nullptr && p.N >= kQuad &&
+         p.Cout_g % kQuad == 0 && taps <= kMostMaskedTaps &&
+         taps * p.Cin_g * p.Cout_g <= kFewWeights;
 }
 
 UnsharedConvTiles choose_unshared_conv_tiles(const UnsharedConvParams& p, int64_t timesteps,

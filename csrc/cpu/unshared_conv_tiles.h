@@ -52,8 +52,12 @@ struct UnsharedConvTiles {
   int64_t blocks;  // of input channels: ceil(Cin_g / kChannelBlock)
 };
 
-// Groups of four samples whose sums share a register.
-inline int64_t sample_quads(const UnsharedConvTiles& tiles) { return (tiles.samples + 3) / 4; }
+// Where all rows are added, the sums of so many samples, of as many channels each, share a
+// register.
+constexpr int kQuad = 4;
+inline int64_t sample_quads(const UnsharedConvTiles& tiles) {
+  return (tiles.samples + kQuad - 1) / kQuad;
+}
 
 // Whether all rows are added under masks, where an instruction set can do that, instead of those
 // that a list names. Pure likewise.

@@ -27,7 +27,7 @@ inline UnsharedConvSecondPass make_unshared_conv_second_pass(const UnsharedConvP
           std::min<int64_t>((outputs + kThreads - 1) / kThreads, INT32_MAX)};
 }
 
-// One thread per output: adds what the splits left, in ascending order.
+// One thread per output: adds what the splits left, in ascending order, and finishes the sum.
 template <typename Total>
 __global__ void __launch_bounds__(kUnsharedConvSecondPassThreads)
     unshared_conv_second_pass_kernel(const UnsharedConvParams p,

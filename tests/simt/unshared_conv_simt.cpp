@@ -58,7 +58,7 @@ int unshared_conv_simt_depthwise_fits(const UnsharedConvParams* params) {
 namespace {
 
 // forced: vec, sample_tile (of a stream, in stages), lanes, threads (in stages; else shares),
-// splits, blocks to launch, kernel (1 streams, 2 stages); 0 leaves the choice to the launcher's
+// splits, blocks to launch, kernel (1 lists, 2 stages); 0 leaves the choice to the launcher's
 // configuration.
 UnsharedConvConfig configure(const UnsharedConvParams& params, const int64_t forced[7]) {
   UnsharedConvConfig config = realspike::choose_unshared_conv_config(params);
