@@ -29,6 +29,20 @@ def check_dtype(name: str, tensor: Tensor, accepted: Sequence[torch.dtype], hint
         raise TypeError(f"{name} must have dtype {names}; got {got}{hint}")
 
 
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Refuse NaN and infinities, also those that a cast to the tensor's dtype has made."""
+    if tensor.is_meta or tensor.numel() == 0 or not tensor.is_floating_point():
+        return
+    extremes = torch.stack(torch.aminmax(tensor.detach()))
+    if not torch.isfinite(extremes).all():
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        hint = "; float32 and bfloat16 hold more" if tensor.dtype == torch.float16 else ""
+        raise ValueError(
+            f"{name} must be finite in {dtype}, which ends at {torch.finfo(tensor.dtype).max:g}"
+            f"{hint}; got a range of {extremes[0]:g} to {extremes[1]:g}"
+        )
+
+
 def check_device(name: str, tensor: Tensor, like_name: str, like: Tensor) -> None:
     if tensor.device != like.device:
         raise ValueError(

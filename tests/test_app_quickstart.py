@@ -246,7 +246,7 @@ def test_unfold_bmm_replaces_every_unshared_layer(digits):
     with pytest.raises(ValueError, match="UnsharedSpikeConv"):
         with_unfold_bmm(network)
     with pytest.raises(ValueError, match="padding"):
-        UnfoldBmm(rso.UnsharedSpikeConv(1, 1, 3, (4, 4), padding="same"))
+        UnfoldBmm(rso.UnsharedSpikeConv(1, 1, 3, input_size=(4, 4), padding="same"))
 
 
 def test_timing_is_relative_to_the_first():

@@ -93,7 +93,7 @@ def test_images_of_another_size_are_refused(granularity, tmp_path):
                 pytest.raises(ValueError, match=r"\[N, 3, 8, 8\].*got \[3, 3, 7, 8\]"),
             ):
                 net(other)
-    conv = rso.UnsharedSpikeConv(4, 4, 3, 8, stride=2, padding=1).requires_grad_(False)
+    conv = rso.UnsharedSpikeConv(4, 4, 3, input_size=8, stride=2, padding=1).requires_grad_(False)
     lif = rso.FoldedLIF(1)
     with pytest.raises(ValueError, match=r"8 x 8 \(input_size\); got 7 x 7"):
         conv.fire(lif(torch.zeros(1, 4, 7, 7), packed=True), lif)
@@ -360,7 +360,7 @@ def test_compiled():
 
 def test_packed_spikes_that_do_not_fit():
     spikes = PackedSpikes(rso.pack_spikes(torch.zeros(2, 6, 4, 4)), 6)
-    for layer in (rso.SpikeConv2d(5, 3, 3), rso.UnsharedSpikeConv(5, 3, 3, 4)):
+    for layer in (rso.SpikeConv2d(5, 3, 3), rso.UnsharedSpikeConv(5, 3, 3, input_size=4)):
         with pytest.raises(ValueError, match=r"5 channels; got binary ones of 6"):
             layer(spikes)
     signed = rso.FoldedLIF(1, emission="ternary")(torch.zeros(2, 6, 4, 4), packed=True)

@@ -260,15 +260,15 @@ def modules():
     return {
         "lif": rso.RealSpikeLIF(2, "element", (6, 5, 4), detach_reset=True),
         "lif-plain": rso.RealSpikeLIF(1, surrogate=("atan", 3.0), v_reset=None),
-        "unshared": rso.UnsharedSpikeConv(6, 8, 3, (5, 4), padding=1, groups=2),
-        "unshared-no-bias": rso.UnsharedSpikeConv(6, 8, (2, 3), (5, 4), bias=False),
+        "unshared": rso.UnsharedSpikeConv(6, 8, 3, input_size=(5, 4), padding=1, groups=2),
+        "unshared-no-bias": rso.UnsharedSpikeConv(6, 8, (2, 3), input_size=(5, 4), bias=False),
         "unshared-folded": rso.UnsharedSpikeConv.from_conv2d(conv, amplitude),
         "unshared-int8": rso.UnsharedSpikeConv.from_conv2d(conv, amplitude, dtype=torch.int8),
         "unshared-factored": rso.UnsharedSpikeConv.from_conv2d(
             conv, amplitude, storage="factored", dtype=torch.bfloat16
         ),
         "sequence": rso.UnsharedSpikeConv1d(
-            6, 8, 3, 9, padding=1, fold_scale=True, dtype=torch.int8
+            6, 8, 3, input_size=9, padding=1, fold_scale=True, dtype=torch.int8
         ),
         "shared": rso.SpikeConv2d(6, 8, 3, padding="same"),
         "shared-folded": rso.SpikeConv2d.from_conv2d(conv),
@@ -348,7 +348,7 @@ def test_repr(name, words):
 
 def test_initial_weights_are_those_of_conv2d_in_range():
     torch.manual_seed(0)
-    layer = rso.UnsharedSpikeConv(6, 8, 3, (5, 4), groups=2)
+    layer = rso.UnsharedSpikeConv(6, 8, 3, input_size=(5, 4), groups=2)
     bound = (9 * 3) ** -0.5
     assert layer.weight.shape == (3, 2, 2, 3, 3, 3, 4)
     for parameter in (layer.weight, layer.bias):
@@ -357,7 +357,7 @@ def test_initial_weights_are_those_of_conv2d_in_range():
 
 
 def test_unshared_weights_learn(device):
-    layer = rso.UnsharedSpikeConv(3, 4, 3, (5, 5), padding=1).to(device)
+    layer = rso.UnsharedSpikeConv(3, 4, 3, input_size=(5, 5), padding=1).to(device)
     spikes = binary((2, 3, 5, 5), 1).to(device)
     before = layer(spikes).sum().item()
     layer(spikes).sum().backward()

@@ -82,12 +82,12 @@ CASES = {
         ["weight", "[510, 510, 1, 3, 3, 65536, 65536]", "bytes", "cpu", "factored"],
     ),
     "UnsharedSpikeConv1d input_size": (
-        lambda: rso.UnsharedSpikeConv1d(4, 6, 3, (5, 6)),
+        lambda: rso.UnsharedSpikeConv1d(4, 6, 3, input_size=(5, 6)),
         TypeError,
         ["input_size", "int", "(5, 6)"],
     ),
     "UnsharedSpikeConv1d spikes: rank": (
-        lambda: rso.UnsharedSpikeConv1d(4, 6, 3, 5)(SPIKES),
+        lambda: rso.UnsharedSpikeConv1d(4, 6, 3, input_size=5)(SPIKES),
         ValueError,
         ["spikes", "[N, 4, L]", "[2, 4, 5, 6]"],
     ),
@@ -178,18 +178,20 @@ CASES = {
     "UnsharedSpikeConv padding": (unshared(padding="full"), ValueError, ["padding", "full"]),
     "UnsharedSpikeConv dilation": (unshared(dilation=0), ValueError, ["dilation", "0"]),
     "UnsharedSpikeConv spikes: other size": (
-        lambda: rso.UnsharedSpikeConv(4, 6, 3, (5, 6))(zeros(2, 4, 6, 6)),
+        lambda: rso.UnsharedSpikeConv(4, 6, 3, input_size=(5, 6))(zeros(2, 4, 6, 6)),
         ValueError,
         ["3 x 4|5 x 6|input_size", "6 x 6"],
     ),
     # With a stride this map gives an output of the same size, but other taps are on the border.
     "UnsharedSpikeConv spikes: other size, same output": (
-        lambda: rso.UnsharedSpikeConv(4, 6, 3, 8, stride=2, padding=1)(zeros(2, 4, 7, 7)),
+        lambda: rso.UnsharedSpikeConv(4, 6, 3, input_size=8, stride=2, padding=1)(
+            zeros(2, 4, 7, 7)
+        ),
         ValueError,
         ["8|input_size", "7"],
     ),
     "UnsharedSpikeConv spikes: not a tensor": (
-        lambda: rso.UnsharedSpikeConv(4, 6, 3, 5)([1]),
+        lambda: rso.UnsharedSpikeConv(4, 6, 3, input_size=5)([1]),
         TypeError,
         ["spikes", "Tensor", "list"],
     ),

@@ -478,7 +478,7 @@ def test_conv1d_takes_its_size_from_the_amplitude():
     layer = rso.UnsharedSpikeConv1d.from_conv1d(conv, normal((6, 21), 1))
     assert layer.input_size == (1, 21)
     assert tuple(layer.weight.shape) == (1, 7, 1, 1, 5, 6, 8)
-    own = rso.UnsharedSpikeConv1d(6, 8, 5, 21, stride=2, dilation=2, bias=False)
+    own = rso.UnsharedSpikeConv1d(6, 8, 5, input_size=21, stride=2, dilation=2, bias=False)
     assert own.weight.shape == layer.weight.shape
     assert own(torch.zeros(2, 6, 21)).shape == (2, 8, 7)
 
@@ -486,14 +486,14 @@ def test_conv1d_takes_its_size_from_the_amplitude():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int8], ids=str)
 def test_initial_weights_in_every_storage(dtype):
     torch.manual_seed(0)
-    layer = rso.UnsharedSpikeConv(6, 8, 3, (5, 4), dtype=dtype)
+    layer = rso.UnsharedSpikeConv(6, 8, 3, input_size=(5, 4), dtype=dtype)
     bound = (9 * 6) ** -0.5
     values = layer.weight.float()
     if dtype == torch.int8:
         values = (values - 128) * layer.scale
     assert values.abs().max() <= bound * (1 + 2.0**-11)
     assert values.std() > 0.4 * bound
-    factored = rso.UnsharedSpikeConv(6, 8, 3, (5, 4), storage="factored")
+    factored = rso.UnsharedSpikeConv(6, 8, 3, input_size=(5, 4), storage="factored")
     assert (factored.amplitude == 1).all()
     assert tuple(factored.weight.shape[:2]) == (1, 1)
 
@@ -516,17 +516,17 @@ def test_memory_is_checked_before_anything_is_allocated(monkeypatch):
 
 
 def test_int8_folding_never_holds_the_weights_in_float(monkeypatch):
-    """Rows of positions alone pass through float32."""
-    from realspike_ops.nn import fold
+    """Rows of positions alone pass through it."""
+    from realspike_ops.nn import storage
 
     sizes = []
-    unshare = fold.unshare
+    steps = storage.int8_steps
     monkeypatch.setattr(
-        fold, "unshare", lambda *args, **kw: sizes.append(args[2]) or unshare(*args, **kw)
+        storage, "int8_steps", lambda row, scale: sizes.append(row.shape[:1]) or steps(row, scale)
     )
     conv, amplitude, _ = a_layer()
     rso.UnsharedSpikeConv.from_conv2d(conv, amplitude, dtype=torch.int8)
-    assert set(sizes) == {(1, 2)}
+    assert sizes == 5 * [(2,)]
 
 
 # --- how the work is cut --------------------------------------------------------------------------

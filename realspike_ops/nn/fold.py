@@ -1,6 +1,6 @@
 """Folding an amplitude, and a batch norm, into the weights of one layer (Eq. 11 to 13).
 
-Computed in float64 and rounded to float32 once.
+Computed in float64 and rounded to the stored type once.
 """
 
 from collections.abc import Iterator
@@ -8,55 +8,103 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from realspike_ops import _checks as checks
 from realspike_ops.nn.packed_spikes import PackedSpikes
-from realspike_ops.ops.huge_pages import empty_in_huge_pages
+from realspike_ops.nn.plain import why_not_plain
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
-def check_conv2d(conv: nn.Conv2d) -> None:
-    if not isinstance(conv, nn.Conv2d) or isinstance(conv, nn.LazyConv2d):
-        raise TypeError(f"conv must be an initialised nn.Conv2d; got {type(conv).__name__}")
-    if conv.padding_mode != "zeros":
-        raise ValueError(
-            f"conv: padding_mode must be 'zeros' (spikes outside the map are silent); "
-            f"got {conv.padding_mode!r}"
-        )
+def read(name: str, layer: nn.Module, kinds, *names: str) -> "list[Tensor | None]":
+    """Return what a layer computes with in eval mode, in float64, if it is all that it does.
+
+    Parametrized weights are what they are now. The mode of the layer stays what it was.
+
+    Args:
+        name: What the messages call the layer.
+        kinds: The torch classes whose computation is known.
+        names: Parameters and buffers.
+
+    Raises:
+        TypeError: if the layer is of another class, or of numbers that are not real.
+        ValueError: if it does anything else than its class (`why_not_plain`), is on "meta", or
+            holds NaN or infinities.
+    """
+    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    lazy = isinstance(layer, LazyModuleMixin) and layer.has_uninitialized_params()
+    if lazy or not isinstance(layer, kinds):
+        wanted = " or ".join(f"nn.{kind.__name__}" for kind in kinds)
+        raise TypeError(f"{name} must be an initialised {wanted}; got {type(layer).__name__}")
+    reason = why_not_plain(layer, kinds)
+    if reason is not None:
+        raise ValueError(f"{name} must compute what its torch class does: {reason}")
+    modes = {module: module.training for module in layer.modules()}
+    try:
+        layer.eval()
+        if layer.training:
+            raise ValueError(f"{name} must leave training mode at eval(); it does not")
+        with torch.no_grad():
+            return [_constant(f"{name}.{own}", layer, own) for own in names]
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
-def conv_geometry(conv: nn.Conv2d) -> dict:
-    return {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
+def _constant(name: str, layer: nn.Module, own: str) -> "Tensor | None":
+    tensor, again = getattr(layer, own), getattr(layer, own)
+    if tensor is None:
+        return None
+    checks.check_tensor(name, tensor)
+    checks.check_dtype(name, tensor, (*checks.FLOATS, torch.float64))
+    if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer):
+        raise TypeError(f"{name} must be a plain tensor; got {type(tensor).__name__}")
+    if tensor.is_meta:
+        raise ValueError(f"{name} must hold numbers; it is on the meta device")
+    checks.check_finite(name, tensor)
+    if again is not tensor and not torch.equal(again, tensor):
+        raise ValueError(f"{name} must be the same whenever it is read; it is computed anew")
+    return tensor.detach().double()
 
 
 def batch_norm_affine(norm: nn.Module, channels: int) -> tuple[Tensor, Tensor]:  # [C], [C]
     """Return (scale, shift) of a batch norm in eval mode, in float64."""
-    if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+    if not isinstance(norm, BATCH_NORMS):
         raise TypeError(f"batch_norm must be a batch norm layer; got {type(norm).__name__}")
-    if norm.running_mean is None:
+    mean, var, weight, bias = read(
+        "batch_norm", norm, BATCH_NORMS, "running_mean", "running_var", "weight", "bias"
+    )
+    if mean is None or var is None:
         raise ValueError("batch_norm must track running statistics (track_running_stats=True)")
-    if norm.num_features != channels:
+    if len(mean) != channels:
         raise ValueError(
-            f"batch_norm must have {channels} features to follow the convolution; "
-            f"got {norm.num_features}"
+            f"batch_norm must have {channels} features to follow the layer before it; "
+            f"got {len(mean)}"
         )
-    mean, var = norm.running_mean.double(), norm.running_var.double()
     scale = torch.rsqrt(var + norm.eps)
-    if norm.weight is not None:
-        scale = scale * norm.weight.double()
+    checks.check_finite("batch_norm: 1 / sqrt(running_var + eps)", scale)
+    if weight is not None:
+        scale = scale * weight
     shift = -mean * scale
-    return scale, shift if norm.bias is None else shift + norm.bias.double()
+    return scale, shift if bias is None else shift + bias
 
 
-def affine_conv2d(
-    conv: nn.Conv2d, batch_norm: nn.Module | None
-) -> tuple[Tensor, Tensor | None]:  # [Cout, Cin/G, KH, KW], [Cout]; float64
-    """Return the weight and bias of the convolution followed by the batch norm."""
-    weight = conv.weight.detach().double()
-    bias = None if conv.bias is None else conv.bias.detach().double()
+def affine(
+    name: str, layer: nn.Module, kind: type, batch_norm: "nn.Module | None"
+) -> tuple[Tensor, Tensor | None]:  # [Cout, ...], [Cout]; float64
+    """Return the weight and bias of a layer followed by the batch norm."""
+    weight, bias = read(name, layer, kind, "weight", "bias")
+    if getattr(layer, "padding_mode", "zeros") != "zeros":
+        raise ValueError(
+            f"{name}: padding_mode must be 'zeros' (spikes outside the map are silent); "
+            f"got {layer.padding_mode!r}"
+        )
     if batch_norm is None:
         return weight, bias
-    scale, shift = (t.detach() for t in batch_norm_affine(batch_norm, conv.out_channels))
-    weight = weight * scale[:, None, None, None]
+    scale, shift = batch_norm_affine(batch_norm, weight.shape[0])
+    checks.check_device("batch_norm", scale, f"{name}.weight", weight)
+    weight = weight * scale.view(-1, *(1,) * (weight.dim() - 1))
     return weight, shift if bias is None else bias * scale + shift
 
 
@@ -74,30 +122,6 @@ def scale_input_channels(kernel: Tensor, amplitude: Tensor) -> Tensor:
     return kernel * amplitude
 
 
-def unshare(
-    kernel: Tensor,  # [G, KH, KW, Cin/G, Cout/G] float64
-    amplitude: Tensor,  # [Cin, H, W] float64
-    output_size: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    *,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:  # [OH, OW, G, KH, KW, Cin/G, Cout/G]
-    """Give every output position its kernel: K~[k,l,i,j,m] = a[m, k*s-p+i*d, l*s-p+j*d] K[i,j,m].
-
-    Taps outside the map get 0. Little more than the result is ever held.
-    """
-    out = empty_in_huge_pages((*output_size, *kernel.shape), dtype, kernel.device)
-    indices = (0,) * output_size[0], (0,) * output_size[1]
-    rows = unshared_rows(
-        kernel[None, None], amplitude, output_size, stride, padding, dilation, *indices
-    )
-    for own, row in zip(out, rows, strict=True):
-        own.copy_(row)
-    return out
-
-
 def unshared_rows(
     kernel: Tensor,  # [R, Q, G, KH, KW, Cin/G, Cout/G] float64
     amplitude: Tensor,  # [Cin, H, W] float64
@@ -108,8 +132,11 @@ def unshared_rows(
     rows: tuple[int, ...],
     columns: tuple[int, ...],
 ) -> Iterator[Tensor]:  # [OW, G, KH, KW, Cin/G, Cout/G] float64 each
-    """Yield the kernels of one row of positions after the other; K is kernel[rows[k], columns[l]]
-    at position (k, l)."""
+    """Give every output position its kernel: K~[k,l,i,j,m] = a[m, k*s-p+i*d, l*s-p+j*d] K[i,j,m].
+
+    Yields one row of positions after the other; K is kernel[rows[k], columns[l]] at position
+    (k, l). Taps outside the map get 0.
+    """
     G, KH, KW, Cin_g, _ = kernel.shape[2:]
     columns = slice(0, 1) if kernel.shape[1] == 1 else list(columns)
     OH, OW = output_size
@@ -127,21 +154,17 @@ def unshared_rows(
         yield window.permute(4, 0, 2, 3, 1).unsqueeze(-1) * kernel[rows[oh], columns]
 
 
-def check_folded_amplitude(amplitude: Tensor, channels: int, input_size: tuple[int, int]) -> str:
-    """Return the granularity ("layer", "channel" or "element") of an amplitude over a map."""
+def check_amplitude(amplitude: Tensor, weight: Tensor) -> Tensor:  # float64
+    """Return the amplitude of the spikes that a weight reads, in float64."""
     checks.check_tensor("amplitude", amplitude)
     checks.check_dtype("amplitude", amplitude, (*checks.FLOATS, torch.float64))
-    checks.check_parameter("amplitude", amplitude, (channels, *input_size))
-    sizes = (1,) * (3 - amplitude.dim()) + tuple(amplitude.shape)
-    if sizes[1] > 1 or sizes[2] > 1:
-        return "element"
-    return "channel" if sizes[0] > 1 else "layer"
+    checks.check_device("amplitude", amplitude, "the layer's weight", weight)
+    checks.check_finite("amplitude", amplitude)
+    return amplitude.detach().double()
 
 
 def amplitude_of_features(amplitude: Tensor, features: int) -> Tensor:  # [features]
     """Return one amplitude for each feature of flattened maps."""
-    checks.check_tensor("amplitude", amplitude)
-    checks.check_dtype("amplitude", amplitude, (*checks.FLOATS, torch.float64))
     count = amplitude.numel()
     varying = [d for d, size in enumerate(amplitude.shape) if size != 1]
     # Only trailing 1s may stand for more: the maps that were flattened are not known here.
@@ -151,7 +174,7 @@ def amplitude_of_features(amplitude: Tensor, features: int) -> Tensor:  # [featu
             f"amplitude must have shape [1], [{features}], or that of maps with {features} "
             f"elements, [C, H, W] or [C, 1, 1]; got {checks.shape_text(amplitude)}"
         )
-    return amplitude.detach().reshape(-1).repeat_interleave(features // count)
+    return amplitude.reshape(-1).repeat_interleave(features // count)
 
 
 def map_size(spikes: "Tensor | PackedSpikes", channels: int) -> tuple[int, int]:

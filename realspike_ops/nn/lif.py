@@ -40,7 +40,8 @@ class RealSpikeLIF(nn.Module):
         granularity: ``"none"`` (binary spikes), ``"layer"``, ``"channel"`` or ``"element"``: what
             shares one amplitude (Eq. 16 to 18).
         shape: Shape of one neuron map, ``(C, H, W)`` (or ``(C,)``, ``(features,)``). Needed for
-            channel granularity (C alone is read) and for element granularity.
+            element granularity and for channel granularity, where C alone is read: maps of C
+            channels and of any size fit, and so do C features.
         decay, v_threshold, v_reset, reset, detach_reset, emission, surrogate: See
             `realspike_ops.lif`; ``decay`` and ``v_threshold`` are numbers.
         decay_granularity: What shares one learnable decay, as ``granularity``; ``"none"`` keeps
@@ -48,6 +49,8 @@ class RealSpikeLIF(nn.Module):
             inside (0, 1) (the PLIF neuron), and starts at ``decay``.
         threshold_granularity: The same for the threshold, which starts at ``v_threshold`` (with a
             learnable decay: the Diet-SNN neuron).
+        device, dtype: Of the parameters. Default dtype: torch's where the kernels take it, else
+            float32.
 
     Attributes:
         amplitude: The parameter, of shape ``[1]``, ``[C, 1, 1]`` or ``[C, H, W]``, initialised to
@@ -63,6 +66,9 @@ class RealSpikeLIF(nn.Module):
         Fang et al., "Incorporating Learnable Membrane Time Constant", ICCV 2021; with a learnable
         threshold: Rathi and Roy, "DIET-SNN", 2020.
     """
+
+    # FoldedLIF's are numbers or buffers, of the shape that they need.
+    decay_granularity = threshold_granularity = "none"
 
     def __init__(
         self,
@@ -85,6 +91,8 @@ class RealSpikeLIF(nn.Module):
         super().__init__()
         self.timesteps = checks.check_positive_int("timesteps", timesteps)
         self.granularity = granularity
+        self.decay_granularity = decay_granularity
+        self.threshold_granularity = threshold_granularity
         decay = checks.check_number("decay", decay, 0.0, 1.0)
         v_threshold = checks.check_number("v_threshold", v_threshold)
         v_reset, self.reset = checks.check_reset(v_reset, reset)
@@ -92,26 +100,37 @@ class RealSpikeLIF(nn.Module):
         self.detach_reset = bool(detach_reset)
         self.emission = checks.check_emission(emission, v_threshold)
         self.surrogate = as_surrogate(surrogate)
+        if dtype is None and torch.get_default_dtype() not in checks.FLOATS:
+            dtype = torch.float32
 
-        def parameter(name, granularity, value):
-            sizes = parameter_shape(name, granularity, shape)
+        def parameter(name):
+            sizes = parameter_shape(name, getattr(self, name), shape)
             if sizes is None:
                 return None
-            return nn.Parameter(torch.full(sizes, value, device=device, dtype=dtype))
+            return nn.Parameter(torch.empty(sizes, device=device, dtype=dtype))
 
-        self.register_parameter("amplitude", parameter("granularity", granularity, 1.0))
+        self.register_parameter("amplitude", parameter("granularity"))
         if decay_granularity != "none" and not 0 < decay < 1:
             raise ValueError(f"decay must be inside (0, 1) to be learnable; got {decay:g}")
-        logit = math.log(decay / (1 - decay)) if 0 < decay < 1 else 0.0
         self._fixed_decay = decay
-        self.register_parameter(
-            "decay_logit", parameter("decay_granularity", decay_granularity, logit)
-        )
-        learnable_threshold = parameter("threshold_granularity", threshold_granularity, v_threshold)
+        self.register_parameter("decay_logit", parameter("decay_granularity"))
+        self._first_threshold = v_threshold
+        learnable_threshold = parameter("threshold_granularity")
         if learnable_threshold is None:
             self.v_threshold = v_threshold
         else:
             self.register_parameter("v_threshold", learnable_threshold)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the amplitude to 1, a learnable decay and threshold to what they start at."""
+        with torch.no_grad():
+            if self.amplitude is not None:
+                self.amplitude.fill_(1)
+            if self.decay_logit is not None:
+                self.decay_logit.fill_(math.log(self._fixed_decay / (1 - self._fixed_decay)))
+            if isinstance(self.v_threshold, nn.Parameter):
+                self.v_threshold.fill_(self._first_threshold)
 
     @property
     def decay(self) -> "float | Tensor":
@@ -130,9 +149,24 @@ class RealSpikeLIF(nn.Module):
             "surrogate": self.surrogate,
         }
 
+    def fitted(self, dims: int) -> dict:
+        """Return `form` and the amplitude for neuron maps of so many dimensions.
+
+        A parameter of channels, [C, 1, 1], becomes [C] for features: dims = 1.
+        """
+        fitted = self.form | {"amplitude": self.amplitude}
+        for name, granularity in (
+            ("amplitude", self.granularity),
+            ("decay", self.decay_granularity),
+            ("v_threshold", self.threshold_granularity),
+        ):
+            if granularity == "channel" and fitted[name].dim() != dims:
+                fitted[name] = fitted[name].view(-1, *(1,) * (dims - 1))
+        return fitted
+
     def forward(self, x: Tensor) -> Tensor:
         x = split_time(x, self.timesteps)
-        return functional.lif(x, self.amplitude, **self.form).flatten(0, 1)
+        return functional.lif(x, **self.fitted(x.dim() - 2)).flatten(0, 1)
 
     def extra_repr(self) -> str:
         parts = [f"timesteps={self.timesteps}", f"granularity={self.granularity!r}"]

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from realspike_ops import _checks as checks
 from realspike_ops.nn import fold
 from realspike_ops.nn.packed_spikes import PackedSpikes
-from realspike_ops.nn.spike_conv import SpikeConv, initial
+from realspike_ops.nn.spike_conv import SpikeConv, allocate
+from realspike_ops.nn.storage import check_storage
 
 
 class SpikeConv2d(SpikeConv):
@@ -34,12 +35,17 @@ class SpikeConv2d(SpikeConv):
         dilation: "int | tuple[int, int]" = 1,
         groups: int = 1,
         bias: bool = True,
+        padding_mode: str = "zeros",
         device=None,
+        dtype: "torch.dtype | None" = None,
     ):
-        weight, bias, _ = initial(
-            (1, 1), in_channels, out_channels, kernel_size, groups, bias, device
+        check_storage("materialized", torch.float32 if dtype is None else dtype)
+        weight, bias, scale = allocate(
+            *((1, 1), in_channels, out_channels, kernel_size, groups, bias, padding_mode),
+            *(device, dtype),
         )
-        super().__init__(weight, bias, stride, padding, dilation)
+        super().__init__(weight, bias, stride, padding, dilation, scale=scale)
+        self.reset_parameters()
 
     @classmethod
     def from_conv2d(
@@ -52,29 +58,26 @@ class SpikeConv2d(SpikeConv):
 
         Raises:
             TypeError: if ``conv`` is not an ``nn.Conv2d``.
-            ValueError: for another padding mode, or an amplitude that varies over space (use
-                `UnsharedSpikeConv.from_conv2d`).
+            ValueError: as `UnsharedSpikeConv.from_conv2d`, and for an amplitude that varies over
+                space (use `UnsharedSpikeConv.from_conv2d`).
         """
-        fold.check_conv2d(conv)
-        weight, bias = fold.affine_conv2d(conv, batch_norm)
+        weight, bias = fold.affine("conv", conv, nn.Conv2d, batch_norm)
         kernel = fold.kernel_order(weight, conv.groups)
         if amplitude is not None:
-            checks.check_tensor("amplitude", amplitude)
+            amplitude = fold.check_amplitude(amplitude, weight)
+            in_channels = weight.shape[1] * conv.groups
             if amplitude.dim() == 3 and 1 not in amplitude.shape[1:]:
                 raise ValueError(
-                    f"amplitude must have shape [1] or [{conv.in_channels}, 1, 1] for a shared "
+                    f"amplitude must have shape [1] or [{in_channels}, 1, 1] for a shared "
                     f"kernel; got {checks.shape_text(amplitude)}: use UnsharedSpikeConv.from_conv2d"
                 )
-            fold.check_folded_amplitude(amplitude, conv.in_channels, (1, 1))
-            kernel = fold.scale_input_channels(kernel, amplitude.detach().to(weight))
-        folded = cls.__new__(cls)
-        SpikeConv.__init__(
-            folded,
+            checks.check_parameter("amplitude", amplitude, (in_channels, 1, 1))
+            kernel = fold.scale_input_channels(kernel, amplitude)
+        return cls.from_weight(
             kernel.float().contiguous()[None, None],
             None if bias is None else bias.float(),
-            **fold.conv_geometry(conv),
+            **{name: getattr(conv, name) for name in ("stride", "padding", "dilation")},
         )
-        return folded
 
     def forward(self, spikes: Tensor) -> Tensor:
         fold.map_size(spikes, self.in_channels)
@@ -96,9 +99,20 @@ class SpikeLinear(SpikeConv):
     [N, H, W, words]) -> [N, out_features].
     """
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, device=None):
-        weight, bias, _ = initial((1, 1), in_features, out_features, 1, 1, bias, device)
-        super().__init__(weight, bias)
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device=None,
+        dtype: "torch.dtype | None" = None,
+    ):
+        check_storage("materialized", torch.float32 if dtype is None else dtype)
+        weight, bias, scale = allocate(
+            (1, 1), in_features, out_features, 1, 1, bias, "zeros", device, dtype
+        )
+        super().__init__(weight, bias, scale=scale)
+        self.reset_parameters()
 
     @property
     def in_features(self) -> int:
@@ -119,25 +133,19 @@ class SpikeLinear(SpikeConv):
 
         Raises:
             TypeError: if ``linear`` is not an ``nn.Linear``, or the amplitude not a tensor.
-            ValueError: if the amplitude does not fit the features.
+            ValueError: if the amplitude does not fit the features, or as
+                `UnsharedSpikeConv.from_conv2d`.
         """
-        if not isinstance(linear, nn.Linear):
-            raise TypeError(f"linear must be an nn.Linear; got {type(linear).__name__}")
-        weight = linear.weight.detach().double().t()  # [in, out]
-        bias = None if linear.bias is None else linear.bias.detach().double()
+        scale = checks.check_number("scale", scale)
+        weight, bias = fold.affine("linear", linear, nn.Linear, batch_norm)
+        weight = weight.t() * scale  # [in, out]
         if amplitude is not None:
-            per_feature = fold.amplitude_of_features(amplitude, linear.in_features)
-            weight = weight * per_feature.to(weight)[:, None]
-        if batch_norm is not None:
-            factor, shift = (
-                t.detach() for t in fold.batch_norm_affine(batch_norm, linear.out_features)
-            )
-            weight = weight * factor
-            bias = shift if bias is None else bias * factor + shift
-        weight = (weight * scale).float().contiguous()[(None,) * 5]
-        folded = cls.__new__(cls)
-        SpikeConv.__init__(folded, weight, None if bias is None else (bias * scale).float())
-        return folded
+            amplitude = fold.check_amplitude(amplitude, weight)
+            weight = weight * fold.amplitude_of_features(amplitude, weight.shape[0])[:, None]
+        return cls.from_weight(
+            weight.float().contiguous()[(None,) * 5],
+            None if bias is None else (bias * scale).float(),
+        )
 
     def forward(self, spikes: "Tensor | PackedSpikes") -> Tensor:
         if isinstance(spikes, PackedSpikes):

@@ -10,13 +10,13 @@ from realspike_ops import functional
 from realspike_ops.conv_lif_functional import unshared_spike_conv_lif
 from realspike_ops.nn.folded_lif import FoldedLIF
 from realspike_ops.nn.packed_spikes import PackedSpikes
-from realspike_ops.nn.storage import check_memory
+from realspike_ops.nn.storage import Stored, check_memory
 from realspike_ops.ops.huge_pages import empty_in_huge_pages
 
 ALGORITHMS = ("gather", "matmul", "auto")
 
 
-class SpikeConv(nn.Module):
+class SpikeConv(Stored):
     """What the layers share. `weight` is in kernel order: a spike selects one contiguous row."""
 
     def __init__(
@@ -44,15 +44,68 @@ class SpikeConv(nn.Module):
         self.fold_scale = fold_scale
         self.algorithm = checks.check_choice("algorithm", algorithm, ALGORITHMS)
         self.check_binary = check_binary
+        self.register_buffer("scale", scale)
         if bias is not None and scale is not None and fold_scale:
-            bias = bias / (scale if bias.dim() == 1 else scale[:, None, None])
+            bias = self._in_steps(bias)
         if weight.dtype == torch.uint8:
             self.register_buffer("weight", weight)
         else:
             self.weight = nn.Parameter(weight)
         self.bias = None if bias is None else nn.Parameter(bias)
         self.amplitude = None if amplitude is None else nn.Parameter(amplitude)
-        self.register_buffer("scale", scale)
+
+    @classmethod
+    def from_weight(cls, weight: Tensor, bias: Tensor | None = None, **settings) -> "SpikeConv":
+        """Make a layer that holds a weight in kernel order, and a bias, as they are.
+
+        Args:
+            weight: [OH, OW, groups, KH, KW, Cin/groups, Cout/groups], or [1, 1, ...] where one
+                kernel serves all positions; uint8: int8 plus 128 (`quantize_weight`).
+            bias: [Cout] or [Cout, OH, OW] float32, or None.
+            settings: stride, padding, dilation, amplitude, scale, fold_scale, algorithm,
+                check_binary and, for unshared weights, input_size.
+
+        Raises:
+            ValueError: if the weight has other dimensions, or a number is not finite.
+        """
+        checks.check_tensor("weight", weight)
+        if weight.dim() != 7 or 0 in weight.shape:
+            raise ValueError(
+                "weight must have shape [OH, OW, groups, KH, KW, Cin/groups, Cout/groups], all at "
+                f"least 1; got {checks.shape_text(weight)}"
+            )
+        # The constructors of the layers make a weight of their own.
+        layer = cls.__new__(cls)
+        SpikeConv.__init__(layer, weight, bias, **settings)
+        layer.check_finite()
+        return layer
+
+    def reset_parameters(self) -> None:
+        """Initialise weight and bias as nn.Conv2d does, int8 weights over all steps; a = 1."""
+        bound = 1 / math.sqrt(math.prod(self.weight.shape[3:6]))
+        with torch.no_grad():
+            if self.scale is not None:
+                self.scale.fill_(bound / 127)
+                self.weight.random_(1, 256)
+            else:
+                self.weight.uniform_(-bound, bound)
+            if self.bias is not None:
+                self.bias.uniform_(-bound, bound)
+                if self.fold_scale:
+                    self.bias.copy_(self._in_steps(self.bias))
+            if self.amplitude is not None:
+                self.amplitude.fill_(1)
+
+    def _in_steps(self, bias: Tensor) -> Tensor:  # [Cout] or [Cout, OH, OW]
+        return bias / (self.scale if bias.dim() == 1 else self.scale[:, None, None])
+
+    def _apply(self, fn, recurse=True):
+        scale = self.scale
+        super()._apply(fn, recurse)
+        if scale is not None and self.scale.dtype in (torch.float16, torch.bfloat16):
+            # Rounding it would round all weights once more.
+            self.scale = scale.to(self.scale.device)
+        return self
 
     def forward(self, spikes: "Tensor | PackedSpikes") -> Tensor:
         return functional.unshared_spike_conv(**self._arguments(spikes), algorithm=self.algorithm)
@@ -78,7 +131,7 @@ class SpikeConv(nn.Module):
             "padding": self.padding,
             "dilation": self.dilation,
             "amplitude": _float32(self.amplitude),
-            "scale": None if self.fold_scale else _float32(self.scale),
+            "scale": None if self.fold_scale else self.scale,
             "check_binary": check_binary,
         }
 
@@ -118,29 +171,33 @@ def _float32(tensor: Tensor | None) -> Tensor | None:
     return tensor.float() if half else tensor
 
 
-def initial(
+def allocate(
     position: tuple[int, int],
     in_channels,
     out_channels,
     kernel_size,
     groups,
     bias,
+    padding_mode,
     device,
-    dtype=torch.float32,
+    dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Kaiming-uniform weights and bias, as nn.Conv2d's, and the scale of int8 weights."""
+    """Return a weight and a bias, not initialised, and the scale of int8 weights."""
     for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
         checks.check_positive_int(name, value)
         if value % checks.check_positive_int("groups", groups):
             raise ValueError(f"{name} must be divisible by groups ({groups}); got {value}")
+    checks.check_choice("padding_mode", padding_mode, ("zeros",))
     KH, KW = checks.pair("kernel_size", kernel_size, 1)
     shape = (*position, groups, KH, KW, in_channels // groups, out_channels // groups)
-    bound = 1 / math.sqrt(KH * KW * in_channels // groups)
     device = torch.empty(0, device=device).device
+    # The kernels take these types whatever the default one is.
+    dtype = torch.float32 if dtype is None else dtype
     check_memory(shape, dtype, device, position[0] * position[1])
-    bias = torch.empty(out_channels, device=device).uniform_(-bound, bound) if bias else None
-    if dtype == torch.int8:
-        weight = torch.randint(1, 256, shape, dtype=torch.uint8, device=device)
-        return weight, bias, torch.full((out_channels,), bound / 127, device=device)
-    weight = empty_in_huge_pages(shape, dtype, device).uniform_(-bound, bound)
-    return weight, bias, None
+    is_int8 = dtype == torch.int8
+    weight = empty_in_huge_pages(shape, torch.uint8 if is_int8 else dtype, device)
+
+    def by_channel():
+        return torch.empty(out_channels, dtype=torch.float32, device=device)
+
+    return weight, by_channel() if bias else None, by_channel() if is_int8 else None

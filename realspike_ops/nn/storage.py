@@ -1,9 +1,10 @@
-"""How a layer's weights are stored: their type, their scale, and whether they fit in memory."""
+"""How a layer's weights are stored: their type, their scale, and whether they fit it and memory."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from realspike_ops import _checks as checks
 from realspike_ops.nn import fold
@@ -21,6 +22,32 @@ def check_storage(storage: str, dtype: torch.dtype) -> None:
         raise ValueError(f"dtype must be one of {names}; got {dtype}")
     if storage == "factored" and dtype == torch.int8:
         raise ValueError('storage="factored" needs a floating dtype; got int8')
+
+
+class Stored(nn.Module):
+    """A module whose numbers stay finite: a cast or a state that they overflow is refused."""
+
+    def _apply(self, fn, recurse=True):
+        # All are checked before one is changed: what is refused stays as it is.
+        for name, parameter in self.named_parameters(recurse=recurse):
+            dtype = fn(parameter.detach().new_empty(0)).dtype
+            if dtype != parameter.dtype and dtype in checks.FLOATS and not parameter.is_meta:
+                extremes = torch.stack(torch.aminmax(parameter.detach()))
+                checks.check_finite(name, extremes.to(dtype))
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, extra, errors):
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, extra, errors)
+        try:
+            self.check_finite(prefix)
+        except ValueError as error:
+            errors.append(str(error))
+
+    def check_finite(self, prefix: str = "") -> None:
+        """Raise ValueError if a parameter or buffer of this module itself is not finite."""
+        own = (*self.named_parameters(recurse=False), *self.named_buffers(recurse=False))
+        for name, tensor in own:
+            checks.check_finite(prefix + name, tensor)
 
 
 def bytes_available(device: torch.device) -> int | None:
@@ -62,21 +89,21 @@ def unshared(
 ) -> tuple[Tensor, Tensor | None]:  # [OH, OW, G, KH, KW, Cin/G, Cout/G], [Cout] for int8
     """Fold an amplitude into unshared weights of any dtype, and never hold them in a wider one."""
     check_memory((*output_size, *kernel.shape), dtype, kernel.device, output_size[0])
-    geometry = (stride, padding, dilation)
-    if dtype != torch.int8:
-        return fold.unshare(kernel, amplitude, output_size, *geometry, dtype=dtype), None
-    OH, OW = output_size
-    (sh, _), (ph, pw) = stride, padding
 
-    def row(oh: int) -> Tensor:  # [1, OW, G, KH, KW, Cin/G, Cout/G] float32
-        return fold.unshare(kernel, amplitude, (1, OW), stride, (ph - oh * sh, pw), dilation)
+    def rows() -> Iterator[Tensor]:  # [OW, G, KH, KW, Cin/G, Cout/G] float64 each
+        indices = (0,) * output_size[0], (0,) * output_size[1]
+        return fold.unshared_rows(
+            kernel[None, None], amplitude, output_size, stride, padding, dilation, *indices
+        )
 
-    largest = torch.stack([row(oh).abs().amax((0, 1, 3, 4, 5)) for oh in range(OH)]).amax(0)
-    scale = int8_scale(largest)  # [G, Cout/G]
-    out = empty_in_huge_pages((OH, OW, *kernel.shape), torch.uint8, kernel.device)
-    for oh in range(OH):
-        out[oh] = int8_steps(row(oh)[0], scale)
-    return out, scale.flatten()
+    scale = None
+    if dtype == torch.int8:
+        scale = int8_scale(torch.stack([row.abs().amax((0, 2, 3, 4)) for row in rows()]).amax(0))
+    shape = (*output_size, *kernel.shape)
+    out = empty_in_huge_pages(shape, dtype if scale is None else torch.uint8, kernel.device)
+    for own, row in zip(out, rows(), strict=True):
+        own.copy_(row if scale is None else int8_steps(row, scale))
+    return out, None if scale is None else scale.flatten()
 
 
 def stored(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:

@@ -4,7 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from realspike_ops import _checks as checks
-from realspike_ops.nn.unshared_conv import UnsharedSpikeConv
+from realspike_ops.nn import fold
+from realspike_ops.nn.storage import check_storage
+from realspike_ops.nn.unshared_conv import UnsharedSpikeConv, input_size_fourth
 
 
 class UnsharedSpikeConv1d(UnsharedSpikeConv):
@@ -14,35 +16,37 @@ class UnsharedSpikeConv1d(UnsharedSpikeConv):
     OH = KH = H = 1.
 
     Args:
-        input_size: Length L of the sequence.
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: As in
-            ``nn.Conv1d``.
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+            padding_mode, device: As in ``nn.Conv1d``, in its order; ``padding_mode`` is "zeros".
+        input_size: Length L of the sequence. By keyword; as the fourth argument it is deprecated.
         dtype, storage, fold_scale, algorithm, check_binary: As in `UnsharedSpikeConv`.
 
     Shape: [N, Cin, L] of 0 and 1 (or packed [N, L, words]) -> [N, Cout, OL].
     """
 
+    @input_size_fourth
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
         kernel_size: int,
-        input_size: int,
         stride: int = 1,
         padding: "int | str" = 0,
         dilation: int = 1,
         groups: int = 1,
         bias: bool = True,
+        padding_mode: str = "zeros",
         device=None,
+        dtype: "torch.dtype | None" = None,
+        *,
+        input_size: int,
         **storage,
     ):
         super().__init__(
             *(in_channels, out_channels, (1, _one("kernel_size", kernel_size, 1))),
-            (1, _one("input_size", input_size, 1)),
-            (1, _one("stride", stride, 1)),
-            padding if isinstance(padding, str) else (0, _one("padding", padding, 0)),
-            (1, _one("dilation", dilation, 1)),
-            *(groups, bias, device),
+            *_geometry(stride, padding, dilation).values(),
+            *(groups, bias, padding_mode, device, dtype),
+            input_size=(1, _one("input_size", input_size, 1)),
             **storage,
         )
 
@@ -53,7 +57,12 @@ class UnsharedSpikeConv1d(UnsharedSpikeConv):
         amplitude: Tensor | None = None,  # [1], [C, 1] or [C, L]
         input_size: int | None = None,
         batch_norm: nn.Module | None = None,
-        **storage,
+        *,
+        dtype: torch.dtype = torch.float32,
+        storage: str = "materialized",
+        fold_scale: bool = False,
+        algorithm: str = "gather",
+        check_binary: bool | None = None,
     ) -> "UnsharedSpikeConv1d":
         """Fold an amplitude, and a batch norm behind it, into a convolution (Eq. 11 to 13).
 
@@ -62,23 +71,14 @@ class UnsharedSpikeConv1d(UnsharedSpikeConv):
             amplitude: Amplitude of the spikes that it reads; None: 1.
             input_size: Length of its input; may be left out if the amplitude is [C, L].
             batch_norm: The batch norm that follows it, if any; its running statistics are used.
-            storage: ``dtype``, ``storage``, ``fold_scale``, ``algorithm`` and ``check_binary``.
+            dtype, storage, fold_scale, algorithm, check_binary: As in the constructor.
 
         Raises:
             TypeError: if ``conv`` is not an ``nn.Conv1d``.
             ValueError: as `UnsharedSpikeConv.from_conv2d`.
         """
-        if not isinstance(conv, nn.Conv1d) or isinstance(conv, nn.LazyConv1d):
-            raise TypeError(f"conv must be an initialised nn.Conv1d; got {type(conv).__name__}")
-        with torch.device("meta"):
-            flat = nn.Conv2d(
-                *(conv.in_channels, conv.out_channels, (1, *conv.kernel_size), (1, *conv.stride)),
-                conv.padding if isinstance(conv.padding, str) else (0, *conv.padding),
-                *((1, *conv.dilation), conv.groups, False, conv.padding_mode),
-            )
-        flat.weight = nn.Parameter(conv.weight.detach().unsqueeze(2))
-        if conv.bias is not None:
-            flat.bias = nn.Parameter(conv.bias.detach())
+        check_storage(storage, dtype)
+        weight, bias = fold.affine("conv", conv, nn.Conv1d, batch_norm)
         if amplitude is not None:
             checks.check_tensor("amplitude", amplitude)
             if amplitude.dim() > 1:
@@ -87,8 +87,13 @@ class UnsharedSpikeConv1d(UnsharedSpikeConv):
             if amplitude is None or amplitude.shape[-1] == 1:
                 raise ValueError("input_size must be given unless amplitude has shape [C, L]")
             input_size = amplitude.shape[-1]
-        size = (1, _one("input_size", input_size, 1))
-        return cls.from_conv2d(flat, amplitude, size, batch_norm, **storage)
+        settings = _geometry(conv.stride, conv.padding, conv.dilation)
+        return cls._folded(
+            *(weight.unsqueeze(2), bias, conv.groups, amplitude),
+            (1, _one("input_size", input_size, 1)),
+            *(dtype, storage, fold_scale),
+            settings | {"algorithm": algorithm, "check_binary": check_binary},
+        )
 
     def forward(self, spikes: Tensor) -> Tensor:
         checks.check_tensor("spikes", spikes)
@@ -99,6 +104,14 @@ class UnsharedSpikeConv1d(UnsharedSpikeConv):
             )
         packed = spikes.dtype == torch.int32
         return super().forward(spikes.unsqueeze(1 if packed else 2)).squeeze(2)
+
+
+def _geometry(stride, padding, dilation) -> dict:
+    return {
+        "stride": (1, _one("stride", stride, 1)),
+        "padding": padding if isinstance(padding, str) else (0, _one("padding", padding, 0)),
+        "dilation": (1, _one("dilation", dilation, 1)),
+    }
 
 
 def _one(name: str, value, low: int) -> int:

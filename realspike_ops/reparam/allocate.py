@@ -5,6 +5,7 @@ import operator
 import torch
 from torch import Tensor, nn
 
+from realspike_ops import _checks as checks
 from realspike_ops.nn import SynapticCurrent
 from realspike_ops.reparam.errors import ReparameterizationError
 from realspike_ops.reparam.folding import Folding, PlannedCurrent
@@ -16,7 +17,6 @@ from realspike_ops.reparam.network import (
     bytes_text,
 )
 from realspike_ops.reparam.steps_of_scale import current_scale, refusal_of_steps
-from realspike_ops.reparam.synapses import PlannedSynapses
 
 
 def allocate(folding: Folding, dtype: torch.dtype, max_bytes: int) -> FoldedNetwork:
@@ -39,8 +39,14 @@ def allocate(folding: Folding, dtype: torch.dtype, max_bytes: int) -> FoldedNetw
         own_dtype = _dtype_of(planned, dtype)
         try:
             scale = current_scale(planned) if own_dtype == torch.int8 else None  # [C]
+            modules[step.name] = _built(planned, own_dtype, scale)
+            _check_finite(modules[step.name])
         except ValueError as error:
-            raise ReparameterizationError(f"{step.name!r} cannot be int8: {error}") from error
+            largest = max(synapses.largest().max().item() for synapses in planned.synapses)
+            name = str(own_dtype).removeprefix("torch.")
+            raise ReparameterizationError(
+                f"{step.name!r} cannot be {name}: {error}; its largest weight is {largest:.3g}"
+            ) from error
         inputs = step.inputs
         if scale is not None:
             by_neuron = _by_neuron(scale, planned)
@@ -53,9 +59,15 @@ def allocate(folding: Folding, dtype: torch.dtype, max_bytes: int) -> FoldedNetw
                 modules[name] = EncodingCall(operator.truediv, arguments, {}, {"scale": by_neuron})
                 encoding.append(Step(name, inputs[-1:]))
                 inputs = (*inputs[:-1], name)
-        modules[step.name] = _built(planned, own_dtype, scale)
         steps.append(Step(step.name, inputs))
     steps = [*encoding, *steps]
+    try:
+        for name, module in modules.items():
+            # Calls hold constants, which may be infinite (limits, masks).
+            if name not in folding.planned and not isinstance(module, EncodingCall):
+                _check_finite(module, f"{name}.")
+    except ValueError as error:
+        raise ReparameterizationError(str(error)) from error
     return FoldedNetwork(steps, modules, folding.output_step, folding.input_shape).eval()
 
 
@@ -112,15 +124,10 @@ def _check_size(folding: Folding, dtype: torch.dtype, max_bytes: int) -> None:
     )
 
 
-def _check_range(synapses: PlannedSynapses, dtype: torch.dtype) -> None:
-    if dtype != torch.float16:
-        return
-    largest = synapses.largest().max().item()
-    if largest > torch.finfo(dtype).max:
-        raise ReparameterizationError(
-            f"the synapses from {synapses.sources[0]!r} hold a weight of {largest:.3g}, beyond the "
-            "range of float16: use weight_dtype=torch.bfloat16 or torch.float32"
-        )
+def _check_finite(module: nn.Module, prefix: str = "") -> None:
+    """Refuse numbers that are not finite, in the model or in the type that they are stored in."""
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        checks.check_finite(prefix + name, tensor)
 
 
 def _built(planned: PlannedCurrent, dtype: torch.dtype, scale: "Tensor | None") -> nn.Module:
@@ -130,7 +137,6 @@ def _built(planned: PlannedCurrent, dtype: torch.dtype, scale: "Tensor | None") 
         bias = bias / scale.double().view(-1, 1, 1)
     layers = []
     for synapses in planned.synapses:
-        _check_range(synapses, dtype)
         own_bias = bias if synapses.takes_bias else None
         layers.append(synapses.build(dtype, own_bias, scale))
         bias = bias if own_bias is None else None

@@ -184,12 +184,9 @@ def _built(described: dict, tensors: dict[str, Tensor]) -> nn.Module:
         floating = [t for t in tensors.values() if t.is_floating_point()]
         return module.to(floating[0].dtype) if floating else module
     if kind in _SPIKE_CONVS:
-        module = _SPIKE_CONVS[kind].__new__(_SPIKE_CONVS[kind])
-        input_size = described.pop("input_size")
-        SpikeConv.__init__(module, tensors["weight"], tensors.get("bias"), **described)
-        if input_size is not None:
-            module.input_size = tuple(input_size)
-        return module
+        if described["input_size"] is None:
+            del described["input_size"]
+        return _SPIKE_CONVS[kind].from_weight(tensors["weight"], tensors.get("bias"), **described)
     if kind == "PiecewiseSpikeConv":
         return layers.PiecewiseSpikeConv(tensors["weight"], **described)
     if kind == "OneToOneSynapses":

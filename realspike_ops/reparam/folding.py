@@ -156,8 +156,8 @@ class Folding(fx.Interpreter):
             raise ValueError(
                 f"{module.timesteps} timesteps do not divide its input {checks.shape_text(x)}"
             )
-        for name in ("amplitude", "decay", "v_threshold"):
-            if isinstance(parameter := getattr(module, name), Tensor):
+        for name, parameter in module.fitted(x.dim() - 1).items():
+            if isinstance(parameter, Tensor):
                 checks.check_parameter(name, parameter, x.shape[1:])
         return torch.zeros_like(x)
 
@@ -238,11 +238,12 @@ class Folding(fx.Interpreter):
         name = self.unique_name(self.layer_name)
         if current in self.planned:
             self.planned[current].neurons.append(PlannedNeurons(name, describe(node)))
-        self.modules[name] = FoldedLIF(lif.timesteps, **lif.form)
+        form = lif.fitted(result.dim() - 1)
+        amplitude = form.pop("amplitude")
+        self.modules[name] = FoldedLIF(lif.timesteps, **form)
         self.steps.append(Step(name, (current,)))
         flat = result.dim() == 2
         shape = (result.shape[1], 1, 1) if flat else tuple(result.shape[1:])
-        amplitude = lif.amplitude
         if amplitude is not None:
             amplitude = amplitude.detach().double()
             if flat:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from realspike_ops import _checks as checks
 from realspike_ops import nn as layers
 from realspike_ops.nn.packed_spikes import PackedSpikes
+from realspike_ops.nn.storage import Stored
 
 INPUT = "input"
 # Attributes of a FoldedNetwork, which no step may hide.
@@ -52,7 +53,7 @@ def bytes_text(count: float) -> str:
     return f"{count:.4g} GiB"
 
 
-class FoldedNetwork(nn.Module):
+class FoldedNetwork(Stored):
     """A network that emits only 0 and 1 (or -1, 0 and 1) and whose weight layers only add.
 
     `reparameterize` returns it. An ordinary module: ``state_dict``, ``.to()``, ``.half()``,

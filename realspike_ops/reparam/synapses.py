@@ -16,7 +16,6 @@ from realspike_ops.nn import (
     UnsharedSpikeConv,
     fold,
 )
-from realspike_ops.nn.spike_conv import SpikeConv
 from realspike_ops.ops.huge_pages import empty_in_huge_pages
 from realspike_ops.reparam.value import Source, Term
 from realspike_ops.reparam.window import Window, block_diagonal
@@ -168,14 +167,12 @@ class PlannedKernel:
             rows, columns = self.window.rows, self.window.columns
             layer = self.kind(weight, rows, columns, padding=padding, **geometry)
         elif self.kind is SpikeLinear:
-            layer = SpikeLinear.__new__(SpikeLinear)
-            SpikeConv.__init__(layer, weight, _plain(bias, dtype))
+            layer = SpikeLinear.from_weight(weight, _plain(bias, dtype))
         else:
-            layer = self.kind.__new__(self.kind)
-            SpikeConv.__init__(layer, weight, _plain(bias, dtype), padding=padding, **geometry)
             if self._is_unshared:
                 H, W = self.window.in_shape[1:]
-                layer.input_size = (H + pad[2] + pad[3], W + pad[0] + pad[1])
+                geometry["input_size"] = (H + pad[2] + pad[3], W + pad[0] + pad[1])
+            layer = self.kind.from_weight(weight, _plain(bias, dtype), padding=padding, **geometry)
         return Synapses(
             layer,
             maps=len(self.sources),

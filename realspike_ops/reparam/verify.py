@@ -107,11 +107,8 @@ def record_currents(model: nn.Module):
 
 def binary_spikes(lif: RealSpikeLIF, current: Tensor) -> Tensor:  # [T*B, ...] -> [T*B, ...]
     """Return the 0/1 spikes that the layer emits for a current, whatever its amplitude."""
-    spikes = functional.lif(
-        split_time(current, lif.timesteps),
-        **lif.form,
-    )
-    return spikes.flatten(0, 1)
+    neurons = lif.fitted(current.dim() - 1) | {"amplitude": None}
+    return functional.lif(split_time(current, lif.timesteps), **neurons).flatten(0, 1)
 
 
 def samples_of(batch: Tensor, calls: "list[tuple[str, RealSpikeLIF, Tensor]]") -> int:

@@ -118,8 +118,8 @@ BUGS = [
     Bug(
         "conv-int8-bias-not-in-steps",
         "realspike_ops/nn/spike_conv.py",
-        "bias = bias / (scale if bias.dim() == 1 else scale[:, None, None])",
-        "bias = bias * 1.0",
+        "return bias / (self.scale if bias.dim() == 1 else self.scale[:, None, None])",
+        "return bias * 1.0",
         "tests/test_unshared_conv_storage.py",
         "folded_scale",
     ),
