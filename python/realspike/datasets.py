@@ -1,13 +1,21 @@
-"""Which data sets there are and what a network must fit. Imports no torch."""
+"""Which data sets there are, what a network must fit, and whether their files are there.
+
+Imports no torch.
+"""
 
 from dataclasses import dataclass
+from pathlib import Path
+
+from realspike.errors import DataError
 
 
 @dataclass(frozen=True)
 class DatasetFacts:
     """What is known of a data set before it is read.
 
-    ``classes`` and ``image_size`` may be overridden by the configuration where ``resizable``.
+    ``classes`` and ``image_size`` may be overridden by the configuration where ``resizable``. Of
+    each of the ``files``, one of the names must be in the folder of the data; ``advice`` says how
+    they come there.
     """
 
     classes: int
@@ -17,6 +25,24 @@ class DatasetFacts:
     resizable: bool = False
     in_paper: bool = False
     description: str = ""
+    files: tuple[tuple[str, ...], ...] = ()
+    advice: str = ""
+
+
+DVS_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+
+
+def _cifar(classes: int) -> DatasetFacts:
+    archive = f"cifar-{classes}-python"
+    unpacked = "cifar-10-batches-py" if classes == 10 else archive
+    return DatasetFacts(
+        *(classes, 3, 32),
+        in_paper=True,
+        description=f"CIFAR-{classes}, python version ({archive}.tar.gz)",
+        files=((f"{archive}.tar.gz", unpacked),),
+        advice=f"download https://www.cs.toronto.edu/~kriz/{archive}.tar.gz and put it there as it "
+        "is, or unpack it there",
+    )
 
 
 DATASETS = {
@@ -26,18 +52,32 @@ DATASETS = {
     "digits-events": DatasetFacts(
         10, 2, 16, "frames", description="the same digits as an event camera sees them in motion"
     ),
-    "cifar10": DatasetFacts(
-        10, 3, 32, in_paper=True, description="CIFAR-10, python version (cifar-10-python.tar.gz)"
-    ),
-    "cifar100": DatasetFacts(
-        100, 3, 32, in_paper=True, description="CIFAR-100, python version (cifar-100-python.tar.gz)"
-    ),
+    "cifar10": _cifar(10),
+    "cifar100": _cifar(100),
     "cifar10-dvs": DatasetFacts(
         *(10, 2, 48, "frames", True, True),
         description="CIFAR10-DVS, the .aedat files in one folder per class",
+        files=tuple((name,) for name in DVS_CLASSES),
+        advice="download the ten zip files of https://doi.org/10.6084/m9.figshare.4724671 and "
+        "unpack them there, so that it holds airplane/*.aedat to truck/*.aedat",
     ),
     "imagenet": DatasetFacts(
         *(1000, 3, 224, "direct", True, True),
         description="any image folder with train/CLASS/* and val/CLASS/*, such as ImageNet",
+        files=(("train",), ("val",)),
+        advice="put the images there, as train/CLASS/*.jpg and val/CLASS/*.jpg",
     ),
 }
+
+
+def check_present(name: str, root: Path) -> None:
+    """Refuse a data set whose files are not in ``root``, before anything slow is imported.
+
+    Raises:
+        DataError: naming what is missing, and where to get it.
+    """
+    for names in DATASETS[name].files:
+        if not any((root / name).exists() for name in names):
+            paths = [str(root / name) for name in names]
+            missing = f"neither {' nor '.join(paths)}" if len(paths) > 1 else f"no folder {paths[0]}"
+            raise DataError(f"there is {missing}: {DATASETS[name].advice} (data.root is {root})")

@@ -1,5 +1,9 @@
-"""What every error that is the user's to solve has in common. Imports nothing."""
+"""Errors that are the user's to solve. Imports nothing."""
 
 
 class UserError(Exception):
     """Something cannot be done as asked; the message says what and why, in one line."""
+
+
+class DataError(UserError, ValueError):
+    """A file is missing, truncated or corrupt; the message names it and says what to do."""

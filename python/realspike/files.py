@@ -1,7 +1,12 @@
-"""Writing a file so that its name never stands for half of it."""
+"""Paths as users write them, and writing a file so that its name never stands for half of it."""
 
 import os
 from pathlib import Path
+
+
+def path_of(text: str) -> Path:
+    """Return the path that a user means: ``~`` is the home folder, also where no shell saw it."""
+    return Path(os.path.expanduser(text))
 
 
 def write_atomically(path: Path, content: bytes) -> None:

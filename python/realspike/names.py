@@ -1,7 +1,16 @@
 """Errors about names that are not known, with the nearest one that is."""
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+
+_brief = reprlib.Repr()
+_brief.maxstring = _brief.maxother = _brief.maxlong = 80
+
+
+def shown(value: object) -> str:
+    """Return ``repr(value)``, short however long, deep or entangled the value is."""
+    return _brief.repr(value)
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
@@ -19,7 +28,7 @@ def check_choice(what: str, value: object, choices: Iterable[str]) -> None:
     choices = tuple(choices)
     if not isinstance(value, str) or value not in choices:
         raise ValueError(
-            f"{what} must be one of {', '.join(choices)}; got {value!r:.80}"
+            f"{what} must be one of {', '.join(choices)}; got {shown(value)}"
             f"{nearest(value, choices)}"
         )
 
@@ -29,4 +38,4 @@ def check_known(what: str, names: Iterable[str], known: Iterable[str]) -> None:
     known = tuple(known)
     for name in names:
         if name not in known:
-            raise ValueError(f"unknown {what} {name!r:.80}{nearest(name, known)}")
+            raise ValueError(f"unknown {what} {shown(name)}{nearest(name, known)}")

@@ -3,7 +3,7 @@
 import math
 from dataclasses import asdict, dataclass, fields
 
-from realspike.names import check_choice, check_known
+from realspike.names import check_choice, check_known, shown
 
 GRANULARITIES = ("none", "layer", "channel", "element")
 ENCODINGS = ("direct", "frames")
@@ -84,15 +84,15 @@ class NetworkConfig:
         ):
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= largest:
-                raise ValueError(f"{name} must be an integer from 1 to {largest}; got {value!r}")
+                raise ValueError(f"{name} must be an integer from 1 to {largest}; got {shown(value)}")
         if not _is_number(self.decay) or not 0.0 <= self.decay <= 1.0:
-            raise ValueError(f"decay must be a number in [0, 1]; got {self.decay!r}")
+            raise ValueError(f"decay must be a number in [0, 1]; got {shown(self.decay)}")
         if not _is_number(self.v_threshold) or not 0.0 < self.v_threshold <= 100.0:
-            raise ValueError(f"v_threshold must be a number in (0, 100]; got {self.v_threshold!r}")
+            raise ValueError(f"v_threshold must be a number in (0, 100]; got {shown(self.v_threshold)}")
         for name in ("detach_reset", "zero_init_residual", "threshold_norm"):
             value = getattr(self, name)
             if type(value) is not bool:
-                raise ValueError(f"{name} must be true or false; got {value!r}")
+                raise ValueError(f"{name} must be true or false; got {shown(value)}")
         if self.zero_init_residual and "resnet" not in self.architecture:
             raise ValueError(
                 f"zero_init_residual needs a residual network; {self.architecture} is none"
@@ -109,7 +109,7 @@ class NetworkConfig:
             ValueError: for an unknown or missing key, or a value out of range.
         """
         if not isinstance(values, dict):
-            raise ValueError(f"the configuration must be a dictionary; got {values!r:.80}")
+            raise ValueError(f"the configuration must be a dictionary; got {shown(values)}")
         names = [field.name for field in fields(cls)]
         check_known("configuration key", values, names)
         if missing := sorted(set(names) - set(values)):

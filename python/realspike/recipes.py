@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from realspike.datasets import DATASETS
-from realspike.files import write_atomically
+from realspike.files import path_of, write_atomically
 from realspike.optional import require
 from realspike.run_config import RunConfig
 
@@ -171,4 +171,4 @@ def write_configs(folder: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    write_configs(Path(sys.argv[1]))
+    write_configs(path_of(sys.argv[1]))

@@ -6,15 +6,17 @@ Everything is checked before torch or any data is loaded.
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
 from typing import get_args, get_type_hints
 
+from realspike import strict_yaml
 from realspike.datasets import DATASETS
 from realspike.errors import UserError
-from realspike.names import check_choice, check_known, nearest
+from realspike.files import path_of
+from realspike.names import check_choice, check_known, nearest, shown
 from realspike.network_config import ARCHITECTURES, GRANULARITIES, NetworkConfig
 from realspike.optional import require
 
@@ -57,7 +59,7 @@ class NetworkSection:
 class DataSection:
     name: str = _option("digits", "the data set", choices=tuple(DATASETS))
     root: str = _option("data", "folder with the data set's files")
-    batch_size: int = _option(128, "images per step and process", 1)
+    batch_size: int = _option(128, "images per step and process", 1, 10**6)
     workers: int = _option(2, "processes that read images from files", 0, 256)
     crop: int = _option(0, "padding of the random crop in pixels (0: none)", 0, 64)
     flip: bool = _option(False, "random horizontal flip")
@@ -68,10 +70,14 @@ class DataSection:
     )
     classes: int | None = _option(None, "of an image folder; null: 1000", 1, 100_000)
 
+    @property
+    def folder(self) -> Path:
+        return path_of(self.root)
+
 
 @dataclass(frozen=True)
 class TrainingSection:
-    epochs: int = _option(400, "passes over the training data", 1)
+    epochs: int = _option(400, "passes over the training data", 1, 10**6)
     learning_rate: float = _option(0.1, "of SGD, at its highest", 0)
     momentum: float = _option(0.9, "of SGD", 0, 1)
     weight_decay: float = _option(1e-4, "of convolutions and linear layers", 0)
@@ -79,7 +85,7 @@ class TrainingSection:
         True, "learning rate of an amplitude over the root of how many neurons share it"
     )
     warmup_epochs: float = _option(0.0, "of a linear rise before the cosine to 0", 0)
-    accumulate: int = _option(1, "batches per step of the optimizer", 1)
+    accumulate: int = _option(1, "batches per step of the optimizer", 1, 10**6)
     clip_gradient: float = _option(0.0, "largest norm of the gradient (0: any)", 0)
     device: str = _option("auto", "to train on", choices=("auto", "cpu", "cuda"))
     precision: str = _option("32-true", "of the computation", choices=PRECISIONS)
@@ -87,7 +93,7 @@ class TrainingSection:
     compress_spikes: bool = _option(False, "keep spikes for backward as bits: less memory, slower")
     sync_batchnorm: bool = _option(True, "batch norm over all GPUs of a run")
     seed: int = _option(0, "of weights, batches and augmentation", 0, 2**31 - 1)
-    threads: int | None = _option(None, "CPU threads per process; null: as PyTorch chooses", 1)
+    threads: int | None = _option(None, "CPU threads per process; null: as PyTorch chooses", 1, 1024)
 
 
 @dataclass(frozen=True)
@@ -152,7 +158,7 @@ class RunConfig:
             check_known("section", values, known)
             for name, given in values.items():
                 if not isinstance(given, Mapping):
-                    raise ConfigError(f"{name} must be a section of keys; got {given!r:.80}")
+                    raise ConfigError(f"{name} must be a section of keys; got {shown(given)}")
                 check_known(f"key of {name}", given, _SECTIONS[name])
                 kinds = get_type_hints(known[name])
                 sections[name] = known[name](
@@ -194,26 +200,56 @@ def resolve_key(key: str) -> tuple[str, str]:
     if not owners:
         known = [f"{s}.{n}" if dot else n for s, names in _SECTIONS.items() for n in names]
         hint = nearest(key, known) or "; `realspike train --help` lists them"
-        raise ConfigError(f"unknown key {key!r:.80}{hint}")
+        raise ConfigError(f"unknown key {shown(key)}{hint}")
     return owners[0], name
 
 
+_NULLS = ("", "~", "null")
+_BOOLEANS = dict.fromkeys(("true", "yes", "on"), True) | dict.fromkeys(("false", "no", "off"), False)
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        return int(text, 0)  # 0x10
+
+
+def _number(text: str) -> float:
+    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))  # as YAML spells them
+
+
+def _text(text: str) -> str:
+    if not text or "\0" in text:
+        raise ValueError
+    return text
+
+
+_READERS: dict[type, tuple[Callable[[str], object], str]] = {
+    bool: (lambda text: _BOOLEANS[text.lower()], "true or false"),
+    int: (_integer, "an integer"),
+    float: (_number, "a number"),
+    str: (_text, "a text"),
+}
+
+
 def _convert(key: str, value, kind):
-    """Return ``value`` as ``kind``; numbers may be texts, as YAML reads 1e-4."""
+    """Return ``value`` as ``kind``, which alone decides what a text means."""
     kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
-    if value is None and type(None) in kinds:
+    is_optional, kind = type(None) in kinds, kinds[0]
+    if is_optional and (value is None or str(value).lower() in _NULLS):
         return None
-    kind = kinds[0]
-    if type(value) is kind:
-        return value
-    if kind is float and type(value) in (int, str):
-        try:
+    read, wanted = _READERS[kind]
+    try:
+        if type(value) is str:
+            return read(value)
+        if type(value) is kind:
+            return value
+        if kind is float and type(value) is int:
             return float(value)
-        except ValueError:
-            pass
-    names = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
-    optional = " or null" if type(None) in kinds else ""
-    raise ConfigError(f"{key} must be {names[kind]}{optional}; got {value!r:.80}")
+    except (ValueError, KeyError, OverflowError):
+        pass
+    raise ConfigError(f"{key} must be {wanted}{' or null' * is_optional}; got {shown(value)}")
 
 
 def _check_range(key: str, value, option: dataclasses.Field) -> None:
@@ -228,54 +264,54 @@ def _check_range(key: str, value, option: dataclasses.Field) -> None:
     too_low = low is not None and not value >= low
     too_high = high is not None and not value <= high
     if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{key} must be finite; got {value!r}")
+        raise ConfigError(f"{key} must be finite; got {shown(value)}")
     if too_low or too_high:
         limits = [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
-        raise ConfigError(f"{key} must be {' and '.join(limits)}; got {value!r}")
+        raise ConfigError(f"{key} must be {' and '.join(limits)}; got {shown(value)}")
 
 
 def read(path: "Path | None", overrides: Iterable[str] = ()) -> RunConfig:
     """Read a YAML file (None: the defaults) and apply overrides ``key=value``.
 
+    A section without keys keeps its defaults.
+
     Raises:
-        ConfigError: if the file cannot be read or is no YAML, or for a bad key or value.
+        ConfigError: if the file cannot be read or used, or for a bad key or value.
         MissingPackageError: if PyYAML is not installed.
     """
-    yaml = require("yaml")
     values: dict = {}
     if path is not None:
         try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read the configuration {path}: {error}") from error
-        except yaml.YAMLError as error:
-            text = " ".join(str(error).split())
-            raise ConfigError(f"the configuration {path} is no YAML: {text}") from error
-        if not isinstance(values, dict):
-            raise ConfigError(f"the configuration {path} must hold sections; got {values!r:.80}")
-    for override in overrides:
-        section, name, value = parse_override(override)
+            values = strict_yaml.read(path)
+        except OSError as error:
+            raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+        except ValueError as error:
+            raise ConfigError(f"the configuration {path} cannot be used: {error}") from error
+    values = {name: {} if given is None else given for name, given in values.items()}
+    for key, value in parse_overrides(overrides).items():
+        section, name = resolve_key(key)
         if not isinstance(values.setdefault(section, {}), dict):
-            raise ConfigError(f"{section} must be a section of keys; got {values[section]!r:.80}")
+            raise ConfigError(f"{section} must be a section of keys; got {shown(values[section])}")
         values[section][name] = value
     return RunConfig.from_dict(values)
 
 
-def parse_override(override: str) -> tuple[str, str, object]:
-    """Return (section, name, value) of ``key=value``; the value is read as YAML.
+def parse_overrides(overrides: Iterable[str]) -> dict[str, str]:
+    """Return the values of ``key=value``, each key as ``section.name``.
 
     Raises:
-        ConfigError: without a "=", or if there is no such key.
+        ConfigError: without a "=", for a key that there is not, and for one that is given twice.
     """
-    key, equals, text = override.partition("=")
-    if not equals:
-        raise ConfigError(f"an override must be key=value; got {override!r:.80}")
-    yaml = require("yaml")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
-    return *resolve_key(key.strip()), value
+    values: dict[str, str] = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError(f"an override must be key=value; got {shown(override)}")
+        key = ".".join(resolve_key(key.strip()))
+        if key in values:
+            raise ConfigError(f"{key} is given twice: {shown(values[key])} and {shown(text)}")
+        values[key] = text
+    return values
 
 
 def describe() -> str:

@@ -90,14 +90,10 @@ def config_of(network: NetworkConfig, record: dict, overrides: Sequence[str]) ->
         config = RunConfig.from_dict(stored)
         if config.network_config() != network:
             raise CheckpointError("its configuration of the run is not that of its network")
-    changes = {}
-    for override in overrides:
-        section, name, value = run_config.parse_override(override)
-        if section != "data":
-            raise ConfigError(
-                f"{section}.{name} cannot be changed after training; keys of data can"
-            )
-        changes[f"{section}.{name}"] = value
+    changes = run_config.parse_overrides(overrides)
+    for key in changes:
+        if not key.startswith("data."):
+            raise ConfigError(f"{key} cannot be changed after training; keys of data can")
     config = config.replaced(**changes)
     data = config.network_config()
     for field in ("classes", "in_channels", "image_size", "encoding"):

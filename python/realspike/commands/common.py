@@ -2,8 +2,8 @@
 
 import argparse
 import sys
-from pathlib import Path
 
+from realspike.files import path_of
 from realspike.optional import require
 
 
@@ -50,7 +50,7 @@ def share(text: str) -> float:
 
 def add_checkpoint(parser) -> None:
     parser.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="a .safetensors file or a run's folder"
+        "checkpoint", type=path_of, metavar="CHECKPOINT", help="a .safetensors file or a run's folder"
     )
 
 

@@ -1,8 +1,7 @@
 """`realspike fold` and `realspike verify`."""
 
-from pathlib import Path
-
 from realspike.commands import common
+from realspike.files import path_of
 
 
 def add(commands) -> None:
@@ -16,7 +15,7 @@ def add(commands) -> None:
     )
     common.add_checkpoint(parser)
     parser.add_argument(
-        *("--out", "-o"), type=Path, required=True, metavar="FOLDED", help="the file to write"
+        *("--out", "-o"), type=path_of, required=True, metavar="FOLDED", help="the file to write"
     )
     parser = common.add_command(
         commands,
@@ -28,7 +27,7 @@ def add(commands) -> None:
         "Exit code 1 if fewer than --agreement of the predictions are equal.",
     )
     common.add_checkpoint(parser)
-    parser.add_argument("folded", type=Path, metavar="FOLDED", help="what `realspike fold` wrote")
+    parser.add_argument("folded", type=path_of, metavar="FOLDED", help="what `realspike fold` wrote")
     parser.add_argument(
         "--agreement",
         type=common.share,

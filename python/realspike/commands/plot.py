@@ -1,9 +1,9 @@
 """`realspike plot`."""
 
 import json
-from pathlib import Path
 
 from realspike.commands import common
+from realspike.files import path_of
 from realspike.optional import require
 
 
@@ -18,10 +18,10 @@ def add(commands) -> None:
         "make of it (Fig. 3), channels as binary and real-valued spikes, amplitudes and\n"
         "firing rates.",
     )
-    parser.add_argument("run_folder", type=Path, metavar="RUN", help="a run's folder")
+    parser.add_argument("run_folder", type=path_of, metavar="RUN", help="a run's folder")
     parser.add_argument(
         "--beside",
-        type=Path,
+        type=path_of,
         action="append",
         default=[],
         metavar="RUN",

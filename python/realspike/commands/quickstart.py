@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from realspike.commands import common
+from realspike.files import path_of
 from realspike.optional import require
 
 
@@ -20,7 +21,7 @@ def add(commands) -> None:
     )
     parser.add_argument(
         *("--out", "-o"),
-        type=Path,
+        type=path_of,
         default=Path("runs/quickstart"),
         metavar="FOLDER",
         help="for checkpoints, results.json and pictures; those of an earlier run are replaced "

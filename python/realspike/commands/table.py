@@ -7,7 +7,7 @@ from pathlib import Path
 from realspike import recipes, run_config
 from realspike.commands import common
 from realspike.datasets import DATASETS
-from realspike.files import make_writable_folder, write_atomically
+from realspike.files import make_writable_folder, path_of, write_atomically
 from realspike.names import check_choice
 from realspike.optional import require
 from realspike.run_config import ConfigError
@@ -42,7 +42,7 @@ def add(commands) -> None:
     )
     parser.add_argument(
         *("--out", "-o"),
-        type=Path,
+        type=path_of,
         default=Path("runs/tables"),
         metavar="FOLDER",
         help="of the runs (default: %(default)s)",
@@ -54,7 +54,7 @@ def add(commands) -> None:
         help="train at most N networks now (0: print what there is)",
     )
     parser.add_argument(
-        "--save", type=Path, metavar="FILE", help="also write the table as Markdown"
+        "--save", type=path_of, metavar="FILE", help="also write the table as Markdown"
     )
 
 
@@ -63,10 +63,7 @@ def run(arguments) -> int:
         check_choice("--data", arguments.data, DATASETS)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    overrides = {}
-    for override in arguments.overrides:
-        section, name, value = run_config.parse_override(override)
-        overrides[f"{section}.{name}"] = value
+    overrides = run_config.parse_overrides(arguments.overrides)
     cells = recipes.cells_of(arguments.table, arguments.data)
     if not cells:
         raise ConfigError(f"table {arguments.table} of the paper has no {arguments.data}")

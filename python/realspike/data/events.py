@@ -25,7 +25,17 @@ def frames_of_events(
 
     An image smaller than the sensor adds up the events of neighbouring pixels; none is lost. No
     events give empty frames.
+
+    Raises:
+        ValueError: for events beside the sensor or of another polarity.
     """
+    limits = {"x": (x, sensor_size), "y": (y, sensor_size), "polarity": (polarity, 2)}
+    for name, (values, limit) in limits.items():
+        if len(values) and not 0 <= values.min() <= values.max() < limit:
+            raise ValueError(
+                f"{name} must be from 0 to {limit - 1}; it reaches from {values.min()} to "
+                f"{values.max()}"
+            )
     shape = (timesteps, 2, image_size, image_size)
     if len(timestamps) == 0:
         return np.zeros(shape, np.float32)

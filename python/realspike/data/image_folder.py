@@ -1,6 +1,10 @@
 """Images in one folder per class, such as ImageNet: train/CLASS/*.jpg and val/CLASS/*.jpg."""
 
 import math
+import os
+import unicodedata
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +16,9 @@ from realspike.data.sets import DataError, Splits
 from realspike.optional import require
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+# Whatever its suffix says, a file is one of these: others of Pillow's formats start programs
+# (EPS) or are no pictures of one size.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CROP_AREA = (0.08, 1.0)  # of the image; with the ratios, the practice since Inception
 _CROP_RATIO = (3 / 4, 4 / 3)
@@ -22,10 +29,15 @@ class ImageFolder(Dataset):
     """Images that are decoded, cropped and resized when they are asked for.
 
     Args:
-        folder: One subfolder per class; classes are numbered in the order of their names.
+        folder: One subfolder per class; classes are numbered in the order of their names. Files
+            that are no images, and hidden ones, are left out.
         size: Height and width of what is returned.
         training: Crop at random (area 8 to 100 %, ratio 3:4 to 4:3) instead of the centre.
         seed: With `epoch` and the index, it decides the random crop, whichever process reads.
+
+    Raises:
+        DataError: for a class without images, a hidden folder, images beside the classes or in a
+            folder of a class's folder, broken links, and classes that differ in case alone.
     """
 
     def __init__(self, folder: Path, size: int, training: bool, seed: int = 0):
@@ -33,22 +45,12 @@ class ImageFolder(Dataset):
             *(folder, size, training, seed),
             0,
         )
-        if not folder.is_dir():
-            raise DataError(
-                f"there is no folder {folder}/: put the images there, as {folder}/CLASS/*.jpg"
-            )
-        self.classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+        self.classes = _classes(folder)
         self.files = [
             (path, label)
             for label, name in enumerate(self.classes)
-            for path in sorted((folder / name).iterdir())
-            if path.suffix.lower() in SUFFIXES
+            for path in _images(folder / name)
         ]
-        if not self.files:
-            raise DataError(
-                f"{folder}/ has no images in folders of classes ({folder}/CLASS/*.jpg; "
-                f"{', '.join(SUFFIXES)})"
-            )
 
     def __len__(self) -> int:
         return len(self.files)
@@ -57,11 +59,14 @@ class ImageFolder(Dataset):
         path, label = self.files[index]
         image_module = require("PIL.Image")
         try:
-            with image_module.open(path) as file:
-                image = file.convert("RGB")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of palettes, large images, odd EXIF
+                with image_module.open(path, formats=FORMATS) as file:
+                    image = _rgb(file)
         except Exception as error:  # decoders raise nearly anything
             raise DataError(
-                f"{path} is no image, truncated or corrupt ({error}): fetch it again or delete it"
+                f"{path} is no image ({', '.join(FORMATS)}), truncated or corrupt "
+                f"({' '.join(str(error).split())}): fetch it again or delete it"
             ) from error
         box = self._random_box(image, index) if self.training else self._central_box(image)
         resized = image.resize((self.size,) * 2, image_module.Resampling.BILINEAR, box=box)
@@ -82,6 +87,82 @@ class ImageFolder(Dataset):
     def _central_box(self, image) -> tuple[float, float, float, float]:
         W, H = image.size
         return _square(W, H, min(W, H) / _TEST_MARGIN)
+
+
+def _entries(folder: Path) -> Iterator[tuple[Path, bool, bool]]:
+    """Yield what is in a folder, by name, with whether it is a folder and whether an image.
+
+    A link counts as what it leads to; one that leads nowhere is refused.
+    """
+    try:
+        with os.scandir(folder) as entries:  # which asks the system about links alone
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                path, is_folder = Path(entry.path), entry.is_dir()
+                if not is_folder and not entry.is_file():
+                    raise DataError(f"{path} is a broken link or no regular file: delete it")
+                is_image = path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+                yield path, is_folder, is_image
+    except OSError as error:
+        name = error.filename or folder
+        raise DataError(f"cannot read {name} ({error.strerror}): fetch or delete it") from error
+
+
+def _classes(folder: Path) -> list[str]:
+    """Return the names of the folders of classes; what else might be meant as one is refused."""
+    classes: dict[str, str] = {}
+    for path, is_folder, is_image in _entries(folder):
+        if is_folder and path.name.startswith("."):
+            raise DataError(f"{path}/ is hidden, and no class: move or delete it")
+        if is_image and not is_folder:
+            raise DataError(f"{path} is in no folder of a class ({folder}/CLASS/*.jpg)")
+        if is_folder:
+            alike = unicodedata.normalize("NFC", path.name).lower()
+            if (other := classes.setdefault(alike, path.name)) != path.name:
+                raise DataError(
+                    f"{folder}/ has {other}/ and {path.name}/, which many systems take for one: "
+                    "are they one class?"
+                )
+    if not classes:
+        raise DataError(f"{folder}/ has no folders of classes ({folder}/CLASS/*.jpg)")
+    return sorted(classes.values())
+
+
+def _images(folder: Path) -> list[Path]:
+    """Return the images of a class, by name; there must be one."""
+    paths = []
+    for path, is_folder, is_image in _entries(folder):
+        if is_folder and not path.name.startswith("."):
+            raise DataError(
+                f"{path}/ is a folder in that of a class, whose images lie in it directly"
+            )
+        if is_image:
+            paths.append(path)
+    if not paths:
+        raise DataError(
+            f"{folder}/ has no images ({', '.join(SUFFIXES)}): convert what is in it to one of "
+            "these, or delete the folder"
+        )
+    return paths
+
+
+def _rgb(file):
+    """Return an opened image as viewers show it, upright, in 8 bits per colour, without alpha.
+
+    Raises:
+        ValueError: for several frames, and for a mode that has no such picture.
+    """
+    if getattr(file, "is_animated", False) and file.format in ("PNG", "WEBP"):
+        raise ValueError(f"it has {file.n_frames} frames, and one is accepted")
+    image = require("PIL.ImageOps").exif_transpose(file)
+    if image.mode.startswith("I"):  # 16 bits of grey, which `convert` would clip at 255
+        levels = np.asarray(image).astype(np.int64)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise ValueError(f"its levels reach from {levels.min()} to {levels.max()}")
+        image = require("PIL.Image").fromarray(((levels + 128) // 257).astype(np.uint8))
+    elif image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"):
+        raise ValueError(f"its mode {image.mode} is not read")
+    # By way of RGBA, where a palette has an alpha of its own.
+    return (image.convert("RGBA") if image.mode in ("P", "PA") else image).convert("RGB")
 
 
 def _square(W: int, H: int, side: float) -> tuple[float, float, float, float]:

@@ -1,12 +1,11 @@
 """From a configuration to a data set."""
 
-from pathlib import Path
-
 import torch
 
 from realspike import digits
 from realspike.data import cifar, cifar10_dvs, events, image_folder
 from realspike.data.sets import InMemory, Splits
+from realspike.datasets import check_present
 from realspike.run_config import RunConfig
 
 TEST_FRACTION = 0.25  # of the digits, drawn with seed 0
@@ -20,7 +19,8 @@ def load(config: RunConfig) -> Splits:
         MissingPackageError: if scikit-learn is not installed (for the digits).
     """
     network = config.network_config()
-    name, root = config.data.name, Path(config.data.root)
+    name, root = config.data.name, config.data.folder
+    check_present(name, root)
     if name in cifar.ARCHIVES:
         return cifar.load(name, root)
     if name == "imagenet":

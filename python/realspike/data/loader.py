@@ -1,34 +1,82 @@
 """Batches in an order that a seed decides, from any batch on."""
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, Sampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    Sampler,
+    default_collate,
+)
 
 from realspike.data.sets import InMemory
-
-
-def _whole(batch):
-    """A batch that `InMemory` has already put together."""
-    return batch
+from realspike.errors import UserError
 
 
 class _Batches(Sampler):
-    """Batches of indices, without the first ``skip``."""
+    """Batches of indices, without the first ``skip``.
+
+    A last batch of one sample joins the one before it: the batch norm of a map of one pixel has no
+    variance of one value.
+    """
 
     def __init__(self, sampler: Sampler, batch_size: int):
-        self.sampler = sampler
-        self.batches = BatchSampler(sampler, batch_size, drop_last=False)
+        self.sampler, self.batch_size = sampler, batch_size
         self.skip = 0
 
     def __len__(self) -> int:
-        return len(self.batches)
+        whole, rest = divmod(len(self.sampler), self.batch_size)
+        return whole + (rest > (1 if whole else 0))
 
     def __iter__(self) -> Iterator[list[int]]:
-        return itertools.islice(iter(self.batches), self.skip, None)
+        indices, last = list(self.sampler), len(self) - 1
+        for number in range(self.skip, last + 1):
+            end = (number + 1) * self.batch_size if number < last else None
+            yield indices[number * self.batch_size : end]
 
 
-class ResumableLoader(DataLoader):
+class _Reading(Dataset):
+    """A data set that gives whole batches, or as a batch the error of what cannot be read: raised
+    in a worker, it would arrive with the worker's traceback for a message."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, indices: Sequence[int]):
+        try:
+            if isinstance(self.dataset, InMemory):
+                return self.dataset.__getitems__(indices)
+            return default_collate([self.dataset[index] for index in indices])
+        except UserError as error:
+            return error
+
+
+def _as_it_is(batch):
+    return batch
+
+
+class _Loader(DataLoader):
+    def __init__(self, dataset: Dataset, batch_sampler: Sampler, workers: int):
+        super().__init__(
+            _Reading(dataset),
+            batch_sampler=batch_sampler,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+        )
+
+    def __iter__(self):
+        for batch in super().__iter__():
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+class ResumableLoader(_Loader):
     """A training loader whose ``state_dict`` is the number of batches of this epoch that were used.
 
     Loaded, it gives the rest of the epoch, whatever was read ahead: order and batches depend on the
@@ -45,17 +93,12 @@ class ResumableLoader(DataLoader):
         workers: int = 0,
     ):
         order = DistributedSampler(dataset, world_size, rank, shuffle=True, seed=seed)
-        super().__init__(
-            dataset,
-            batch_sampler=_Batches(order, batch_size),
-            num_workers=workers,
-            collate_fn=_whole if isinstance(dataset, InMemory) else None,
-        )
+        super().__init__(dataset, _Batches(order, batch_size), workers)
         self.position = self._resume_at = 0
 
     def __iter__(self):
         # Workers start anew with every epoch, so that they see the epoch of the data set.
-        self.dataset.epoch = self.batch_sampler.sampler.epoch
+        self.dataset.dataset.epoch = self.batch_sampler.sampler.epoch
         self.position = self.batch_sampler.skip = self._resume_at
         self._resume_at = 0
         for batch in super().__iter__():
@@ -79,9 +122,5 @@ def evaluation_loader(
 ) -> DataLoader:
     """Return a loader of every sample, or the first ``samples``, once over all processes."""
     count = len(dataset) if samples is None else min(samples, len(dataset))
-    return DataLoader(
-        dataset,
-        batch_sampler=BatchSampler(range(rank, count, world_size), batch_size, drop_last=False),
-        num_workers=workers,
-        collate_fn=_whole if isinstance(dataset, InMemory) else None,
-    )
+    indices = range(rank, count, world_size)
+    return _Loader(dataset, BatchSampler(indices, batch_size, drop_last=False), workers)

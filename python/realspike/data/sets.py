@@ -7,11 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from realspike.errors import UserError
+from realspike.errors import DataError
 
-
-class DataError(UserError, ValueError):
-    """A file is missing, truncated or corrupt; the message names it and says what to do."""
+__all__ = ["DataError", "InMemory", "Splits"]
 
 
 class InMemory(Dataset):
