@@ -79,5 +79,7 @@ def check_present(name: str, root: Path) -> None:
     for names in DATASETS[name].files:
         if not any((root / name).exists() for name in names):
             paths = [str(root / name) for name in names]
-            missing = f"neither {' nor '.join(paths)}" if len(paths) > 1 else f"no folder {paths[0]}"
+            missing = (
+                f"neither {' nor '.join(paths)}" if len(paths) > 1 else f"no folder {paths[0]}"
+            )
             raise DataError(f"there is {missing}: {DATASETS[name].advice} (data.root is {root})")

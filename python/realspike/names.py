@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 _brief = reprlib.Repr()
 _brief.maxstring = _brief.maxother = _brief.maxlong = 80
+_brief.maxlevel, _brief.maxlist, _brief.maxdict = 1, 3, 3
 
 
 def shown(value: object) -> str:
@@ -15,7 +16,7 @@ def shown(value: object) -> str:
 
 def nearest(name: object, known: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the name most like ``name``, or nothing."""
-    name, known = str(name)[:80].lower(), list(known)
+    name, known = name[:80].lower() if isinstance(name, str) else "", list(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     # An abbreviation: lr, learning_rate.
     initials = ("".join(word[:1] for word in k.rpartition(".")[2].split("_")) for k in known)

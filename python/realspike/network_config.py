@@ -84,11 +84,15 @@ class NetworkConfig:
         ):
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= largest:
-                raise ValueError(f"{name} must be an integer from 1 to {largest}; got {shown(value)}")
+                raise ValueError(
+                    f"{name} must be an integer from 1 to {largest}; got {shown(value)}"
+                )
         if not _is_number(self.decay) or not 0.0 <= self.decay <= 1.0:
             raise ValueError(f"decay must be a number in [0, 1]; got {shown(self.decay)}")
         if not _is_number(self.v_threshold) or not 0.0 < self.v_threshold <= 100.0:
-            raise ValueError(f"v_threshold must be a number in (0, 100]; got {shown(self.v_threshold)}")
+            raise ValueError(
+                f"v_threshold must be a number in (0, 100]; got {shown(self.v_threshold)}"
+            )
         for name in ("detach_reset", "zero_init_residual", "threshold_norm"):
             value = getattr(self, name)
             if type(value) is not bool:

@@ -93,7 +93,9 @@ class TrainingSection:
     compress_spikes: bool = _option(False, "keep spikes for backward as bits: less memory, slower")
     sync_batchnorm: bool = _option(True, "batch norm over all GPUs of a run")
     seed: int = _option(0, "of weights, batches and augmentation", 0, 2**31 - 1)
-    threads: int | None = _option(None, "CPU threads per process; null: as PyTorch chooses", 1, 1024)
+    threads: int | None = _option(
+        None, "CPU threads per process; null: as PyTorch chooses", 1, 1024
+    )
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,7 @@ def resolve_key(key: str) -> tuple[str, str]:
 
 
 _NULLS = ("", "~", "null")
-_BOOLEANS = dict.fromkeys(("true", "yes", "on"), True) | dict.fromkeys(("false", "no", "off"), False)
+_BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
 def _integer(text: str) -> int:
@@ -220,7 +222,7 @@ def _number(text: str) -> float:
 
 
 def _text(text: str) -> str:
-    if not text or "\0" in text:
+    if "\0" in text:  # which no path may have
         raise ValueError
     return text
 

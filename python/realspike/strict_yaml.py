@@ -66,7 +66,9 @@ def _document(yaml, events: Iterator) -> dict:
     def following():
         event = next(events)
         if getattr(event, "anchor", None) or getattr(event, "tag", None):
-            raise _error(event, "tags (!), anchors (&) and aliases (*) are not read: quote the text")
+            raise _error(
+                event, "tags (!), anchors (&) and aliases (*) are not read: quote the text"
+            )
         return event
 
     documents = []

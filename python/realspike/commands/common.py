@@ -50,7 +50,10 @@ def share(text: str) -> float:
 
 def add_checkpoint(parser) -> None:
     parser.add_argument(
-        "checkpoint", type=path_of, metavar="CHECKPOINT", help="a .safetensors file or a run's folder"
+        "checkpoint",
+        type=path_of,
+        metavar="CHECKPOINT",
+        help="a .safetensors file or a run's folder",
     )
 
 

@@ -27,7 +27,9 @@ def add(commands) -> None:
         "Exit code 1 if fewer than --agreement of the predictions are equal.",
     )
     common.add_checkpoint(parser)
-    parser.add_argument("folded", type=path_of, metavar="FOLDED", help="what `realspike fold` wrote")
+    parser.add_argument(
+        "folded", type=path_of, metavar="FOLDED", help="what `realspike fold` wrote"
+    )
     parser.add_argument(
         "--agreement",
         type=common.share,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from realspike import recipes, run_config
 from realspike.commands import common
-from realspike.datasets import DATASETS
+from realspike.datasets import DATASETS, check_present
 from realspike.files import make_writable_folder, path_of, write_atomically
 from realspike.names import check_choice
 from realspike.optional import require
@@ -68,7 +68,8 @@ def run(arguments) -> int:
     if not cells:
         raise ConfigError(f"table {arguments.table} of the paper has no {arguments.data}")
     for cell in cells:
-        cell.config().replaced(**overrides)  # wrong ones are refused before anything is loaded
+        config = cell.config().replaced(**overrides)  # wrong ones are refused before all else
+        check_present(config.data.name, config.data.folder)
     if arguments.save:  # before hours of training
         try:
             make_writable_folder(arguments.save.parent)

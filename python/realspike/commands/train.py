@@ -8,6 +8,7 @@ from pathlib import Path
 
 from realspike import run_config
 from realspike.commands import common
+from realspike.datasets import check_present
 from realspike.files import path_of
 from realspike.optional import require
 from realspike.run_config import ConfigError
@@ -55,6 +56,7 @@ def run(arguments) -> int:
         if arguments.print_config:
             print(config.to_yaml(), end="")
             return 0
+        check_present(config.data.name, config.data.folder)
     require("lightning.pytorch")
     # The console of Lightning's bar, above which the lines of the epochs then appear.
     console = require("rich").get_console()

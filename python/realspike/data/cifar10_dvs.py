@@ -28,8 +28,8 @@ def read_events(path: Path) -> dict[str, np.ndarray]:
     The microseconds go on where the camera's counter of 32 bits begins anew.
 
     Raises:
-        DataError: if the file is missing, truncated, empty, of another version than AEDAT 2.0, or of
-            another camera.
+        DataError: if the file is missing, truncated or empty, of another version than AEDAT 2.0, or
+            of another camera.
     """
     try:
         size = path.stat().st_size

@@ -65,8 +65,8 @@ class ImageFolder(Dataset):
                     image = _rgb(file)
         except Exception as error:  # decoders raise nearly anything
             raise DataError(
-                f"{path} is no image ({', '.join(FORMATS)}), truncated or corrupt "
-                f"({' '.join(str(error).split())}): fetch it again or delete it"
+                f"{path} is no image, truncated or corrupt ({' '.join(str(error).split())}; "
+                f"{', '.join(FORMATS)} are read): fetch it again or delete it"
             ) from error
         box = self._random_box(image, index) if self.training else self._central_box(image)
         resized = image.resize((self.size,) * 2, image_module.Resampling.BILINEAR, box=box)

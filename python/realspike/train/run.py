@@ -14,10 +14,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from realspike import data, files, run_config
 from realspike.data.loader import ResumableLoader, evaluation_loader
 from realspike.errors import UserError
+from realspike.networks import build
 from realspike.run_config import RunConfig
 from realspike.train.history import History
 from realspike.train.module import SpikingClassifier
 from realspike.train.saving import NETWORK_FILE, RESUME_FILE, Saving, Stopped
+from realspike.trained import example_input
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.csv"
@@ -52,13 +54,14 @@ def start(config: RunConfig, out: Path, **options) -> RunResult:
     """
     if (out / RESUME_FILE).exists():
         raise RunError(f"{out} holds a run: --resume continues it, --out chooses another folder")
+    splits = _data_of(config)  # before there is a folder
     try:
         files.make_writable_folder(out)
     except OSError as error:
         raise RunError(f"cannot write to {out}: {error.strerror or error}") from error
     if _rank() == 0:
         files.write_atomically(out / CONFIG_FILE, config.to_yaml().encode())
-    return _fit(config, out, None, **options)
+    return _fit(config, splits, out, None, **options)
 
 
 def resume(out: Path, **options) -> RunResult:
@@ -76,9 +79,9 @@ def resume(out: Path, **options) -> RunResult:
     last = out / RESUME_FILE
     config = run_config.read(out / CONFIG_FILE)
     if not last.exists():
-        return _fit(config, out, None, **options)
+        return _fit(config, _data_of(config), out, None, **options)
     _check_resumable(last, config)
-    return _fit(config, out, last, **options)
+    return _fit(config, _data_of(config), out, last, **options)
 
 
 def _check_resumable(last: Path, config: RunConfig) -> None:
@@ -95,6 +98,28 @@ def _check_resumable(last: Path, config: RunConfig) -> None:
             f"{last.parent / CONFIG_FILE} was changed since {last.name} was written: a run goes on "
             "as it was configured; change it back, or start another"
         )
+
+
+def _data_of(config: RunConfig) -> data.Splits:
+    """Read the data of a run that can be trained as configured."""
+    _placement(config.training.device)
+    splits = data.load(config)
+    if min(config.data.batch_size, len(splits.train)) == 1:
+        _check_single_samples(config)
+    return splits
+
+
+@torch.no_grad()
+def _check_single_samples(config: RunConfig) -> None:
+    """Refuse batches of one sample where a batch norm sees one value per channel."""
+    network = config.network_config()
+    try:
+        build(network, seed=0)(example_input(network))
+    except ValueError as error:
+        raise RunError(
+            f"{network.architecture} with timesteps={network.timesteps} cannot be trained on "
+            f"batches of one sample: give data.batch_size=2 or more, of 2 or more samples ({error})"
+        ) from error
 
 
 def _rank() -> int:
@@ -130,6 +155,7 @@ def _callbacks(config: RunConfig, out: Path, on_epoch, progress: bool) -> list:
 
 def _fit(
     config: RunConfig,
+    splits: data.Splits,
     out: Path,
     last: "Path | None",
     on_epoch: Callable[[dict], None] = lambda record: None,
@@ -140,7 +166,6 @@ def _fit(
     placement["sync_batchnorm"] &= training.sync_batchnorm
     if training.threads is not None:
         torch.set_num_threads(training.threads)
-    splits = data.load(config)
     rank, world = _rank(), int(os.environ.get("WORLD_SIZE", 1))
     workers = config.data.workers if splits.read_in_workers else 0
     callbacks = _callbacks(config, out, on_epoch, progress)
