@@ -22,9 +22,10 @@ from realspike_ops.nn import (
     SynapticCurrent,
 )
 from realspike_ops.nn.spike_conv import SpikeConv
+from realspike_ops.reparam.names import function_name
 from realspike_ops.reparam.network import FoldedNetwork
 from realspike_ops.reparam.quantization_bound import quantization_bounds
-from realspike_ops.reparam.trace import function_name, trace
+from realspike_ops.reparam.trace import copy_in_eval_mode, drop_unused, trace
 
 UNIT = {
     torch.float64: 2.0**-53,
@@ -50,9 +51,10 @@ class _Magnitudes(fx.Interpreter):
     """Runs the trained network on absolute values. What does not depend on spikes is computed as it
     is: both networks have it to the bit."""
 
-    def __init__(self, model: nn.Module, spikes: list[Tensor]):
-        copied = copy.deepcopy(model).eval().double().cpu()
-        super().__init__(trace(copied), garbage_collect_values=False)
+    def __init__(self, model: nn.Module, x: Tensor, spikes: list[Tensor]):
+        graph = trace(copy_in_eval_mode(model).double(), x)
+        drop_unused(graph)
+        super().__init__(graph, garbage_collect_values=False)
         self.spikes = iter(spikes)
         self.currents: list[Magnitude] = []
 
@@ -176,7 +178,7 @@ def folded_roundings(folded: FoldedNetwork) -> "tuple[list[int], int]":
             depth[step.name] = before + fan_in + _NORM_ROUNDINGS
         else:
             depth[step.name] = before + _layer_roundings(module)
-    return currents, depth.get(folded.output, 0)
+    return currents, max(depth.get(name, 0) for name in folded.outputs)
 
 
 def _layer_roundings(layer: nn.Module) -> int:
@@ -197,8 +199,9 @@ def current_bounds(
     spikes: list[Tensor],  # of the trained network, without amplitudes; in order of execution
 ) -> list[Tensor]:  # one per LIF layer, and the output's
     """Return the largest differences that rounding can make, to int8 too, given equal spikes."""
-    magnitudes = _Magnitudes(model, spikes)
-    last = magnitudes.run(x.detach().double().cpu())
+    exact = x.detach().double().cpu()
+    magnitudes = _Magnitudes(model, exact, spikes)
+    last = magnitudes.run(exact)
     if not isinstance(last, Magnitude):
         last = Magnitude(last.abs(), 0)
     currents, output = folded_roundings(folded)

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from realspike_ops import nn as layers
 from realspike_ops.nn.spike_conv import SpikeConv
+from realspike_ops.reparam.in_place import changed_copy
 from realspike_ops.reparam.network import Argument, EncodingCall, FoldedNetwork, Step
+from realspike_ops.reparam.sizes import batch_size
 
 FORMAT = "realspike.folded"
-FORMAT_VERSION = "2"
+FORMAT_VERSION = "3"
 
 _SPIKE_CONVS = {
     cls.__name__: cls for cls in (layers.SpikeConv2d, layers.UnsharedSpikeConv, layers.SpikeLinear)
@@ -54,8 +56,14 @@ _FUNCTIONS = {
     "relu": torch.relu,
     "functional.relu": nn.functional.relu,
     "operator.getitem": operator.getitem,
+    "operator.sub": operator.sub,
+    "batch_size": batch_size,
+    "changed_copy": changed_copy,
 }
-_METHODS = frozenset("flatten view reshape contiguous mean sum relu clone".split())
+_METHODS = frozenset(
+    "flatten view reshape contiguous mean sum relu clone add sub mul div neg expand repeat "
+    "unsqueeze squeeze transpose permute detach float clamp".split()
+)
 
 
 def save_folded(folded: FoldedNetwork, path: "str | Path") -> None:
@@ -76,7 +84,12 @@ def save_folded(folded: FoldedNetwork, path: "str | Path") -> None:
         }
         for step in folded.steps
     ]
-    content = {"steps": steps, "output": folded.output, "input_shape": folded.input_shape}
+    content = {
+        "steps": steps,
+        "output": _plain("output", folded.output),
+        "input_shape": folded.input_shape,
+        "batch": folded.batch,
+    }
     tensors = {
         name: tensor.detach().cpu().contiguous().clone()
         for name, tensor in folded.state_dict().items()
@@ -107,7 +120,8 @@ def load_folded(path: "str | Path") -> FoldedNetwork:
             for step in content["steps"]
         }
         steps = [Step(step["name"], tuple(step["inputs"])) for step in content["steps"]]
-        folded = FoldedNetwork(steps, modules, content["output"], content["input_shape"])
+        output = _restored(content["output"])
+        folded = FoldedNetwork(steps, modules, output, content["input_shape"], content["batch"])
         folded.load_state_dict(tensors)
     except (
         KeyError,

@@ -9,7 +9,8 @@ from realspike_ops import _checks as checks
 from realspike_ops.reparam.allocate import allocate
 from realspike_ops.reparam.folding import Folding
 from realspike_ops.reparam.network import FoldedNetwork
-from realspike_ops.reparam.trace import trace
+from realspike_ops.reparam.proof import prove
+from realspike_ops.reparam.trace import copy_in_eval_mode, drop_unused, trace_of_any_batch
 
 MAX_BYTES = 8 * 2**30
 STORAGE = (torch.float32, torch.float16, torch.bfloat16, torch.int8, torch.float64)
@@ -67,8 +68,15 @@ def reparameterize(
     if weight_dtype not in STORAGE:
         names = ", ".join(str(dtype) for dtype in STORAGE)
         raise TypeError(f"weight_dtype must be one of {names}; got {weight_dtype}")
-    # A copy, so that neither the mode of the model nor its encoding layers are shared.
-    copied = copy.deepcopy(model).eval().cpu()
-    folding = Folding(trace(copied))
-    folding.run(example_input.detach().cpu())
-    return allocate(folding, weight_dtype, max_bytes).to(example_input.device)
+    # A copy, so that neither the mode of the model nor its encoding layers are shared; whatever the
+    # default device is, it is folded on the CPU.
+    with torch.device("cpu"):
+        copied, example = copy_in_eval_mode(model), example_input.detach().cpu()
+        as_written = copy.deepcopy(copied)
+        graph, rows, batch_is_free = trace_of_any_batch(copied, example)
+        prove(as_written, graph, rows, batch_is_free)
+        drop_unused(graph)
+        folding = Folding(graph, None if batch_is_free else len(rows))
+        folding.run()
+        folded = allocate(folding, weight_dtype, max_bytes)
+    return folded.to(example_input.device)

@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from realspike_ops import _checks as checks
 from realspike_ops.nn import FoldedLIF, RealSpikeLIF, SumOverTime, SynapticCurrent
 from realspike_ops.reparam import rules
 from realspike_ops.reparam.errors import ReparameterizationError
+from realspike_ops.reparam.in_place import changed_copy
+from realspike_ops.reparam.names import describe, function_name, layer_class
 from realspike_ops.reparam.network import (
     INPUT,
     RESERVED,
@@ -17,8 +19,8 @@ from realspike_ops.reparam.network import (
     FoldedNetwork,
     Step,
 )
+from realspike_ops.reparam.sizes import batch_size, is_of_batch, of_batch
 from realspike_ops.reparam.synapses import PlannedSynapses, plan
-from realspike_ops.reparam.trace import describe, function_name
 from realspike_ops.reparam.value import Source, Value, of_source
 
 
@@ -46,20 +48,26 @@ class PlannedCurrent:
         return len(self.synapses) == 1 and not self.has_real_part
 
 
-class Folding(fx.Interpreter):
-    """Walks the graph of a model with an example, and beside it what every tensor is made of."""
+class Folding:
+    """Walks a graph from `trace`, and says of every tensor what it is made of.
 
-    def __init__(self, graph: fx.GraphModule):
-        super().__init__(graph, garbage_collect_values=False)
-        self.extra_traceback = False  # the messages name the layer themselves
+    Args:
+        graph: Its nodes have their values as ``meta["val"]``, without contents where they depend on
+            the input.
+        batch: The only batch that the network takes; None: any.
+    """
+
+    def __init__(self, graph: fx.GraphModule, batch: "int | None" = None):
+        self.graph, self.batch = graph, batch
         self.values: dict[fx.Node, Value] = {}
         self.encoding: list[Step] = []
         self.steps: list[Step] = []
         self.modules: dict[str, nn.Module] = {}
         self.planned: dict[str, PlannedCurrent] = {}  # steps whose modules are not allocated yet
         self.currents: dict[int, str] = {}  # id of a value that neurons read -> its step
+        self.sizes: dict[fx.Node, str] = {}  # steps of sizes
         self.names: set[str] = {INPUT}
-        self.output_step: str | None = None
+        self.output = None  # the step of the output, or a structure of steps
         self.node: fx.Node | None = None
         self.result_shape: tuple[int, ...] = ()
         self.input_shape: tuple[int, ...] = ()
@@ -83,7 +91,36 @@ class Folding(fx.Interpreter):
     def shape_of(self, value: Value) -> tuple[int, ...]:
         """The shape of the argument that is `value`, with its leading dimensions."""
         node = next(n for n in self.node.all_input_nodes if self.values.get(n) is value)
-        return tuple(self.env[node].shape)
+        return tuple(node.meta["val"].shape)
+
+    def standin_shape(self, value: Value) -> tuple[int, ...]:
+        """The same for a small batch: what a tensor for `rerun` has as its shape."""
+        return tuple(self._of_standin(size) for size in self.shape_of(value))
+
+    def rerun(self, standins: "dict[Value, Tensor]"):
+        """Do what the node does with other tensors in the place of values."""
+
+        def given(n: fx.Node):
+            value = self.values.get(n)
+            tensor = next((t for v, t in standins.items() if v is value), None)
+            if tensor is not None:
+                return tensor
+            known = n.meta["val"]
+            return self._of_standin(known) if isinstance(known, int) else known
+
+        node = self.node
+        args, kwargs = (fx.node.map_arg(a, given) for a in (node.args, node.kwargs))
+        if node.op == "call_method":
+            return getattr(Tensor, node.target)(*args, **kwargs)
+        return (self._module(node) or node.target)(*args, **kwargs)
+
+    @staticmethod
+    def _of_standin(size: int) -> int:
+        """The size that is `size` in the trace, for twice as many rows as the example had."""
+        if not is_of_batch(size):
+            return size
+        numerator, _, offset = of_batch(size, 1)
+        return 2 * numerator + offset
 
     def spikes(self, name: str, module: nn.Module, *inputs: str) -> str:
         """Add a step that moves spikes."""
@@ -121,55 +158,25 @@ class Folding(fx.Interpreter):
 
     # --- the walk
 
-    def run_node(self, node: fx.Node):
-        self.node = node
-        if node.op == "output":
-            self._finish(node)
-            return super().run_node(node)
-        try:
-            result = self._shape_only(node)
-            if result is None:
-                result = super().run_node(node)
-        except ReparameterizationError:
-            raise
-        except Exception as error:
-            reason = str(error).partition("\n")[0]
-            raise ReparameterizationError(
-                f"{describe(node)} cannot be run on example_input: {reason}"
-            ) from error
-        if node.op == "placeholder":
-            self.input_shape = tuple(result.shape[1:])
-            self.values[node] = Value(None, real=INPUT)
-        elif any(n in self.values for n in node.all_input_nodes):
-            value = self._value(node, result)
-            if value is not None:
-                self.values[node] = value
-        return result
-
-    def _shape_only(self, node: fx.Node):
-        """LIF layers are not run: their spikes do not matter here, nor the dtype that they take."""
-        module = self._module(node)
-        if not isinstance(module, RealSpikeLIF):
-            return None
-        (x,), _ = self.fetch_args_kwargs_from_env(node)
-        if x.shape[0] % module.timesteps:
-            raise ValueError(
-                f"{module.timesteps} timesteps do not divide its input {checks.shape_text(x)}"
-            )
-        for name, parameter in module.fitted(x.dim() - 1).items():
-            if isinstance(parameter, Tensor):
-                checks.check_parameter(name, parameter, x.shape[1:])
-        return torch.zeros_like(x)
+    def run(self) -> None:
+        for node in self.graph.graph.nodes:
+            self.node = node
+            if node.op == "placeholder":
+                self.input_shape = tuple(node.meta["val"].shape[1:])
+                self.values[node] = Value(None, real=INPUT)
+            elif node.op == "output":
+                self._finish(node)
+            elif node.op != "get_attr" and node.target is not batch_size:
+                self.values[node] = self._value(node)
 
     def _module(self, node: fx.Node) -> "nn.Module | None":
-        return self.module.get_submodule(node.target) if node.op == "call_module" else None
+        return self.graph.get_submodule(node.target) if node.op == "call_module" else None
 
-    def _value(self, node: fx.Node, result) -> "Value | None":
+    def _value(self, node: fx.Node) -> Value:
         read = [self.values[n] for n in node.all_input_nodes if n in self.values]
+        result = node.meta["val"]
         if isinstance(self._module(node), RealSpikeLIF):
             return self._fire(node, read[0], result)
-        if not _holds_tensors(result):
-            return None  # a size
         if all(value.is_real for value in read):
             return Value(None, real=self._encode_node(node))
         self.result_shape = tuple(getattr(result, "shape", ()))
@@ -177,17 +184,22 @@ class Folding(fx.Interpreter):
 
     def _apply_rule(self, node: fx.Node) -> Value:
         def given(item):
-            return fx.node.map_arg(item, lambda n: self.values.get(n, self.env[n]))
+            return fx.node.map_arg(item, lambda n: self.values.get(n, n.meta["val"]))
 
         module = self._module(node)
         try:
             if module is None:
+                if node.target is changed_copy:
+                    method = repr(node.args[0])
+                    self.refuse(
+                        f"{method} changes a tensor in place, and has no form that does not"
+                    )
                 rule = rules.RULES.get(self.operation)
                 if rule is None:
                     self.refuse("it is not linear, or not known")
                 value = rule(self, *given(node.args), **given(node.kwargs))
             else:
-                rule, arguments = rules.MODULES.get(type(module), (None, None))
+                rule, arguments = rules.MODULES.get(layer_class(type(module)), (None, None))
                 if rule is None:
                     self.refuse("it is not linear, or not known")
                 value = rule(self, *given(node.args), *arguments(module))
@@ -209,11 +221,11 @@ class Folding(fx.Interpreter):
             if n in self.values:
                 inputs.append(self.values[n].real)
                 return Argument(len(inputs) - 1)
-            value = self.env[n]
-            if isinstance(value, Tensor):
-                constants[f"constant{len(constants)}"] = value
-                return Argument(f"constant{len(constants) - 1}")
-            return value
+            if n.target is batch_size:
+                inputs.append(self._size(n))
+                return Argument(len(inputs) - 1)
+            constants[f"constant{len(constants)}"] = n.meta["val"]
+            return Argument(f"constant{len(constants) - 1}")
 
         args = fx.node.map_arg(node.args, argument)
         kwargs = fx.node.map_arg(node.kwargs, argument)
@@ -222,6 +234,13 @@ class Folding(fx.Interpreter):
             target = node.target if module is None else module
             module = EncodingCall(target, args, kwargs, constants)
         return self._encoding_step(self.layer_name, module, tuple(inputs))
+
+    def _size(self, node: fx.Node) -> str:
+        """Add the step that computes a size of the batch, once."""
+        if node not in self.sizes:
+            call = EncodingCall(batch_size, (Argument(0), *node.args[1:]), {}, {})
+            self.sizes[node] = self._encoding_step("batch_size", call, (INPUT,))
+        return self.sizes[node]
 
     # --- currents and neurons
 
@@ -288,28 +307,28 @@ class Folding(fx.Interpreter):
 
     def _finish(self, node: fx.Node) -> None:
         (output,) = node.args
-        value = self.values.get(output) if isinstance(output, fx.Node) else None
-        if value is None:
-            raise ReparameterizationError("the model must return one tensor")
         if not any(isinstance(module, FoldedLIF) for module in self.modules.values()):
             raise ReparameterizationError(
                 "nothing emits spikes: the model has no RealSpikeLIF layer"
+            )
+        self.output = pytree.tree_map_only(fx.Node, self._output, output)
+        if not any(isinstance(leaf, str) for leaf in pytree.tree_leaves(self.output)):
+            raise ReparameterizationError("the model must return a tensor, or several")
+
+    def _output(self, node: fx.Node) -> str:
+        value = self.values.get(node)
+        if value is None:
+            raise ReparameterizationError(
+                f"the model returns {describe(node)}, which does not depend on its input"
             )
         if value.time == "split":
             raise ReparameterizationError(
                 "the model must return [T*B, ...] or an average over time"
             )
         if value.time != "averaged":
-            self.output_step = self._current(value, "output")
-            return
+            return self._current(value, "output")
         name = self._current(replace(value, real=None), "output")
         name = self.spikes(value.average, SumOverTime(value.timesteps), name)
         if value.real is not None:
             name = self.spikes("output_sum", SynapticCurrent({}), name, value.real)
-        self.output_step = name
-
-
-def _holds_tensors(result) -> bool:
-    if isinstance(result, (tuple, list)):
-        return any(_holds_tensors(item) for item in result)
-    return isinstance(result, Tensor)
+        return name

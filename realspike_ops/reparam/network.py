@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from realspike_ops import _checks as checks
 from realspike_ops import nn as layers
@@ -14,7 +15,7 @@ from realspike_ops.nn.storage import Stored
 
 INPUT = "input"
 # Attributes of a FoldedNetwork, which no step may hide.
-RESERVED = frozenset({"steps", "output", "training", "input_shape"})
+RESERVED = frozenset({"steps", "output", "training", "input_shape", "batch"})
 _SYNAPSES = (
     layers.SpikeConv2d,
     layers.UnsharedSpikeConv,
@@ -62,35 +63,50 @@ class FoldedNetwork(Stored):
     Args:
         steps: In the order in which they run.
         modules: The submodule of every step.
-        output: The step whose output is the network's.
+        output: The step whose output is the network's; or tuples, lists and dicts of steps, as the
+            model returns them.
         input_shape: The shape of the input without its batch, for which it was folded; None: any.
+        batch: The only batch size that the model takes, whose code says it as a number; None: any.
     """
 
     def __init__(
         self,
         steps: list[Step],
         modules: "dict[str, nn.Module]",
-        output: str,
+        output,
         input_shape: "tuple[int, ...] | None" = None,
+        batch: "int | None" = None,
     ):
         super().__init__()
+        self.batch = batch
         self.input_shape = None if input_shape is None else tuple(input_shape)
         self.steps = tuple(steps)
         self.output = output
         for step in self.steps:
             self.add_module(step.name, modules[step.name])
+        outputs = self.outputs
         self._unused_after: list[list[str]] = []
         last = {name: n for n, step in enumerate(self.steps) for name in step.inputs}
         for n in range(len(self.steps)):
-            self._unused_after.append([k for k, at in last.items() if at == n and k != output])
+            self._unused_after.append([k for k, at in last.items() if at == n and k not in outputs])
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def outputs(self) -> "tuple[str, ...]":
+        """The steps whose outputs are the network's."""
+        return tuple(leaf for leaf in pytree.tree_leaves(self.output) if isinstance(leaf, str))
+
+    def forward(self, x: Tensor):
         # Averages and borders are part of the weights: another size would be another network.
         if self.input_shape is not None and tuple(x.shape[1:]) != self.input_shape:
             sizes = ", ".join(map(str, self.input_shape))
             raise ValueError(
                 f"x must have shape [N, {sizes}], as example_input had when this network was "
                 f"folded; got {checks.shape_text(x)}"
+            )
+        if self.batch is not None and x.shape[0] != self.batch:
+            raise ValueError(
+                f"x must have {self.batch} rows: the model that was folded takes no other batch "
+                f"(its forward has that size as a number); got {checks.shape_text(x)}"
             )
         values = {INPUT: x}
         in_bits = self.steps_in_bits()
@@ -114,7 +130,9 @@ class FoldedNetwork(Stored):
                 values[step.name] = module(*inputs)
             for name in unused:
                 del values[name]
-        return values[self.output]
+        if isinstance(self.output, str):
+            return values[self.output]
+        return pytree.tree_map_only(str, values.__getitem__, self.output)
 
     def steps_in_bits(self) -> frozenset[str]:
         """Return the LIF and pooling layers whose spikes travel as bits in inference.
@@ -123,7 +141,7 @@ class FoldedNetwork(Stored):
         training.
         """
         in_bits: set[str] = set()
-        read_dense = {self.output}
+        read_dense = set(self.outputs)
         for step in reversed(self.steps):
             module = self._modules[step.name]
             emits = isinstance(module, (layers.FoldedLIF, layers.SpikeMaxPool2d))
@@ -152,7 +170,7 @@ class FoldedNetwork(Stored):
             conv = self._modules.get(current)
             fusible = type(conv) in (layers.SpikeConv2d, layers.UnsharedSpikeConv)
             hooks = (*module._forward_pre_hooks, *getattr(conv, "_forward_hooks", ()))
-            if fusible and read[current] == 1 and current != self.output and not hooks:
+            if fusible and read[current] == 1 and current not in self.outputs and not hooks:
                 fused[current] = step.name
         return fused
 

@@ -1,53 +1,94 @@
-"""From a model as its user wrote it to a graph of modules and functional calls."""
+"""From a model as its user wrote it to a graph of layers and functions."""
 
-from torch import fx, nn
+import copy
+import inspect
+import math
+
+import torch
+from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
+from realspike_ops.nn import RealSpikeLIF
 from realspike_ops.reparam.errors import ReparameterizationError
-from realspike_ops.reparam.in_place import Proxy, without_side_effects
+from realspike_ops.reparam.sizes import PRIME
+
+_WRAPPERS = (
+    nn.DataParallel,
+    nn.parallel.DistributedDataParallel,
+    torch.optim.swa_utils.AveragedModel,
+)
+_KEEP_TRAINING = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 
 
-class _Tracer(fx.Tracer):
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return Proxy(node, self)
-
-    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        ours = type(module).__module__.split(".")[0] == "realspike_ops"
-        return ours or super().is_leaf_module(module, qualified_name)
-
-
-def trace(model: nn.Module) -> fx.GraphModule:
-    """Trace `model`, a copy in eval mode that may be changed.
+def copy_in_eval_mode(model: nn.Module) -> nn.Module:
+    """Return a copy on the CPU that may be changed: in eval mode, without wrappers.
 
     Raises:
-        ReparameterizationError: if it has hooks, cannot be traced, has a second input, leaves a
-            layer unused, or reads a view of a tensor that was changed in place.
+        ReparameterizationError: if it has hooks, or layers that stay in training mode; by name.
     """
+    model = _unwrapped(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ReparameterizationError("a scripted or traced module: fold the one it was made of")
+    _check_hooks(model)
+    try:
+        copied = copy.deepcopy(model, _plain_tensors_of(model)).eval().cpu()
+    except Exception as error:
+        raise ReparameterizationError(
+            f"{type(model).__name__} cannot be copied (copy.deepcopy): {error}"
+        ) from error
+    for parent in [*copied.modules()]:
+        for name, child in parent.named_children():
+            setattr(parent, name, _unwrapped(child))
+    for name, module in copied.named_modules():
+        if module.training and isinstance(module, _KEEP_TRAINING):
+            raise ReparameterizationError(
+                f"{name!r} ({type(module).__name__}) stays in training mode after model.eval(): "
+                "its output would depend on the whole batch, or on chance"
+            )
+    _fix_parametrizations(copied)
+    return copied
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    while (compiled := model._modules.get("_orig_mod")) or isinstance(model, _WRAPPERS):
+        model = compiled or model.module
+    return model
+
+
+def _check_hooks(model: nn.Module) -> None:
+    everywhere = nn.modules.module
+    if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
+        raise ReparameterizationError("there are forward hooks on all modules: remove them")
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             raise ReparameterizationError(
                 f"{name!r} ({type(module).__name__}) has forward hooks, which may change what it "
                 "computes: remove them (torch.nn.utils.prune.remove, remove_weight_norm, ...)"
             )
-    _fix_parametrizations(model)
-    try:
-        tracer = _Tracer()
-        graph = tracer.trace(model)
-    except Exception as error:
-        raise ReparameterizationError(
-            f"{type(model).__name__} cannot be traced by torch.fx: {error}; the usual causes are "
-            "data-dependent control flow in forward(), and neurons that are called as a function "
-            "(lif) and not as a layer (RealSpikeLIF)"
-        ) from error
-    inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    if len(inputs) != 1:
-        names = ", ".join(repr(node.name) for node in inputs[1:]) or "none"
-        raise ReparameterizationError(f"a second input, {names}: exactly one is supported")
-    without_side_effects(tracer.root, graph, describe, function_name)
-    for node in graph.nodes:
-        if node.op == "call_module" and not node.users:
-            raise ReparameterizationError(f"{describe(node)}: nothing uses its output")
-    return fx.GraphModule(tracer.root, graph)
+
+
+def _plain_tensors_of(model: nn.Module) -> "dict[int, Tensor]":
+    """Return what copy.deepcopy takes for tensors that are results, which it cannot copy."""
+    memo: dict[int, Tensor] = {}
+    seen: set[int] = set()
+
+    def visit(value) -> None:
+        if id(value) in seen:
+            return
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            if not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+        elif isinstance(value, dict):
+            for item in value.values():
+                visit(item)
+        elif isinstance(value, (list, tuple, set)):
+            for item in value:
+                visit(item)
+
+    for module in model.modules():
+        visit(vars(module))
+    return memo
 
 
 def _fix_parametrizations(model: nn.Module) -> None:
@@ -61,25 +102,112 @@ def _fix_parametrizations(model: nn.Module) -> None:
             module.register_parameter(name, nn.Parameter(value.clone()))
 
 
-def describe(node: fx.Node) -> str:
-    """Return the name of a node, what it calls and the module that calls it."""
-    target = node.target if isinstance(node.target, str) else node.target.__name__
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    if node.op == "call_module":
-        kind = stack[-1][1].__name__ if stack else "module"
-        return f"{target!r} ({kind})"
-    path = stack[-1][0] if stack and stack[-1][0] else None
-    return f"{node.name!r} ({node.op} {target})" + (f" in {path!r}" if path else "")
+def trace(model: nn.Module, example: Tensor, times: int = 1) -> fx.GraphModule:
+    """Record what `model`, from `copy_in_eval_mode`, makes of a batch like `example`.
+
+    Args:
+        times: How many times the example's batch it is. With `PRIME`, sizes of the graph follow the
+            batch; else they are what they are in a batch of this size.
+
+    Returns:
+        A graph over the modules of `model`, whose nodes have their values as ``meta["val"]``:
+        without contents where they depend on the input. What nobody reads is part of it.
+
+    Raises:
+        ReparameterizationError: for what cannot be recorded, by name.
+    """
+    recorder = _recorded(model, example, times)
+    return fx.GraphModule(recorder.root, recorder.graph)
 
 
-def function_name(node: fx.Node) -> str:
-    """Return the name that a function, operator or method goes by ("add", "max_pool2d", ...)."""
-    name = node.target if isinstance(node.target, str) else node.target.__name__
-    # torch.nn.functional wraps some functions to choose between two of them.
-    name = {"boolean_dispatch": "", "fn": ""}.get(name, name) or _dispatched(node.target)
-    return name if name.startswith("__") else name.rstrip("_")
+def _recorded(model: nn.Module, example: Tensor, times: int):
+    # What runs forward without values takes PyTorch's compiler along: it is imported where needed.
+    from realspike_ops.reparam.recorder import Recorder
+
+    recorder = Recorder(model, example.shape[0])
+    try:
+        with torch.inference_mode(False), torch.no_grad(), recorder.fake_mode:
+            x = torch.empty(
+                (example.shape[0] * times, *example.shape[1:]), dtype=example.dtype, device="cpu"
+            )
+            if example.dim() == 4 and example.is_contiguous(memory_format=torch.channels_last):
+                x = x.contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
+            recorder.run(x)
+    except ReparameterizationError:
+        raise
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise ReparameterizationError(
+            f"{recorder.place} cannot be run on example_input: {reason or type(error).__name__}"
+        ) from error
+    return recorder
 
 
-def _dispatched(function) -> str:
-    names = ("max_pool2d", "adaptive_max_pool2d")
-    return next((n for n in names if function is getattr(nn.functional, n)), "fn")
+def trace_of_any_batch(model: nn.Module, example: Tensor) -> "tuple[fx.GraphModule, Tensor, bool]":
+    """Trace `model` once for all batch sizes that it takes.
+
+    Returns:
+        The graph, the rows of the example that it was recorded for, and whether its batch is free:
+        False where the model says the size of its batch as a number.
+
+    Raises:
+        ReparameterizationError: also if it does something else for another batch size.
+    """
+    _check_inputs(model, example)
+    rows = _few_rows(model, example)
+
+    def called(rows: Tensor, times: int) -> "list[str]":
+        return _recorded(copy.deepcopy(model), rows, times).called
+
+    try:
+        expected = called(rows, 1)
+    except ReparameterizationError:
+        if len(rows) == len(example):
+            raise
+        rows = example
+        expected = called(rows, 1)
+    other_batches = [(rows, 2), *([(rows[:1], 1)] if len(rows) > 1 else [])]
+    for n, (few, times) in enumerate(other_batches):
+        try:
+            others = called(few, times)
+        except ReparameterizationError:
+            if n == 0:
+                return trace(model, rows), rows, False
+            continue
+        if others != expected:
+            raise ReparameterizationError(
+                f"forward() does something else for a batch of {len(few) * times} than for one of "
+                f"{len(rows)}: control flow must not depend on the size of the batch"
+            )
+    return trace(model, rows, PRIME), rows, True
+
+
+def _check_inputs(model: nn.Module, example: Tensor) -> None:
+    signature = inspect.signature(model.forward)
+    try:
+        signature.bind(example)
+    except TypeError:
+        needed = [
+            repr(p.name)
+            for p in signature.parameters.values()
+            if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        ]
+        names = ", ".join(needed[1:]) or "none"
+        raise ReparameterizationError(
+            f"a second input, {names}: exactly one is supported"
+        ) from None
+
+
+def _few_rows(model: nn.Module, example: Tensor) -> Tensor:
+    """Return as few rows as a network that reads frames [T*B, ...] takes."""
+    timesteps = [m.timesteps for m in model.modules() if isinstance(m, RealSpikeLIF)]
+    least = math.lcm(*timesteps) if timesteps else 1
+    return example[:least] if len(example) and len(example) % least == 0 else example
+
+
+def drop_unused(graph: fx.GraphModule) -> None:
+    """Remove what nobody reads."""
+    for node in reversed([*graph.graph.nodes]):
+        if not node.users and node.op not in ("placeholder", "output"):
+            graph.graph.erase_node(node)
