@@ -70,7 +70,8 @@ def _run(module: nn.Module, call, x: Tensor) -> "list[tuple[str, Tensor]]":
             generator = torch.Generator().manual_seed(seed)
             low = -1 if lif.emission == "ternary" else 0
             spikes = torch.randint(low, 2, x.shape, generator=generator, device="cpu").to(x.dtype)
-            return spikes if lif.amplitude is None else spikes * lif.amplitude
+            amplitude = lif.fitted(x.dim() - 1)["amplitude"]
+            return spikes if amplitude is None else spikes * amplitude
 
         return forward
 
