@@ -161,7 +161,7 @@ def check_reset(v_reset, reset: str | None) -> tuple[float, str]:
         v_reset = check_number("v_reset", v_reset)
     if reset is None:
         reset = "soft" if v_reset is None else "hard"
-    check_choice("reset", reset, ("hard", "soft", "none"))
+    check_choice("reset", reset, ("hard", "soft", "none", "soft_delayed"))
     if reset == "hard" and v_reset is None:
         raise ValueError("v_reset must be a number for reset='hard'; got None")
     return (v_reset if reset == "hard" else 0.0), reset

@@ -63,14 +63,16 @@ def lif(
         amplitude: Spike amplitude, any shape that broadcasts against ``x.shape[2:]``: ``[1]``
             (layer), ``[C, 1, 1]`` (channel), ``[C, H, W]`` (element). None: binary spikes.
         decay: Factor in [0, 1] by which the potential decays per timestep (the paper's tau; not a
-            time constant). 1 is the IF neuron. SpikingJelly's ``tau`` is ``decay = 1 - 1 / tau``
-            with ``decay_input=False``; snnTorch's ``beta`` is ``decay``. A tensor of the same
-            shapes as ``amplitude`` gives every layer, channel or element its own and may be
-            learnable (PLIF: ``decay=w.sigmoid()``); its values are not checked.
+            time constant). 1 is the IF neuron; docs/migration.md maps the neurons of SpikingJelly,
+            snnTorch and norse. A tensor of the same shapes as ``amplitude`` gives every layer,
+            channel or element its own and may be learnable (PLIF: ``decay=w.sigmoid()``); its
+            values are not checked.
         v_threshold: Potential at which the neuron fires; a tie fires. A tensor as for ``decay``.
         v_reset: Potential after a spike (hard reset), or None to subtract ``v_threshold`` (soft).
-        reset: ``"hard"``, ``"soft"`` or ``"none"`` (a spike leaves the potential as it is).
-            Default: as ``v_reset`` says.
+        reset: ``"hard"``, ``"soft"``, ``"none"`` (a spike leaves the potential as it is) or
+            ``"soft_delayed"``: the next timestep subtracts ``v_threshold``, after the decay,
+            ``h[t] = decay * v[t-1] + x[t] - v_threshold * o[t-1]`` with ``v[t] = h[t]``, where
+            o[t-1] is what v[t-1] fires (snnTorch's default). Default: as ``v_reset`` says.
         detach_reset: Stop the gradient through the reset.
         emission: ``"binary"``, or ``"ternary"``: ``h[t] <= -v_threshold`` fires a negative spike,
             o[t] = -1, which emits ``-amplitude`` and resets as a positive one does (the soft reset
@@ -78,7 +80,8 @@ def lif(
             nearer threshold.
         surrogate: What replaces the derivative of the spike: a name (``rectangular``, ``atan``,
             ``sigmoid``, ``triangle``) or ``(name, scale)``; see `realspike_ops.Surrogate`.
-        v_init: Potential before the first timestep. Default: zeros.
+        v_init: Potential before the first timestep, after the reset; with ``"soft_delayed"``
+            before it, so that a potential which fires is reset. Default: zeros.
         return_state: Also return the potential after the last timestep, so that a long sequence
             can be run in pieces with the result of one run.
         packed: In inference, return o as bits along the channels, as `pack_spikes` does, for

@@ -30,6 +30,7 @@ FORMS = {
     "ternary-bits": (TERNARY, {}),
     "ternary-potentials": (TERNARY._replace(detach_reset=False, surrogate="triangle"), {}),
     "learnable-ternary-soft": (TERNARY._replace(reset="soft", detach_reset=False), LEARNABLE),
+    "learnable-delayed": (ATTACHED._replace(reset="soft_delayed"), LEARNABLE),
     "learnable-none": (PAPERS._replace(reset="none"), LEARNABLE),
     "packed": (PAPERS, {"packed": True}),
     "packed-channels_last": (PAPERS, {"packed": True, "channels_last": True, "state": True}),

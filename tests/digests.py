@@ -18,6 +18,8 @@ FORMS = (
     ("binary", "none", True, False),
     ("binary", "hard", False, True),
     ("ternary", "soft", False, True),
+    ("binary", "soft_delayed", True, False),
+    ("ternary", "soft_delayed", False, True),
 )
 
 

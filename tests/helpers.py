@@ -232,12 +232,20 @@ def lif_gradients_by_hand(
     """
     a = torch.ones((), dtype=torch.float64) if amplitude is None else amplitude
     v = torch.zeros_like(x[0]) if v_init is None else v_init
-    steps = []
-    for x_t in x:
-        h = decay * v + x_t
+
+    def spike(h):
         s = torch.where(h.signbit(), -1.0, 1.0).double() if emission == "ternary" else 1.0
-        o = (s * h >= v_threshold).double()
+        return s, (s * h >= v_threshold).double()
+
+    first_s, first_o = spike(v)
+    delayed_s, delayed_o = (first_s, first_o) if reset == "soft_delayed" else (1.0, 0.0)
+    first_h, steps = v, []
+    for x_t in x:
+        h = decay * v + x_t - delayed_s * delayed_o * v_threshold
+        s, o = spike(h)
         steps.append((v, h, s, o))
+        if reset == "soft_delayed":
+            delayed_s, delayed_o = s, o
         if reset == "hard":
             v = torch.where(o == 1, v_reset, h)
         elif reset == "soft":
@@ -246,24 +254,37 @@ def lif_gradients_by_hand(
             v = h
     out = {"y": [a * s * o for _, _, s, o in steps], "v_last": v}
     q = grad_v_last
+    # The gradient that reaches what a spike takes from the potential: a delayed reset is not
+    # followed by a decay.
+    r = torch.zeros_like(q) if reset == "soft_delayed" else q
     terms = {name: [] for name in ("x", "amplitude", "decay", "v_threshold")}
     magnitude = torch.zeros_like(v)
     sizes = []
     for (v_before, h, s, o), g in reversed(list(zip(steps, grad_y, strict=True))):
         slope = surrogate_slope(surrogate[0], s * h - v_threshold, surrogate[1])
-        lever = {"hard": v_reset - h, "soft": -s * v_threshold, "none": 0.0}[reset]
-        grad_fires = a * s * g + (0.0 if detach_reset else lever * q)
+        lever = {"hard": v_reset - h, "none": 0.0}.get(reset, -s * v_threshold)
+        grad_fires = a * s * g + (0.0 if detach_reset else lever * r)
         through_state = q * (1 - o) if reset == "hard" else q
         grad_h = s * slope * grad_fires + through_state
-        subtracted = s * o * q if reset == "soft" else torch.zeros_like(q)
+        subtracted = s * o * r if reset.startswith("soft") else torch.zeros_like(q)
         terms["x"].append(grad_h)
         terms["amplitude"].append(g * s * o)
         terms["decay"].append(grad_h * v_before)
         terms["v_threshold"].append(-(slope * grad_fires) - subtracted)
-        size = slope * ((a * g).abs() + (lever * q).abs()) + q.abs()
+        size = slope * ((a * g).abs() + (lever * r).abs()) + q.abs() + r.abs()
         magnitude = torch.maximum(magnitude, size)
         sizes.append((size * v_before.abs(), size))
         q = decay * grad_h
+        r = grad_h if reset == "soft_delayed" else q
+    if reset == "soft_delayed":  # v_init, too, is a potential that may have fired
+        slope = surrogate_slope(surrogate[0], first_s * first_h - v_threshold, surrogate[1])
+        grad_fires = 0.0 if detach_reset else -first_s * v_threshold * r
+        q = q + first_s * slope * grad_fires
+        terms["v_threshold"][-1] = (
+            terms["v_threshold"][-1] - slope * grad_fires - first_s * first_o * r
+        )
+        magnitude = torch.maximum(magnitude, slope * (v_threshold * r).abs() + r.abs())
+        sizes[-1] = (sizes[-1][0], sizes[-1][1] + slope * (v_threshold * r).abs() + r.abs())
     out["y"] = torch.stack(out["y"]) if steps else torch.zeros_like(x)
     for name, values in terms.items():
         out[f"grad_{name}"] = torch.stack(values[::-1])

@@ -46,6 +46,7 @@ def run_lif(rso):
         {"reset": "none", "surrogate": "triangle"},
         {"v_init": True, "v_reset": 0.25, "detach_reset": False},
         {"learn": True, "reset": "soft"},
+        {"reset": "soft_delayed", "emission": "ternary"},
     )
     for (T, shape), form, dtype in itertools.product(sizes, forms, FLOATS):
         form = dict(form)
@@ -77,6 +78,7 @@ def run_lif_packed(rso):
         {"emission": "ternary"},
         {"reset": "soft", "emission": "ternary"},
         {"reset": "none"},
+        {"reset": "soft_delayed"},
     )
     for shape, form, lay_out, T in itertools.product(shapes, forms, layouts, (1, 6)):
         for dtype in FLOATS:

@@ -77,6 +77,22 @@ def test_steps_by_hand():
     assert rso.verify(network, folded, x).layers[1].max_current_error >= 0.5 * 0.125
 
 
+def test_a_delayed_reset_is_in_steps_too(tmp_path):
+    network, x = (
+        OneLayer(v_threshold=0.375, reset="soft_delayed", decay=0.75),
+        normal((T * 5, 2, 4, 4), 1),
+    )
+    for folded in (int8(network, x), rso.reparameterize(network, x[:T])):
+        report = rso.verify(network, folded, x)
+        assert report.flipped_spikes == 0
+        assert 0.05 < report.layers[1].firing_rate < 0.95
+        assert folded.lif2.reset == "soft_delayed"
+        rso.save_folded(folded, tmp_path / "folded.pt")
+        loaded = rso.load_folded(tmp_path / "folded.pt")
+        with torch.no_grad():
+            assert torch.equal(loaded(x), folded(x))
+
+
 def test_all_synapses_of_a_layer_have_one_scale():
     """A convolution, an average and an identity shortcut, and the current of the encoding."""
 

@@ -126,7 +126,11 @@ CASES = {
         ValueError,
         ["v_threshold", "positive", "-0.5"],
     ),
-    "lif reset: unknown": (lif(reset="zero"), ValueError, ["reset", "hard, soft, none", "zero"]),
+    "lif reset: unknown": (
+        lif(reset="zero"),
+        ValueError,
+        ["reset", "hard, soft, none, soft_delayed", "zero"],
+    ),
     "lif reset: a number": (lif(reset=0.0), ValueError, ["reset", "hard", "0"]),
     "lif reset: hard without a value": (
         lif(reset="hard", v_reset=None),

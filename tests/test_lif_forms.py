@@ -16,6 +16,8 @@ BELOW_HALF = 0.5 - 2**-25  # the float32 before 0.5
 TINY = 2.0**-149
 TERNARY = {"emission": "ternary"}
 SOFT_TERNARY = {"emission": "ternary", "reset": "soft"}
+DELAYED = {"reset": "soft_delayed"}
+DELAYED_TERNARY = {"emission": "ternary", **DELAYED}
 
 # --- tables by hand: threshold 0.5 and decay 0.25 unless stated -----------------------------------
 
@@ -48,6 +50,23 @@ SPIKES = {
     "none-nan": ([1.0, NAN, 1.0], {"reset": "none"}, [1, 0, 0], NAN),
     "none-ignores-v_reset": ([0.5, 0.375], {"reset": "none", "v_reset": 9.0}, [1, 1], 0.5),
     "soft-by-name": ([1.25, 0.25], {"reset": "soft"}, [1, 0], 0.4375),
+    # The threshold itself is subtracted, not what the decay leaves of it (h = 0.25 * 1 - 0.5 + x).
+    "delayed-subtracts-undecayed": ([1.0, 0.75], DELAYED, [1, 1], 0.5),
+    "delayed-one-ulp-below": ([1.0, 0.75 - 2**-24], DELAYED, [1, 0], 0.5 - 2**-24),
+    # 0.25 + x is rounded to 1 before the threshold goes.
+    "delayed-rounds-before-it-subtracts": ([1.0, 0.75 - 2**-25], DELAYED, [1, 1], 0.5),
+    "delayed-state-is-before-the-reset": ([1.0], DELAYED, [1], 1.0),
+    "delayed-tie-subtracts": ([0.5, 0.0], DELAYED | {"decay": 1.0}, [1, 0], 0.0),
+    "delayed-no-spike-no-reset": ([BELOW_HALF, 0.0], DELAYED | {"decay": 1.0}, [0, 0], BELOW_HALF),
+    "delayed-silent-after": ([0.5, 0.0, 0.625], DELAYED, [1, 0, 1], 0.53125),
+    "delayed-inf": ([INF, 0.0], DELAYED, [1, 1], INF),
+    "delayed-nan": ([1.0, NAN, 1.0], DELAYED, [1, 0, 0], NAN),
+    "delayed-zero-threshold": ([0.0, -0.5, 0.5], DELAYED | {"v_threshold": 0.0}, [1, 0, 1], 0.375),
+    # A potential of 0 has reached a negative threshold before the first timestep.
+    "delayed-negative-threshold": ([-1.0, -1.0], DELAYED | {"v_threshold": -0.5}, [1, 0], -0.625),
+    "delayed-ternary-adds": ([-1.0, -0.75], DELAYED_TERNARY, [-1, -1], -0.5),
+    "delayed-ternary-crosses": ([-1.0, 0.25], DELAYED_TERNARY, [-1, 1], 0.5),
+    "delayed-ternary-tie": ([-0.5, -0.375], DELAYED_TERNARY, [-1, 0], 0.0),
     "hard-by-name": ([0.5, 0.5625], {"reset": "hard", "v_reset": -0.25}, [1, 1], -0.25),
 }
 
@@ -71,7 +90,7 @@ def test_spikes_by_hand(case, as_tensor, device):
 
 
 @pytest.mark.parametrize("T", range(1, 10))
-@pytest.mark.parametrize("reset", ["hard", "soft", "none"])
+@pytest.mark.parametrize("reset", ["hard", "soft", "none", "soft_delayed"])
 @pytest.mark.parametrize("emission", ["binary", "ternary"])
 def test_every_length_by_hand(emission, reset, T, device):
     """x = -1, 1, -1, ... at decay 1 and threshold 1: every step is a tie or 0."""
@@ -79,7 +98,10 @@ def test_every_length_by_hand(emission, reset, T, device):
     y, v = rso.lif(
         *(x,), decay=1.0, v_threshold=1.0, emission=emission, reset=reset, return_state=True
     )
-    if emission == "ternary" and reset != "none":
+    if emission == "ternary" and reset == "soft_delayed":
+        # -1, -1 + 1 + 1 = 1, 1 - 1 - 1 = -1, ...: every step fires
+        spikes, v_last = x[:, 0].tolist(), x[-1].item()
+    elif emission == "ternary" and reset != "none":
         spikes, v_last = x[:, 0].tolist(), 0.0  # every step fires and returns to 0
     elif emission == "ternary":
         spikes, v_last = [-1.0 * (t % 2 == 0) for t in range(T)], -1.0 * (T % 2)  # -1, 0, -1, ...
@@ -110,6 +132,8 @@ GRADIENTS = {
     "soft-detached": (0.5, 1.0, {"reset": "soft", "detach_reset": True}, 1.0, 2.0, 2.0, -2.0),
     "soft-outside-the-window": (1.5, 1.0, {"reset": "soft"}, 1.0, 1.0, 1.0, -1.0),
     "none": (0.5, 1.0, {"reset": "none"}, 1.0, 2.0, 2.0, -1.0),
+    # h = 0.5 * 1 + x - 0.5, since v_init has fired; the slope at v_init is 1, too.
+    "delayed-detached": (0.5, 1.0, DELAYED | {"detach_reset": True}, 1.0, 2.0, 2.0, -3.0),
     "ternary-hard": (-1.5, 1.0, TERNARY, 0.5, 0.5, 0.5, 0.5),
     "ternary-soft": (-1.5, 1.0, SOFT_TERNARY, 0.5, 1.25, 1.25, 1.25),
     "ternary-none": (-1.5, 1.0, TERNARY | {"reset": "none"}, 0.5, 1.5, 1.5, 1.0),
@@ -141,6 +165,42 @@ def test_gradients_by_hand(case, wanted, device):
             assert tensors[name].grad is None
 
 
+def test_gradients_of_a_delayed_reset_by_hand(device):
+    """h = 0.5 * 1 + 0.5 - 0.5 ties; v_init = 1 has fired and is at the edge of its window."""
+    x, v_init, decay, v_threshold = (
+        torch.tensor(value, device=device, requires_grad=True)
+        for value in ([[0.5]], [1.0], [0.5], [0.5])
+    )
+    y, v_last = rso.lif(
+        *(x,), decay=decay, v_threshold=v_threshold, v_init=v_init, return_state=True, **DELAYED
+    )
+    (y.sum() + v_last.sum()).backward()
+    assert x.grad.item() == 2.0  # through the spike and v_last, 1 each
+    assert v_init.grad.item() == 0.0  # 0.5 * 2 through the decay, -0.5 * 2 through the reset
+    assert decay.grad.item() == 2.0
+    # -1 of the spike, +1 of whether v_init had fired, -2 of what it then subtracts
+    assert v_threshold.grad.item() == -2.0
+
+
+@pytest.mark.parametrize("emission", ["binary", "ternary"])
+def test_a_delayed_reset_in_pieces(emission, device):
+    """The state is one float, the potential before the reset; pieces equal the whole run."""
+    form = {"decay": 0.75, "v_threshold": 0.5, "emission": emission, **DELAYED}
+    x = grid((13, 2, 5), 1).to(device)
+    whole = x.clone().requires_grad_()
+    y, v = rso.lif(whole, return_state=True, **form)
+    (y.sum() + v.sum()).backward()
+    pieces, outputs, state = x.clone().requires_grad_(), [], None
+    for piece in pieces.split([1, 4, 3, 5]):
+        y_piece, state = rso.lif(piece, v_init=state, return_state=True, **form)
+        outputs.append(y_piece)
+    assert torch.equal(torch.cat(outputs), y)
+    assert torch.equal(state, v)
+    (torch.cat(outputs).sum() + state.sum()).backward()
+    assert torch.equal(pieces.grad, whole.grad)
+    assert 0 < y.abs().mean() < 1
+
+
 # --- the sweep ------------------------------------------------------------------------------------
 
 
@@ -162,7 +222,7 @@ def cases(draw):
         "seed": draw(st.integers(0, 2**20)),
         "form": {
             "v_reset": draw(st.sampled_from([0.0, -0.25, 0.3])),
-            "reset": draw(st.sampled_from(["hard", "soft", "none"])),
+            "reset": draw(st.sampled_from(["hard", "soft", "none", "soft_delayed"])),
             "detach_reset": draw(st.booleans()),
             "emission": draw(st.sampled_from(["binary", "ternary", "ternary"])),
             "surrogate": (name, draw(st.sampled_from([SCALES[name], 1.5]))),

@@ -68,7 +68,7 @@ def cases(draw):
         "seed": draw(st.integers(0, 2**20)),
         "form": {
             "v_reset": draw(st.sampled_from([0.0, -0.25])),
-            "reset": draw(st.sampled_from(["hard", "soft", "none"])),
+            "reset": draw(st.sampled_from(["hard", "soft", "none", "soft_delayed"])),
             "emission": draw(st.sampled_from(["binary", "ternary"])),
         },
     }

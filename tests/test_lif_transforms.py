@@ -24,6 +24,7 @@ FORMS = {
         (True, True, True),
         True,
     ),
+    "learnable-delayed": ({"reset": "soft_delayed"}, (True, True, True), True),
     "learnable-none": ({"reset": "none", "surrogate": "triangle"}, (False, True, True), True),
 }
 STARTS = (1.5, 0.5, 0.625)

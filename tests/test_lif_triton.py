@@ -40,6 +40,10 @@ NEURONS = {
     "none-smooth": Neuron(0.6, 0.5, 0.0, "none", True, False, "triangle", 2.0),
     "ternary-attached": Neuron(0.9, 0.5, 0.125, "hard", False, True, "rectangular", 1.5),
     "ternary-soft": Neuron(0.9, 0.5, 0.0, "soft", False, True, "rectangular", 1.0),
+    "bits-delayed": PAPERS._replace(decay=0.9, reset="soft_delayed"),
+    "delayed": Neuron(0.9, 0.5, 0.0, "soft_delayed", False, False, "rectangular", 1.5),
+    "delayed-detached": Neuron(0.9, 0.5, 0.0, "soft_delayed", True, False, "triangle", 2.0),
+    "ternary-delayed": Neuron(0.9, 0.5, 0.0, "soft_delayed", False, True, "atan", 2.0),
     "ternary-none": Neuron(0.9, 0.5, 0.0, "none", True, True, "atan", 2.0),
 }
 SHAPE = (2, 3, 5, 7)  # [B, C, H, W]
@@ -242,7 +246,9 @@ def test_constant_input_is_read_in_place():
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 33, 6, 7), (2, 70, 1, 1)], ids=str)
-@pytest.mark.parametrize("neuron", ["bits", "bits-none", "ternary-attached", "bits-ternary-soft"])
+@pytest.mark.parametrize(
+    "neuron", ["bits", "bits-none", "ternary-attached", "bits-ternary-soft", "bits-delayed"]
+)
 def test_packed_equals_cpu(neuron, shape, channels_last):
     neuron, C = NEURONS[neuron], shape[1]
     for T, dtype in itertools.product((1, 6), (torch.float32, torch.bfloat16)):

@@ -80,8 +80,10 @@ FORMS = {
     "v_reset": {"v_reset": 0.1},
     "soft": {"v_reset": None},
     "none": {"reset": "none"},
+    "delayed": {"reset": "soft_delayed"},
     "ternary": {"emission": "ternary"},
     "ternary-soft": {"emission": "ternary", "reset": "soft"},
+    "ternary-delayed": {"emission": "ternary", "reset": "soft_delayed"},
 }
 
 

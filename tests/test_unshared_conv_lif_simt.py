@@ -15,7 +15,7 @@ from torch import Tensor
 
 pytestmark = [simt.needs_compiler, pytest.mark.usefixtures("one_thread")]
 
-RESETS = ("hard", "soft", "none")
+RESETS = ("hard", "soft", "none", "soft_delayed")
 
 
 class PerNeuron(ctypes.Structure):
@@ -65,7 +65,7 @@ CASES = [
     # every reset, signed spikes, one parameter per channel and per neuron
     *(
         (currents(), Form(3, reset, ternary, granularity, v_reset=v_reset))
-        for reset, v_reset in (("hard", 0.25), ("soft", 0.0), ("none", 0.0))
+        for reset, v_reset in (("hard", 0.25), ("soft", 0.0), ("none", 0.0), ("soft_delayed", 0.0))
         for ternary in (False, True)
         for granularity in ("channel", "element")
     ),
@@ -102,13 +102,15 @@ def fire(x: Tensor, v: Tensor, decay: Tensor, v_threshold: Tensor, form: Form):
     positive, negative = [], []
     for x_t in x:
         h = decay * v + x_t
+        if form.reset == "soft_delayed":
+            h = torch.where(v >= v_threshold, h - v_threshold, h)
+            h = torch.where((-v >= v_threshold) & form.ternary, h + v_threshold, h)
         up = h >= v_threshold
         down = (-h >= v_threshold) & form.ternary
         after = {
             "hard": torch.full_like(h, form.v_reset),
             "soft": h + torch.where(down, v_threshold, -v_threshold),
-            "none": h,
-        }[form.reset]
+        }.get(form.reset, h)
         v = torch.where(up | down, after, h)
         positive.append(up)
         negative.append(down)

@@ -15,9 +15,10 @@ enum class LifSave : int32_t {
 
 // What a spike does to the potential.
 enum class Reset : int32_t {
-  kHard = 0,  // sets v_reset
-  kSoft = 1,  // subtracts the threshold, with the sign of the spike
-  kNone = 2,  // nothing
+  kHard = 0,         // sets v_reset
+  kSoft = 1,         // subtracts the threshold, with the sign of the spike
+  kNone = 2,         // nothing
+  kSoftDelayed = 3,  // the next timestep subtracts the threshold, after the decay
 };
 
 // Derivative of the spike with respect to h; docs/lif.md has the formulas.
@@ -44,7 +45,7 @@ struct PerNeuron {
 // N neurons side by side in memory order.
 struct LifParams {
   const void* x;        // [T, N]
-  const float* v_init;  // [N], or nullptr for zeros
+  const float* v_init;  // [N], or nullptr for zeros; kSoftDelayed: before the reset
   void* saved;  // kBits: [ceil(T / 4), N], uint8 where bits 2k (spike) and 2k + 1 (window) of
                 // plane j belong to timestep 4j + k; ternary: uint16, bits 4k (spike), 4k + 1
                 // (window) and 4k + 2 (negative); kPotentials: float [ceil(T / 8) - 1, N]

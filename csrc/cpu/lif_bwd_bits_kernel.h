@@ -19,8 +19,8 @@ struct LaneSums {
 
 // What backward from bits is compiled for. Where the parameters do not vary, their gradient is not
 // wanted either.
-template <class Element, bool kTernary, bool kHardReset, Vary kVary>
-using BitsForm = NeuronForm<Element, true, kTernary, kHardReset, kVary>;
+template <class Element, bool kTernary, ResetForm kReset, Vary kVary>
+using BitsForm = NeuronForm<Element, true, kTernary, kReset, kVary>;
 
 // kSteps timesteps from the saved bits; the reset is detached and the surrogate rectangular.
 template <class Form, int kSteps, class Storage = typename Form::Storage,
@@ -51,7 +51,7 @@ void lif_bwd_bits_steps(const LifBackward& p, int64_t count,
       const bool window = saved & (2u << (kBits * k));
       const float g = Element::widen(grad_y[k * stride + i]);
       const float through_spike = window ? amplitude_i * g * slope : 0.0f;
-      const float through_state = Form::kHardReset && spike ? 0.0f : q_i;
+      const float through_state = Form::kReset == ResetForm::kHard && spike ? 0.0f : q_i;
       const float grad_h = through_spike + through_state;
       grad_x[k * grad_x_stride + i] = Element::round(grad_h);
       q_i = decay_i * grad_h;
@@ -98,18 +98,20 @@ Vary what_varies(const LifBackward& p) {
 template <class Element>
 BackwardBlock choose_bits(const LifBackward& p) {
   constexpr Vary kEverything = Vary::kEverything;
+  constexpr ResetForm kHard = ResetForm::kHard, kShift = ResetForm::kShift;
+  // A detached reset that is not hard has no part in backward, whenever it comes.
   if (p.reset != Reset::kHard) {
-    return p.ternary ? lif_bwd_bits_block<BitsForm<Element, true, false, kEverything>>
-                     : lif_bwd_bits_block<BitsForm<Element, false, false, kEverything>>;
+    return p.ternary ? lif_bwd_bits_block<BitsForm<Element, true, kShift, kEverything>>
+                     : lif_bwd_bits_block<BitsForm<Element, false, kShift, kEverything>>;
   }
-  if (p.ternary) return lif_bwd_bits_block<BitsForm<Element, true, true, kEverything>>;
+  if (p.ternary) return lif_bwd_bits_block<BitsForm<Element, true, kHard, kEverything>>;
   switch (what_varies(p)) {
     case Vary::kNothing:
-      return lif_bwd_bits_block<BitsForm<Element, false, true, Vary::kNothing>>;
+      return lif_bwd_bits_block<BitsForm<Element, false, kHard, Vary::kNothing>>;
     case Vary::kAmplitude:
-      return lif_bwd_bits_block<BitsForm<Element, false, true, Vary::kAmplitude>>;
+      return lif_bwd_bits_block<BitsForm<Element, false, kHard, Vary::kAmplitude>>;
     default:
-      return lif_bwd_bits_block<BitsForm<Element, false, true, kEverything>>;
+      return lif_bwd_bits_block<BitsForm<Element, false, kHard, kEverything>>;
   }
 }
 

@@ -33,18 +33,17 @@ struct Recomputed {
   float v;  // after the reset
 };
 
-template <bool kHardReset>
+template <ResetForm kReset>
 inline Recomputed recompute_step(const Form& form, float decay, float v_threshold, float v,
                                  float x) {
-  const float h = decay * v + x;
+  const float h = charge<kReset>(decay, v, x, v_threshold, form.ternary);
   const uint32_t sign = sign_of(h, form.ternary);
   const bool spike = with_sign(h, sign) >= v_threshold;
-  const float shift = kHardReset ? 0.0f : reset_shift(form.soft, v_threshold, sign);
-  return {h, reset<kHardReset>(h, spike, form.v_reset, shift)};
+  return {h, reset<kReset>(h, spike, form.v_reset, reset_shift(form.soft, v_threshold, sign))};
 }
 
 // Carries v over one timestep.
-template <bool kHardReset, Vary kVary>
+template <ResetForm kReset, Vary kVary>
 void advance(const LifBackward& p, int64_t count, const float* __restrict x, const Lanes& lanes,
              int64_t lane, float* __restrict v) {
   const Form form(p);
@@ -52,7 +51,7 @@ void advance(const LifBackward& p, int64_t count, const float* __restrict x, con
   const Parameter<float, kVary == Vary::kEverything> v_threshold(lanes.v_threshold, lane);
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
-    v[i] = recompute_step<kHardReset>(form, decay[i], v_threshold[i], v[i], x[i]).v;
+    v[i] = recompute_step<kReset>(form, decay[i], v_threshold[i], v[i], x[i]).v;
   }
 }
 
@@ -68,11 +67,12 @@ struct Rows {
 
 // kSteps timesteps, recomputed from x and the potential before them. kLearn: decay and threshold
 // are learnable.
-template <Surrogate kSurrogate, bool kHardReset, Vary kVary, bool kLearn, int kSteps>
+template <Surrogate kSurrogate, ResetForm kReset, Vary kVary, bool kLearn, int kSteps>
 void lif_bwd_recompute_steps(const LifBackward& p, int64_t count, const Rows& rows,
                              const Lanes& lanes, int64_t lane, const float* __restrict v,
                              float* __restrict q, LaneSums& sums) {
   constexpr bool kSum = kVary != Vary::kNothing;
+  constexpr bool kHardReset = kReset == ResetForm::kHard, kDelayed = kReset == ResetForm::kDelayed;
   const Form form(p);
   const float scale = p.surrogate_scale;
   const float* __restrict x = rows.x;
@@ -94,7 +94,7 @@ void lif_bwd_recompute_steps(const LifBackward& p, int64_t count, const Rows& ro
     for (int k = 0; k < kSteps; ++k) {
       v_before[k] = v_i;
       const Recomputed step =
-          recompute_step<kHardReset>(form, decay_i, threshold_i, v_i, x[k * x_stride + i]);
+          recompute_step<kReset>(form, decay_i, threshold_i, v_i, x[k * x_stride + i]);
       h[k] = step.h;
       v_i = step.v;
     }
@@ -109,7 +109,8 @@ void lif_bwd_recompute_steps(const LifBackward& p, int64_t count, const Rows& ro
       const float g = with_sign(grad_y[k * grad_y_stride + i], sign);
       // Gradient that reaches whether the neuron fires, through the spike and through the reset.
       const float by_reset = kHardReset ? form.v_reset - h[k] : with_sign(-threshold_i, sign);
-      const float grad_fires = amplitude_i * g + masked(by_reset * q_i, form.attached);
+      const uint32_t attached = kDelayed ? 0u : form.attached;
+      const float grad_fires = amplitude_i * g + masked(by_reset * q_i, attached);
       const float slope = surrogate_derivative<kSurrogate>(magnitude - threshold_i, scale);
       const float through_spike = slope == 0.0f ? 0.0f : grad_fires * slope;
       const float through_state = kHardReset && spike ? 0.0f : q_i;
@@ -121,6 +122,18 @@ void lif_bwd_recompute_steps(const LifBackward& p, int64_t count, const Rows& ro
         sum_threshold -= through_spike + (spike ? subtracted : 0.0f);
       }
       q_i = decay_i * grad_h;
+      if (kDelayed) {
+        // The timestep subtracted the threshold if the neuron had fired before.
+        const uint32_t sign_before = sign_of(v_before[k], form.ternary);
+        const float magnitude_before = with_sign(v_before[k], sign_before);
+        const float g_before = with_sign(grad_h, sign_before);
+        const float slope_before =
+            surrogate_derivative<kSurrogate>(magnitude_before - threshold_i, scale);
+        const float grad_fired = masked(-threshold_i * g_before, form.attached);
+        const float through_reset = slope_before == 0.0f ? 0.0f : grad_fired * slope_before;
+        q_i += with_sign(through_reset, sign_before);
+        sum_threshold -= through_reset + (magnitude_before >= threshold_i ? g_before : 0.0f);
+      }
       if (kSum) sum_amplitude += spike ? g : 0.0f;
     }
     q[i] = q_i;
@@ -141,30 +154,34 @@ struct Recompute {
                   float* v);
 };
 
-template <Surrogate kSurrogate, bool kHardReset, Vary kVary, bool kLearn>
+template <Surrogate kSurrogate, ResetForm kReset, Vary kVary, bool kLearn>
 constexpr Recompute kRecompute = {
-    lif_bwd_recompute_steps<kSurrogate, kHardReset, kVary, kLearn, 1>,
-    lif_bwd_recompute_steps<kSurrogate, kHardReset, kVary, kLearn, 2>,
-    lif_bwd_recompute_steps<kSurrogate, kHardReset, kVary, kLearn, 4>,
-    advance<kHardReset, kVary>,
+    lif_bwd_recompute_steps<kSurrogate, kReset, kVary, kLearn, 1>,
+    lif_bwd_recompute_steps<kSurrogate, kReset, kVary, kLearn, 2>,
+    lif_bwd_recompute_steps<kSurrogate, kReset, kVary, kLearn, 4>,
+    advance<kReset, kVary>,
 };
 
 template <Surrogate kSurrogate>
 const Recompute& recompute_with(const LifBackward& p) {
   constexpr Vary kEverything = Vary::kEverything;
+  constexpr ResetForm kHard = ResetForm::kHard, kShift = ResetForm::kShift;
   const bool learn = p.grad_decay != nullptr || p.grad_v_threshold != nullptr;
-  if (p.reset != Reset::kHard) {
-    return learn ? kRecompute<kSurrogate, false, kEverything, true>
-                 : kRecompute<kSurrogate, false, kEverything, false>;
+  if (p.reset == Reset::kSoftDelayed) {
+    return kRecompute<kSurrogate, ResetForm::kDelayed, kEverything, true>;
   }
-  if (learn) return kRecompute<kSurrogate, true, kEverything, true>;
+  if (p.reset != Reset::kHard) {
+    return learn ? kRecompute<kSurrogate, kShift, kEverything, true>
+                 : kRecompute<kSurrogate, kShift, kEverything, false>;
+  }
+  if (learn) return kRecompute<kSurrogate, kHard, kEverything, true>;
   switch (what_varies(p)) {
     case Vary::kNothing:
-      return kRecompute<kSurrogate, true, Vary::kNothing, false>;
+      return kRecompute<kSurrogate, kHard, Vary::kNothing, false>;
     case Vary::kAmplitude:
-      return kRecompute<kSurrogate, true, Vary::kAmplitude, false>;
+      return kRecompute<kSurrogate, kHard, Vary::kAmplitude, false>;
     default:
-      return kRecompute<kSurrogate, true, kEverything, false>;
+      return kRecompute<kSurrogate, kHard, kEverything, false>;
   }
 }
 

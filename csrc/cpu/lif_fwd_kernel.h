@@ -24,7 +24,7 @@ struct SavedBits<true> {
 };
 
 // What a loop over neurons is compiled for; kSaveBits: bits are saved for backward.
-template <class ElementType, bool kSaveBitsValue, bool kTernaryValue, bool kHardResetValue,
+template <class ElementType, bool kSaveBitsValue, bool kTernaryValue, ResetForm kResetValue,
           Vary kVaryValue>
 struct NeuronForm {
   using Element = ElementType;
@@ -32,7 +32,7 @@ struct NeuronForm {
   using Word = typename SavedBits<kTernaryValue>::Word;
   static constexpr bool kSaveBits = kSaveBitsValue;
   static constexpr bool kTernary = kTernaryValue;
-  static constexpr bool kHardReset = kHardResetValue;
+  static constexpr ResetForm kReset = kResetValue;
   static constexpr Vary kVary = kVaryValue;
 };
 
@@ -62,14 +62,14 @@ void lif_fwd_steps(const LifForward& p, int64_t count,
     float v_i = v[i];
     uint32_t saved = 0;
     for (int k = 0; k < kSteps; ++k) {
-      const float h = decay_i * v_i + Element::widen(x[k * x_stride + i]);
+      const float h = charge<Form::kReset>(decay_i, v_i, Element::widen(x[k * x_stride + i]),
+                                           threshold_i, mask_if(Form::kTernary));
       const uint32_t sign = sign_of(h, mask_if(Form::kTernary));
       const float magnitude = with_sign(h, sign);
       const bool spike = magnitude >= threshold_i;
       const Storage emitted = Form::kTernary ? Element::with_sign(amplitude_i, sign) : amplitude_i;
       y[k * y_stride + i] = spike ? emitted : Storage{};
-      v_i = reset<Form::kHardReset>(h, spike, v_reset,
-                                    Form::kHardReset ? 0.0f : reset_shift(soft, threshold_i, sign));
+      v_i = reset<Form::kReset>(h, spike, v_reset, reset_shift(soft, threshold_i, sign));
       if (Form::kSaveBits) {
         constexpr int kBits = SavedBits<Form::kTernary>::kPerStep;
         saved |= (spike ? 1u : 0u) << (kBits * k);
@@ -141,18 +141,24 @@ using ForwardTile = void (*)(const LifForward&, const LifTile&);
 template <class Element, bool kSaveBits>
 ForwardTile choose_forward(const LifForward& p) {
   constexpr Vary kEverything = Vary::kEverything;
-  if (p.reset != Reset::kHard) {
-    return p.ternary ? lif_fwd_form<NeuronForm<Element, kSaveBits, true, false, kEverything>>
-                     : lif_fwd_form<NeuronForm<Element, kSaveBits, false, false, kEverything>>;
+  constexpr ResetForm kHard = ResetForm::kHard, kShift = ResetForm::kShift;
+  constexpr ResetForm kDelayed = ResetForm::kDelayed;
+  if (p.reset == Reset::kSoftDelayed) {
+    return p.ternary ? lif_fwd_form<NeuronForm<Element, kSaveBits, true, kDelayed, kEverything>>
+                     : lif_fwd_form<NeuronForm<Element, kSaveBits, false, kDelayed, kEverything>>;
   }
-  if (p.ternary) return lif_fwd_form<NeuronForm<Element, kSaveBits, true, true, kEverything>>;
+  if (p.reset != Reset::kHard) {
+    return p.ternary ? lif_fwd_form<NeuronForm<Element, kSaveBits, true, kShift, kEverything>>
+                     : lif_fwd_form<NeuronForm<Element, kSaveBits, false, kShift, kEverything>>;
+  }
+  if (p.ternary) return lif_fwd_form<NeuronForm<Element, kSaveBits, true, kHard, kEverything>>;
   switch (what_varies(p)) {
     case Vary::kNothing:
-      return lif_fwd_form<NeuronForm<Element, kSaveBits, false, true, Vary::kNothing>>;
+      return lif_fwd_form<NeuronForm<Element, kSaveBits, false, kHard, Vary::kNothing>>;
     case Vary::kAmplitude:
-      return lif_fwd_form<NeuronForm<Element, kSaveBits, false, true, Vary::kAmplitude>>;
+      return lif_fwd_form<NeuronForm<Element, kSaveBits, false, kHard, Vary::kAmplitude>>;
     default:
-      return lif_fwd_form<NeuronForm<Element, kSaveBits, false, true, kEverything>>;
+      return lif_fwd_form<NeuronForm<Element, kSaveBits, false, kHard, kEverything>>;
   }
 }
 

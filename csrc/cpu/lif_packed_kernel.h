@@ -37,11 +37,11 @@ struct SpikeOf {
 // `rows` rows of `count` neighbouring neurons, from neuron n on and row_stride apart; their
 // currents begin at x and lie x_row_stride apart, in `spikes` they lie `count` apart. pack(t,
 // spikes) takes what fired at timestep t.
-template <class Element, bool kTernary, bool kHardReset, class Pack>
+template <class Element, bool kTernary, ResetForm kReset, class Pack>
 void lif_packed_rows(const LifPacked& p, PackedBuffers<Element>& buffers,
                      const typename Element::Storage* x, int64_t x_row_stride, int64_t n,
                      int64_t rows, int64_t count, int64_t row_stride, Pack pack) {
-  using Form = NeuronForm<Element, false, kTernary, kHardReset, Vary::kEverything>;
+  using Form = NeuronForm<Element, false, kTernary, kReset, Vary::kEverything>;
   using Storage = typename Element::Storage;
   LifForward forward{p, nullptr, nullptr};
   Storage one[kPackedNeurons];
@@ -95,7 +95,7 @@ void pack_timestep(const LifPacked& p, int64_t t, const typename Element::Storag
 
 // Task of the grid [B, words, ceil(P / kLifPackedPixels)] (contiguous), or a run of pixels of [B *
 // P] (channels_last).
-template <class Element, bool kTernary, bool kHardReset>
+template <class Element, bool kTernary, ResetForm kReset>
 void lif_packed_form(const LifPacked& p, int64_t task) {
   using Storage = typename Element::Storage;
   PackedBuffers<Element> buffers;
@@ -112,7 +112,7 @@ void lif_packed_form(const LifPacked& p, int64_t task) {
       const int64_t channels_at_once = p.C < kPackedNeurons ? p.C : kPackedNeurons;
       for (int64_t c = 0; c < p.C; c += channels_at_once) {
         const int64_t some = p.C - c < channels_at_once ? p.C - c : channels_at_once;
-        lif_packed_rows<Element, kTernary, kHardReset>(
+        lif_packed_rows<Element, kTernary, kReset>(
             p, buffers, x + pixel * p.C + c, 0, pixel * p.C + c, 1, pixels * some, 0,
             [&](int64_t t, const Storage* spikes) {
               for (int64_t w = 0; w * 32 < some; ++w) {
@@ -131,20 +131,38 @@ void lif_packed_form(const LifPacked& p, int64_t task) {
   const int64_t pixels = P - pixel < kLifPackedPixels ? P - pixel : kLifPackedPixels;
   const int64_t channels = p.C - 32 * w < 32 ? p.C - 32 * w : 32;
   const int64_t n = (b * p.C + 32 * w) * P + pixel;
-  lif_packed_rows<Element, kTernary, kHardReset>(
+  lif_packed_rows<Element, kTernary, kReset>(
       p, buffers, x + n, P, n, channels, pixels, P, [&](int64_t t, const Storage* spikes) {
         pack_timestep<Element>(p, t, spikes, channels, pixels, pixels, 1, b * P + pixel, 1, w);
       });
 }
 
+// The function of `Functions` for these neurons; Functions::form<kTernary, kReset>.
+template <class Functions>
+auto choose_packed(const LifPacked& p) {
+  using R = ResetForm;
+  switch (p.reset) {
+    case Reset::kHard:
+      return p.ternary ? Functions::template form<true, R::kHard>
+                       : Functions::template form<false, R::kHard>;
+    case Reset::kSoftDelayed:
+      return p.ternary ? Functions::template form<true, R::kDelayed>
+                       : Functions::template form<false, R::kDelayed>;
+    default:
+      return p.ternary ? Functions::template form<true, R::kShift>
+                       : Functions::template form<false, R::kShift>;
+  }
+}
+
+template <class Element>
+struct PackedForms {
+  template <bool kTernary, ResetForm kReset>
+  static constexpr auto form = lif_packed_form<Element, kTernary, kReset>;
+};
+
 template <class Element>
 void lif_packed_elements(const LifPacked& p, int64_t task) {
-  const bool hard = p.reset == Reset::kHard;
-  const auto form =
-      p.ternary
-          ? (hard ? lif_packed_form<Element, true, true> : lif_packed_form<Element, true, false>)
-          : (hard ? lif_packed_form<Element, false, true> : lif_packed_form<Element, false, false>);
-  form(p, task);
+  choose_packed<PackedForms<Element>>(p)(p, task);
 }
 
 inline void lif_packed_task(const LifPacked& p, int64_t task) {

@@ -26,14 +26,31 @@ inline bool in_window(float distance, float width) {
   return __builtin_fabsf(distance) <= 0.5f * width;
 }
 
-// v[t] from h[t] (Eq. 6), without the multiplication: an infinite h resets like any other. After a
-// hard reset the potential is v_reset; otherwise the spike adds `shift`.
-template <bool kHardReset>
-inline float reset(float h, bool spike, float v_reset, float shift) {
-  return spike ? (kHardReset ? v_reset : h + shift) : h;
+// What loops over neurons are compiled for.
+enum class ResetForm {
+  kHard,
+  kShift,    // soft, or none
+  kDelayed,  // soft, by the next timestep
+};
+
+// h[t] from v[t-1] and x[t]. Where the reset is delayed, v[t-1] still is h[t-1], which tells
+// whether it fired.
+template <ResetForm kReset>
+inline float charge(float decay, float v, float x, float v_threshold, uint32_t ternary) {
+  const float h = decay * v + x;
+  if (kReset != ResetForm::kDelayed) return h;
+  const uint32_t sign = sign_of(v, ternary);
+  return with_sign(v, sign) >= v_threshold ? h + with_sign(-v_threshold, sign) : h;
 }
 
-// What a spike adds to the potential when the reset is not hard: without one, 0.
+// v[t] from h[t] (Eq. 6), without the multiplication: an infinite h resets like any other. After a
+// hard reset the potential is v_reset; otherwise the spike adds `shift`.
+template <ResetForm kReset>
+inline float reset(float h, bool spike, float v_reset, float shift) {
+  return spike ? (kReset == ResetForm::kHard ? v_reset : h + shift) : h;
+}
+
+// What a spike adds to the potential when the reset is not hard: without one, or later, 0.
 inline float reset_shift(uint32_t soft, float v_threshold, uint32_t sign) {
   return masked(with_sign(-v_threshold, sign), soft);
 }

@@ -12,7 +12,7 @@
 namespace realspike {
 namespace {
 
-template <bool kTernary, bool kHardReset>
+template <bool kTernary, ResetForm kReset>
 void emit_spikes_form(const UnsharedConvParams& p, const LifPacked& lif, const Tile& tile,
                       int64_t position, const float* currents) {
   PackedBuffers<Float32> buffers;
@@ -23,7 +23,7 @@ void emit_spikes_form(const UnsharedConvParams& p, const LifPacked& lif, const T
   for (int64_t b = 0; b < tile.sequences; b += at_once) {
     const int64_t some = tile.sequences - b < at_once ? tile.sequences - b : at_once;
     const int64_t pixel = (tile.first_sequence + b) * lif.P + position;
-    lif_packed_rows<Float32, kTernary, kHardReset>(
+    lif_packed_rows<Float32, kTernary, kReset>(
         neurons, buffers, currents + b * tile.channels, tile.channels, pixel * lif.C + channel,
         some, tile.channels, lif.P * lif.C, [&](int64_t t, const float* spikes) {
           for (int64_t c = 0; c < tile.channels; c += 32) {
@@ -35,14 +35,15 @@ void emit_spikes_form(const UnsharedConvParams& p, const LifPacked& lif, const T
   }
 }
 
+struct EmitForms {
+  template <bool kTernary, ResetForm kReset>
+  static constexpr auto form = emit_spikes_form<kTernary, kReset>;
+};
+
 // currents [T, sequences, channels] of one position.
 void emit_spikes(const UnsharedConvParams& p, const LifPacked& lif, const Tile& tile,
                  int64_t position, const float* currents) {
-  const bool hard = lif.reset == Reset::kHard;
-  const auto form = lif.ternary
-                        ? (hard ? emit_spikes_form<true, true> : emit_spikes_form<true, false>)
-                        : (hard ? emit_spikes_form<false, true> : emit_spikes_form<false, false>);
-  form(p, lif, tile, position, currents);
+  choose_packed<EmitForms>(lif)(p, lif, tile, position, currents);
 }
 
 }  // namespace

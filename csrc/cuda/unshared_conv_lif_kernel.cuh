@@ -69,6 +69,13 @@ __device__ inline uint32_t bits_of(float x) {
   return bits;
 }
 
+// h after the soft reset of the spike that a potential v fires, if it does.
+__device__ inline float subtract_threshold(float h, float v, float v_threshold, bool ternary) {
+  const bool negative = ternary && (bits_of(v) & 0x80000000u) != 0;
+  if (!((negative ? -v : v) >= v_threshold)) return h;
+  return negative ? h + v_threshold : h - v_threshold;
+}
+
 // A warp owns the 32 channels of one word of one output position of one element of the batch.
 // Uniform over a warp: everything but the channel. Products and sums are rounded separately
 // (--fmad=false).
@@ -114,13 +121,14 @@ __global__ void __launch_bounds__(kUnsharedConvLifThreads)
         }
         if (p.bias != nullptr) x += bias;
 
-        const float h = decay * v + x;
+        float h = decay * v + x;
+        if (lif.reset == Reset::kSoftDelayed)
+          h = subtract_threshold(h, v, v_threshold, lif.ternary);
         sign = lif.ternary ? bits_of(h) & 0x80000000u : 0u;
         spike = (sign != 0 ? -h : h) >= v_threshold;
-        const float soft = sign != 0 ? v_threshold : -v_threshold;
-        const float after =
-            lif.reset == Reset::kHard ? lif.v_reset : h + (lif.reset == Reset::kSoft ? soft : 0.0f);
-        v = spike ? after : h;
+        v = h;
+        if (lif.reset == Reset::kHard) v = spike ? lif.v_reset : h;
+        if (lif.reset == Reset::kSoft) v = subtract_threshold(h, h, v_threshold, lif.ternary);
       }
       const uint32_t positive = __ballot_sync(~0u, spike && sign == 0);
       const uint32_t negative = lif.ternary ? __ballot_sync(~0u, spike && sign != 0) : 0u;

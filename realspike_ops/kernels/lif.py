@@ -48,15 +48,31 @@ def _with_sign(x, h, TERNARY: tl.constexpr):
     return x
 
 
+# h - v_threshold, with the sign of the spike, where a potential v fires.
+@triton.jit
+def _subtract(h, v, v_threshold, TERNARY: tl.constexpr):
+    fires = _with_sign(v, v, TERNARY) >= v_threshold
+    return tl.where(fires, h - _with_sign(v_threshold, v, TERNARY), h)
+
+
+# h[t] from v[t-1] and x[t]. Where the soft reset is delayed, v[t-1] still is h[t-1].
+@triton.jit
+def _charge(decay, v, x, v_threshold, RESET: tl.constexpr, TERNARY: tl.constexpr):
+    h = decay * v + x.to(tl.float32)
+    if RESET == "soft_delayed":
+        h = _subtract(h, v, v_threshold, TERNARY)
+    return h
+
+
 # v[t] from h[t] (Eq. 6).
 @triton.jit
 def _reset(h, spike, v_threshold, v_reset, RESET: tl.constexpr, TERNARY: tl.constexpr):
     if RESET == "hard":
         v = tl.where(spike, v_reset, h)
     elif RESET == "soft":
-        v = tl.where(spike, h - _with_sign(v_threshold, h, TERNARY), h)
+        v = _subtract(h, h, v_threshold, TERNARY)
     else:
-        tl.static_assert(RESET == "none")
+        tl.static_assert(RESET == "none" or RESET == "soft_delayed")
         v = h
     return v
 
@@ -166,7 +182,7 @@ def lif_fwd_kernel(
                 t = tl.cast(t0 + k, tl.int64)
                 live = lane < tl.where(t < T, neurons, 0)
                 x = tl.load(x_ptr + (t * x_stride_t + first) + lane, mask=live, other=0.0)
-                h = decay * v + x.to(tl.float32)
+                h = _charge(decay, v, x, v_threshold, RESET, TERNARY)
                 distance = _with_sign(h, h, TERNARY) - v_threshold
                 spike = _with_sign(h, h, TERNARY) >= v_threshold
                 y = tl.where(spike, _with_sign(amplitude, h, TERNARY), 0.0)
@@ -301,7 +317,7 @@ def lif_bwd_kernel(
                         mask=lane < tl.where(t < T, neurons, 0),
                         other=0.0,
                     )
-                    h_k = decay * v + x.to(tl.float32)
+                    h_k = _charge(decay, v, x, v_threshold, RESET, TERNARY)
                     spike = _with_sign(h_k, h_k, TERNARY) >= v_threshold
                     v_before = v_before + (v,)
                     v = _reset(h_k, spike, v_threshold, v_reset, RESET, TERNARY)
@@ -336,7 +352,7 @@ def lif_bwd_kernel(
                     if not DETACH_RESET:
                         if RESET == "soft":
                             grad_fires += _with_sign(-v_threshold, h_k, TERNARY) * q
-                        else:
+                        elif RESET == "hard":
                             grad_fires += (v_reset - h_k) * q
                     through_spike = tl.where(slope == 0.0, 0.0, grad_fires * slope)
                     grad_h = _with_sign(through_spike, h_k, TERNARY)
@@ -355,7 +371,23 @@ def lif_bwd_kernel(
                         learned += tl.where(spike, _with_sign(q, h_k, TERNARY), 0.0)
                     chunk_decay += tl.where(t < T, grad_h * v_before[k], 0.0)
                     chunk_v_threshold -= tl.where(t < T, learned, 0.0)
-                q = tl.where(t < T, decay * grad_h, q)
+                grad_v = decay * grad_h
+                if RESET == "soft_delayed" and SAVE == 2:
+                    # The timestep began with the reset of the spike before it.
+                    v_k = v_before[k]
+                    magnitude = _with_sign(v_k, v_k, TERNARY)
+                    g_before = _with_sign(grad_h, v_k, TERNARY)
+                    through_reset = tl.zeros([BLOCK], tl.float32)
+                    if not DETACH_RESET:
+                        slope = _surrogate_derivative(
+                            magnitude - v_threshold, scale, inverse_scale, SURROGATE
+                        )
+                        through_reset = tl.where(slope == 0.0, 0.0, -v_threshold * g_before * slope)
+                        grad_v += _with_sign(through_reset, v_k, TERNARY)
+                    if LEARN:
+                        learned = through_reset + tl.where(magnitude >= v_threshold, g_before, 0.0)
+                        chunk_v_threshold -= tl.where(t < T, learned, 0.0)
+                q = tl.where(t < T, grad_v, q)
                 grad_amplitude += tl.where(spike, g, 0.0)
             grad_decay += chunk_decay
             grad_v_threshold += chunk_v_threshold

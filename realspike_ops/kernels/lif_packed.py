@@ -7,7 +7,7 @@ the state in registers. Launch with enable_fp_fusion=False, as every LIF kernel.
 import triton
 import triton.language as tl
 
-from realspike_ops.kernels.lif import _is_negative, _reset, _with_sign
+from realspike_ops.kernels.lif import _charge, _is_negative, _reset, _with_sign
 
 
 @triton.jit
@@ -84,7 +84,7 @@ def lif_packed_fwd_kernel(
     v = _load_tile(v_init_ptr, 0.0, index, mask, HAS_V_INIT)
     for t in range(0, T):
         x = tl.load(x_ptr + (tl.cast(t, tl.int64) * x_stride_t + index), mask=mask, other=0.0)
-        h = decay * v + x.to(tl.float32)
+        h = _charge(decay, v, x, v_threshold, RESET, TERNARY)
         spike = (_with_sign(h, h, TERNARY) >= v_threshold) & mask
         v = _reset(h, spike, v_threshold, v_reset, RESET, TERNARY)
         word = ((tl.cast(t, tl.int64) * (N // C) + b * P) + pixel) * words + w

@@ -53,7 +53,7 @@ class Neuron(NamedTuple):
     decay: float
     v_threshold: float
     v_reset: float
-    reset: str  # hard, soft or none
+    reset: str  # hard, soft, none or soft_delayed
     detach_reset: bool
     ternary: bool
     surrogate: str

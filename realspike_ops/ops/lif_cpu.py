@@ -9,7 +9,7 @@ from realspike_ops.ops.lif_parameters import PerNeuron
 from realspike_ops.surrogate import NAMES
 
 _SURROGATES = {name: index for index, name in enumerate(NAMES)}
-_RESETS = {"hard": 0, "soft": 1, "none": 2}
+_RESETS = {"hard": 0, "soft": 1, "none": 2, "soft_delayed": 3}
 
 
 @functools.lru_cache(maxsize=1024)

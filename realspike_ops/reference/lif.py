@@ -70,12 +70,19 @@ def lif(
     v_threshold = torch.as_tensor(v_threshold, dtype=state)
     v = torch.zeros_like(x[0], dtype=state) if v_init is None else v_init.to(state)
     y = []
-    for x_t in x.unbind(0):
-        h = decay * v + x_t.to(state)
+
+    def spike(h):
         # Binary neurons never fire a negative spike; a ternary one looks at the nearer threshold.
         sign = torch.where(h.signbit(), -1.0, 1.0).to(state) if emission == "ternary" else 1.0
         fires = _Spike.apply(sign * h - v_threshold, derivative, scale)
-        r = fires.detach() if detach_reset else fires
+        return sign, fires, fires.detach() if detach_reset else fires
+
+    for x_t in x.unbind(0):
+        h = decay * v + x_t.to(state)
+        if reset == "soft_delayed":
+            sign, _, r = spike(v)
+            h = h - sign * v_threshold * r
+        sign, fires, r = spike(h)
         if reset == "hard":
             v = _HardReset.apply(h, r, v_reset)
         else:

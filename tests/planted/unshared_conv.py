@@ -426,8 +426,16 @@ BUGS = [
     Bug(
         "conv-cuda-lif-reset-to-zero",
         "csrc/cuda/unshared_conv_lif_kernel.cuh",
-        "? lif.v_reset",
-        "? 0.0f",
+        "v = spike ? lif.v_reset : h;",
+        "v = spike ? 0.0f : h;",
+        "tests/test_unshared_conv_lif_simt.py",
+        "fires_as",
+    ),
+    Bug(
+        "conv-cuda-lif-delayed-reset-of-the-spike-to-come",
+        "csrc/cuda/unshared_conv_lif_kernel.cuh",
+        "h = subtract_threshold(h, v, v_threshold",
+        "h = subtract_threshold(h, h, v_threshold",
         "tests/test_unshared_conv_lif_simt.py",
         "fires_as",
     ),
