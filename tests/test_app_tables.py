@@ -122,6 +122,74 @@ def test_a_folder_of_another_configuration_is_not_taken_for_the_cell(tmp_path):
         other[0].accuracy()
 
 
+# Networks that are not the table's
+
+
+def changed(table, data, *overrides):
+    return recipes.changed(cells_of(table, data), run_config.parse_overrides(overrides))
+
+
+def test_a_changed_network_is_another_cell_without_the_number_of_the_paper():
+    own = cells_of(2, "cifar10")
+    assert changed(2, "cifar10", "epochs=3", "data.root=elsewhere") == own
+    cells = changed(2, "cifar10", "architecture=vgg16", "width=8", "timesteps=2")
+    assert [cell.granularity for cell in cells] == ["none", "layer", "channel", "element"]
+    assert {(c.architecture, c.width, c.timesteps, c.paper) for c in cells} == {
+        ("vgg16", 8, 2, None)
+    }
+    assert cells[0].name == "cifar10_vgg16_w8_t2_none"
+    network = cells[0].config(3).network
+    assert (network.architecture, network.width, network.timesteps) == ("vgg16", 8, 2)
+    for override in ("decay=0.5", "v_threshold=1", "pooling=average"):
+        cells = changed(3, "cifar10", override)
+        kept = [cell.paper for cell in cells]
+        # The average is what the ResNets have, and not the VGGs.
+        is_vgg = [cell.architecture == "vgg16" for cell in cells]
+        expected = is_vgg if override.startswith("pooling") else [True] * len(cells)
+        assert [paper is None for paper in kept] == expected
+    assert {c.paper for c in changed(3, "imagenet", "data.classes=2")} == {None}
+
+
+def test_timesteps_that_are_chosen_leave_one_row_of_many():
+    cells = changed(1, "digits", "timesteps=3")
+    assert [(cell.timesteps, cell.granularity) for cell in cells] == [(3, "none"), (3, "element")]
+    _, rows = tables.layout(1, {cell: Entry((float(i),)) for i, cell in enumerate(cells)})
+    assert rows == [["digits", "3", "0.00", "1.00"]]
+
+
+def test_every_table_names_its_networks():
+    for table in TABLES:
+        cells = changed(table, "digits", "architecture=vgg5", "width=3")
+        found = {cell: Entry((1.0,)) for cell in cells}
+        header, rows = tables.layout(table, found)
+        text = " ".join([*header, *(cell for row in rows for cell in row)])
+        assert "vgg5 of width 3" in text
+        assert "ResNet20" not in text
+        title = tables.title(table, "digits", found, ["architecture=vgg5", "width=3"])
+        assert title.endswith("%; with architecture=vgg5, width=3)")
+        assert "ResNet20" not in title
+        own = cells_of(table, "cifar10")
+        assert "vgg5" not in tables.title(table, "cifar10", own)
+    assert "ResNet20, T = 4, what shares" in tables.title(2, "cifar10", cells_of(2, "cifar10"))
+
+
+def test_a_table_is_saved_before_it_is_printed(tmp_path, monkeypatch, capsys):
+    from realspike import output
+
+    class Broken:
+        is_terminal = False
+
+        def print(self, *_, **__):
+            raise UnicodeEncodeError("ascii", "x", 0, 1, "no such character")
+
+    monkeypatch.setattr(output, "console", Broken)
+    page = tmp_path / "page.md"
+    arguments = ["table", "2", "--data", "digits", "--cells", "0", "--save", str(page)]
+    with pytest.raises(UnicodeEncodeError):
+        cli.main([*arguments, "--out", str(tmp_path / "runs")])
+    assert "| binary (vanilla) | - |" in page.read_text()
+
+
 # How it is set
 
 
@@ -170,19 +238,24 @@ def test_every_cell_is_in_its_table(table, data):
 
 def test_table_command(tmp_path, capsys):
     page = tmp_path / "page.md"
+    overrides = [override for override in OVERRIDES if override != "timesteps=1"]
     arguments = ["table", "1", "--data", "digits", "--out", str(tmp_path / "runs"), "--seeds", "1"]
-    assert cli.main([*arguments, "--cells", "2", "--save", str(page), *OVERRIDES]) == 0
+    assert cli.main([*arguments, "--cells", "2", "--save", str(page), *overrides]) == 0
     printed = capsys.readouterr().out
-    assert "Table 1 on digits" in printed
+    assert "Table 1 on digits: digits of width 2, binary spikes" in " ".join(printed.split())
     assert "4 of 6 networks are not trained yet" in printed
     assert "6 to train" in printed
-    assert cli.main([*arguments, "--cells", "0", "--save", str(page), *OVERRIDES]) == 0
+    assert cli.main([*arguments, "--cells", "0", "--save", str(page), *overrides]) == 0
     assert "to train" not in capsys.readouterr().out
     text = page.read_text()
-    jobs = tables.jobs_of(cells_of(1, "digits"), 1, tmp_path / "runs", QUICK)
+    cells = recipes.changed(cells_of(1, "digits"), run_config.parse_overrides(overrides))
+    assert [cell.architecture for cell in cells] == ["digits"] * 6
+    jobs = tables.jobs_of(cells, 1, tmp_path / "runs", run_config.parse_overrides(overrides))
     accuracies = [f"{100 * job.accuracy():.2f}" for job in jobs[:2]]
-    assert f"| digits | 2 | {accuracies[0]} | {accuracies[1]} |" in text
-    assert "| digits | 4 | - | - |" in text
+    assert f"| digits, digits of width 2 | 2 | {accuracies[0]} | {accuracies[1]} |" in text
+    assert "| digits, digits of width 2 | 4 | - | - |" in text
+    assert text.startswith("# Table 1 on digits: digits of width 2, binary spikes against")
+    assert "; with architecture=digits, width=2, epochs=2, batch_size=256" in text.splitlines()[0]
     assert "4 of the 6 networks are not trained yet" in text
     assert "zero_init_residual=false, threshold_norm=true, scale_amplitudes=true" in text
     assert "The paper has no such table" in text
@@ -197,6 +270,9 @@ def test_table_command(tmp_path, capsys):
         (["2", "--data", "imagenet"], "table 2 of the paper has no imagenet"),
         (["1", "--data", "digits", "timestep=1"], "did you mean 'timesteps'"),
         (["1", "--data", "digits", "width=0"], "at least 1"),
+        (["1", "--data", "digits", "granularity=layer"], "it is what the table compares"),
+        (["1", "--data", "digits", "name=cifar10"], "--data chooses the data"),
+        (["1", "--data", "digits", "training.seed=3"], "--seeds says how many"),
         (["1", "--data", "digits", "--save", "file/a.md"], "cannot write --save file/a.md"),
         (["1", "--data", "digits", "--out", "file"], "cannot write to file"),
     ],

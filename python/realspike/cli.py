@@ -1,12 +1,14 @@
 """The `realspike` command.
 
-Exit codes: 0 done; 1 it ran and failed; 2 it cannot run as asked; 130 interrupted, 143 terminated.
+Exit codes: 0 done; 1 it ran and failed; 2 it cannot run as asked; 130 interrupted, 143 terminated,
+141 nobody read its output to the end.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 
+from realspike import output
 from realspike.commands import common, evaluate, fold, plot, profile, quickstart, table, train
 from realspike.errors import UserError
 from realspike.names import nearest
@@ -69,10 +71,13 @@ def _parse(arguments: "Sequence[str] | None") -> argparse.Namespace:
 def main(arguments: "Sequence[str] | None" = None) -> int:
     """Run the command line; return the exit code (argparse exits by itself on wrong arguments)."""
     try:
-        parsed = _parse(arguments)
-        return parsed.run(parsed)
+        with output.prepared():
+            parsed = _parse(arguments)
+            return parsed.run(parsed)
     except UserError as error:
         return common.fail(2, str(error))
+    except BrokenPipeError:
+        return 141
     except OSError as error:
         named = f"{error.filename}: " if error.filename else ""
         return common.fail(1, f"{named}{error.strerror or error}")

@@ -6,13 +6,14 @@ are those of the authors' later releases, since the paper's appendix was not at 
 """
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from realspike.datasets import DATASETS
 from realspike.files import path_of, write_atomically
 from realspike.optional import require
-from realspike.run_config import RunConfig
+from realspike.run_config import ConfigError, RunConfig
 
 # The authors' spiking networks start every batch norm at 1: their code makes new ones of those of
 # the ANN that it converts, whose zeros at the end of a block are lost.
@@ -54,17 +55,22 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One trained network of a table, any seed; ``paper`` is None where the paper has no number."""
+    """One trained network of a table, any seed.
+
+    ``width`` is None where it is that of the recipe, ``paper`` where the paper has no number.
+    """
 
     data: str
     architecture: str
     timesteps: int
     granularity: str
     paper: "float | None" = None
+    width: "int | None" = None
 
     @property
     def name(self) -> str:
-        return f"{self.data}_{self.architecture}_t{self.timesteps}_{self.granularity}"
+        width = f"_w{self.width}" if self.width else ""
+        return f"{self.data}_{self.architecture}{width}_t{self.timesteps}_{self.granularity}"
 
     def config(self, seed: int = 0) -> RunConfig:
         sections = {"network": {}, "data": {}, "training": {}}
@@ -75,6 +81,8 @@ class Cell:
             "granularity": self.granularity,
             "timesteps": self.timesteps,
         }
+        if self.width is not None:
+            sections["network"]["width"] = self.width
         sections["data"]["name"] = self.data
         sections["training"]["seed"] = seed
         return RunConfig.from_dict(sections)
@@ -131,6 +139,40 @@ def cells_of(table: int, data: str) -> list[Cell]:
         for cell in TABLES[table]
         if cell.data == "cifar10"
     ]
+
+
+def changed(cells: list[Cell], overrides: Mapping[str, str]) -> list[Cell]:
+    """Return what overrides make of the cells of a table, each once.
+
+    A network that is not the paper's has no number of the paper's.
+
+    Raises:
+        ConfigError: for a wrong override, or one of what the table itself varies.
+    """
+    for key, why in _OF_THE_TABLE.items():
+        if key in overrides:
+            raise ConfigError(f"{key} cannot be changed in a table: {why}")
+    found = []
+    for cell in cells:
+        before, after = cell.config(), cell.config().replaced(**overrides)
+        network = after.network
+        found.append(
+            replace(
+                cell,
+                architecture=network.architecture,
+                timesteps=network.timesteps,
+                width=network.width if "network.width" in overrides else None,
+                paper=cell.paper if before.network_config() == after.network_config() else None,
+            )
+        )
+    return list(dict.fromkeys(found))
+
+
+_OF_THE_TABLE = {
+    "network.granularity": "it is what the table compares",
+    "data.name": "--data chooses the data",
+    "training.seed": "--seeds says how many there are",
+}
 
 
 def all_cells() -> dict[str, tuple[Cell, list[int]]]:

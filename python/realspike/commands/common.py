@@ -4,7 +4,6 @@ import argparse
 import sys
 
 from realspike.files import path_of
-from realspike.optional import require
 
 
 def add_command(commands, name: str, run, *, help: str, description: str, **options):
@@ -71,11 +70,6 @@ def add_evaluation(parser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def console():
-    """Return rich's console; MissingPackageError without rich."""
-    return require("rich.console").Console(highlight=False, markup=False)
-
-
 def fail(code: int, message: str) -> int:
-    print(f"realspike: error: {message}", file=sys.stderr)
+    print(f"realspike: error: {' '.join(message.splitlines())}", file=sys.stderr)
     return code

@@ -2,6 +2,7 @@
 
 import json
 
+from realspike import output
 from realspike.commands import common
 from realspike.files import path_of
 from realspike.optional import require
@@ -36,7 +37,7 @@ def add(commands) -> None:
 
 
 def run(arguments) -> int:
-    console = common.console()
+    console = output.console()
 
     from realspike import run_report, trained
     from realspike.activity import entropy_table, record_activity

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from realspike import output
 from realspike.commands import common
 from realspike.files import path_of
 from realspike.optional import require
@@ -50,7 +51,7 @@ def add(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    console = common.console()
+    console = output.console()
     progress_module = require("rich.progress")
 
     from realspike import files, quickstart, report

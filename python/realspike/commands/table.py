@@ -4,7 +4,7 @@ import signal
 import sys
 from pathlib import Path
 
-from realspike import recipes, run_config
+from realspike import output, recipes, run_config
 from realspike.commands import common
 from realspike.datasets import DATASETS, check_present
 from realspike.files import make_writable_folder, path_of, write_atomically
@@ -67,10 +67,11 @@ def run(arguments) -> int:
     cells = recipes.cells_of(arguments.table, arguments.data)
     if not cells:
         raise ConfigError(f"table {arguments.table} of the paper has no {arguments.data}")
-    for cell in cells:
-        config = cell.config().replaced(**overrides)  # wrong ones are refused before all else
-        check_present(config.data.name, config.data.folder)
-    if arguments.save:  # before hours of training
+    # Before anything slow, and hours of training.
+    cells = recipes.changed(cells, overrides)
+    data = cells[0].config().replaced(**overrides).data
+    check_present(data.name, data.folder)
+    if arguments.save:
         try:
             make_writable_folder(arguments.save.parent)
         except OSError as error:
@@ -78,7 +79,7 @@ def run(arguments) -> int:
                 f"cannot write --save {arguments.save}: {error.strerror or error}"
             ) from error
     require("lightning.pytorch")
-    console = common.console()
+    console = output.console()
 
     from realspike.train import tables
 
@@ -87,12 +88,14 @@ def run(arguments) -> int:
     def announce(job, left: int) -> None:
         console.print(f"{left} to train; now {job.folder}", soft_wrap=True)
 
-    stopped = tables.run(jobs, arguments.cells, announce, progress=console.is_terminal)
+    stopped = tables.run(jobs, arguments.cells, announce, console=console)
     found = tables.entries(jobs)
+    if arguments.save:
+        page = tables.markdown(arguments.table, arguments.data, jobs, found, arguments.overrides)
+        write_atomically(arguments.save, page.encode())
     header, rows = tables.layout(arguments.table, found)
-    out = require("rich.table").Table(
-        title=tables.title(arguments.table, arguments.data), title_justify="left"
-    )
+    title = tables.title(arguments.table, arguments.data, found, arguments.overrides)
+    out = require("rich.table").Table(title=title, title_justify="left")
     for number, text in enumerate(header):
         is_text = text in ("data", "method", "network")
         out.add_column(text, justify="left" if is_text or number == 0 else "right")
@@ -102,9 +105,6 @@ def run(arguments) -> int:
     missing = sum(job.accuracy() is None for job in jobs)
     if missing:
         console.print(f"{missing} of {len(jobs)} networks are not trained yet")
-    if arguments.save:
-        page = tables.markdown(arguments.table, arguments.data, jobs, found, arguments.overrides)
-        write_atomically(arguments.save, page.encode())
     if stopped:
         name = signal.Signals(stopped).name
         print(f"realspike: stopped by {name}; the same command continues", file=sys.stderr)

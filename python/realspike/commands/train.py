@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from realspike import run_config
+from realspike import output, run_config
 from realspike.commands import common
 from realspike.datasets import check_present
 from realspike.files import path_of
@@ -58,13 +58,12 @@ def run(arguments) -> int:
             return 0
         check_present(config.data.name, config.data.folder)
     require("lightning.pytorch")
-    # The console of Lightning's bar, above which the lines of the epochs then appear.
-    console = require("rich").get_console()
+    console = output.console()
 
     from realspike import train
 
     began = time.perf_counter()
-    options = {"on_epoch": lambda record: _print(console, record), "progress": console.is_terminal}
+    options = {"on_epoch": lambda record: _print(console, record), "console": console}
     if arguments.resume is not None:
         out = arguments.resume
         result = train.resume(out, **options)
@@ -100,4 +99,4 @@ def _print(console, record: dict) -> None:
 
 
 def _line(console, text: str) -> None:
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
+    console.print(text, soft_wrap=True)

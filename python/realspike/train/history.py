@@ -44,6 +44,10 @@ class History(lightning.Callback):
     def on_validation_batch_end(self, trainer, module, outputs, *_) -> None:
         self._test += outputs["sums"]
 
+    def running_loss(self) -> float:
+        """Return the mean of this process's training loss over the epoch so far."""
+        return (self._train[0] / self._train[2]).item()
+
     def gather(self, trainer) -> None:
         """Make the sums those of all processes, before a checkpoint in the middle of an epoch."""
         self._train = _total(trainer, self._train)

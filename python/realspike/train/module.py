@@ -49,7 +49,6 @@ class SpikingClassifier(lightning.LightningModule):
         with compress_spikes() if self.config.training.compress_spikes else nullcontext():
             logits = self.network(inputs).float()
         loss = F.cross_entropy(logits, labels)
-        self.log("loss", loss.detach(), prog_bar=True, logger=False)
         return {"loss": loss, "sums": _sums(loss, logits, labels)}
 
     def validation_step(self, batch, batch_idx: int) -> dict:

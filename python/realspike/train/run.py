@@ -18,6 +18,7 @@ from realspike.networks import build
 from realspike.run_config import RunConfig
 from realspike.train.history import History
 from realspike.train.module import SpikingClassifier
+from realspike.train.reporting import Reporting
 from realspike.train.saving import NETWORK_FILE, RESUME_FILE, Saving, Stopped
 from realspike.trained import example_input
 
@@ -46,7 +47,8 @@ def start(config: RunConfig, out: Path, **options) -> RunResult:
     Args:
         config: See `RunConfig`.
         out: A folder without a run.
-        options: Passed on to `_fit`: ``on_epoch``, ``progress``.
+        options: Passed on to `_fit`: ``on_epoch``, and ``console``, where what is trained
+            and how far it is gets printed.
 
     Raises:
         RunError: if ``out`` holds a run already, or cannot be written to.
@@ -142,14 +144,15 @@ def _placement(device: str) -> dict:
     }
 
 
-def _callbacks(config: RunConfig, out: Path, on_epoch, progress: bool) -> list:
+def _callbacks(config: RunConfig, splits: data.Splits, out: Path, on_epoch, console) -> list:
     # Before the checkpoints, which contain the records.
     history = History(out / METRICS_FILE, on_epoch)
     callbacks = [history]
     if config.training.ema:
         callbacks.append(lightning.callbacks.EMAWeightAveraging(decay=config.training.ema))
-    if progress:
-        callbacks.append(lightning.callbacks.RichProgressBar(leave=False))
+    if console is not None and _rank() == 0:
+        samples = len(splits.train), len(splits.test)
+        callbacks.append(Reporting(console, config, history, samples))
     return [*callbacks, Saving(out, config, history)]
 
 
@@ -159,7 +162,7 @@ def _fit(
     out: Path,
     last: "Path | None",
     on_epoch: Callable[[dict], None] = lambda record: None,
-    progress: bool = False,
+    console=None,
 ) -> RunResult:
     training = config.training
     placement = _placement(training.device)
@@ -168,7 +171,7 @@ def _fit(
         torch.set_num_threads(training.threads)
     rank, world = _rank(), int(os.environ.get("WORLD_SIZE", 1))
     workers = config.data.workers if splits.read_in_workers else 0
-    callbacks = _callbacks(config, out, on_epoch, progress)
+    callbacks = _callbacks(config, splits, out, on_epoch, console)
     with _quiet():
         trainer = lightning.Trainer(
             **placement,
@@ -183,7 +186,7 @@ def _fit(
             num_sanity_val_steps=0,
             enable_checkpointing=False,
             enable_model_summary=False,
-            enable_progress_bar=progress,
+            enable_progress_bar=False,
         )
         train_loader = ResumableLoader(
             splits.train, config.data.batch_size, training.seed, rank, world, workers

@@ -1,7 +1,7 @@
 """Running the grid behind a table, cell by cell, and setting the table."""
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,26 +122,31 @@ def entries(jobs: list[Job]) -> dict[Cell, Entry]:
 
 
 def layout(table: int, found: dict[Cell, Entry]) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the rows of the table, as the paper sets it."""
+    """Return the header and the rows of the table, as the paper sets it.
+
+    A network that is not the paper's is named beside its data.
+    """
     methods = [m for m in METHODS if any(cell.granularity == m for cell in found)]
     if table == 1:
         header = ["data", "T", *(METHODS[m] for m in methods)]
-        keys = list(dict.fromkeys((cell.data, cell.timesteps) for cell in found))
+        keys = list(dict.fromkeys((_where(cell), cell.timesteps) for cell in found))
         rows = [[data, str(timesteps)] for data, timesteps in keys]
         for row, key in zip(rows, keys, strict=True):
-            by_method = {c.granularity: e for c, e in found.items() if (c.data, c.timesteps) == key}
+            by_method = {
+                c.granularity: e for c, e in found.items() if (_where(c), c.timesteps) == key
+            }
             row += [str(by_method[m]) for m in methods]
         return header, rows
     if table == 2:
-        data = list(dict.fromkeys(cell.data for cell in found))
+        data = list(dict.fromkeys(map(_where, found)))
         header = ["method", *data]
-        by_both = {(cell.granularity, cell.data): entry for cell, entry in found.items()}
+        by_both = {(cell.granularity, _where(cell)): entry for cell, entry in found.items()}
         rows = [[METHODS[m], *(str(by_both[m, d]) for d in data)] for m in methods]
         return header, rows
     header = ["data", "network", "T", "method", "accuracy"]
     rows = [
         [
-            *(cell.data, ARCHITECTURES[cell.architecture], str(cell.timesteps)),
+            *(cell.data, network_of(cell), str(cell.timesteps)),
             *(METHODS[cell.granularity], str(entry)),
         ]
         for cell, entry in found.items()
@@ -149,13 +154,28 @@ def layout(table: int, found: dict[Cell, Entry]) -> tuple[list[str], list[list[s
     return header, rows
 
 
-def title(table: int, data: str) -> str:
+def network_of(cell: Cell) -> str:
+    name = ARCHITECTURES.get(cell.architecture, cell.architecture)
+    return f"{name} of width {cell.width}" if cell.width else name
+
+
+def _where(cell: Cell) -> str:
+    """Return the data of a cell of Tables 1 and 2, whose networks are ResNet20s unless they say."""
+    network = network_of(cell)
+    return cell.data if network == ARCHITECTURES["resnet20"] else f"{cell.data}, {network}"
+
+
+def title(table: int, data: str, cells: Iterable[Cell], overrides: Sequence[str] = ()) -> str:
+    """Return what a table shows, with what was changed in the networks or their training."""
+    networks = ", ".join(dict.fromkeys(map(network_of, cells)))
+    timesteps = ", ".join(dict.fromkeys(str(cell.timesteps) for cell in cells))
     subject = {
-        1: "ResNet20, binary spikes against element-wise Real Spike",
-        2: "ResNet20, T = 4, what shares an amplitude",
+        1: f"{networks}, binary spikes against element-wise Real Spike",
+        2: f"{networks}, T = {timesteps}, what shares an amplitude",
         3: "Real Spike on several networks",
     }[table]
-    return f"Table {table} on {data}: {subject} (test accuracy of the last epoch, %)"
+    changes = f"; with {', '.join(overrides)}" if overrides else ""
+    return f"Table {table} on {data}: {subject} (test accuracy of the last epoch, %{changes})"
 
 
 def markdown(
@@ -165,7 +185,7 @@ def markdown(
     header, rows = layout(table, found)
     seeds = len({job.config.training.seed for job in jobs})
     lines = [
-        f"# {title(table, data)}",
+        f"# {title(table, data, found, overrides)}",
         "",
         f"Mean ± standard deviation over {seeds} seeds of weights, batches and augmentation."
         + _missing_of(found, seeds),
@@ -182,11 +202,12 @@ def markdown(
         ]
     config = jobs[0].config
     facts = environment.describe()
+    widths = dict.fromkeys(str(job.config.network_config().width) for job in jobs)
     command = " ".join([f"realspike table {table} --data {data} --seeds {seeds}", *overrides])
     lines += [
         f"Every seed: {'; '.join(_seeds_of(found))}.",
         "",
-        f"Network of width {config.network_config().width}; {config.training.epochs} epochs of "
+        f"Network of width {', '.join(widths)}; {config.training.epochs} epochs of "
         f"SGD, batch {config.data.batch_size}, learning rate {config.training.learning_rate} along "
         f"a cosine, weight decay {config.training.weight_decay}, crop {config.data.crop}; "
         f"{_options_of(config)}.",

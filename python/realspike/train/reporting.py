@@ -1,0 +1,124 @@
+"""What a run says while it trains: what it trains on what, and how far it is."""
+
+import time
+
+import lightning.pytorch as lightning
+import torch
+
+from realspike.optional import require
+from realspike.run_config import RunConfig
+from realspike.train.history import History
+
+_EVERY = {True: 0.5, False: 30.0}  # seconds, by whether somebody looks at a terminal
+
+
+class Reporting(lightning.Callback):
+    """Prints what is trained on what, then a bar, or a line every 30 s where there is no terminal.
+
+    The loss is read from the device no more often than it is shown.
+
+    Args:
+        console: See `realspike.output.console`; a terminal or not.
+        config: Of the run.
+        history: Whose sums give the loss of the epoch so far.
+        samples: How many train and how many test.
+        clock: Gives seconds.
+    """
+
+    def __init__(
+        self,
+        console,
+        config: RunConfig,
+        history: History,
+        samples: tuple[int, int],
+        clock=time.monotonic,
+    ):
+        self.console, self.config, self.history = console, config, history
+        self.samples, self.clock = samples, clock
+        self._batches = 0
+        self._bar = None
+
+    def on_train_start(self, trainer, module) -> None:
+        network, (train, test) = self.config.network, self.samples
+        parameters = sum(parameter.numel() for parameter in module.network.parameters())
+        processes = f" in {trainer.world_size} processes" if trainer.world_size > 1 else ""
+        count = torch.get_num_threads() if module.device.type == "cpu" else 0
+        threads = f", {count} thread{'s' * (count > 1)}" if count else ""
+        self._line(
+            f"{network.architecture}, {network.granularity}, T = {network.timesteps}, "
+            f"{parameters:,} parameters, on {module.device}{threads}{processes}: "
+            f"{train:,} training and {test:,} test samples of {self.config.data.name}"
+        )
+        self._began = self._shown = self.clock()
+        if self.console.is_terminal:
+            progress = require("rich.progress")
+            columns = progress.BarColumn(20), progress.TextColumn("{task.description}")
+            self._bar = progress.Progress(*columns, console=self.console, transient=True)
+            total = self.config.training.epochs * trainer.num_training_batches
+            self._task = self._bar.add_task("", total=total)
+            self._bar.start()
+
+    def on_train_epoch_start(self, trainer, module) -> None:
+        self._epoch_began, self._images = self.clock(), 0
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        self._batches += 1
+        self._images += len(batch[1]) * trainer.world_size
+        if not self._is_due():
+            return
+        now = self._shown
+        epochs, batches = self.config.training.epochs, trainer.num_training_batches
+        done = trainer.current_epoch * batches + batch_idx + 1
+        left = (now - self._began) / self._batches * (epochs * batches - done)
+        text = status(
+            *(trainer.current_epoch + 1, epochs, batch_idx + 1, batches),
+            self._images / (now - self._epoch_began),
+            self.history.running_loss(),
+            left,
+        )
+        self._show(text, completed=done)
+
+    def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, *_) -> None:
+        if self._is_due():
+            epoch = f"epoch {trainer.current_epoch + 1}/{self.config.training.epochs}"
+            self._show(f"{epoch}, test batch {batch_idx + 1}/{trainer.num_val_batches[0]}")
+
+    def _is_due(self) -> bool:
+        now = self.clock()
+        due = now - self._shown >= _EVERY[self.console.is_terminal]
+        self._shown = now if due else self._shown
+        return due
+
+    def _show(self, text: str, **update) -> None:
+        if self._bar:
+            self._bar.update(self._task, description=text, **update)
+        else:
+            self._line(text)
+
+    def on_train_end(self, trainer, module) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def on_exception(self, trainer, module, exception) -> None:
+        self.on_train_end(trainer, module)
+
+    def _line(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True)
+
+
+def status(
+    epoch: int,
+    epochs: int,
+    batch: int,
+    batches: int,
+    images_per_second: float,
+    loss: float,
+    seconds_left: float,
+) -> str:
+    """Return how far a run is; epochs and batches are counted from 1."""
+    minutes, seconds = divmod(round(seconds_left), 60)
+    hours, minutes = divmod(minutes, 60)
+    return (
+        f"epoch {epoch}/{epochs}, batch {batch}/{batches}: {images_per_second:,.0f} images/s, "
+        f"loss {loss:.4f}, {hours}:{minutes:02}:{seconds:02} left"
+    )
