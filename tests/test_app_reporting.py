@@ -49,8 +49,8 @@ def test_status_by_hand():
 
 def test_the_first_line_says_what_is_trained_on_what(run):
     _, printed = run()
-    # conv 1*2*9, three norms 2*(2+2+4), conv 2*2*9, conv 2*4*9, linear of 4 maps of 4*4, 3 amplitudes
-    parameters = 18 + 16 + 36 + 72 + (64 * 10 + 10) + 3
+    convolutions, norms, linear, amplitudes = 9 * (2 + 4 + 8), 2 * (2 + 2 + 4), 64 * 10 + 10, 3
+    parameters = convolutions + norms + linear + amplitudes
     assert printed.splitlines()[0] == (
         f"digits, layer, T = 1, {parameters} parameters, on cpu, 1 thread: 1,347 training and 450 "
         "test samples of digits"
