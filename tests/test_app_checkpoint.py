@@ -178,7 +178,7 @@ def test_other_version(network, tmp_path):
         (None, "has no 'network'"),
         ("{", "not valid JSON"),
         ("[" * 100_000, "not valid JSON"),
-        ("[]", "not a JSON object"),
+        ("[]", "no JSON object"),
         ("{}", "is missing"),
     ],
 )

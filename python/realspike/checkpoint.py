@@ -15,6 +15,7 @@ from realspike.errors import UserError
 from realspike.files import write_atomically
 from realspike.networks import NetworkConfig, SpikingNetwork, build
 from realspike.optional import require
+from realspike_ops import _safetensors
 
 FORMAT = "realspike.checkpoint"
 FOLDED_FORMAT = "realspike.folded"  # of realspike_ops.save_folded
@@ -46,16 +47,14 @@ def save(path: "str | Path", network: SpikingNetwork, training: Mapping) -> None
         TypeError: if ``training`` holds something that JSON cannot.
         MissingPackageError: if safetensors is not installed.
     """
-    tensors = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()
-    }
     metadata = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "network": json.dumps(network.config.to_dict()),
         "training": json.dumps(dict(training)),
     }
-    write_atomically(Path(path), require("safetensors.torch").save(tensors, metadata))
+    require("safetensors.torch")
+    write_atomically(Path(path), _safetensors.to_bytes(network.state_dict(), metadata))
 
 
 def load(path: "str | Path") -> Checkpoint:
@@ -115,14 +114,11 @@ def _what_it_is(path: Path, error: Exception) -> str:
 def json_object(metadata: Mapping[str, str], key: str) -> dict:
     """Return an entry of a file's metadata; ValueError if it is missing or no JSON object."""
     try:
-        value = json.loads(metadata[key])
+        return _safetensors.json_object(metadata[key])
     except KeyError:
         raise ValueError(f"its metadata has no {key!r}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"its metadata {key!r} is not valid JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"its metadata {key!r} is not a JSON object")
-    return value
 
 
 def _read_metadata(metadata: "Mapping[str, str] | None") -> tuple[NetworkConfig, dict]:

@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 it ran and failed; 2 it cannot run as asked; 130 interrupt
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -75,15 +76,15 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
             parsed = _parse(arguments)
             return parsed.run(parsed)
     except UserError as error:
-        return common.fail(2, str(error))
+        return common.fail(error.exit_code, str(error))
     except BrokenPipeError:
         return 141
     except OSError as error:
         named = f"{error.filename}: " if error.filename else ""
         return common.fail(1, f"{named}{error.strerror or error}")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("realspike: interrupted", file=sys.stderr)
-        return 130
+        return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -44,12 +44,18 @@ def commit() -> str:
         return ""
 
 
-def describe() -> dict:
-    """Return versions, processor, threads and how the kernels were built, as JSON can hold it."""
+def versions() -> dict:
+    """Return what decides how a run goes on: the commit, and the versions it stands on."""
     return {
         "realspike": realspike_ops.__version__,
         "commit": commit(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
+    }
+
+
+def describe() -> dict:
+    """Return versions, processor, threads and how the kernels were built, as JSON can hold it."""
+    return versions() | {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_name(),

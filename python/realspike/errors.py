@@ -4,6 +4,14 @@
 class UserError(Exception):
     """Something cannot be done as asked; the message says what and why, in one line."""
 
+    exit_code = 2
+
 
 class DataError(UserError, ValueError):
     """A file is missing, truncated or corrupt; the message names it and says what to do."""
+
+
+class RunFailed(UserError):
+    """Something was begun as asked and failed on the way."""
+
+    exit_code = 1

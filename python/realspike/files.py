@@ -1,7 +1,16 @@
 """Paths as users write them, and writing a file so that its name never stands for half of it."""
 
+import contextlib
+import errno
+import fcntl
 import os
+import secrets
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+LOCK_FILE = ".lock"
+_TEMPORARY = ".tmp"
 
 
 def path_of(text: str) -> Path:
@@ -13,18 +22,41 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Replace ``path`` by ``content``; a reader sees the old file or the new one, whole.
 
     Raises:
-        OSError: if it cannot be written; ``path`` is then as it was.
+        OSError: if it cannot be written; it names ``path``, which is then as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A name of its own: what a killed process left must not stand in the way.
+    temporary = path.with_name(f".{secrets.token_hex(8)}{_TEMPORARY}")
     try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        try:
+            with open(temporary, "xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        if error.errno is not None:
+            error.filename, error.filename2 = str(path), None
         raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new name outlive a loss of power, where the file system can."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Delete what killed processes left; nobody may be writing into the folder."""
+    for path in folder.glob(f".{'[0-9a-f]' * 16}{_TEMPORARY}"):
+        path.unlink(missing_ok=True)
 
 
 def make_writable_folder(path: Path) -> None:
@@ -34,6 +66,23 @@ def make_writable_folder(path: Path) -> None:
         OSError: if it cannot.
     """
     path.mkdir(parents=True, exist_ok=True)
-    probe = path / f".writable.{os.getpid()}.tmp"
-    probe.touch()
-    probe.unlink()
+    with tempfile.TemporaryFile(dir=path):
+        pass
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Be the only process that writes into a folder; whoever ends, in whatever way, lets go.
+
+    Raises:
+        BlockingIOError: if another process is.
+    """
+    # A record lock: it belongs to this process alone, and not to workers that outlive it.
+    with open(folder / LOCK_FILE, "ab") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise BlockingIOError(error.errno, "another process writes to it", folder) from None
+            # Some network file systems have no locks.
+        yield

@@ -66,7 +66,7 @@ def run(arguments) -> int:
     options = {"on_epoch": lambda record: _print(console, record), "console": console}
     if arguments.resume is not None:
         out = arguments.resume
-        result = train.resume(out, **options)
+        result = train.resume(out, on_note=_note, **options)
     else:
         out = arguments.out or Path("runs") / (
             arguments.config.stem if arguments.config else config.data.name
@@ -96,6 +96,10 @@ def _print(console, record: dict) -> None:
         f"accuracy {100 * record['train_accuracy']:.2f} %; "
         f"test accuracy {100 * record['test_accuracy']:.2f} %",
     )
+
+
+def _note(text: str) -> None:
+    print(f"realspike: note: {text}", file=sys.stderr)
 
 
 def _line(console, text: str) -> None:

@@ -1,6 +1,11 @@
 """Batches in an order that a seed decides, from any batch on."""
 
+import atexit
+import contextlib
+import signal
+import weakref
 from collections.abc import Iterator, Sequence
+from multiprocessing import connection
 
 from torch.utils.data import (
     BatchSampler,
@@ -12,7 +17,7 @@ from torch.utils.data import (
 )
 
 from realspike.data.sets import InMemory
-from realspike.errors import UserError
+from realspike.errors import RunFailed, UserError
 
 
 class _Batches(Sampler):
@@ -60,7 +65,47 @@ def _as_it_is(batch):
     return batch
 
 
+class WorkerDied(RunFailed):
+    """A process that reads data ended without being asked."""
+
+    def __init__(self, error: Exception):
+        said = " ".join(str(error).split()).partition(". ")[0]
+        super().__init__(f"a process that reads data died, often for want of memory: {said}")
+
+
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Keep SIGTERM and SIGINT waiting; processes that are started in here never see them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _until_a_worker_dies(batches) -> Iterator:
+    try:
+        yield from batches
+    except (EOFError, OSError, RuntimeError) as error:
+        # Its connections end a moment before it does.
+        if not connection.wait([worker.sentinel for worker in batches._workers], timeout=1):
+            raise
+        raise WorkerDied(error) from error
+
+
+def _end_workers(reference: weakref.ref) -> None:
+    batches = reference()
+    if batches is not None:
+        batches._shutdown_workers()
+
+
 class _Loader(DataLoader):
+    """A loader whose workers leave signals to their parent, and end when it does.
+
+    A signal to the whole group of processes must not take the data from under a step that its
+    parent still finishes.
+    """
+
     def __init__(self, dataset: Dataset, batch_sampler: Sampler, workers: int):
         super().__init__(
             _Reading(dataset),
@@ -70,7 +115,13 @@ class _Loader(DataLoader):
         )
 
     def __iter__(self):
-        for batch in super().__iter__():
+        with _signals_blocked():
+            batches = super().__iter__()
+        if self.num_workers:
+            # What nobody came to delete: its workers would be waited for, and do not hear SIGTERM.
+            atexit.register(_end_workers, weakref.ref(batches))
+            batches = _until_a_worker_dies(batches)
+        for batch in batches:
             if isinstance(batch, UserError):
                 raise batch
             yield batch

@@ -15,15 +15,14 @@ FIELDS = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy",
 
 
 class History(lightning.Callback):
-    """Adds up what the steps return, over all processes, and writes ``metrics.csv``.
+    """Adds up what the steps return, over all processes.
 
     Args:
-        path: The CSV file; it is replaced, whole, after every epoch.
         on_epoch: Called with the record of every epoch, by the first process.
     """
 
-    def __init__(self, path: Path, on_epoch: Callable[[dict], None] = lambda record: None):
-        self.path, self.on_epoch = path, on_epoch
+    def __init__(self, on_epoch: Callable[[dict], None] = lambda record: None):
+        self.on_epoch = on_epoch
         self.records: list[dict] = []
         self._train = torch.zeros(3, dtype=torch.float64)
         self._test = torch.zeros(3, dtype=torch.float64)
@@ -65,7 +64,6 @@ class History(lightning.Callback):
         }
         self.records.append(record)
         if trainer.is_global_zero:
-            write_csv(self.path, self.records)
             if trainer.logger:
                 values = {name: value for name, value in record.items() if name != "epoch"}
                 trainer.logger.log_metrics(values, step=record["epoch"])

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from realspike import environment
 from realspike.data.preprocess import Preprocess
 from realspike.networks import build
 from realspike.optimizer import sgd
@@ -73,12 +72,6 @@ class SpikingClassifier(lightning.LightningModule):
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
-
-    def on_save_checkpoint(self, checkpoint: dict) -> None:
-        checkpoint["realspike"] = {
-            "config": self.config.to_dict(),
-            "commit": environment.commit(),
         }
 
 

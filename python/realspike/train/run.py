@@ -1,9 +1,10 @@
 """Starting and resuming a run."""
 
+import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,19 +12,28 @@ import lightning.pytorch as lightning
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from realspike import data, files, run_config
-from realspike.data.loader import ResumableLoader, evaluation_loader
+from realspike import data, environment, files, run_config
+from realspike.data.loader import ResumableLoader, WorkerDied, evaluation_loader
 from realspike.errors import UserError
 from realspike.networks import build
 from realspike.run_config import RunConfig
+from realspike.train import sealed
+from realspike.train.divergence import DivergenceCheck
 from realspike.train.history import History
 from realspike.train.module import SpikingClassifier
 from realspike.train.reporting import Reporting
-from realspike.train.saving import NETWORK_FILE, RESUME_FILE, Saving, Stopped
+from realspike.train.saving import (
+    METRICS_FILE,
+    NETWORK_FILE,
+    RESUME_FILE,
+    Interrupted,
+    Saving,
+    Stopped,
+    write_results,
+)
 from realspike.trained import example_input
 
 CONFIG_FILE = "config.yaml"
-METRICS_FILE = "metrics.csv"
 EVALUATION_BATCH = 256
 
 
@@ -51,55 +61,97 @@ def start(config: RunConfig, out: Path, **options) -> RunResult:
             and how far it is gets printed.
 
     Raises:
-        RunError: if ``out`` holds a run already, or cannot be written to.
+        RunError: if ``out`` holds a run already, another process trains in it, or it cannot be
+            written to.
+        Diverged: if the loss or a weight is not finite; the checkpoints before are kept.
         DataError: if the data cannot be read.
     """
-    if (out / RESUME_FILE).exists():
-        raise RunError(f"{out} holds a run: --resume continues it, --out chooses another folder")
+    _check_free(out)
     splits = _data_of(config)  # before there is a folder
     try:
         files.make_writable_folder(out)
     except OSError as error:
         raise RunError(f"cannot write to {out}: {error.strerror or error}") from error
-    if _rank() == 0:
-        files.write_atomically(out / CONFIG_FILE, config.to_yaml().encode())
-    return _fit(config, splits, out, None, **options)
+    with _alone_in(out):
+        _check_free(out)
+        if _rank() == 0:
+            files.write_atomically(out / CONFIG_FILE, config.to_yaml().encode())
+        return _fit(config, splits, out, None, **options)
 
 
-def resume(out: Path, **options) -> RunResult:
+def resume(out: Path, on_note: Callable[[str], None] = lambda note: None, **options) -> RunResult:
     """Continue the run in ``out`` from its last checkpoint, exactly as if it had never stopped.
 
     A run that was stopped before its first checkpoint starts again.
 
+    Args:
+        out: The run's folder.
+        on_note: Called with what may make the run another than if it had never stopped.
+        options: As of `start`.
+
     Raises:
-        RunError: if there is no run in ``out``, or its checkpoint is damaged or of another
-            configuration than its file.
+        RunError: if there is no run in ``out``, another process is at it, or its checkpoint is
+            damaged or of another configuration than its file.
         ConfigError: if its configuration cannot be read.
     """
     if not (out / CONFIG_FILE).exists():
         raise RunError(f"there is no run in {out}: it has no {CONFIG_FILE}")
-    last = out / RESUME_FILE
-    config = run_config.read(out / CONFIG_FILE)
-    if not last.exists():
-        return _fit(config, _data_of(config), out, None, **options)
-    _check_resumable(last, config)
-    return _fit(config, _data_of(config), out, last, **options)
+    with _alone_in(out):
+        last = out / RESUME_FILE
+        config = run_config.read(out / CONFIG_FILE)
+        if not last.exists():
+            return _fit(config, _data_of(config), out, None, **options)
+        state = _resumable(last, config)
+        if _rank() == 0:
+            for name, now in environment.versions().items():
+                before = state["realspike"].get(name)
+                if before != now:
+                    on_note(
+                        f"the run goes on with another {name}: {now or 'unknown'} instead of "
+                        f"{before or 'unknown'}"
+                    )
+            write_results(out, state)
+        return _fit(config, _data_of(config), out, last, **options)
 
 
-def _check_resumable(last: Path, config: RunConfig) -> None:
-    """Refuse a checkpoint that is damaged or of another configuration than the run's."""
+def _check_free(out: Path) -> None:
+    if (out / RESUME_FILE).exists():
+        raise RunError(f"{out} holds a run: --resume continues it, --out chooses another folder")
+
+
+@contextlib.contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Hold the folder of a run, for all its processes."""
+    if _rank() != 0:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(files.locked(out))
+            files.remove_temporary_files(out)
+        except BlockingIOError as error:
+            raise RunError(f"another process trains in {out}: wait for it or end it") from error
+        except OSError as error:
+            raise RunError(f"cannot write to {out}: {error.strerror or error}") from error
+        yield
+
+
+def _resumable(last: Path, config: RunConfig) -> dict:
+    """Return the state in a checkpoint; refuse one that is damaged or of another configuration."""
     try:
-        stored = torch.load(last, map_location="cpu", weights_only=True)["realspike"]["config"]
+        state = sealed.read(last)
+        stored = RunConfig.from_dict(state["realspike"]["config"])
     except Exception as error:  # whatever a damaged archive provokes
         raise RunError(
             f"{last} is truncated, corrupt or no checkpoint of a run: without it, {NETWORK_FILE} "
             "can be used, but the run cannot be continued"
         ) from error
-    if RunConfig.from_dict(stored) != config:
+    if stored != config:
         raise RunError(
             f"{last.parent / CONFIG_FILE} was changed since {last.name} was written: a run goes on "
             "as it was configured; change it back, or start another"
         )
+    return state
 
 
 def _data_of(config: RunConfig) -> data.Splits:
@@ -146,14 +198,14 @@ def _placement(device: str) -> dict:
 
 def _callbacks(config: RunConfig, splits: data.Splits, out: Path, on_epoch, console) -> list:
     # Before the checkpoints, which contain the records.
-    history = History(out / METRICS_FILE, on_epoch)
-    callbacks = [history]
+    divergence, history = DivergenceCheck(), History(on_epoch)
+    callbacks = [divergence, history]
     if config.training.ema:
         callbacks.append(lightning.callbacks.EMAWeightAveraging(decay=config.training.ema))
     if console is not None and _rank() == 0:
         samples = len(splits.train), len(splits.test)
         callbacks.append(Reporting(console, config, history, samples))
-    return [*callbacks, Saving(out, config, history)]
+    return [*callbacks, Saving(out, config, history, divergence)]
 
 
 def _fit(
@@ -172,6 +224,7 @@ def _fit(
     rank, world = _rank(), int(os.environ.get("WORLD_SIZE", 1))
     workers = config.data.workers if splits.read_in_workers else 0
     callbacks = _callbacks(config, splits, out, on_epoch, console)
+    history = next(callback for callback in callbacks if isinstance(callback, History))
     with _quiet():
         trainer = lightning.Trainer(
             **placement,
@@ -181,6 +234,7 @@ def _fit(
             gradient_clip_val=training.clip_gradient or None,
             logger=TensorBoardLogger(out, name="tensorboard", version=""),
             callbacks=callbacks,
+            plugins=[sealed.SealedCheckpoints()],
             default_root_dir=out,
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
@@ -197,8 +251,16 @@ def _fit(
         try:
             trainer.fit(module, train_loader, test_loader, ckpt_path=last, weights_only=True)
         except Stopped as stopped:
-            return RunResult(callbacks[0].records, stopped.signum)
-    return RunResult(callbacks[0].records)
+            return RunResult(history.records, stopped.signum)
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise WorkerDied(error) from error  # which torch tells at any time
+        except Interrupted as interrupted:
+            raise KeyboardInterrupt(interrupted.signum) from interrupted
+        except SystemExit as left:  # which is what Lightning makes of a KeyboardInterrupt
+            raise KeyboardInterrupt from left
+    return RunResult(history.records)
 
 
 class _quiet:

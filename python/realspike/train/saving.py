@@ -1,6 +1,5 @@
 """Checkpoints after every epoch and when the run is asked to stop."""
 
-import os
 import signal
 from pathlib import Path
 
@@ -10,10 +9,14 @@ import torch
 from realspike import checkpoint, environment
 from realspike.networks import build
 from realspike.run_config import RunConfig
-from realspike.train.history import History
+from realspike.train import sealed
+from realspike.train.divergence import DivergenceCheck
+from realspike.train.history import History, write_csv
 
 RESUME_FILE = "last.ckpt"  # everything that continues the run
-NETWORK_FILE = "model.safetensors"  # the network after the last epoch
+# What follows from it after an epoch:
+NETWORK_FILE = "model.safetensors"
+METRICS_FILE = "metrics.csv"
 
 
 class Stopped(Exception):
@@ -21,6 +24,14 @@ class Stopped(Exception):
 
     def __init__(self, signum: int):
         super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
+
+
+class Interrupted(BaseException):
+    """The run was asked a second time, and stops where it is."""
+
+    def __init__(self, signum: int):
+        super().__init__(f"interrupted by {signal.Signals(signum).name}")
         self.signum = signum
 
 
@@ -34,11 +45,13 @@ class Saving(lightning.Callback):
         out: The run's folder.
         config: Of the run.
         history: Goes into the record beside the network.
+        divergence: Asked before anything is saved.
     """
 
-    def __init__(self, out: Path, config: RunConfig, history: History):
-        self.out, self.config, self.history = out, config, history
+    def __init__(self, out: Path, config: RunConfig, history: History, divergence: DivergenceCheck):
+        self.out, self.config, self.history, self.divergence = out, config, history, divergence
         self._signal = 0
+        self._epoch_ended = False
         self._handlers: dict = {}
 
     def on_train_start(self, trainer, module) -> None:
@@ -48,7 +61,7 @@ class Saving(lightning.Callback):
 
     def _on_signal(self, signum, frame) -> None:
         if self._signal:
-            raise KeyboardInterrupt
+            raise Interrupted(signum)
         self._signal = signum
 
     def teardown(self, trainer, module, stage) -> None:
@@ -68,39 +81,54 @@ class Saving(lightning.Callback):
         if trainer.is_last_batch or not whole_step:
             return
         if signum := self._asked_to_stop(trainer, module):
+            self.divergence.check(trainer, module)
             self.history.gather(trainer)
-            self._save(trainer)
+            self._save(trainer, epoch_ended=False)
             raise Stopped(signum)
 
     def on_train_epoch_end(self, trainer, module) -> None:
-        self._save(trainer)
+        self._save(trainer, epoch_ended=True)
         if trainer.is_global_zero:
-            record = {
-                "config": self.config.to_dict(),
-                "commit": environment.commit(),
-                "mean": module.preprocess.mean.flatten().tolist(),
-                "std": module.preprocess.std.flatten().tolist(),
-                "history": self.history.records,
-            }
-            network = build(self.config.network_config(), seed=0)
-            network.load_state_dict(_network_of(self.out / RESUME_FILE))
-            checkpoint.save(self.out / NETWORK_FILE, network, record)
+            write_results(self.out, sealed.read(self.out / RESUME_FILE))
         if trainer.current_epoch + 1 < trainer.max_epochs and (
             signum := self._asked_to_stop(trainer, module)
         ):
             raise Stopped(signum)
 
-    def _save(self, trainer) -> None:
-        temporary = self.out / f".{RESUME_FILE}.tmp"
-        trainer.save_checkpoint(temporary)
-        if trainer.is_global_zero:
-            os.replace(temporary, self.out / RESUME_FILE)
+    def on_save_checkpoint(self, trainer, module, state: dict) -> None:
+        state["realspike"] = {
+            **environment.versions(),
+            "config": self.config.to_dict(),
+            "mean": module.preprocess.mean.flatten().tolist(),
+            "std": module.preprocess.std.flatten().tolist(),
+            "epoch_ended": self._epoch_ended,
+        }
+
+    def _save(self, trainer, epoch_ended: bool) -> None:
+        self._epoch_ended = epoch_ended
         # No process goes on, and perhaps resumes, before the file is in its place.
-        trainer.strategy.barrier()
+        trainer.save_checkpoint(self.out / RESUME_FILE)
 
 
-def _network_of(path: Path) -> dict:
-    """Return the weights in a checkpoint of Lightning: the average, if the run keeps one."""
-    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    start = "network."
-    return {name.removeprefix(start): t for name, t in state.items() if name.startswith(start)}
+def write_results(out: Path, state: dict) -> None:
+    """Write what follows from the checkpoint of a whole epoch: the network, then the metrics.
+
+    They are written again when a run continues, which may have been killed between the two.
+    """
+    ours, records = state["realspike"], state["callbacks"]["History"]["records"]
+    if not ours["epoch_ended"]:
+        return
+    record = {
+        "config": ours["config"],
+        "commit": ours["commit"],
+        "mean": ours["mean"],
+        "std": ours["std"],
+        "history": records,
+    }
+    network = build(RunConfig.from_dict(ours["config"]).network_config(), seed=0)
+    start = "network."  # of the average of the weights, if the run keeps one
+    network.load_state_dict(
+        {k.removeprefix(start): t for k, t in state["state_dict"].items() if k.startswith(start)}
+    )
+    checkpoint.save(out / NETWORK_FILE, network, record)
+    write_csv(out / METRICS_FILE, records)

@@ -1,0 +1,410 @@
+"""Runs that are killed, stopped, damaged, started twice or diverge, and disks that are full."""
+
+import errno
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+for package in ("sklearn", "safetensors", "rich", "lightning", "tensorboard", "kornia", "yaml"):
+    pytest.importorskip(package)
+
+import numpy as np  # noqa: E402
+from PIL import Image  # noqa: E402
+from realspike import checkpoint, cli, environment, files, train  # noqa: E402
+from realspike.run_config import RunConfig  # noqa: E402
+from realspike.train import module, saving, sealed  # noqa: E402
+from realspike.train.history import read_csv  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SMALL = {
+    **{"name": "digits", "architecture": "digits", "width": 4, "timesteps": 2, "batch_size": 512},
+    **{"epochs": 2, "learning_rate": 0.05, "device": "cpu"},
+}
+OVERRIDES = [f"{key}={value}" for key, value in SMALL.items()]
+CONFIG = RunConfig().replaced(**SMALL)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole")
+    train.start(CONFIG, out)
+    return out
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "run")
+
+
+def one_line(capsys):
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("realspike: ")
+    return line
+
+
+def temporaries(folder):
+    return [path.name for path in folder.rglob("*tmp*")]
+
+
+# Killed
+
+
+class Killed(BaseException):
+    """What no handler catches, as SIGKILL."""
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+@pytest.mark.parametrize("before", ["checkpoint.save", "write_csv"])
+def test_killed_between_the_checkpoint_and_what_follows_from_it(
+    whole, tmp_path, monkeypatch, epoch, before
+):
+    owner = {"checkpoint.save": checkpoint, "write_csv": saving}[before]
+    name = before.rpartition(".")[2]
+    original, calls = getattr(owner, name), []
+
+    def kill(*arguments):
+        calls.append(arguments)
+        if len(calls) == epoch:
+            raise Killed
+        original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, kill)
+        with pytest.raises(Killed):
+            train.start(CONFIG, tmp_path)
+    resumed = train.resume(tmp_path)
+    assert [record["epoch"] for record in resumed.records] == [1, 2]
+    for file in ("model.safetensors", "metrics.csv"):
+        assert (tmp_path / file).read_bytes() == (whole / file).read_bytes(), file
+    network = checkpoint.load(tmp_path / "model.safetensors").network.state_dict()
+    state = sealed.read(tmp_path / "last.ckpt")
+    for name, tensor in network.items():
+        assert torch.equal(tensor, state["state_dict"][f"network.{name}"])
+
+
+def test_a_checkpoint_inside_an_epoch_is_no_network(run, monkeypatch):
+    shutil.copy(run / "model.safetensors", run / "kept")
+    state = sealed.read(run / "last.ckpt")
+    state["realspike"]["epoch_ended"] = False
+    state["state_dict"]["network.conv1.weight"] += 1
+    saving.write_results(run, state)
+    assert (run / "model.safetensors").read_bytes() == (run / "kept").read_bytes()
+
+
+def test_what_a_killed_process_left_does_not_stop_a_run(run, monkeypatch):
+    monkeypatch.setattr(files.secrets, "token_hex", lambda n: "0" * (2 * n - 1) + "1")
+    left = [".last.ckpt.tmp", f".model.safetensors.{os.getpid()}.tmp", ".0000000000000001.tmp"]
+    for name in left:
+        (run / name).write_bytes(b"half a file")
+    (run / "model.safetensors").unlink()
+    assert cli.main(["train", "--resume", str(run)]) == 0
+    assert checkpoint.load(run / "model.safetensors").training["history"]
+    assert not (run / left[2]).exists()
+
+
+# Damaged
+
+
+def test_no_bit_of_a_checkpoint_may_differ(run):
+    path = run / "last.ckpt"
+    content = path.read_bytes()
+    assert torch.load(path, weights_only=True)["realspike"] == sealed.read(path)["realspike"]
+    random = np.random.default_rng(0)
+    positions = [*range(40), *range(len(content) - 80, len(content))]
+    for position in [*positions, *random.integers(0, len(content), 200)]:
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << random.integers(8)
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="checksum"):
+            sealed.read(path)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "empty", "100 bytes", "shorter", "longer"])
+def test_a_damaged_checkpoint_is_named(run, damage, capsys):
+    last = run / "last.ckpt"
+    content = last.read_bytes()
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :]
+    last.write_bytes(
+        {
+            **{"flipped": flipped, "empty": b"", "100 bytes": content[:100]},
+            **{"shorter": content[:-1], "longer": content + b"\0"},
+        }[damage]
+    )
+    assert cli.main(["train", "--resume", str(run)]) == 2
+    assert f"{last} is truncated, corrupt or no checkpoint of a run" in one_line(capsys)
+
+
+def test_another_version_is_mentioned(run, capsys):
+    state = sealed.read(run / "last.ckpt")
+    state["realspike"] |= {"commit": "0123abc", "torch": "1.0"}
+    sealed.write(run / "last.ckpt", state)
+    assert cli.main(["train", "--resume", str(run)]) == 0
+    said = capsys.readouterr().err.splitlines()
+    now = environment.versions()
+    assert said == [
+        f"realspike: note: the run goes on with another commit: {now['commit'] or 'unknown'} "
+        "instead of 0123abc",
+        f"realspike: note: the run goes on with another torch: {now['torch']} instead of 1.0",
+    ]
+
+
+# Started twice
+
+HOLD = """
+import pathlib, sys
+from realspike import files
+with files.locked(pathlib.Path(sys.argv[1])):
+    print(flush=True)
+    input()
+"""
+
+
+def test_one_process_at_a_time(run, tmp_path, capsys):
+    new = tmp_path / "new"
+    new.mkdir()
+    for folder, arguments in (
+        (run, ["--resume", str(run)]),
+        (new, [*OVERRIDES, "--out", str(new)]),
+    ):
+        before = sorted(folder.iterdir())
+        other = subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        try:
+            other.stdout.readline()
+            assert cli.main(["train", *arguments]) == 2
+            assert f"another process trains in {folder}" in one_line(capsys)
+            assert sorted({*before, folder / ".lock"}) == sorted(folder.iterdir())
+        finally:
+            other.kill()  # death lets go of the folder
+            other.communicate()
+        with files.locked(folder):
+            pass
+
+
+def test_a_file_is_on_the_disk_before_its_name_is(tmp_path, monkeypatch):
+    done = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor):
+        done.append(("fsync", os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def replaced(old, new):
+        done.append(("replace", str(old)))
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    sealed.write(tmp_path / "last.ckpt", {"a": 1})
+    (_, temporary), *_ = done
+    assert done == [("fsync", temporary), ("replace", temporary), ("fsync", str(tmp_path))]
+    assert sealed.read(tmp_path / "last.ckpt") == {"a": 1}
+    assert os.listdir(tmp_path) == ["last.ckpt"]
+
+
+# Signals
+
+
+@pytest.fixture
+def images(tmp_path):
+    for part, name in ((p, n) for p in ("train", "val") for n in ("a", "b")):
+        folder = tmp_path / "images" / part / name
+        folder.mkdir(parents=True)
+        for number in range(20):
+            Image.fromarray(np.full((20, 20, 3), 12 * number, np.uint8)).save(
+                folder / f"{number}.png"
+            )
+    return [
+        *("name=imagenet", f"root={tmp_path / 'images'}", "image_size=16", "classes=2"),
+        *("architecture=vgg5", "pooling=average", "width=4", "timesteps=1", "batch_size=2"),
+        *("workers=2", "epochs=1", "device=cpu"),
+    ]
+
+
+def in_step(monkeypatch, step, action):
+    original = module.SpikingClassifier.training_step
+
+    def training_step(self, batch, batch_idx):
+        if self.global_step == step:
+            action()
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(module.SpikingClassifier, "training_step", training_step)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group_loses_no_step(images, tmp_path, monkeypatch, capsys, signum):
+    pids = []
+
+    def to_all():
+        pids.extend(child.pid for child in multiprocessing.active_children())
+        # From outside: a worker treats what its parent sends in another way.
+        subprocess.run(["kill", f"-{int(signum)}", *map(str, (*pids, os.getpid()))], check=True)
+
+    with monkeypatch.context() as patch:
+        in_step(patch, 2, to_all)
+        out = str(tmp_path / "run")
+        assert cli.main(["train", *images, "--out", out]) == 128 + signum
+    assert len(pids) == 2
+    assert f"stopped by {signum.name}; `realspike train --resume {out}`" in one_line(capsys)
+    assert sealed.read(tmp_path / "run" / "last.ckpt")["global_step"] == 3
+    assert cli.main(["train", "--resume", out]) == 0
+    assert sealed.read(tmp_path / "run" / "last.ckpt")["global_step"] == 20
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_a_worker_that_dies(images, tmp_path, monkeypatch, capsys):
+    def kill_one():
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+    in_step(monkeypatch, 1, kill_one)
+    assert cli.main(["train", *images, "--out", str(tmp_path / "run")]) == 1
+    assert "a process that reads data died" in one_line(capsys)
+    assert not multiprocessing.active_children()
+
+
+def test_workers_end_with_a_program_that_forgets_them(images):
+    """Its exit would wait for them, and they do not hear SIGTERM."""
+    code = (
+        "import sys; from realspike import data, run_config; from realspike.data import loader\n"
+        "splits = data.load(run_config.read(None, sys.argv[1:]))\n"
+        "kept = loader.ResumableLoader(splits.train, 2, 0, workers=2)\n"
+        "batches = iter(kept); next(batches); sys.kept = [batches, batches.gi_frame]"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *images],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_stops_at_once(tmp_path, monkeypatch, capsys, signum):
+    handler = signal.getsignal(signum)
+
+    def twice():
+        os.kill(os.getpid(), signum)
+        os.kill(os.getpid(), signum)
+
+    in_step(monkeypatch, 1, twice)
+    assert cli.main(["train", *OVERRIDES, "--out", str(tmp_path)]) == 128 + signum
+    assert one_line(capsys) == "realspike: interrupted"
+    assert not (tmp_path / "last.ckpt").exists()
+    assert signal.getsignal(signum) == handler
+
+
+# Divergence
+
+
+@pytest.mark.parametrize("signalled", [False, True])
+def test_a_weight_that_is_nan_is_never_saved(run, tmp_path, monkeypatch, capsys, signalled):
+    """Silent neurons hide it from the loss."""
+    original = module.SpikingClassifier.training_step
+
+    def training_step(self, batch, batch_idx):
+        with torch.no_grad():
+            self.network.conv1.weight[0, 0, 0, 0] = float("nan")
+        if signalled:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(module.SpikingClassifier, "training_step", training_step)
+    assert cli.main(["train", *OVERRIDES, "--out", str(tmp_path / "new")]) == 1
+    line = one_line(capsys)
+    assert "training diverged in epoch 1" in line
+    assert "not finite" in line or "the loss is nan" in line
+    assert {"last.ckpt", "model.safetensors"}.isdisjoint(os.listdir(tmp_path / "new"))
+
+
+def test_the_last_good_network_is_kept(whole, tmp_path, monkeypatch, capsys):
+    original = module.SpikingClassifier.validation_step
+
+    def validation_step(self, batch, batch_idx):
+        out = original(self, batch, batch_idx)
+        return {"sums": out["sums"] * (float("inf") if self.current_epoch == 1 else 1)}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.SpikingClassifier, "validation_step", validation_step)
+        assert cli.main(["train", *OVERRIDES, "--out", str(tmp_path)]) == 1
+    assert "training diverged in epoch 2: the loss is inf" in one_line(capsys)
+    assert len(checkpoint.load(tmp_path / "model.safetensors").training["history"]) == 1
+    assert len(read_csv(tmp_path / "metrics.csv")) == 1
+    assert train.resume(tmp_path).records[-1]["epoch"] == 2
+    assert (tmp_path / "model.safetensors").read_bytes() == (
+        whole / "model.safetensors"
+    ).read_bytes()
+
+
+def test_a_long_epoch_that_diverges_ends_early(tmp_path, monkeypatch):
+    steps = []
+    original = module.SpikingClassifier.training_step
+
+    def training_step(self, batch, batch_idx):
+        steps.append(batch_idx)
+        out = original(self, batch, batch_idx)
+        if batch_idx == 60:
+            out["sums"] = out["sums"] * float("nan")
+        return out
+
+    monkeypatch.setattr(module.SpikingClassifier, "training_step", training_step)
+    with pytest.raises(train.Diverged, match="epoch 1: the loss is nan"):
+        train.start(RunConfig().replaced(**SMALL | {"batch_size": 8}), tmp_path)
+    assert steps == list(range(100))
+
+
+# A full disk
+
+
+def test_a_full_disk_is_named(tmp_path):
+    out = tmp_path / "run"
+    limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)); "
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", f"{limit}from realspike import cli; sys.exit(cli.main())"),
+            *("train", *OVERRIDES, "--out", str(out)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr == f"realspike: error: {out / 'last.ckpt'}: File too large\n"
+    assert temporaries(out) == []
+    assert not (out / "last.ckpt").exists()
+
+
+def test_nothing_of_a_file_that_cannot_be_written_is_left(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"before")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError) as raised:
+            files.write_atomically(path, b"x" * 2000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert raised.value.errno == errno.EFBIG
+    assert raised.value.filename == str(path)
+    assert os.listdir(tmp_path) == ["a"]
+    assert path.read_bytes() == b"before"
