@@ -1,6 +1,6 @@
 """Real Spike for PyTorch: fused LIF neurons and multiplication-free unshared convolution."""
 
-from realspike_ops import nn, reference
+from realspike_ops import nn, reference, safe_files
 from realspike_ops._native import build_info
 from realspike_ops._version import __version__
 from realspike_ops.conv_lif_functional import unshared_spike_conv_lif
@@ -80,6 +80,7 @@ __all__ = [
     "quantize_weight",
     "reference",
     "reparameterize",
+    "safe_files",
     "save_folded",
     "unpack_spikes",
     "unshared_spike_conv",

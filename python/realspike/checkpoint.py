@@ -15,7 +15,7 @@ from realspike.errors import UserError
 from realspike.files import write_atomically
 from realspike.networks import NetworkConfig, SpikingNetwork, build
 from realspike.optional import require
-from realspike_ops import _safetensors
+from realspike_ops import safe_files
 
 FORMAT = "realspike.checkpoint"
 FOLDED_FORMAT = "realspike.folded"  # of realspike_ops.save_folded
@@ -54,7 +54,7 @@ def save(path: "str | Path", network: SpikingNetwork, training: Mapping) -> None
         "training": json.dumps(dict(training)),
     }
     require("safetensors.torch")
-    write_atomically(Path(path), _safetensors.to_bytes(network.state_dict(), metadata))
+    write_atomically(Path(path), safe_files.to_bytes(network.state_dict(), metadata))
 
 
 def load(path: "str | Path") -> Checkpoint:
@@ -114,7 +114,7 @@ def _what_it_is(path: Path, error: Exception) -> str:
 def json_object(metadata: Mapping[str, str], key: str) -> dict:
     """Return an entry of a file's metadata; ValueError if it is missing or no JSON object."""
     try:
-        return _safetensors.json_object(metadata[key])
+        return safe_files.json_object(metadata[key])
     except KeyError:
         raise ValueError(f"its metadata has no {key!r}") from None
     except ValueError as error:
