@@ -49,7 +49,9 @@ class Reporting(lightning.Callback):
             f"{parameters:,} parameters, on {module.device}{threads}{processes}: "
             f"{train:,} training and {test:,} test samples of {self.config.data.name}"
         )
-        self._began = self._shown = self.clock()
+        # An epoch that was begun by the run before this one does not start again.
+        self._began = self._shown = self._epoch_began = self.clock()
+        self._images = 0
         if self.console.is_terminal:
             progress = require("rich.progress")
             columns = progress.BarColumn(20), progress.TextColumn("{task.description}")
