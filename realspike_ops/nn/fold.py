@@ -104,6 +104,9 @@ def affine(
         return weight, bias
     scale, shift = batch_norm_affine(batch_norm, weight.shape[0])
     checks.check_device("batch_norm", scale, f"{name}.weight", weight)
+    own = layer.weight.dtype
+    accepted = (own, torch.float32) if own in (torch.float16, torch.bfloat16) else (own,)
+    checks.check_dtype("batch_norm", batch_norm.running_mean, accepted, f" (behind {own} weights)")
     weight = weight * scale.view(-1, *(1,) * (weight.dim() - 1))
     return weight, shift if bias is None else bias * scale + shift
 

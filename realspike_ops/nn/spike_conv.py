@@ -10,7 +10,7 @@ from realspike_ops import functional
 from realspike_ops.conv_lif_functional import unshared_spike_conv_lif
 from realspike_ops.nn.folded_lif import FoldedLIF
 from realspike_ops.nn.packed_spikes import PackedSpikes
-from realspike_ops.nn.storage import Stored, check_memory
+from realspike_ops.nn.storage import Stored, check_memory, parameter
 from realspike_ops.ops.huge_pages import empty_in_huge_pages
 
 ALGORITHMS = ("gather", "matmul", "auto")
@@ -50,9 +50,9 @@ class SpikeConv(Stored):
         if weight.dtype == torch.uint8:
             self.register_buffer("weight", weight)
         else:
-            self.weight = nn.Parameter(weight)
-        self.bias = None if bias is None else nn.Parameter(bias)
-        self.amplitude = None if amplitude is None else nn.Parameter(amplitude)
+            self.weight = parameter(weight)
+        self.bias = None if bias is None else parameter(bias)
+        self.amplitude = None if amplitude is None else parameter(amplitude)
 
     @classmethod
     def from_weight(cls, weight: Tensor, bias: Tensor | None = None, **settings) -> "SpikeConv":

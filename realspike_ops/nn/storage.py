@@ -50,6 +50,14 @@ class Stored(nn.Module):
             checks.check_finite(prefix + name, tensor)
 
 
+def parameter(tensor: Tensor) -> nn.Parameter:
+    """Make a parameter whose strides are those of a new tensor, also where a size is 1.
+
+    Its gradient has them too, and DistributedDataParallel compares all strides.
+    """
+    return nn.Parameter(tensor.view(-1).view(tensor.shape) if tensor.is_contiguous() else tensor)
+
+
 def bytes_available(device: torch.device) -> int | None:
     """Return how many bytes can still be allocated, or None where that is not known."""
     if device.type == "cuda":

@@ -136,7 +136,8 @@ def _of_one_kernel(grad_out, packed, weight, amplitude, geometry, wanted):
         grad_amplitude = (spikes * grad_x).sum(0)
     if needs_weight:
         by_row = grad_kernel.view(G, Cout_g, Cin_g, KH, KW).permute(0, 3, 4, 2, 1)
-        grad_weight = by_row.contiguous()[None, None].to(weight.dtype)
+        # Through one dimension: contiguous() leaves odd strides where a size is 1.
+        grad_weight = by_row.reshape(-1).view(1, 1, *by_row.shape).to(weight.dtype)
     return grad_spikes, grad_weight, grad_amplitude
 
 
