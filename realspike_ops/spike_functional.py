@@ -304,16 +304,15 @@ def quantize_weight(
 
 def int8_scale(largest: Tensor) -> Tensor:
     """Return the size of a step for weights of these magnitudes at most."""
-    scale = torch.where(largest == 0, 1.0, largest.double() / 127).float()
-    limits = torch.finfo(torch.float32)
-    # A NaN fails the comparisons; a subnormal step would be rounded itself.
-    if not ((limits.tiny <= scale) & (scale <= limits.max)).all():
+    largest, limits = largest.double(), torch.finfo(torch.float32)
+    low, high = 127 * limits.tiny, limits.max  # a subnormal step would be rounded itself
+    if not ((largest == 0) | ((low <= largest) & (largest <= high))).all():
         raise ValueError(
             "weight must be finite to be rounded to int8, and its largest magnitude in a channel "
-            f"0 or from {127 * limits.tiny:.2g} to {limits.max:.2g}; got magnitudes of "
-            f"{largest.min():.3g} to {largest.max():.3g}"
+            f"0 or from {low:.2g} to {high:.2g}; got magnitudes of {largest.min():.3g} to "
+            f"{largest.max():.3g}"
         )
-    return scale
+    return torch.where(largest > 0, largest / 127, 1.0).float()
 
 
 def int8_steps(weight: Tensor, scale: Tensor) -> Tensor:  # [..., G, KH, KW, Cin/G, Cout/G] uint8

@@ -331,3 +331,17 @@ def test_weights_that_a_dtype_cannot_hold(value, dtype, reason):
         rso.reparameterize(network, x)
     with pytest.raises(rso.ReparameterizationError, match=reason):
         rso.reparameterize(network, x, weight_dtype=dtype)
+
+
+def test_a_synapse_per_neuron_that_a_dtype_cannot_hold():
+    encoding = (nn.Conv2d(3, 4, 1), rso.DirectEncoding(T), lif(4))
+    network = nn.Sequential(*encoding, lif(4), rso.MeanOverTime(T)).eval()
+    network[2].amplitude.data[1] = 7e4
+    x = normal((1, 3, 2, 2), 1)
+    rso.reparameterize(network, x, weight_dtype=torch.bfloat16)
+    reason = r"weight must be finite in float16.*65504.*its largest weight is 7e\+04"
+    with pytest.raises(rso.ReparameterizationError, match=reason):
+        rso.reparameterize(network, x, weight_dtype=torch.float16)
+    network[3].amplitude.data[0] = math.nan
+    with pytest.raises(rso.ReparameterizationError, match="must be finite"):
+        rso.reparameterize(network, x)

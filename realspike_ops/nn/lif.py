@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from realspike_ops import _checks as checks
 from realspike_ops import functional
+from realspike_ops.nn.storage import Stored
 from realspike_ops.nn.time import split_time
 from realspike_ops.surrogate import as_surrogate
 
@@ -32,7 +33,7 @@ def parameter_shape(name: str, granularity: str, shape) -> "tuple[int, ...] | No
     return (sizes[0], 1, 1) if len(sizes) == 1 else (sizes[0], *(1 for _ in sizes[1:]))
 
 
-class RealSpikeLIF(nn.Module):
+class RealSpikeLIF(Stored):
     """LIF neurons with a learnable spike amplitude; takes the place of ``nn.ReLU``.
 
     Args:

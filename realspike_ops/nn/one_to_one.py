@@ -7,6 +7,7 @@ from realspike_ops import _checks as checks
 from realspike_ops import functional
 from realspike_ops._checks import shape_text
 from realspike_ops.nn.packed_spikes import PackedSpikes, as_dense
+from realspike_ops.nn.storage import Stored
 
 
 class _Select(torch.autograd.Function):
@@ -31,7 +32,7 @@ class _Select(torch.autograd.Function):
         return grad_spikes, grad_weight
 
 
-class OneToOneSynapses(nn.Module):
+class OneToOneSynapses(Stored):
     r"""Give every neuron a synapse of its own: the weight of those that fire, 0 of the others.
 
     .. math:: out[n, c, h, w] = W[c, h, w] \; o[n, c, h, w]
@@ -88,6 +89,10 @@ class OneToOneSynapses(nn.Module):
                 f"spikes must have maps that weight {shape_text(self.weight)} broadcasts against; "
                 f"got maps of {shape_text(shape)}"
             )
+
+    def reset_parameters(self) -> None:
+        """Set every weight to 1: an identity shortcut of spikes."""
+        nn.init.ones_(self.weight)
 
     def extra_repr(self) -> str:
         return f"weight={shape_text(self.weight)}"

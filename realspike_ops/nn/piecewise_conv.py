@@ -1,15 +1,16 @@
 """Convolution whose kernel is shared inside the map and differs near its edges."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from realspike_ops import _checks as checks
 from realspike_ops import functional
 from realspike_ops.nn.packed_spikes import PackedSpikes
+from realspike_ops.nn.storage import Stored, initialise, parameter
 
 
-class PiecewiseSpikeConv(nn.Module):
+class PiecewiseSpikeConv(Stored):
     """Convolve binary spikes with a kernel shared by every run of rows and run of columns.
 
     What two linear layers with nothing between them become: composed they are one convolution,
@@ -32,7 +33,7 @@ class PiecewiseSpikeConv(nn.Module):
         if weight.dtype == torch.uint8:
             self.register_buffer("weight", weight)
         else:
-            self.weight = nn.Parameter(weight)
+            self.weight = parameter(weight)
         self.rows, self.columns = tuple(rows), tuple(columns)
         self.stride = checks.pair("stride", stride, 1)
         self.padding = tuple(padding)
@@ -78,6 +79,10 @@ class PiecewiseSpikeConv(nn.Module):
             dilation=self.dilation,
             check_binary=False if packed else None,
         )
+
+    def reset_parameters(self) -> None:
+        """Initialise the weight as nn.Conv2d does."""
+        initialise(self.weight)
 
     def extra_repr(self) -> str:
         R, Q, G, KH, KW, _, _ = self.weight.shape

@@ -1,16 +1,14 @@
 """What the gather-accumulate layers share: their parameters, and the call of the op."""
 
-import math
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from realspike_ops import _checks as checks
 from realspike_ops import functional
 from realspike_ops.conv_lif_functional import unshared_spike_conv_lif
 from realspike_ops.nn.folded_lif import FoldedLIF
 from realspike_ops.nn.packed_spikes import PackedSpikes
-from realspike_ops.nn.storage import Stored, check_memory, parameter
+from realspike_ops.nn.storage import Stored, check_memory, initialise, parameter
 from realspike_ops.ops.huge_pages import empty_in_huge_pages
 
 ALGORITHMS = ("gather", "matmul", "auto")
@@ -82,13 +80,10 @@ class SpikeConv(Stored):
 
     def reset_parameters(self) -> None:
         """Initialise weight and bias as nn.Conv2d does, int8 weights over all steps; a = 1."""
-        bound = 1 / math.sqrt(math.prod(self.weight.shape[3:6]))
+        bound = initialise(self.weight)
         with torch.no_grad():
             if self.scale is not None:
                 self.scale.fill_(bound / 127)
-                self.weight.random_(1, 256)
-            else:
-                self.weight.uniform_(-bound, bound)
             if self.bias is not None:
                 self.bias.uniform_(-bound, bound)
                 if self.fold_scale:

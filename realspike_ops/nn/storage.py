@@ -1,5 +1,6 @@
 """How a layer's weights are stored: their type, their scale, and whether they fit it and memory."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,6 +57,17 @@ def parameter(tensor: Tensor) -> nn.Parameter:
     Its gradient has them too, and DistributedDataParallel compares all strides.
     """
     return nn.Parameter(tensor.view(-1).view(tensor.shape) if tensor.is_contiguous() else tensor)
+
+
+def initialise(weight: Tensor) -> float:  # [OH, OW, G, KH, KW, Cin/G, Cout/G]
+    """Draw a weight as nn.Conv2d does, an int8 one from all of its steps; return the bound."""
+    bound = 1 / math.sqrt(math.prod(weight.shape[3:6]))
+    with torch.no_grad():
+        if weight.is_floating_point():
+            weight.uniform_(-bound, bound)
+        else:
+            weight.random_(1, 256)
+    return bound
 
 
 def bytes_available(device: torch.device) -> int | None:

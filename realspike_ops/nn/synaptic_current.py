@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from realspike_ops.nn.packed_spikes import PackedSpikes, as_dense
+from realspike_ops.nn.storage import Stored, parameter
 
 
 class _Signs(torch.autograd.Function):
@@ -111,7 +112,7 @@ class Synapses(nn.Module):
         return ", ".join(parts + ([f"pad={self.pad}"] if any(self.pad) else []))
 
 
-class SynapticCurrent(nn.Module):
+class SynapticCurrent(Stored):
     """Add up what several maps of spikes send to the same neurons, and a bias.
 
     Args:
@@ -126,7 +127,7 @@ class SynapticCurrent(nn.Module):
     def __init__(self, synapses: "dict[str, nn.Module]", bias: Tensor | None = None):
         super().__init__()
         self.synapses = nn.ModuleDict(synapses)
-        self.bias = None if bias is None else nn.Parameter(bias)
+        self.bias = None if bias is None else parameter(bias)
 
     @property
     def readers(self) -> list[nn.Module]:
@@ -148,6 +149,11 @@ class SynapticCurrent(nn.Module):
         for current in currents[1:]:
             total = total + current
         return total if self.bias is None else total + self.bias
+
+    def reset_parameters(self) -> None:
+        """Set the bias to 0."""
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def extra_repr(self) -> str:
         return "" if self.bias is None else f"bias={list(self.bias.shape)}"
