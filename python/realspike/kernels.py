@@ -59,22 +59,34 @@ def unshared_kernels(
 
     Taps outside the map are 0.
     """
+    kernel, amplitude, windows = _windows(reading, out_channel, in_channel)
+    return kernel, amplitude, windows.nan_to_num(0.0) * kernel
+
+
+@torch.no_grad()
+def kernel_differences(
+    reading: Reading, out_channel: int, in_channel: int
+) -> tuple[Tensor, Tensor, Tensor]:  # [KH, KW], [H, W], [OH, OW, KH, KW]
+    """Return the shared kernel, the amplitudes and by how much the kernel of every output position
+    differs from the shared one.
+
+    Taps outside the map are NaN: they read nothing.
+    """
+    kernel, amplitude, windows = _windows(reading, out_channel, in_channel)
+    return kernel, amplitude, (windows - 1) * kernel
+
+
+def _windows(reading: Reading, out_channel: int, in_channel: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the kernel, the amplitudes, and those that each tap reads, NaN outside the map."""
     conv = reading.conv
-    kernel = conv.weight[out_channel, in_channel]  # [KH, KW]
-    C = conv.in_channels
-    amplitude = torch.ones(C, *reading.input_size)
+    amplitude = torch.ones(conv.in_channels, *reading.input_size)
     if reading.lif.amplitude is not None:
         amplitude = amplitude * reading.lif.amplitude.float()
     amplitude = amplitude[in_channel]  # [H, W]
-    windows = F.unfold(
-        amplitude[None, None], conv.kernel_size, conv.dilation, conv.padding, conv.stride
-    )  # [1, KH*KW, OH*OW]
-    OH, OW = (
-        (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, p, d, k, s in zip(
-            *(reading.input_size, conv.padding, conv.dilation, conv.kernel_size, conv.stride),
-            strict=True,
-        )
-    )
-    shape = (OH, OW, *conv.kernel_size)
-    return kernel, amplitude, windows[0].t().reshape(shape) * kernel
+    ph, pw = conv.padding
+    windows = F.pad(amplitude, (pw, pw, ph, ph), value=torch.nan)
+    for dim in (0, 1):
+        reach = (conv.kernel_size[dim] - 1) * conv.dilation[dim] + 1
+        windows = windows.unfold(dim, reach, conv.stride[dim])
+    windows = windows[..., :: conv.dilation[0], :: conv.dilation[1]]  # [OH, OW, KH, KW]
+    return conv.weight[out_channel, in_channel], amplitude, windows

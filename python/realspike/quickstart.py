@@ -126,11 +126,10 @@ def _run(settings: QuickstartSettings, on_epoch: Callable[[str, EpochRecord], No
             "pixel_std": data.pixel_std,
         }
         checkpoint.save(settings.out / checkpoint_name(granularity), network, record_of_training)
-    plots.training_curves(
-        settings.out / "training_curves.png",
-        {report.NAMES[name]: history for name, history in histories.items()},
-    )
-    _draw_spikes(settings.out / "spike_maps.png", trained["element"], folded["element"], data)
+    curves = [plots.Curve(report.NAMES[name], name, records) for name, records in histories.items()]
+    spikes = _draw_spikes(trained["element"], folded["element"], data)
+    plots.write_png(plots.training_curves(curves), settings.out / "training_curves.png")
+    plots.write_png(spikes, settings.out / "spike_maps.png")
     return {
         "format": "realspike.quickstart",
         "format_version": 1,
@@ -239,15 +238,14 @@ def _reload(out: Path, trained: SpikingNetwork, data: Digits) -> dict:
     }
 
 
-def _draw_spikes(path: Path, trained: SpikingNetwork, folded: nn.Module, data: Digits) -> None:
+def _draw_spikes(trained: SpikingNetwork, folded: nn.Module, data: Digits):
     image = data.test_images[data.test_labels == SHOWN_DIGIT][:1]
     timestep = trained.config.timesteps - 1
     binary = record_spikes(folded, image)[SHOWN_LAYER][timestep, 0]  # [C, H, W]
     real = record_spikes(trained, image)[SHOWN_LAYER][timestep, 0]
     # The channels with most to see: neither silent nor firing everywhere.
     busiest = binary.flatten(1).var(1).topk(min(SHOWN_CHANNELS, len(binary))).indices
-    plots.spike_maps(
-        path,
+    return plots.spike_maps(
         image[0, 0].numpy(),
         binary.numpy(),
         real.numpy(),

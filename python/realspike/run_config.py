@@ -154,6 +154,8 @@ class RunConfig:
         Raises:
             ConfigError: for an unknown key, a value of the wrong type or out of range.
         """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"the configuration must hold sections; got {shown(values)}")
         sections = {}
         known = {f.name: f.type for f in dataclasses.fields(cls)}
         try:

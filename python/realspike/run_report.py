@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from realspike import environment, plots, run_plots, trained
+from realspike import environment, plots, records, run_plots, trained
 from realspike.activity import entropy_table, record_activity
 from realspike.files import make_writable_folder, write_atomically
-from realspike.kernels import find_readings, unshared_kernels
+from realspike.kernels import find_readings, kernel_differences
 from realspike.spikes import record_spikes
 from realspike.trained import Trained
 from realspike.training import EpochRecord
@@ -47,28 +47,27 @@ def write(run: Path, others: Sequence[Path] = (), overrides: Sequence[str] = ())
     """
     run_plots.require_matplotlib()
     network = trained.load(run, overrides)
+    beside = [trained.load(other) for other in others]
     folder = run / FOLDER
     make_writable_folder(folder)
     batches = list(network.test_batches(SAMPLES))
     layers = record_activity(network.network, (inputs for inputs, _ in batches))
-    pictures = {"accuracy.png": "Accuracy and loss over the epochs (Fig. 5)"}
-    plots.training_curves(folder / "accuracy.png", _histories([run, *others]))
-    for name, caption, drawn in (
-        ("kernels.png", "What the amplitudes make of a kernel (Fig. 3)", _kernels(network, folder)),
-        (
-            "channels.png",
-            "Channels as binary and as real-valued spikes",
-            _channels(network, folder, batches),
-        ),
-    ):
-        if drawn:
-            pictures[name] = caption
     real_valued = [layer for layer in layers if layer.is_real_valued]
-    if real_valued:
-        run_plots.amplitude_histograms(folder / "amplitudes.png", real_valued)
-        pictures["amplitudes.png"] = "Amplitudes"
-    run_plots.firing_rates(folder / "firing_rates.png", layers)
-    pictures["firing_rates.png"] = "Firing rates"
+    drawn = {
+        "accuracy": ("Accuracy and loss over the epochs (Fig. 5)", _curves([network, *beside])),
+        "kernels": ("What the amplitudes make of a kernel (Fig. 3)", _kernels(network)),
+        "channels": ("Channels as spikes", _channels(network, batches)),
+        "amplitudes": (
+            "Amplitudes",
+            run_plots.amplitude_histograms(real_valued) if real_valued else None,
+        ),
+        "firing_rates": ("Firing rates", run_plots.firing_rates(layers)),
+    }
+    pictures = {}
+    for name, (caption, figure) in drawn.items():
+        if figure is not None:
+            pictures[f"{name}.png"] = caption
+            plots.write_png(figure, folder / f"{name}.png")
     page = run / PAGE
     content = _page(
         network, pictures, folder, entropy_table(layers), sum(len(b) for _, b in batches)
@@ -77,71 +76,75 @@ def write(run: Path, others: Sequence[Path] = (), overrides: Sequence[str] = ())
     return page
 
 
-def _histories(runs: Sequence[Path]) -> dict[str, list[EpochRecord]]:
-    histories = {}
+def _history(network: Trained) -> list[dict]:
+    return records.checked(network.record.get("history", []), network.source)
+
+
+def _curves(runs: Sequence[Trained]):
+    """Draw the runs that have a record; runs of one name are told apart by their folders."""
+    curves: list[plots.Curve] = []
     for run in runs:
-        loaded = trained.load(run)
-        config = loaded.config.network
+        config = run.config.network
         name = f"{config.architecture} {plots_name(config.granularity)} T={config.timesteps}"
-        if name in histories:
-            name = f"{name}, {run.name}"
-        records = loaded.record.get("history", [])
-        histories[name] = [
+        if name in (curve.name for curve in curves):
+            name = f"{name}, {run.source.parent.name}"
+        history = [
             EpochRecord(
                 *(r[key] for key in ("epoch", "train_loss", "train_accuracy", "test_accuracy"))
             )
-            for r in records
+            for r in _history(run)
         ]
-    return histories
+        if history:
+            curves.append(plots.Curve(name, config.granularity, history))
+    return plots.training_curves(curves) if curves else None
 
 
 def plots_name(granularity: str) -> str:
     return "binary" if granularity == "none" else f"real, {granularity}"
 
 
-def _kernels(network: Trained, folder: Path) -> bool:
+def _kernels(network: Trained):
     readings = find_readings(network.network, network.example_input())
     readings = [r for r in readings if r.lif.amplitude is not None and min(r.input_size) > 2]
     if not readings:
-        return False
+        return None
     reading = readings[0]
     # The input channel whose amplitudes differ most, and the strongest kernel that reads it.
     amplitude = torch.ones(reading.conv.in_channels, *reading.input_size) * reading.lif.amplitude
     amplitude = amplitude.detach()
     channel = int(amplitude.flatten(1).var(1).argmax())
     out = int(reading.conv.weight.detach()[:, channel].abs().amax((1, 2)).argmax())
-    parts = (part.detach().numpy() for part in unshared_kernels(reading, out, channel))
+    parts = (part.detach().numpy() for part in kernel_differences(reading, out, channel))
     title = f"{reading.conv_name} reads {reading.lif_name}: input channel {channel}, output {out}"
-    run_plots.kernels(folder / "kernels.png", *parts, title)
-    return True
+    return run_plots.kernels(*parts, title)
 
 
-def _channels(network: Trained, folder: Path, batches) -> bool:
-    """Draw some channels of an early layer for the first test sample, binary and real-valued."""
+def _channels(network: Trained, batches):
+    """Draw some channels of an early layer for the first test sample."""
     T = network.network_config.timesteps
     frames = network.network_config.encoding == "frames"
     inputs = batches[0][0]
     inputs = inputs.unflatten(0, (T, -1))[:, 0] if frames else inputs[:1]
     spikes = record_spikes(network.network, inputs)  # [T, 1, C, H, W] by layer
-    name = list(spikes)[min(1, len(spikes) - 1)]
+    has_amplitude = {n: network.network.get_submodule(n).amplitude is not None for n in spikes}
+    names = [n for n in spikes if has_amplitude[n]] or list(spikes)
+    name = names[min(1, len(names) - 1)]
     busiest_step = int((spikes[name] != 0).flatten(1).sum(1).argmax())
     real = spikes[name][busiest_step, 0]
     binary = (real != 0).float()
     chosen = binary.flatten(1).var(1).topk(min(SHOWN_CHANNELS, len(binary))).indices
     image = inputs.unflatten(0, (T, -1))[:, 0].sum((0, 1)) if frames else inputs[0].mean(0)
-    plots.spike_maps(
-        folder / "channels.png",
+    return plots.spike_maps(
         image.numpy(),
         binary.numpy(),
-        real.numpy(),
+        real.numpy() if has_amplitude[name] else None,
         sorted(chosen.tolist()),
         f"Layer {name}, first test sample, timestep {busiest_step + 1} of {T} (grey: silent)",
     )
-    return True
 
 
 def _page(network: Trained, pictures, folder: Path, entropies: list[dict], samples: int) -> str:
-    history = network.record.get("history", [])
+    history = _history(network)
     config = network.config.network
     title = f"{config.architecture}, {plots_name(config.granularity)}, T = {config.timesteps}"
     last = history[-1] if history else None
@@ -150,7 +153,7 @@ def _page(network: Trained, pictures, folder: Path, entropies: list[dict], sampl
         parts.append(
             f"<p>After {last['epoch']} epochs: test accuracy <b>{100 * last['test_accuracy']:.2f} %"
             f"</b>, training accuracy {100 * last['train_accuracy']:.2f} %. Commit "
-            f"<code>{html.escape(network.record.get('commit') or 'unknown')}</code>.</p>"
+            f"<code>{html.escape(str(network.record.get('commit') or 'unknown'))}</code>.</p>"
         )
     for name, caption in pictures.items():
         data = base64.b64encode((folder / name).read_bytes()).decode()

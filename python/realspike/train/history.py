@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from realspike.files import write_atomically
-
-FIELDS = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate")
+from realspike.records import FIELDS, RecordError, checked
 
 
 class History(lightning.Callback):
@@ -96,13 +95,13 @@ def read_csv(path: Path) -> list[dict]:
 
     Raises:
         OSError: if it cannot be read.
-        ValueError: if it is not such a file.
+        RecordError: if it is not such a file.
     """
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or set(rows[0]) != set(FIELDS):
-        raise ValueError(f"{path} is no record of a run")
-    return [
-        {name: int(row[name]) if name == "epoch" else float(row[name]) for name in FIELDS}
-        for row in rows
-    ]
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise RecordError(f"{path} is no record of a run: {error}") from error
+    if not rows:
+        raise RecordError(f"{path} is no record of a run: it has no epochs")
+    return checked(rows, path)
