@@ -48,8 +48,8 @@ def narrowed():
     return layer
 
 
-def trained_norm(kind=nn.BatchNorm2d, channels=6):
-    norm = kind(channels)
+def trained_norm(kind=nn.BatchNorm2d, channels=6, **form):
+    norm = kind(channels, **form)
     norm.running_mean, norm.running_var = normal((channels,), 3), normal((channels,), 4).exp()
     return norm
 
@@ -72,6 +72,8 @@ COMPUTED = {
         conv(),
         parametrized(trained_norm(), "weight", Doubled()),
     ),
+    "a batch norm's eps": lambda: (conv(), trained_norm(eps=0.5)),
+    "a batch norm without weights": lambda: (conv(), trained_norm(affine=False)),
     "a batch norm that never trains": lambda: (conv(), trained_norm(Frozen)),
     "padding beyond the kernel": lambda: (conv(padding=5), trained_norm()),
 }

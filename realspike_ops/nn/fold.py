@@ -58,7 +58,7 @@ def _constant(name: str, layer: nn.Module, own: str) -> "Tensor | None":
         return None
     checks.check_tensor(name, tensor)
     checks.check_dtype(name, tensor, (*checks.FLOATS, torch.float64))
-    if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer):
+    if type(tensor) not in (Tensor, nn.Parameter):
         raise TypeError(f"{name} must be a plain tensor; got {type(tensor).__name__}")
     if tensor.is_meta:
         raise ValueError(f"{name} must hold numbers; it is on the meta device")

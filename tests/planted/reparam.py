@@ -60,6 +60,14 @@ BUGS = [
         "a_dtype_cannot_hold",
     ),
     Bug(
+        "fold-eps-of-every-batch-norm",
+        "realspike_ops/nn/fold.py",
+        "torch.rsqrt(var + norm.eps)",
+        "torch.rsqrt(var + 1e-5)",
+        "tests/test_from_layers.py",
+        "what_the_layer_computes",
+    ),
+    Bug(
         "fold-bias-not-scaled-by-the-batch-norm",
         "realspike_ops/nn/fold.py",
         "else bias * scale + shift",
