@@ -9,8 +9,9 @@ import torch
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
 
 _BUILD = (
-    "build it with `pip install .` in the checkout (`pip install -e .` for development); where "
-    "Python starts in the checkout (`python -m pytest`, not `pytest`), that hides what is installed"
+    "build it with `pip install .` in the checkout (`pip install -e .` for development). If it is "
+    "installed, Python was started in the checkout, whose sources hide it: start Python in another "
+    "folder (`cd /`), or run `pytest` instead of `python -m pytest`"
 )
 
 
