@@ -245,6 +245,13 @@ def test_missing_data_are_named_before_lightning_and_leave_no_folder(name, words
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_whose_data_have_gone_is_not_resumed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lightning", None)
+    (tmp_path / "config.yaml").write_text("data: {name: cifar10, root: absent}")
+    assert cli.main(["train", "--resume", str(tmp_path)]) == 2
+    assert "there is neither absent/cifar-10" in capsys.readouterr().err
+
+
 def test_data_that_cannot_be_read_leave_no_folder(tmp_path, capsys):
     for part in ("train", "val"):
         (tmp_path / "images" / part).mkdir(parents=True)

@@ -20,6 +20,7 @@ from realspike.names import check_choice, check_known, nearest, shown
 from realspike.network_config import ARCHITECTURES, GRANULARITIES, NetworkConfig
 from realspike.optional import require
 
+FILE = "config.yaml"  # in the folder of a run
 PRECISIONS = ("32-true", "bf16-mixed")
 
 

@@ -51,12 +51,15 @@ def run(arguments) -> int:
             raise ConfigError(
                 "--resume continues a run as it was configured: no other arguments with it"
             )
+        if not (arguments.resume / run_config.FILE).exists():
+            raise ConfigError(f"there is no run in {arguments.resume}: it has no {run_config.FILE}")
+        config = run_config.read(arguments.resume / run_config.FILE)
     else:
         config = run_config.read(arguments.config, arguments.overrides)
         if arguments.print_config:
             print(config.to_yaml(), end="")
             return 0
-        check_present(config.data.name, config.data.folder)
+    check_present(config.data.name, config.data.folder)
     require("lightning.pytorch")
     console = output.console()
 

@@ -31,8 +31,8 @@ class _Archive:
 
     def advice(self, root: Path) -> str:
         return (
-            f"download {self.file} from https://www.cs.toronto.edu/~kriz/cifar.html and put it "
-            f"into {root}/ as it is, or unpack it there"
+            f"download https://www.cs.toronto.edu/~kriz/{self.file} and put it into {root}/ as it "
+            "is, or unpack it there"
         )
 
 

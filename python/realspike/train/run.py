@@ -33,7 +33,7 @@ from realspike.train.saving import (
 )
 from realspike.trained import example_input
 
-CONFIG_FILE = "config.yaml"
+CONFIG_FILE = run_config.FILE
 EVALUATION_BATCH = 256
 
 
