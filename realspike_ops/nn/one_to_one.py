@@ -37,7 +37,8 @@ class OneToOneSynapses(Stored):
 
     .. math:: out[n, c, h, w] = W[c, h, w] \; o[n, c, h, w]
 
-    The weight is selected by the spike, not multiplied with it.
+    The weight is selected by the spike, not multiplied with it. What a weight is stored in is not
+    what it is added in: the current is float32, or float64 for spikes in float64.
 
     Args:
         weight: A tensor that broadcasts against one map: ``[1]``, ``[C, 1, 1]``, ``[C, H, W]`` or,
@@ -54,17 +55,15 @@ class OneToOneSynapses(Stored):
         self.weight = nn.Parameter(weight)
 
     def forward(self, spikes: "Tensor | PackedSpikes") -> Tensor:
-        is_binary = isinstance(spikes, PackedSpikes) and not spikes.signed
         trains = torch.is_grad_enabled() and self.weight.requires_grad
-        reads_bits = self.weight.dtype == torch.float32 and not trains
+        reads_bits = self.weight.dtype in checks.FLOATS and not trains
         if isinstance(spikes, PackedSpikes) and reads_bits:
             return self._depthwise(spikes)
         spikes = as_dense(spikes)
         checks.check_tensor("spikes", spikes)
         self._check_map(tuple(spikes.shape[1:]))
-        if is_binary and not trains:
-            return torch.where(spikes != 0, self.weight, self.weight.new_zeros(()))
-        return _Select.apply(spikes, self.weight)
+        weight = self.weight.to(torch.promote_types(spikes.dtype, torch.float32))
+        return _Select.apply(spikes, weight)
 
     def _depthwise(self, spikes: PackedSpikes) -> Tensor:
         """Convolve with a 1 x 1 kernel of its own for every position and channel."""

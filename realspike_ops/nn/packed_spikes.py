@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from realspike_ops._checks import shape_text
 
@@ -44,6 +45,13 @@ class PackedSpikes:
                 f"{self.channels}, packed as {shape_text(self.words)}"
             )
         return self.words
+
+
+def padded(spikes: Tensor, widths) -> Tensor:
+    """F.pad, also where what is cut is more than the map: it then cuts what the other side adds."""
+    for own in (tuple(max(0, n) for n in widths), tuple(min(0, n) for n in widths)):
+        spikes = F.pad(spikes, own) if any(own) else spikes
+    return spikes
 
 
 def as_dense(spikes: "Tensor | PackedSpikes") -> Tensor:

@@ -2,11 +2,11 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from realspike_ops import _checks as checks
 from realspike_ops import functional
-from realspike_ops.nn.packed_spikes import PackedSpikes
+from realspike_ops.nn import fold
+from realspike_ops.nn.packed_spikes import PackedSpikes, padded
 from realspike_ops.nn.storage import Stored, initialise, parameter
 
 
@@ -42,29 +42,20 @@ class PiecewiseSpikeConv(Stored):
         self.out_channels = weight.shape[2] * weight.shape[6]
 
     def forward(self, spikes: "Tensor | PackedSpikes") -> Tensor:
-        if isinstance(spikes, PackedSpikes):
-            return self._joined(spikes.binary_words(self.in_channels), packed=True)
-        checks.check_tensor("spikes", spikes)
-        if spikes.dim() != 4 or spikes.shape[1] != self.in_channels:
-            raise ValueError(
-                f"spikes must have shape [N, {self.in_channels}, H, W]; "
-                f"got {checks.shape_text(spikes)}"
-            )
-        return self._joined(spikes, packed=False)
-
-    def _joined(self, spikes: Tensor, packed: bool) -> Tensor:
+        size = fold.map_size(spikes, self.in_channels)
+        checked = not isinstance(spikes, PackedSpikes)
+        spikes = spikes if checked else spikes.words
         columns = _runs(self.columns)
         rows = [
-            torch.cat([self._rectangle(spikes, packed, row, column) for column in columns], 3)
-            for row in _runs(self.rows)
+            torch.cat([self._rectangle(spikes, size, checked, y, x) for x in columns], 3)
+            for y in _runs(self.rows)
         ]
         return torch.cat(rows, 2)
 
-    def _rectangle(self, spikes: Tensor, packed: bool, *runs) -> Tensor:
-        H, W = spikes.shape[1:3] if packed else spikes.shape[2:]
+    def _rectangle(self, spikes: Tensor, map_size, checked: bool, *runs) -> Tensor:
         pads = []
         for (first, last), size, k, s, p, d in zip(
-            runs, (H, W), self.weight.shape[3:5], self.stride, self.padding, self.dilation,
+            runs, map_size, self.weight.shape[3:5], self.stride, self.padding, self.dilation,
             strict=True,
         ):  # fmt: skip
             end = last * s - p + (k - 1) * d + 1
@@ -73,11 +64,11 @@ class PiecewiseSpikeConv(Stored):
         weight = self.weight[self.rows[y], self.columns[x]]
         weight = weight.expand(last_y - y + 1, last_x - x + 1, *weight.shape)
         return functional.unshared_spike_conv(
-            F.pad(spikes, [0, 0, *pads] if packed else pads),
+            padded(spikes, [0, 0, *pads] if spikes.dtype == torch.int32 else pads),
             weight,
             stride=self.stride,
             dilation=self.dilation,
-            check_binary=False if packed else None,
+            check_binary=None if checked else False,
         )
 
     def reset_parameters(self) -> None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from realspike_ops.nn.packed_spikes import PackedSpikes, as_dense
+from realspike_ops.nn.packed_spikes import PackedSpikes, as_dense, padded
 from realspike_ops.nn.storage import Stored, parameter
 
 
@@ -85,15 +85,15 @@ class Synapses(nn.Module):
     def _batch(self, maps) -> "Tensor | PackedSpikes":
         """Return all binary maps, padded, as one batch."""
         if all(isinstance(spikes, PackedSpikes) for spikes in maps):
-            words = [spikes.planes() for spikes in maps]
-            words = words[0] if len(words) == 1 else torch.cat(words)
-            words = F.pad(words, (0, 0, *self.pad)) if any(self.pad) else words
-            return PackedSpikes(words, maps[0].channels)
+            words = [spikes.planes() if self.signed else spikes.words for spikes in maps]
+            # A layer that tells the signs apart by itself gets ternary spikes as they are.
+            signed = maps[0].signed and not self.signed
+            words = words[0] if len(words) == 1 else torch.cat(words, 1 if signed else 0)
+            return PackedSpikes(padded(words, (0, 0, *self.pad)), maps[0].channels, signed)
         batch = [as_dense(spikes) for spikes in maps]
         if self.signed:
             batch = [sign for spikes in batch for sign in _Signs.apply(spikes)]
-        spikes = batch[0] if len(batch) == 1 else torch.cat(batch)
-        return F.pad(spikes, self.pad) if any(self.pad) else spikes
+        return padded(batch[0] if len(batch) == 1 else torch.cat(batch), self.pad)
 
     def _added(self, current: Tensor) -> Tensor:
         parts = current.chunk(self.maps * (2 if self.signed else 1))
@@ -148,7 +148,7 @@ class SynapticCurrent(Stored):
         total = currents[0]
         for current in currents[1:]:
             total = total + current
-        return total if self.bias is None else total + self.bias
+        return total if self.bias is None else total + self.bias.to(total.dtype)
 
     def reset_parameters(self) -> None:
         """Set the bias to 0."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from realspike_ops import _checks as checks
 from realspike_ops.reparam.allocate import allocate
+from realspike_ops.reparam.batch_check import warn_if_images_meet
 from realspike_ops.reparam.folding import Folding
 from realspike_ops.reparam.network import FoldedNetwork
 from realspike_ops.reparam.proof import prove
@@ -52,6 +53,10 @@ def reparameterize(
         A `FoldedNetwork` in eval mode, on the device of the model. Its layers are named as in
         ``model``, with "." replaced by "_".
 
+    Warns:
+        UserWarning: if the outputs of an image depend on what else is in its batch, with what is
+            missing.
+
     Raises:
         TypeError: if an argument is of the wrong type.
         ReparameterizationError: for anything that it cannot fold exactly, named; and if the
@@ -79,4 +84,5 @@ def reparameterize(
         folding = Folding(graph, None if batch_is_free else len(rows))
         folding.run()
         folded = allocate(folding, weight_dtype, max_bytes)
+        warn_if_images_meet(as_written, example, stacklevel=3)
     return folded.to(example_input.device)

@@ -9,8 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from realspike_ops import functional
 from realspike_ops.nn import OneToOneSynapses, RealSpikeLIF
+from realspike_ops.reparam.batches import batches_of
 from realspike_ops.reparam.network import bytes_text
-from realspike_ops.reparam.verify import _batches, _eval_mode
+from realspike_ops.reparam.verify import eval_mode
 
 # Horowitz, "Computing's Energy Problem", ISSCC 2014: float32 in 45 nm.
 ADDITION_PJ = 0.9
@@ -117,14 +118,15 @@ def profile(network: nn.Module, data) -> ProfileReport:
         where they stand.
 
     Raises:
-        TypeError: if ``network`` is not a module, or ``data`` cannot be iterated over.
+        TypeError: if ``network`` is not a module, or ``data`` holds other than tensors.
+        ValueError: if ``data`` yields no batch, or one of another shape.
     """
     if not isinstance(network, nn.Module):
         raise TypeError(f"network must be an nn.Module; got {type(network).__name__}")
     counter = _Counter(network)
-    with _eval_mode(network), counter.hooked():
-        for batch in _batches(data):
-            counter.count(batch)
+    with eval_mode(network), counter.hooked():
+        for batch in batches_of(data, getattr(network, "input_shape", None)):
+            counter.count(batch.inputs)
     return counter.report()
 
 
@@ -363,7 +365,8 @@ def _events(spikes, out, kernel_size, stride, padding, dilation, channels: int) 
 
 def _coverage(size: int, out: int, k: int, s: int, p: int, d: int) -> Tensor:  # [size]
     """Return how many (output, tap) pairs read every row."""
-    positions = (torch.arange(out)[:, None] * s - p + torch.arange(k) * d).flatten()
+    first, taps = (torch.arange(n, device="cpu") for n in (out, k))
+    positions = (first[:, None] * s - p + taps * d).flatten()
     inside = positions[(positions >= 0) & (positions < size)]
     return torch.bincount(inside, minlength=size).double()
 

@@ -54,7 +54,9 @@ def _of_half_steps(module: nn.Module) -> nn.Module:
     """
     weights = [m.weight for m in module.modules() if _is_int8(m)]
     halves = {
-        id(w): torch.full((1, 1, *w.shape[2:]), 0.5, device=w.device).expand(w.shape)
+        id(w): torch.full((1, 1, *w.shape[2:]), 0.5, dtype=torch.float32, device=w.device).expand(
+            w.shape
+        )
         for w in weights
     }
     copied = copy.deepcopy(module, halves)

@@ -2,17 +2,20 @@
 
 import json
 import math
-from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from realspike_ops import functional
+from realspike_ops._checks import shape_text
 from realspike_ops.nn import RealSpikeLIF
 from realspike_ops.nn.time import split_time
+from realspike_ops.reparam.batch_check import warn_if_images_meet
+from realspike_ops.reparam.batches import batches_of
 from realspike_ops.reparam.bound import current_bounds
 from realspike_ops.reparam.network import FoldedNetwork
 
@@ -40,7 +43,8 @@ class VerificationReport:
 
     samples: int = 0  # see `samples_of`
     max_logit_error: float = 0.0  # largest difference of the outputs
-    predictions: int = 0  # rows of the output: one per sample, or per sample and timestep
+    # One per row of the output (sample, or sample and timestep); of maps, one per pixel.
+    predictions: int = 0
     agreement: float = 1.0  # fraction of equal predictions
     # As for the layers: of the outputs, over the samples without a flip.
     error_over_bound: float | None = None
@@ -93,7 +97,10 @@ def record_currents(model: nn.Module):
     handles = [
         module.register_forward_pre_hook(
             # A copy: the model may change the current in place behind the neurons.
-            lambda module, args, name=name: calls.append((name, module, args[0].detach().clone()))
+            lambda module, args, kwargs, name=name: calls.append(
+                (name, module, (args[0] if args else kwargs["x"]).detach().clone())
+            ),
+            with_kwargs=True,
         )
         for name, module in model.named_modules()
         if isinstance(module, RealSpikeLIF)
@@ -121,7 +128,7 @@ def samples_of(batch: Tensor, calls: "list[tuple[str, RealSpikeLIF, Tensor]]") -
 
 
 @contextmanager
-def _eval_mode(*models: nn.Module):
+def eval_mode(*models: nn.Module):
     were_training = [[m for m in model.modules() if m.training] for model in models]
     for model in models:
         model.eval()
@@ -131,16 +138,6 @@ def _eval_mode(*models: nn.Module):
         for modules in were_training:
             for module in modules:
                 module.training = True
-
-
-def _batches(data) -> Iterable[Tensor]:
-    if isinstance(data, Tensor):
-        return [data]
-    if not isinstance(data, Iterable):
-        raise TypeError(
-            f"data must be a batch or an iterable of batches; got {type(data).__name__}"
-        )
-    return (batch if isinstance(batch, Tensor) else batch[0] for batch in data)
 
 
 @torch.no_grad()
@@ -157,9 +154,17 @@ def verify(
             can make, and report the errors as fractions of it (docs/reparam.md). It costs a pass
             of the trained network in float64, and needs a `FoldedNetwork`.
 
+    A prediction is the largest of the values along the output's second dimension, the classes, or
+    the sign where there is one value.
+
+    Warns:
+        UserWarning: if the outputs of an image depend on what else is in its batch, with what is
+            missing.
+
     Raises:
-        TypeError: if ``model`` or ``folded`` is not a module, or ``data`` cannot be iterated over.
-        ValueError: if the two do not run the same number of LIF layers.
+        TypeError: if ``model`` or ``folded`` is not a module, or ``data`` holds other than tensors.
+        ValueError: if the two do not run the same number of LIF layers or return other shapes, if
+            ``data`` yields no batch, or one of another shape.
     """
     for name, network in (("model", model), ("folded", folded)):
         if not isinstance(network, nn.Module):
@@ -168,17 +173,29 @@ def verify(
         raise TypeError(f"folded must be a FoldedNetwork for bounds; got {type(folded).__name__}")
     report = VerificationReport()
     agreeing = 0
-    with _eval_mode(model, folded):
-        for batch in _batches(data):
+    checked = False
+    with eval_mode(model, folded):
+        for batch, labels in batches_of(data, getattr(folded, "input_shape", None)):
+            if not checked:
+                warn_if_images_meet(model, batch, labels, stacklevel=3)
+                checked = True
             with record_currents(model) as trained_calls:
-                trained_out = model(batch)
+                trained_outputs = _tensors_in(model(batch))
             with record_currents(folded) as folded_calls:
-                folded_out = folded(batch)
+                folded_outputs = _tensors_in(folded(batch))
             if len(trained_calls) != len(folded_calls):
                 raise ValueError(
                     f"folded must have the LIF layers of model: {len(trained_calls)} were run in "
                     f"model, {len(folded_calls)} in folded"
                 )
+            outputs = [[out.shape for out in o] for o in (trained_outputs, folded_outputs)]
+            currents = [[x.shape for *_, x in calls] for calls in (trained_calls, folded_calls)]
+            for kind, (own, others) in (("outputs", outputs), ("currents", currents)):
+                if own != others:
+                    raise ValueError(
+                        f"folded must have the {kind} of model, of shapes {_shapes_text(own)}; "
+                        f"got {_shapes_text(others)}"
+                    )
             if not report.layers:
                 report.layers = [LayerReport(name) for name, _, _ in trained_calls]
             pairs = [
@@ -193,21 +210,40 @@ def verify(
             ]
             for layer, pair in zip(report.layers, pairs, strict=True):
                 _compare(layer, pair)
+            pairs_of_outputs = list(zip(trained_outputs, folded_outputs, strict=True))
+            errors = [(a.double() - b.double()).abs() for a, b in pairs_of_outputs]
             if bounds and batch.shape[0] > 0:
                 timesteps = [lif.timesteps for _, lif, _ in trained_calls]
                 _compare_with_bounds(
-                    report, pairs, timesteps, trained_out - folded_out,
+                    report, pairs, timesteps, errors,
                     current_bounds(model, folded, batch, [pair.spikes for pair in pairs]),
                 )  # fmt: skip
-            if batch.shape[0] > 0:
-                difference = (trained_out - folded_out).abs().max().item()
-                report.max_logit_error = _larger(report.max_logit_error, difference)
-            equal = trained_out.argmax(-1) == folded_out.argmax(-1)
-            agreeing += equal.sum().item()
-            report.predictions += equal.numel()
+            for error in errors:
+                largest = error.max().item() if error.numel() else 0.0
+                report.max_logit_error = _larger(report.max_logit_error, largest)
+            for trained_out, folded_out in pairs_of_outputs:
+                equal = _predictions(trained_out) == _predictions(folded_out)
+                agreeing += equal.sum().item()
+                report.predictions += equal.numel()
             report.samples += samples_of(batch, trained_calls)
     report.agreement = agreeing / max(1, report.predictions)
     return report
+
+
+def _tensors_in(outputs) -> "list[Tensor]":
+    """Return the one output of a network, or all those in its tuple or dictionary."""
+    return [out for out in pytree.tree_leaves(outputs) if isinstance(out, Tensor)]
+
+
+def _shapes_text(shapes) -> str:
+    return ", ".join(map(shape_text, shapes)) or "none"
+
+
+def _predictions(out: Tensor) -> Tensor:  # [N, ...]
+    """Return the class along the second dimension: of [N, K] one per row, of [N, K, H, W] one per
+    pixel. One value alone says yes or no by its sign."""
+    alone = out.dim() < 2 or out.shape[1] == 1
+    return out > 0 if alone else out.argmax(1)
 
 
 def _larger(a: float, b: float) -> float:
@@ -246,22 +282,22 @@ def _compare(layer: LayerReport, pair: _Pair) -> None:
     layer.neuron_timesteps += pair.folded_spikes.numel()
 
 
-def _compare_with_bounds(report, pairs, timesteps, output_error, bounds) -> None:
+def _compare_with_bounds(report, pairs, timesteps, output_errors, bounds) -> None:
     """Compare the samples whose spikes were equal so far: a flip is a difference of its own."""
     equal = None  # [B]
     for layer, pair, T, bound in zip(report.layers, pairs, timesteps, bounds, strict=False):
         error = split_time((pair.current - pair.folded_current).abs().cpu(), T)  # [T, B, ...]
         if equal is None:
-            equal = torch.ones(error.shape[1], dtype=torch.bool)
+            equal = torch.ones(error.shape[1], dtype=torch.bool, device=error.device)
         ratio = _largest_ratio(error[:, equal], split_time(bound, T)[:, equal])
         layer.error_over_bound = _larger(layer.error_over_bound or 0.0, ratio)
         flips = split_time((pair.spikes != pair.folded_spikes).cpu(), T)
         equal &= ~flips.transpose(0, 1).flatten(1).any(1)
-    # [T*B, ...], or [B, ...] averages.
-    per_sample = output_error.abs().cpu().unflatten(0, (-1, len(equal)))
-    bound = bounds[-1].unflatten(0, (-1, len(equal)))
-    ratio = _largest_ratio(per_sample[:, equal], bound[:, equal])
-    report.error_over_bound = _larger(report.error_over_bound or 0.0, ratio)
+    for error, bound in zip(output_errors, bounds[len(pairs) :], strict=True):
+        # [T*B, ...], or [B, ...] averages.
+        error, bound = (t.cpu().unflatten(0, (-1, len(equal))) for t in (error, bound))
+        ratio = _largest_ratio(error[:, equal], bound[:, equal])
+        report.error_over_bound = _larger(report.error_over_bound or 0.0, ratio)
 
 
 def _largest_ratio(error: Tensor, bound: Tensor) -> float:
