@@ -93,7 +93,7 @@ class _Magnitudes(fx.Interpreter):
         if not all(isinstance(part, Tensor) for part in parts):
             return value  # a size
         parts = [
-            Magnitude(_absolute(part), deepest + _sums(module, name, args, kwargs, part) + 2)
+            Magnitude(_absolute(part), deepest + _roundings(module, name, args, kwargs, part))
             for part in parts
         ]
         return pytree.tree_unflatten(parts, tree)
@@ -140,12 +140,12 @@ _MOVES = frozenset(
 )
 
 
-def _sums(module: "nn.Module | None", name: str, args, kwargs, out: Tensor) -> int:
-    """Return how many values are added up to one, or more."""
+def _roundings(module: "nn.Module | None", name: str, args, kwargs, out: Tensor) -> int:
+    """Return how often a value is rounded on its way into a sum, or more."""
     if name in _MOVES:
-        return 0
+        return 2
     if isinstance(module, (MeanOverTime, SumOverTime)):
-        return module.timesteps
+        return module.timesteps + 2
     weight = getattr(module, "weight", None)
     if name in ("linear", "conv1d", "conv2d"):
         weight = args[1] if len(args) > 1 else kwargs["weight"]
@@ -153,7 +153,7 @@ def _sums(module: "nn.Module | None", name: str, args, kwargs, out: Tensor) -> i
         # The inputs of an output are one of the first two sizes, whichever way round they are.
         return max(weight[0].numel(), weight[:, 0].numel()) + 1
     x = next(a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor))
-    return max(x[:1].numel(), x.numel() // max(1, out.numel()))
+    return max(x[:1].numel(), x.numel() // max(1, out.numel())) + 2
 
 
 def _with_absolute_weights(layer: nn.Module) -> nn.Module:
