@@ -6,10 +6,11 @@ import torch.nn.functional as F
 from fold_networks import T, reference_ops
 from helpers import normal
 from torch import nn
+from torch.utils import _pytree as pytree
 
 import realspike_ops as rso
 from realspike_ops.nn import SumOverTime, Synapses
-from realspike_ops.reparam.bound import current_bounds, folded_roundings
+from realspike_ops.reparam.bound import _Magnitudes, current_bounds, folded_roundings
 from realspike_ops.reparam.network import Step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -218,3 +219,57 @@ def test_other_defaults(dtype):
         finally:
             torch.set_default_dtype(old[0])
             torch.set_default_device(old[1])
+
+
+class Linear(nn.Module):
+    """Spikes [2, 4, 6, 6], and a function of them."""
+
+    def __init__(self, function, *layers):
+        super().__init__()
+        self.lif, self.function = filled(rso.RealSpikeLIF(1, "layer"), amplitude=-1.5), function
+        self.layers = nn.ModuleList(layers)
+        self.constant = nn.Parameter(normal((6, 6), 3))
+
+    def forward(self, x):
+        return self.function(self, self.lif(x))
+
+
+FUNCTIONS = {
+    "chunk": (lambda net, x: torch.sub(*x.chunk(2, 1)),),
+    "split": (lambda net, x: x.split([1, 3], 1)[1] - x.split([1, 3], 1)[0],),
+    "slices": (lambda net, x: x[:, ::2, 1:, :-1] * -2 + net.constant[1:, 1:],),
+    "sub": (lambda net, x: 1 - torch.sub(x, other=net.constant, alpha=-2.0),),
+    "negation": (lambda net, x: -x,),
+    "matmul": (lambda net, x: x @ net.constant,),
+    "einsum": (lambda net, x: torch.einsum("nchw,wk->nckh", x, net.constant),),
+    "functional": (lambda net, x: F.linear(x, weight=net.constant),),
+    "convolution": (lambda net, x: F.conv2d(x, net.constant.view(3, 4, 3, 1), padding=2),),
+    "transposed": (lambda net, x: net.layers[0](x), nn.ConvTranspose2d(4, 3, 3, 2)),
+    "one dimension": (lambda net, x: net.layers[0](x.flatten(2)), nn.Conv1d(4, 3, 5, groups=1)),
+    "norm": (lambda net, x: net.layers[0](x), filled(nn.BatchNorm2d(4), weight=-2.0, bias=-1.0)),
+    "permuted": (lambda net, x: x.permute(0, 2, 1, 3).flatten(1) / -3,),
+    "mean": (lambda net, x: x.mean((1, 3)) - x.sum(dim=(1, 2)),),
+    "nearest": (lambda net, x: F.interpolate(x, scale_factor=2.0),),
+    "bilinear": (lambda net, x: F.interpolate(x, size=(9, 9), mode="bilinear"),),
+    "pooling": (lambda net, x: F.avg_pool2d(x, 3, 2, 1) - F.max_pool2d(-x, 3, 2, 1),),
+    "padding": (lambda net, x: F.pad(x, (1, 2, 0, 1, 1, 0)),),
+    "casts": (lambda net, x: x.to(torch.float32).float().type_as(net.constant) - 1,),
+    "stack": (lambda net, x: torch.stack([x, -x, 2 * x]).sum(0),),
+    "outputs": (lambda net, x: {"a": (x, x - 3), "b": [x.mean(1)]},),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_magnitudes_are_no_less_than_the_values(name):
+    function, *layers = FUNCTIONS[name]
+    torch.manual_seed(0)
+    network, x = Linear(function, *layers).eval(), normal((2, 4, 6, 6), 1)
+    magnitudes = pytree.tree_leaves(_Magnitudes(network, x, [(x >= 0.5).float()]).run(x))
+    values = pytree.tree_leaves(network(x))
+    assert len(values) == len(magnitudes)
+    for value, magnitude in zip(values, magnitudes, strict=True):
+        assert magnitude.value.shape == value.shape
+        assert magnitude.value.dtype == torch.float64
+        assert magnitude.roundings >= 1
+        assert (magnitude.value >= value.abs() * (1 - 1e-6)).all()
+        assert (magnitude.value <= 100 * value.abs().amax()).all()

@@ -619,4 +619,20 @@ BUGS = [
         "tests/test_verify_data.py",
         "second_dimension",
     ),
+    Bug(
+        "fold-every-batch-norm-with-one-eps",
+        "realspike_ops/reparam/layer_rules.py",
+        "norm = nn.BatchNorm1d(len(running_mean), eps=eps)",
+        "norm = nn.BatchNorm1d(len(running_mean), eps=1e-5)",
+        "tests/test_fold_by_hand.py",
+        "eps",
+    ),
+    Bug(
+        "folded-file-takes-everything-for-an-argument",
+        "realspike_ops/reparam/file.py",
+        'if kind == "argument":',
+        'if kind >= "argument":',
+        "tests/test_fold_by_hand.py",
+        "every_kind",
+    ),
 ]
