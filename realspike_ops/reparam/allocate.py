@@ -68,7 +68,9 @@ def allocate(folding: Folding, dtype: torch.dtype, max_bytes: int) -> FoldedNetw
                 _check_finite(module, f"{name}.")
     except ValueError as error:
         raise ReparameterizationError(str(error)) from error
-    return FoldedNetwork(steps, modules, folding.output, folding.input_shape, folding.batch).eval()
+    return FoldedNetwork(
+        steps, modules, folding.output, folding.input_shape, folding.batch, folding.neurons
+    ).eval()
 
 
 def _dtype_of(planned: PlannedCurrent, dtype: torch.dtype) -> torch.dtype:

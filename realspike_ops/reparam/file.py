@@ -89,6 +89,7 @@ def save_folded(folded: FoldedNetwork, path: "str | Path") -> None:
         "output": _plain("output", folded.output),
         "input_shape": folded.input_shape,
         "batch": folded.batch,
+        "neurons": folded.neurons,
     }
     tensors = {
         name: tensor.detach().cpu().contiguous().clone()
@@ -121,7 +122,8 @@ def load_folded(path: "str | Path") -> FoldedNetwork:
         }
         steps = [Step(step["name"], tuple(step["inputs"])) for step in content["steps"]]
         output = _restored(content["output"])
-        folded = FoldedNetwork(steps, modules, output, content["input_shape"], content["batch"])
+        rest = (content[k] for k in ("input_shape", "batch", "neurons"))
+        folded = FoldedNetwork(steps, modules, output, *rest)
         folded.load_state_dict(tensors)
     except (
         KeyError,
@@ -268,7 +270,7 @@ def _plain(name: str, value):
     if isinstance(value, Argument):
         return {"argument": value.which}
     if isinstance(value, slice):
-        return {"slice": [value.start, value.stop, value.step]}
+        return {"slice": [_plain(name, n) for n in (value.start, value.stop, value.step)]}
     if value is Ellipsis:
         return {"ellipsis": True}
     if isinstance(value, dict):
@@ -286,7 +288,7 @@ def _restored(plain: dict):
     if kind == "argument":
         return Argument(value)
     if kind == "slice":
-        return slice(*value)
+        return slice(*(_restored(n) for n in value))
     if kind == "ellipsis":
         return Ellipsis
     if kind == "dict":

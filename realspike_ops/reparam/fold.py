@@ -39,7 +39,7 @@ def reparameterize(
     (the encoding) is left as it is.
 
     Args:
-        model: A trained network, traced with torch.fx; docs/reparam.md lists what it may hold. It
+        model: A trained network; docs/reparam.md lists what it may hold, and how it is followed. It
             is not changed; it is folded as in eval mode.
         example_input: An input of the shape that the network will see; the batch size is free.
         weight_dtype: How the synapses are stored: float32; float16 or bfloat16 in half the memory;

@@ -1,5 +1,6 @@
 """The walk over a traced network: what every tensor is made of, and the steps that compute it."""
 
+import re
 from dataclasses import dataclass, replace
 
 from torch import Tensor, fx, nn
@@ -19,7 +20,7 @@ from realspike_ops.reparam.network import (
     FoldedNetwork,
     Step,
 )
-from realspike_ops.reparam.sizes import batch_size, is_of_batch, of_batch
+from realspike_ops.reparam.sizes import batch_size, size_of
 from realspike_ops.reparam.synapses import PlannedSynapses, plan
 from realspike_ops.reparam.value import Source, Value, of_source
 
@@ -66,6 +67,7 @@ class Folding:
         self.planned: dict[str, PlannedCurrent] = {}  # steps whose modules are not allocated yet
         self.currents: dict[int, str] = {}  # id of a value that neurons read -> its step
         self.sizes: dict[fx.Node, str] = {}  # steps of sizes
+        self.neurons: dict[str, tuple[str, int]] = {}
         self.names: set[str] = {INPUT}
         self.output = None  # the step of the output, or a structure of steps
         self.node: fx.Node | None = None
@@ -84,6 +86,8 @@ class Folding:
         return "" if self.node.op == "call_module" else function_name(self.node)
 
     def refuse(self, reason: str):
+        # Sizes of the trace are those of a batch that nobody has: they are shown as the example's.
+        reason = re.sub(r"\b\d{8,}\b", lambda size: str(size_of(int(size[0]), 1, 1)), reason)
         raise ReparameterizationError(
             f"{describe(self.node)} reads the spikes of a LIF layer and cannot be folded: {reason}"
         )
@@ -95,7 +99,7 @@ class Folding:
 
     def standin_shape(self, value: Value) -> tuple[int, ...]:
         """The same for a small batch: what a tensor for `rerun` has as its shape."""
-        return tuple(self._of_standin(size) for size in self.shape_of(value))
+        return tuple(size_of(size, 2, 1) for size in self.shape_of(value))
 
     def rerun(self, standins: "dict[Value, Tensor]"):
         """Do what the node does with other tensors in the place of values."""
@@ -106,21 +110,13 @@ class Folding:
             if tensor is not None:
                 return tensor
             known = n.meta["val"]
-            return self._of_standin(known) if isinstance(known, int) else known
+            return size_of(known, 2, 1)
 
         node = self.node
         args, kwargs = (fx.node.map_arg(a, given) for a in (node.args, node.kwargs))
         if node.op == "call_method":
             return getattr(Tensor, node.target)(*args, **kwargs)
         return (self._module(node) or node.target)(*args, **kwargs)
-
-    @staticmethod
-    def _of_standin(size: int) -> int:
-        """The size that is `size` in the trace, for twice as many rows as the example had."""
-        if not is_of_batch(size):
-            return size
-        numerator, _, offset = of_batch(size, 1)
-        return 2 * numerator + offset
 
     def spikes(self, name: str, module: nn.Module, *inputs: str) -> str:
         """Add a step that moves spikes."""
@@ -197,6 +193,9 @@ class Folding:
                 rule = rules.RULES.get(self.operation)
                 if rule is None:
                     self.refuse("it is not linear, or not known")
+                sized = any(n.target is batch_size for n in node.all_input_nodes)
+                if sized and rule in rules.ARITHMETIC:
+                    self.refuse("the size of the batch is one of its operands")
                 value = rule(self, *given(node.args), **given(node.kwargs))
             else:
                 rule, arguments = rules.MODULES.get(layer_class(type(module)), (None, None))
@@ -207,6 +206,8 @@ class Folding:
             raise
         except (ValueError, TypeError, RuntimeError) as error:
             self.refuse(str(error))
+        except AttributeError:
+            self.refuse("an argument depends on the input, or on chance, that must be a constant")
         if value.real is not None and rule not in rules.ARITHMETIC:
             # The layer is linear: of a sum, the real part passes it by itself.
             value = replace(value, real=self._encode_node(node))
@@ -255,6 +256,7 @@ class Folding:
         current = self.currents.get(id(value)) or self._current(value, self.layer_name)
         self.currents[id(value)] = current
         name = self.unique_name(self.layer_name)
+        self.neurons[name] = (self.layer_name, node.meta["call"])
         if current in self.planned:
             self.planned[current].neurons.append(PlannedNeurons(name, describe(node)))
         form = lif.fitted(result.dim() - 1)
@@ -311,7 +313,9 @@ class Folding:
             raise ReparameterizationError(
                 "nothing emits spikes: the model has no RealSpikeLIF layer"
             )
-        self.output = pytree.tree_map_only(fx.Node, self._output, output)
+        leaves, structure = pytree.tree_flatten(_own(output))
+        steps = [self._output(leaf) if isinstance(leaf, fx.Node) else leaf for leaf in leaves]
+        self.output = pytree.tree_unflatten(steps, structure)
         if not any(isinstance(leaf, str) for leaf in pytree.tree_leaves(self.output)):
             raise ReparameterizationError("the model must return a tensor, or several")
 
@@ -332,3 +336,13 @@ class Folding:
         if value.real is not None:
             name = self.spikes("output_sum", SynapticCurrent({}), name, value.real)
         return name
+
+
+def _own(output):
+    """Return the output of a graph, which holds lists and dicts of its own, as the model had it."""
+    if isinstance(output, dict):
+        return {key: _own(item) for key, item in output.items()}
+    if isinstance(output, list):
+        return [_own(item) for item in output]
+    is_plain = type(output) is tuple
+    return tuple(_own(item) for item in output) if is_plain else output

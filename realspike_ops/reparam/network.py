@@ -15,7 +15,7 @@ from realspike_ops.nn.storage import Stored
 
 INPUT = "input"
 # Attributes of a FoldedNetwork, which no step may hide.
-RESERVED = frozenset({"steps", "output", "training", "input_shape", "batch"})
+RESERVED = frozenset({"steps", "output", "training", "input_shape", "batch", "neurons"})
 _SYNAPSES = (
     layers.SpikeConv2d,
     layers.UnsharedSpikeConv,
@@ -67,6 +67,7 @@ class FoldedNetwork(Stored):
             model returns them.
         input_shape: The shape of the input without its batch, for which it was folded; None: any.
         batch: The only batch size that the model takes, whose code says it as a number; None: any.
+        neurons: For steps that are LIF layers, the layer of the model and which of its calls it is.
     """
 
     def __init__(
@@ -76,9 +77,11 @@ class FoldedNetwork(Stored):
         output,
         input_shape: "tuple[int, ...] | None" = None,
         batch: "int | None" = None,
+        neurons: "dict[str, tuple[str, int]] | None" = None,
     ):
         super().__init__()
         self.batch = batch
+        self.neurons = {name: tuple(call) for name, call in (neurons or {}).items()}
         self.input_shape = None if input_shape is None else tuple(input_shape)
         self.steps = tuple(steps)
         self.output = output
@@ -275,6 +278,8 @@ class EncodingCall(nn.Module):
                 return inputs[value.which] if is_input else getattr(self, value.which)
             if isinstance(value, (tuple, list)):
                 return type(value)(given(item) for item in value)
+            if isinstance(value, slice):
+                return slice(given(value.start), given(value.stop), given(value.step))
             if isinstance(value, dict):
                 return {key: given(item) for key, item in value.items()}
             return value

@@ -13,9 +13,11 @@ from torch.utils import _pytree as pytree
 
 from realspike_ops.nn import RealSpikeLIF
 from realspike_ops.reparam.errors import ReparameterizationError
+from realspike_ops.reparam.trace import OTHER_VALUES
 
 # Of the largest value: the order of sums may differ, where a layout does.
 _TOLERANCE = 1e-4
+_SEED = 8_403_017_265
 
 
 def prove(model: nn.Module, graph: fx.GraphModule, example: Tensor, batch_is_free: bool) -> None:
@@ -43,10 +45,7 @@ def prove(model: nn.Module, graph: fx.GraphModule, example: Tensor, batch_is_fre
         if (name := _first_difference(expected, got)) is None:
             continue
         if _first_difference(expected, _run(model, model, x)) is not None:
-            raise ReparameterizationError(
-                "forward() gives other values at every call: what it draws outside of PyTorch, or "
-                "remembers from the call before, cannot be folded"
-            )
+            raise ReparameterizationError(OTHER_VALUES)
         raise ReparameterizationError(
             f"forward() cannot be followed: {name} would be another than in the model, for a batch "
             f"of {len(x)}; the usual causes are numbers computed from tensors or from the size of "
@@ -78,8 +77,12 @@ def _run(module: nn.Module, call, x: Tensor) -> "list[tuple[str, Tensor]]":
     for name, lif in neurons:
         lif.forward = emits(name, lif)
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(0)
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.no_grad(),
+            torch.autocast("cpu", enabled=False),
+        ):
+            torch.manual_seed(_SEED)  # one that no forward sets
             result = call(x.clone())
     finally:
         for _, lif in neurons:

@@ -7,6 +7,7 @@ constant of the graph. Aliases are told by storages, changes in place by version
 
 import logging
 import operator
+from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
 from threading import get_ident
@@ -53,7 +54,10 @@ class Recorder(TorchFunctionMode):
         self.root, self.graph = root, fx.Graph()
         self.example_batch = example_batch
         self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self.called: list[str] = []  # what was called, in order, whether it is recorded or not
+        # What was called and with which numbers, in order, whether it is recorded or not.
+        self.called: list = []
+        self._last = "forward"
+        self._calls: Counter = Counter()
         self._path: list[tuple[str, type]] = []
         self._is_inside = False  # a call whose own calls are its business
         self._nodes: dict[int, fx.Node] = {}  # by id of a tensor
@@ -64,7 +68,6 @@ class Recorder(TorchFunctionMode):
         self._names = {id(m): name for name, m in root.named_modules()}
         attributes = (*root.named_parameters(), *root.named_buffers())
         self._attributes = {id(t): name for name, t in attributes}
-        self._autocast = torch.is_autocast_enabled("cpu")
 
     def run(self, example: Tensor) -> None:  # a FakeTensor of `fake_mode`
         """Run forward on a tensor without values."""
@@ -81,7 +84,7 @@ class Recorder(TorchFunctionMode):
     def place(self) -> str:
         """Where the run is, as an error names it."""
         path = self._path[-1][0] if self._path else ""
-        last = repr(self.called[-1]) if self.called else "forward"
+        last = repr(self._last)
         return f"{last} in {path!r}" if path and last != repr(path) else last
 
     def refuse(self, reason: str):
@@ -98,7 +101,7 @@ class Recorder(TorchFunctionMode):
 
     def _call_function(self, func, args, kwargs):
         name = called_name(func)
-        self.called.append(name)
+        self._note(name, args, kwargs)
         if name.startswith("realspike::lif"):
             self.refuse(
                 "neurons that are called as a function (lif) and not as a layer (RealSpikeLIF)"
@@ -136,7 +139,7 @@ class Recorder(TorchFunctionMode):
         try:
             if self._is_inside or not self._depends(args, kwargs) or not self._is_layer(module):
                 return forward(module, *args, **kwargs)
-            self.called.append(name)
+            self._note(name, args, kwargs)
             with self._inside():
                 return self._run("call_module", name, args, kwargs, forward)
         finally:
@@ -152,10 +155,21 @@ class Recorder(TorchFunctionMode):
             self.refuse(f"{type(module).__name__} is not a plain {base.__name__}: {reason}")
         return reason is None
 
+    def _note(self, name: str, args, kwargs) -> None:
+        self._last = name
+        self.called.append(name)
+
+        def note(value):
+            if isinstance(value, (bool, int, float, str)):
+                self.called.append(value)
+            return value
+
+        fx.node.map_aggregate((tuple(args), kwargs), note)
+
     # --- one call
 
     def _run(self, op: str, target, args, kwargs, forward: "Callable | None" = None):
-        if torch.is_autocast_enabled("cpu") != self._autocast:
+        if any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")):
             self.refuse("torch.autocast inside forward() is not kept: cast tensors by hand")
         given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         for t in given:
@@ -220,6 +234,7 @@ class Recorder(TorchFunctionMode):
         if isinstance(result, Tensor):
             self._keep(result, node)
             return result
+        self.called.append(f"{len(result)} results")
         for key, item in enumerate(result):
             if isinstance(item, Tensor):
                 one = self._node("call_function", operator.getitem, (node, key), {}, item)
@@ -230,6 +245,7 @@ class Recorder(TorchFunctionMode):
         args, kwargs = (fx.node.map_aggregate(a, self._argument) for a in (tuple(args), kwargs))
         node = self.graph.create_node(op, target, args, kwargs)
         node.meta["val"] = result
+        node.meta["call"] = self._calls[target] = self._calls[target] + 1
         node.meta["nn_module_stack"] = {name: (name, kind) for name, kind in self._path}
         return node
 
@@ -266,6 +282,8 @@ class Recorder(TorchFunctionMode):
         """Return what stands in the graph for a tensor, or for a size of the batch."""
         if isinstance(value, Tensor):
             return self._nodes[id(value)] if id(value) in self._nodes else self._constant(value)
+        if isinstance(value, torch.Generator):
+            self.refuse("it draws random numbers from a torch.Generator of its own")
         if not is_of_batch(value):
             return value
         if value not in self._sizes:

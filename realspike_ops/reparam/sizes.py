@@ -14,6 +14,18 @@ def batch_size(x: Tensor, numerator: int, denominator: int, offset: int) -> int:
     return x.shape[0] * numerator // denominator + offset
 
 
+def size_of(number, rows: int, example: int):
+    """Return what a number of the trace is in a batch of ``rows``, where the example had
+    ``example``; one that is not of the batch is what it is."""
+    if not is_of_batch(number):
+        return number
+    try:
+        numerator, _, offset = of_batch(number, example)
+    except ValueError:
+        return None
+    return numerator * rows // example + offset
+
+
 def is_of_batch(number: object) -> bool:
     """Whether a number of the trace was counted from its batch."""
     return isinstance(number, int) and not isinstance(number, bool) and abs(number) > PRIME // 2

@@ -10,12 +10,16 @@ from torch.nn.utils import parametrize
 
 from realspike_ops.nn import RealSpikeLIF
 from realspike_ops.reparam.errors import ReparameterizationError
-from realspike_ops.reparam.sizes import PRIME
+from realspike_ops.reparam.sizes import PRIME, size_of
 
 _WRAPPERS = (
     nn.DataParallel,
     nn.parallel.DistributedDataParallel,
     torch.optim.swa_utils.AveragedModel,
+)
+OTHER_VALUES = (
+    "forward() gives other values at every call: what it draws outside of PyTorch, or remembers "
+    "from the call before, cannot be folded"
 )
 _KEEP_TRAINING = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 
@@ -132,7 +136,14 @@ def _recorded(model: nn.Module, example: Tensor, times: int):
             )
             if example.dim() == 4 and example.is_contiguous(memory_format=torch.channels_last):
                 x = x.contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
+        # Whatever surrounds the call, forward runs as it would by itself.
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.device("cpu"),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+        ):
             recorder.run(x)
     except ReparameterizationError:
         raise
@@ -157,7 +168,7 @@ def trace_of_any_batch(model: nn.Module, example: Tensor) -> "tuple[fx.GraphModu
     _check_inputs(model, example)
     rows = _few_rows(model, example)
 
-    def called(rows: Tensor, times: int) -> "list[str]":
+    def called(rows: Tensor, times: int) -> list:
         return _recorded(copy.deepcopy(model), rows, times).called
 
     try:
@@ -167,20 +178,34 @@ def trace_of_any_batch(model: nn.Module, example: Tensor) -> "tuple[fx.GraphModu
             raise
         rows = example
         expected = called(rows, 1)
-    other_batches = [(rows, 2), *([(rows[:1], 1)] if len(rows) > 1 else [])]
-    for n, (few, times) in enumerate(other_batches):
+    if called(rows, 1) != expected:
+        raise ReparameterizationError(OTHER_VALUES)
+    seen = {len(rows): expected}
+    for few, times in ((rows, 2), (rows[:1], 1)):
         try:
-            others = called(few, times)
+            seen[len(few) * times] = called(few, times)
         except ReparameterizationError:
-            if n == 0:
+            if times == 2:
                 return trace(model, rows), rows, False
-            continue
-        if others != expected:
-            raise ReparameterizationError(
-                f"forward() does something else for a batch of {len(few) * times} than for one of "
-                f"{len(rows)}: control flow must not depend on the size of the batch"
-            )
-    return trace(model, rows, PRIME), rows, True
+        if _names(seen.get(len(few) * times, expected)) != _names(expected):
+            _refuse_batch(len(few) * times, len(rows))
+    recorder = _recorded(model, rows, PRIME)
+    for batch, others in seen.items():
+        known = [size_of(number, batch, len(rows)) for number in recorder.called]
+        if known != others:
+            _refuse_batch(batch, len(rows))
+    return fx.GraphModule(recorder.root, recorder.graph), rows, True
+
+
+def _names(called: list) -> list[str]:
+    return [entry for entry in called if isinstance(entry, str)]
+
+
+def _refuse_batch(batch: int, rows: int):
+    raise ReparameterizationError(
+        f"forward() does something else for a batch of {batch} than for one of {rows}, or of many: "
+        "neither control flow nor floating-point numbers may depend on the size of the batch"
+    )
 
 
 def _check_inputs(model: nn.Module, example: Tensor) -> None:
