@@ -179,7 +179,7 @@ class Recorder(TorchFunctionMode):
                     "write it without changing it (x = x + y)"
                 )
         fakes = [self._fake(t) for t in given]
-        versions = [t._version for t in fakes]
+        versions = [_version(t) for t in fakes]
         try:
             with self.fake_mode:
                 stand_ins = pytree.tree_map_only(Tensor, self._fake, (args, kwargs))
@@ -192,7 +192,7 @@ class Recorder(TorchFunctionMode):
         changed = {
             id(t): t
             for t, fake, version in zip(given, fakes, versions, strict=True)
-            if fake._version != version
+            if _version(fake) != version
         }
         if not changed:
             holds_tensors = any(isinstance(r, Tensor) for r in pytree.tree_leaves(result))
@@ -374,6 +374,11 @@ def _fire(lif: RealSpikeLIF, x: Tensor) -> Tensor:
         if isinstance(parameter, Tensor):
             checks.check_parameter(name, parameter, x.shape[1:])
     return torch.zeros_like(x)
+
+
+def _version(tensor: Tensor) -> int:
+    """Return a number that every change in place raises; inference_mode() counts none."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _storage(tensor: Tensor) -> int:
