@@ -5,16 +5,15 @@ data again.
 """
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 import realspike_ops as rso
 from realspike import checkpoint, trained
 from realspike.checkpoint import FOLDED_FORMAT, CheckpointError
-from realspike.files import write_atomically
 from realspike.network_config import NetworkConfig
 from realspike.optional import require
 from realspike.trained import Trained
@@ -33,20 +32,12 @@ def save(path: Path, network: Trained, folded: nn.Module) -> None:
     Raises:
         OSError: if the file cannot be written.
     """
-    plain = path.with_name(f".{path.name}.{os.getpid()}.folded")
-    try:
-        plain.touch()  # safetensors' own error has no reason
-        rso.save_folded(folded, plain)
-        with checkpoint.open_file(plain) as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            metadata = file.metadata() | {
-                _CONFIG: json.dumps(network.network_config.to_dict()),
-                _RECORD: json.dumps(network.record),
-            }
-        write_atomically(path, require("safetensors.torch").save(tensors, metadata))
-    finally:
-        if plain.parent.is_dir():
-            plain.unlink(missing_ok=True)
+    require("safetensors.torch")
+    metadata = {
+        _CONFIG: json.dumps(network.network_config.to_dict()),
+        _RECORD: json.dumps(network.record),
+    }
+    rso.save_folded(folded, path, metadata)
 
 
 def is_folded(path: Path) -> bool:
@@ -69,9 +60,23 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Trained:
         config = NetworkConfig.from_dict(checkpoint.json_object(metadata, _CONFIG))
         record = checkpoint.json_object(metadata, _RECORD)
         network = rso.load_folded(path)
+        _try(network, trained.example_input(config), config.classes)
     except (ValueError, OSError) as error:
         raise CheckpointError(f"cannot load the folded network {path}: {error}") from error
     return Trained(network, config, trained.config_of(config, record, overrides), record, path)
+
+
+@torch.inference_mode()
+def _try(network: nn.Module, example: Tensor, classes: int) -> None:
+    """Run a network on one sample; ValueError if it cannot, or classifies something else."""
+    try:
+        logits = network(example)
+        fits = tuple(logits.shape) == (1, classes) and bool(torch.isfinite(logits).all())
+    except Exception as error:  # its steps may do anything that tensors refuse
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"it cannot run: {text:.200}") from error
+    if not fits:
+        raise ValueError(f"it does not give {classes} finite numbers for a sample")
 
 
 def load_either(path: Path, overrides: Sequence[str] = ()) -> Trained:
