@@ -1,4 +1,4 @@
-"""Folded networks in files that were made to do harm: refused in one line, before memory is taken."""
+"""Folded networks in files made to do harm: refused in one line, before memory is taken."""
 
 import itertools
 import json
