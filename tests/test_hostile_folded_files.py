@@ -47,12 +47,9 @@ def path(folded, tmp_path):
 
 def parts(path):
     with safetensors.safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        return (
-            json.loads(metadata["network"]),
-            metadata,
-            {k: file.get_tensor(k) for k in file.keys()},
-        )
+        metadata, names = file.metadata(), list(file.keys())
+        tensors = {name: file.get_tensor(name).clone() for name in names}
+    return json.loads(metadata["network"]), metadata, tensors
 
 
 def refused(path, network=None, tensors=None, text=None):
