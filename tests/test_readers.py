@@ -15,24 +15,19 @@ sys.path.insert(0, str(PROOFS))
 from readers import READERS, check  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-FOUND = sorted((PROOFS / "found").glob("*/*"))
 
 
 @pytest.mark.parametrize("name", READERS)
 def test_valid_inputs_are_read(name, tmp_path):
     for seed in READERS[name].seeds(tmp_path):
-        if name == "cifar-archive":  # its batches are empty, to be small
-            with pytest.raises(READERS[name].errors, match="0 images"):
-                READERS[name].read(seed, tmp_path)
-        else:
-            READERS[name].read(seed, tmp_path)
+        READERS[name].read(seed, tmp_path)
 
 
-@pytest.mark.parametrize("path", FOUND, ids=lambda path: f"{path.parent.name}-{path.name[-12:]}")
-def test_what_was_found(path, tmp_path):
-    name = path.parent.name
+@pytest.mark.parametrize("name", READERS)
+def test_what_was_found(name, tmp_path):
     READERS[name].seeds(tmp_path)
-    check(name, path.read_bytes(), tmp_path)
+    for path in sorted((PROOFS / "found" / name).glob("*")):
+        check(name, path.read_bytes(), tmp_path)
 
 
 def damaged(content: bytes, chance: random.Random) -> bytes:

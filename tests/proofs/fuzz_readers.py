@@ -17,7 +17,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 FOUND = Path(__file__).parent / "found"
 SECONDS, MEGABYTES = 10, 2048  # that one input may take
-INSTRUMENTED = ["realspike", "realspike_ops.safe_files", "realspike_ops.reparam", "pickletools"]
+INSTRUMENTED = [
+    *("pickletools", "realspike.checkpoint", "realspike.data", "realspike.folded"),
+    *("realspike.network_config", "realspike.run_config", "realspike.strict_yaml"),
+    *("realspike.train.history", "realspike.trained", "realspike_ops.safe_files"),
+    *("realspike_ops.reparam.bounded_run", "realspike_ops.reparam.file"),
+]
 NEVER = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect")
 
 
