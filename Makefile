@@ -5,6 +5,7 @@
 #   make bench        the benchmarks
 #   make lint         ruff and clang-format
 #   make plant-bugs   plant bugs, one at a time, and see that the tests notice each (CPU, minutes)
+#   make proofs       search inputs that a reader of files does not withstand (CPU, 40 minutes)
 #   make gpu          on a machine with a CUDA card: build for it, test, check memory, benchmark
 #   make clean        remove the environment and everything that was built
 
@@ -16,7 +17,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: quickstart test bench lint plant-bugs gpu setup clean
+.PHONY: quickstart test bench lint plant-bugs proofs gpu setup clean
 
 quickstart: $(VENV)/.built
 	$(BIN)/realspike quickstart --out runs/quickstart
@@ -34,6 +35,10 @@ lint: $(VENV)/.built
 
 plant-bugs: $(VENV)/.built
 	$(BIN)/python tests/plant_bugs.py
+
+proofs: $(VENV)/.built
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e ".[fuzz]"
+	nice $(BIN)/python tests/proofs/fuzz_readers.py
 
 setup: $(VENV)/.built
 
