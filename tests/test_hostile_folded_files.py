@@ -188,7 +188,7 @@ def test_numbers_that_double_their_digits(path):
         {"name": name, "inputs": [before], "layer": square}
         for before, name in itertools.pairwise(names)
     ]
-    network["output"] = value(names[-1])
+    network["output"], network["neurons"] = value(names[-1]), {}
     assert "computes with int" in refused(path, network, {})
 
 
@@ -270,6 +270,8 @@ def test_steps_that_are_no_sequence(path):
     assert "input_shape must be" in changed(lambda _, n: n.update(input_shape=[2**70 % 99, -1]))
     assert "input_shape must be" in changed(lambda _, n: n.update(input_shape=None))
     assert "batch must be" in changed(lambda _, n: n.update(batch=0))
+    for neurons in ([], {"absent": ["lif", 0]}, {"lif": "lif"}, {"lif": ["lif", "0"]}, None):
+        assert "neurons must name" in changed(lambda _, n, to=neurons: n.update(neurons=to))
     changed(lambda _, n: n.update(input_shape=[1, 7, 7]))
     changed(lambda _, n: n.update(steps=[]))
     changed(lambda _, n: n.update(steps=3))
