@@ -6,23 +6,23 @@ import io
 import torch
 from torch import Tensor
 
-DT = 1e-4
 
-
-def snntorch_network(graph):
+def snntorch_network(graph, dt: float):
     from snntorch.import_nir import import_from_nir
+
+    assert dt == 1e-4, "snnTorch knows no other"
 
     with contextlib.redirect_stdout(io.StringIO()):  # it prints warnings, and what it looks for
         return import_from_nir(graph)
 
 
-def spikingjelly_network(graph):
+def spikingjelly_network(graph, dt: float):
     from spikingjelly.activation_based.nir_exchange.from_nir import import_from_nir
 
-    return import_from_nir(graph, dt=DT)
+    return import_from_nir(graph, dt=dt)
 
 
-def norse_network(graph):
+def norse_network(graph, dt: float):
     """Norse's own cells, wired by nirtorch's interpreter instead of its deprecated executor."""
     import nir
     import nirtorch
@@ -31,7 +31,7 @@ def norse_network(graph):
     kinds = (nir.Affine, nir.Conv2d, nir.Flatten, nir.Linear, nir.LIF)
 
     def cell(node):
-        return _import_norse_module(node, ignore_warnings=True, dt=DT)
+        return _import_norse_module(node, ignore_warnings=True, dt=dt)
 
     return nirtorch.nir_to_torch(graph, dict.fromkeys(kinds, cell))
 
@@ -49,14 +49,14 @@ PACKAGES = {
 
 
 @torch.no_grad()
-def run(reader: str, graph, frames: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+def run(reader: str, graph, frames: Tensor, dt: float = 1e-4) -> tuple[dict[str, Tensor], Tensor]:
     """Step a graph through frames [T, B, ...].
 
     Returns the spikes of every LIF node and the output, each [T, B, ...]; flattened maps stay flat.
     """
     import nir
 
-    network = NETWORKS[reader](graph).eval()
+    network = NETWORKS[reader](graph, dt).eval()
     fired: dict[str, list[Tensor]] = {}
 
     def record(name):

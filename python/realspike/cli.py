@@ -10,13 +10,23 @@ import sys
 from collections.abc import Sequence
 
 from realspike import output
-from realspike.commands import common, evaluate, fold, plot, profile, quickstart, table, train
+from realspike.commands import (
+    common,
+    evaluate,
+    export,
+    fold,
+    plot,
+    profile,
+    quickstart,
+    table,
+    train,
+)
 from realspike.errors import UserError
 from realspike.names import nearest
 
 # Nothing above or at the top of this file imports torch: --help and wrong arguments answer at once.
 
-_COMMANDS = (quickstart, train, evaluate, fold, profile, table, plot)
+_COMMANDS = (quickstart, train, evaluate, fold, export, profile, table, plot)
 
 
 class _Version(argparse.Action):

@@ -9,6 +9,7 @@ _DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml"}
 _EXTRAS = {"lightning": "train", "tensorboard": "train", "yaml": "train"} | {
     "kornia": "data",
     "PIL": "data",
+    "nir": "nir",
 }
 
 

@@ -60,7 +60,9 @@ def folded_encoding(folded: FoldedNetwork, real: dict[str, Step], name: str) -> 
     try:
         return reparameterize(_Encoding(folded, steps), example)
     except ReparameterizationError as error:
+        # What stands for the image here are spikes, which the user's network has not.
+        reason = str(error).replace(" reads the spikes of a LIF layer and cannot be folded", "")
         raise ValueError(
-            f"the encoding step {name!r} is more than NIR's convolutions and sums can compute from "
-            f"the image: {error}"
+            f"{name!r} of the encoding has no equal in NIR, which computes convolutions, averages "
+            f"and sums from the image: {reason}"
         ) from error

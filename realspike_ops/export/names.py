@@ -19,7 +19,7 @@ class Names:
     def __call__(self, wanted: str) -> str:
         name = re.sub(r"\W", "_", wanted, flags=re.ASCII)
         hides = keyword.iskeyword(name) or any(hasattr(owner, name) for owner in _OWNERS)
-        if hides or not name.isidentifier() or name.startswith("_"):
+        if hides or not name or name.startswith("_"):
             name = f"node_{name}"
         unique, count = name, 1
         while unique in self._taken:
