@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import pytest
 import torch
@@ -359,3 +360,32 @@ def test_help_of_every_command(capsys):
     with pytest.raises(SystemExit):
         cli.main(["eval", "x", "--sample", "3", "--jsn"])
     assert "unrecognized arguments: --jsn (did you mean '--json'?)" in capsys.readouterr().err
+
+
+# export
+
+
+def test_export_of_a_trained_and_of_a_folded_network(run, tmp_path, capsys):
+    nir = pytest.importorskip("nir")
+    output(capsys, "fold", run, "-o", tmp_path / "folded.safetensors")
+    graphs = []
+    for source in (run, tmp_path / "folded.safetensors"):
+        written = output(capsys, "export", source, "-o", tmp_path / "new" / "net.nir")
+        assert "3 timesteps" in written
+        graphs.append(nir.read(tmp_path / "new" / "net.nir"))
+    assert graphs[0].metadata["sha256"] == graphs[1].metadata["sha256"]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["net.nir"]
+    network = rso.import_nir(graphs[0]).eval()
+    digits = load_digits().test_images[:20]
+    expected = predict(trained.load(run).network, digits)
+    assert torch.allclose(predict(network, digits), expected, atol=1e-5)
+
+
+def test_export_says_what_it_cannot_do(run, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("nir")
+    out = tmp_path / "net.nir"
+    assert "max_bytes" in output(capsys, "export", run, "-o", out, "--max-bytes", 1000, code=1)
+    assert "no such file" in output(capsys, "export", tmp_path / "none", "-o", out, code=2)
+    monkeypatch.setitem(sys.modules, "nir", None)
+    assert "pip install '.[nir]'" in output(capsys, "export", run, "-o", out, code=2)
+    assert not out.exists()

@@ -202,6 +202,50 @@ def test_refused(layers, message):
         rso.export_nir(folded)
 
 
+class Adding(nn.Module):
+    """Adds the spikes of two layers, one of them twice, in front of one convolution."""
+
+    def __init__(self, twice: bool):
+        super().__init__()
+        self.twice = twice
+        self.a, self.lif_a, self.b = nn.Conv2d(1, 2, 1), neurons(), nn.Conv2d(2, 2, 3, padding=1)
+        self.lif_b, self.c, self.lif_c = neurons(), nn.Conv2d(2, 3, 3, padding=1), neurons()
+
+    def forward(self, x):
+        x = self.lif_a(self.a(x))
+        y = self.lif_b(self.b(x))
+        return self.lif_c(self.c(x + y + y if self.twice else x + y))
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_spikes_that_are_added_meet_in_one_node_if_their_weights_are_equal(twice):
+    model, x = nir_networks.on_a_grid(Adding(twice), seed=5), nir_networks.image(6, 1, 5, 4)
+    with torch.no_grad():
+        model.c.bias.fill_(-0.25)
+    folded = rso.reparameterize(model, x)
+    graph = rso.export_nir(folded)
+    readers = [name for source, name in graph.edges if source == "lif_b"]
+    assert len(readers) == 1
+    assert (("lif_a", *readers) in graph.edges) == (not twice)
+    into = [name for name, target in graph.edges if target == "lif_c"]
+    assert sum(graph.nodes[name].bias for name in into).tolist() == [-0.25] * 3
+    with torch.no_grad():
+        expected = folded(x)
+        assert 0 < expected.sum() < expected.numel()
+        assert torch.equal(rso.import_nir(graph)(x), expected)
+
+
+def test_neurons_that_read_the_image_and_neurons():
+    layers = (neurons(), neurons(v_threshold=1.0), nn.Conv2d(1, 1, 1))
+    folded = rso.reparameterize(nn.Sequential(*layers).eval(), torch.zeros(2, 1, 2, 2))
+    graph = rso.export_nir(folded)
+    assert graph.edges[:2] == [("input", "0"), ("0", "1")]
+    with pytest.warns(UserWarning, match="'0', '1'"):
+        relayed = rso.export_nir(folded, fold_r=True, dt=1.0)
+    gains = [n.weight.item() for n in relayed.nodes.values() if isinstance(n, nir.Conv2d)]
+    assert gains == pytest.approx([1 / 0.75, 1 / 0.75, layers[2].weight.item()])
+
+
 @pytest.mark.parametrize("field", ["threshold", "decay"])
 def test_numbers_of_single_neurons_are_refused(field):
     lif = neurons(shape=(2, 4, 4), **{f"{field}_granularity": "channel"})

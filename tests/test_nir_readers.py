@@ -15,7 +15,7 @@ import realspike_ops as rso
 
 def needs(reader: str) -> str:
     for package in PACKAGES[reader]:
-        pytest.importorskip(package)
+        pytest.importorskip(package, reason=f"{reader} is not installed: pip install .[peers]")
     return reader
 
 
@@ -134,7 +134,8 @@ def test_r_of_one_for_readers_that_ignore_r(any_dt_reader, name, decay, one_thre
     assert_equal_spikes(any_dt_reader, folded, x, graph, dt)
 
 
-def test_modules_are_installed_where_the_tests_of_readers_must_run():
-    if os.environ.get("REALSPIKE_NIR_READERS"):
-        for package in {name for names in PACKAGES.values() for name in names}:
-            importlib.import_module(package)
+@pytest.mark.skipif("REALSPIKE_PEERS" not in os.environ, reason="set where peers are installed")
+@pytest.mark.parametrize("reader", sorted(PACKAGES))
+def test_readers_are_there_where_they_are_said_to_be(reader):
+    for package in PACKAGES[reader]:
+        importlib.import_module(package)

@@ -87,7 +87,7 @@ def export_nir(
         layers = ", ".join(map(repr, walk.rounded_by_r))
         warnings.warn(
             f"fold_r=True rounds the weights that reach {layers}: 1 - decay is no power of two",
-            stacklevel=2,
+            stacklevel=3,  # behind torch.no_grad
         )
     graph = package.NIRGraph(
         {name: node.build() for name, node in walk.nodes.items()},

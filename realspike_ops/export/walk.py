@@ -263,11 +263,13 @@ class Walk:
             or not all(branch.is_conv for branch in branches)
             or any(current.is_flat for current in currents)
         )
-        signals = [signal for b in branches for signal in self._nodes_of(b, is_flat)]
+        signals = [self._node_of(branch, is_flat) for branch in branches]
         signals += [self._flat(current) if is_flat else current for current in currents]
         nodes = tuple(node for signal in signals for node in signal.nodes)
         if len(set(nodes)) < len(nodes):
-            raise ValueError(f"{name!r} adds a current to itself: NIR has one edge between nodes")
+            raise ValueError(
+                f"{name!r} adds a current to itself: NIR has one edge between two nodes"
+            )
         return Signal(nodes, shape, is_flat)
 
     def _branch(self, name: str, layer: nn.Module, sources: list[Signal]) -> Branch:
@@ -285,7 +287,7 @@ class Walk:
         identity = layers.OneToOneSynapses(torch.ones(1))
         whole = Signal(signal.nodes, signal.node_shape, signal.is_flat)
         branch = _scaled(self._branch(name, identity, [whole]), factor)
-        (relayed,) = self._nodes_of(branch, signal.is_flat)
+        relayed = self._node_of(branch, signal.is_flat)
         return Signal(relayed.nodes, signal.shape, signal.is_flat)
 
     # --- nodes
@@ -296,24 +298,13 @@ class Walk:
         self.edges += [(source, name) for signal in signals for source in signal.nodes]
         return name
 
-    def _nodes_of(self, branch: Branch, is_flat: bool) -> list[Signal]:
-        """Plan the node of a branch; several where the same spikes come several times."""
-        signals, sources = [], branch.sources
-        while sources:
-            once = list({source.nodes: source for source in sources}.values())
-            sources = list(sources)
-            for source in once:
-                sources.remove(source)
-            signals.append(self._node_of(branch, once, is_flat, with_bias=not signals))
-        return signals
-
-    def _node_of(
-        self, branch: Branch, sources: list[Signal], is_flat: bool, with_bias: bool
-    ) -> Signal:
+    def _node_of(self, branch: Branch, is_flat: bool) -> Signal:
         name, synapses = branch.name, branch.map
         weight = synapses.weight
         kernel = weight[0, 0].numel() * weight.shape[2] * self.dtype.itemsize
-        bias = branch.bias if with_bias else torch.zeros_like(branch.bias)
+        bias, sources = branch.bias, branch.sources
+        if len({source.nodes for source in sources}) < len(sources):
+            raise ValueError(f"{name!r} reads spikes twice: NIR has one edge between two nodes")
         one_position = math.prod(synapses.out_shape[1:]) == 1
         if branch.is_conv and not (is_flat and one_position):
             K, _, padding = synapses.square()
