@@ -219,16 +219,16 @@ class Adding(nn.Module):
 
 @pytest.mark.parametrize("twice", [False, True])
 def test_spikes_that_are_added_meet_in_one_node_if_their_weights_are_equal(twice):
-    model, x = nir_networks.on_a_grid(Adding(twice), seed=5), nir_networks.image(6, 1, 5, 4)
+    model, x = nir_networks.on_a_grid(Adding(twice), seed=1), nir_networks.image(6, 1, 5, 4)
     with torch.no_grad():
-        model.c.bias.fill_(-0.25)
+        model.c.bias.fill_(0.125)
     folded = rso.reparameterize(model, x)
     graph = rso.export_nir(folded)
     readers = [name for source, name in graph.edges if source == "lif_b"]
     assert len(readers) == 1
     assert (("lif_a", *readers) in graph.edges) == (not twice)
     into = [name for name, target in graph.edges if target == "lif_c"]
-    assert sum(graph.nodes[name].bias for name in into).tolist() == [-0.25] * 3
+    assert sum(graph.nodes[name].bias for name in into).tolist() == [0.125] * 3
     with torch.no_grad():
         expected = folded(x)
         assert 0 < expected.sum() < expected.numel()
