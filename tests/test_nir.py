@@ -266,6 +266,16 @@ def test_int8_in_steps_of_any_scale_is_refused():
         rso.export_nir(folded)
 
 
+def test_several_outputs_are_refused():
+    class Two(Adding):
+        def forward(self, x):
+            y = self.lif_a(self.a(x))
+            return y, self.lif_b(self.b(y))
+
+    with pytest.raises(ValueError, match=r"several outputs, 'lif_a', 'lif_b', .*one tensor"):
+        exported(Two(False).eval(), torch.zeros(2, 1, 3, 3))
+
+
 def test_hooks_are_refused():
     model, x = nir_networks.network("vgg", 2)
     folded = rso.reparameterize(model, x)

@@ -89,6 +89,12 @@ class Walk:
             raise ValueError(
                 "folded takes inputs of any shape, and a graph has one: fold with reparameterize"
             )
+        if not isinstance(folded.output, str):
+            names = ", ".join(map(repr, folded.outputs))
+            raise ValueError(
+                f"folded returns several outputs, {names}, and readers of NIR take one: fold a "
+                "model that returns one tensor"
+            )
         self.nir, self.folded, self.dt, self.fold_r, self.dtype = nir, folded, dt, fold_r, dtype
         self.nodes: dict[str, PlannedNode] = {}
         self.edges: list[tuple[str, str]] = []
