@@ -113,7 +113,7 @@ def value(number):
 
 
 TEXT_TIMES = call("function", "operator.mul") | {
-    "args": {"tuple": [value("ab"), value(600_000_000)]}
+    "args": {"tuple": [value("ab"), value(60_000_000)]}
 }
 CALLS = {
     "a text times a number": (TEXT_TIMES, "computes with str"),
@@ -199,6 +199,7 @@ CHANGES = {
         {"in_channels": 10**6, "out_channels": 10**6, "kind": "Conv2d", "bias": False},
         "size mismatch",
     ),
+    "no channels": ("Conv2d", {"in_channels": 0, "out_channels": 0}, "must be at least 1; got 0"),
     "more than all memory": ("Conv2d", {"in_channels": 2**40, "out_channels": 2**40}, ""),
     "an absurd border": ("Conv2d", {"padding": [10**9, 10**9]}, "padding of a Conv2d is larger"),
     "a large border": ("Conv2d", {"padding": [60000, 60000]}, "memory_limit"),

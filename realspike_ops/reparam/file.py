@@ -297,7 +297,10 @@ def _built(described: dict, tensors: dict[str, Tensor]) -> nn.Module:
     kind = described.pop("kind")
     for key, value in described.items():
         # The numbers of features, channels and classes are those of tensors.
-        if not key.endswith(("features", "channels")) and not _is_small(value):
+        if key.endswith(("features", "_channels")):
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{key} of a {kind} must be at least 1; got {value!r:.80}")
+        elif not _is_small(value):
             raise ValueError(f"{key} of a {kind} is larger than {LARGEST_SIZE}: {value!r:.80}")
     by_arguments = {cls.__name__: cls for cls in _BY_ARGUMENTS}
     if kind in by_arguments:
