@@ -127,6 +127,14 @@ def test_sizes_behind_the_neurons():
     refused(Network(body=lambda m, z: m.lif2(m.conv2(z) * z.shape[0])), "size of the batch")
 
 
+def test_an_example_without_images_and_one_that_is_no_batch():
+    model, x = Network(), normal((3, 3, 6, 6), 1)
+    folded = rso.reparameterize(model, x[:0])
+    assert torch.equal(folded(x), rso.reparameterize(model, x)(x))
+    with pytest.raises(rso.ReparameterizationError, match="must be a batch"):
+        rso.reparameterize(model, x.sum())
+
+
 def test_a_batch_that_is_a_number_stays_one():
     model = Network(lambda m, x: m.encode(x).view(6, 4, 6, 6))
     folded = rso.reparameterize(model, normal((3, 3, 6, 6), 0))

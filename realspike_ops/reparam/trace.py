@@ -165,6 +165,8 @@ def trace_of_any_batch(model: nn.Module, example: Tensor) -> "tuple[fx.GraphModu
     Raises:
         ReparameterizationError: also if it does something else for another batch size.
     """
+    if example.dim() == 0:
+        raise ReparameterizationError("example_input must be a batch; it has no dimension")
     _check_inputs(model, example)
     rows = _few_rows(model, example)
 
@@ -178,8 +180,16 @@ def trace_of_any_batch(model: nn.Module, example: Tensor) -> "tuple[fx.GraphModu
             raise
         rows = example
         expected = called(rows, 1)
-    if called(rows, 1) != expected:
-        raise ReparameterizationError(OTHER_VALUES)
+
+    def refuse(batch: int):
+        if called(rows, 1) != expected:
+            raise ReparameterizationError(OTHER_VALUES)
+        raise ReparameterizationError(
+            f"forward() does something else for a batch of {batch} than for one of {len(rows)}, or "
+            "of many: neither control flow nor floating-point numbers may depend on the size of "
+            "the batch"
+        )
+
     seen = {len(rows): expected}
     for few, times in ((rows, 2), (rows[:1], 1)):
         try:
@@ -188,24 +198,17 @@ def trace_of_any_batch(model: nn.Module, example: Tensor) -> "tuple[fx.GraphModu
             if times == 2:
                 return trace(model, rows), rows, False
         if _names(seen.get(len(few) * times, expected)) != _names(expected):
-            _refuse_batch(len(few) * times, len(rows))
+            refuse(len(few) * times)
     recorder = _recorded(model, rows, PRIME)
     for batch, others in seen.items():
         known = [size_of(number, batch, len(rows)) for number in recorder.called]
         if known != others:
-            _refuse_batch(batch, len(rows))
+            refuse(batch)
     return fx.GraphModule(recorder.root, recorder.graph), rows, True
 
 
 def _names(called: list) -> list[str]:
     return [entry for entry in called if isinstance(entry, str)]
-
-
-def _refuse_batch(batch: int, rows: int):
-    raise ReparameterizationError(
-        f"forward() does something else for a batch of {batch} than for one of {rows}, or of many: "
-        "neither control flow nor floating-point numbers may depend on the size of the batch"
-    )
 
 
 def _check_inputs(model: nn.Module, example: Tensor) -> None:
@@ -228,7 +231,9 @@ def _few_rows(model: nn.Module, example: Tensor) -> Tensor:
     """Return as few rows as a network that reads frames [T*B, ...] takes."""
     timesteps = [m.timesteps for m in model.modules() if isinstance(m, RealSpikeLIF)]
     least = math.lcm(*timesteps) if timesteps else 1
-    return example[:least] if len(example) and len(example) % least == 0 else example
+    if len(example) == 0:
+        return example.new_zeros((least, *example.shape[1:]))
+    return example[:least] if len(example) % least == 0 else example
 
 
 def drop_unused(graph: fx.GraphModule) -> None:
