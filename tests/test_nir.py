@@ -350,9 +350,14 @@ def test_r_of_one_warns_where_weights_are_rounded():
 # --- import ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", nir_networks.NAMES)
-def test_round_trip_of_a_grid(name, tmp_path, one_thread):
-    granularity = "none" if name == "features" else "channel"
+@pytest.mark.parametrize(
+    ("name", "granularity"),
+    [
+        *((name, "none" if name == "features" else "channel") for name in nir_networks.NAMES),
+        *((name, "element") for name in ("vgg", "depthwise", "even", "strided-uneven")),
+    ],
+)
+def test_round_trip_of_a_grid(name, granularity, tmp_path, one_thread):
     model, x = nir_networks.network(name, 4, decay=0.3, granularity=granularity)
     folded = rso.reparameterize(model, x)
     graph = rso.export_nir(folded, tmp_path / "net.nir")

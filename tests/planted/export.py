@@ -36,7 +36,7 @@ BUGS = [
         "synapse_map.py",
         "at = outputs * stride - padding + k * dilation",
         "at = outputs * stride + k * dilation",
-        "round_trip_of_trained_weights",
+        "round_trip_of_a_grid",
     ),
     _bug(
         "bias-of-a-sum-dropped",
