@@ -235,6 +235,36 @@ def test_spikes_that_are_added_meet_in_one_node_if_their_weights_are_equal(twice
         assert torch.equal(rso.import_nir(graph)(x), expected)
 
 
+class Repeating(nn.Module):
+    """Repeats what it encodes in a way of its own."""
+
+    def __init__(self, repeat):
+        super().__init__()
+        self.repeat, self.encode = repeat, nn.Conv2d(2, 3, 3)
+        self.lif, self.read, self.total = rso.RealSpikeLIF(4), nn.Linear(12, 3), rso.SumOverTime(4)
+
+    def forward(self, x):
+        return self.total(self.read(self.lif(self.repeat(self.encode(x))).flatten(1)))
+
+
+@pytest.mark.parametrize(
+    "repeat",
+    [
+        lambda x: x.repeat(4, 1, 1, 1),
+        lambda x: x.unsqueeze(0).repeat(4, 1, 1, 1, 1).flatten(0, 1),
+        lambda x: torch.cat([x, x, x, x]),
+    ],
+)
+def test_repetition_over_time_is_found_however_it_is_written(repeat):
+    model, x = nir_networks.on_a_grid(Repeating(repeat)), nir_networks.image(3, 2, 4, 4)
+    folded = rso.reparameterize(model, x)
+    graph = rso.export_nir(folded)
+    assert graph.metadata["encoding"] == "repeat"
+    assert list(graph.nodes)[:3] == ["input", "encode", "lif"]
+    with torch.no_grad():
+        assert torch.equal(rso.import_nir(graph)(x), folded(x))
+
+
 def test_neurons_that_read_the_image_and_neurons():
     layers = (neurons(), neurons(v_threshold=1.0), nn.Conv2d(1, 1, 1))
     folded = rso.reparameterize(nn.Sequential(*layers).eval(), torch.zeros(2, 1, 2, 2))

@@ -4,10 +4,12 @@ NIR has no batch norm, no average over a window and no sum of branches but at a 
 one set of synapses of all these, so the encoding is folded once more, as if the image were spikes.
 """
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
-from realspike_ops.nn import DirectEncoding, RealSpikeLIF
+from realspike_ops.nn import RealSpikeLIF
 from realspike_ops.reparam import FoldedNetwork, ReparameterizationError, reparameterize
 from realspike_ops.reparam.network import INPUT, EncodingCall, Step
 
@@ -26,12 +28,9 @@ class _Encoding(nn.Module):
         values = {INPUT: self.image_(x)}
         for step in self.steps:
             module, inputs = self.get_submodule(step.name), [values[n] for n in step.inputs]
-            if type(module) is DirectEncoding:
-                (values[step.name],) = inputs  # at one timestep
-            elif type(module) is EncodingCall:
-                values[step.name] = module.forward(*inputs)  # its operation is traced, not it
-            else:
-                values[step.name] = module(*inputs)
+            # What a call does is followed, not the layer that holds it.
+            call = module.forward if type(module) is EncodingCall else module
+            values[step.name] = call(*inputs)
         return values[self.steps[-1].name]
 
 
@@ -45,17 +44,48 @@ def real_steps(folded: FoldedNetwork) -> dict[str, Step]:
     return real
 
 
-def folded_encoding(folded: FoldedNetwork, real: dict[str, Step], name: str) -> FoldedNetwork:
+@torch.no_grad()
+def repeated_steps(
+    folded: FoldedNetwork, real: dict[str, Step], timesteps: int
+) -> "dict[str, str]":
+    """Return the real values that repeat another one over time, and which.
+
+    However it is written: a run on random images shows it.
+    """
+    g = torch.Generator().manual_seed(0)
+    values = {INPUT: torch.randn(folded.batch or timesteps, *folded.input_shape, generator=g)}
+    modules = nn.ModuleDict({f"of_{n}": folded.get_submodule(n) for n in real})
+    modules = copy.deepcopy(modules).eval().cpu()
+    repeats = {}
+    for name, step in real.items():
+        value = modules[f"of_{name}"](*(values[source] for source in step.inputs))
+        for source, one in values.items():
+            times = (timesteps, *(1 for _ in one.shape[1:]))
+            if value.shape == (timesteps * len(one), *one.shape[1:]) and torch.equal(
+                value, one.repeat(times)
+            ):
+                repeats[name] = source
+                break
+        values[name] = value
+    return repeats
+
+
+def folded_encoding(
+    folded: FoldedNetwork, real: dict[str, Step], repeats: "dict[str, str]", name: str
+) -> FoldedNetwork:
     """Return a network of neurons in the place of the image, and the synapses that compute the real
-    value ``name`` from it.
+    value ``name`` from it, at one timestep.
 
     Raises:
         ValueError: for an operation that is not linear, named.
     """
+    steps: list[Step] = []
     needed = {name}
     for step in reversed(real.values()):
-        needed |= set(step.inputs) if step.name in needed else set()
-    steps = [step for step in real.values() if step.name in needed]
+        if step.name in needed:
+            inputs = tuple(repeats.get(source, source) for source in step.inputs)
+            steps.insert(0, Step(step.name, inputs))
+            needed |= {*inputs}
     example = torch.zeros(1, *folded.input_shape)
     try:
         return reparameterize(_Encoding(folded, steps), example)

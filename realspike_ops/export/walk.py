@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from realspike_ops import nn as layers
-from realspike_ops.export.encoding import folded_encoding, real_steps
+from realspike_ops.export.encoding import folded_encoding, real_steps, repeated_steps
 from realspike_ops.export.names import Names
 from realspike_ops.export.neurons import neuron_numbers
 from realspike_ops.export.synapse_map import SynapseMap, powers_of_two, synapse_map
@@ -105,7 +105,9 @@ class Walk:
         self.spikes: dict[str, Signal] = {}
         self.currents: dict[tuple[str, bytes], Signal] = {}
         self.flattened: dict[tuple[str, ...], Signal] = {}
-        self.timesteps = 0
+        lifs = (m for m in folded.modules() if isinstance(m, layers.RealSpikeLIF))
+        self.timesteps = next(lifs).timesteps
+        self.repeats = repeated_steps(folded, self.real, self.timesteps)
         self._run()
 
     def check_size(self, max_bytes: int) -> None:
@@ -147,13 +149,10 @@ class Walk:
             elif step.name not in self.real and type(module) not in _CURRENTS:
                 self._refuse(step.name, module)
         shape = self._finish(self._current(output))
-        repeats = any(
-            type(self.folded.get_submodule(name)) is layers.DirectEncoding for name in self.real
-        )
         self.metadata = {
             "timesteps": self.timesteps,
             "dt": self.dt,
-            "encoding": "repeat" if repeats else "frames",
+            "encoding": "repeat" if self.repeats else "frames",
             "readout": readout,
             "output_shape": np.array(shape),
         }
@@ -167,7 +166,6 @@ class Walk:
         )
 
     def _check_timesteps(self, name: str, timesteps: int) -> None:
-        self.timesteps = self.timesteps or timesteps
         if timesteps != self.timesteps:
             raise ValueError(
                 f"{name!r} has {timesteps} timesteps and other layers {self.timesteps}: all layers "
@@ -227,14 +225,14 @@ class Walk:
             return spikes if factor is None else self._relay(f"{name}_times_r", spikes, factor)
         if name not in self.real:
             return self._sum(name, self.folded, name, self.spikes, factor)
-        encoding = folded_encoding(self.folded, self.real, name)
+        if name in self.repeats:
+            return self._current(self.repeats[name], factor)
+        encoding = folded_encoding(self.folded, self.real, self.repeats, name)
         image = encoding.steps[0].name
         if encoding.output == image:
             return self._current(INPUT, factor)
         for step in encoding.steps[1:-1]:
             self._refuse(f"{name}: {step.name}", encoding.get_submodule(step.name))
-        while type(self.folded.get_submodule(name)) is layers.DirectEncoding:
-            (name,) = self.inputs_of[name]  # named after what it repeats
         return self._sum(name, encoding, encoding.output, {image: self.spikes[INPUT]}, factor)
 
     def _sum(
