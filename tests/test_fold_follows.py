@@ -82,6 +82,14 @@ def written_step_by_step(m, x):
     return out.flatten(0, 1)
 
 
+def with_a_constant_that_changes(m, x):
+    level, out = torch.zeros(4, 1, 1), m.encode(x)
+    for _ in range(3):
+        level += 0.25
+        out = out * (1 + level)
+    return out + torch.full_like(out, float("nan")).nan_to_num(0.25)
+
+
 SIZES = {
     "size": lambda m, x: m.norm(m.conv(x)).repeat(T, 1, 1, 1).view(T * x.size(0), 4, 6, 6),
     "shape": lambda m, x: m.encode(x).reshape(T * x.shape[0], *x.shape[1:][:0], 4, 6, 6),
@@ -97,6 +105,7 @@ SIZES = {
     "empty": lambda m, x: torch.empty(T * x.shape[0], 4, 6, 6).copy_(m.encode(x)),
     "quotient": lambda m, x: m.encode(x) / x.shape[0],
     "step-by-step": written_step_by_step,
+    "constant-that-changes": with_a_constant_that_changes,
     "fixed-numbers": lambda m, x: m.encode(x).view(-1, 4, 36).view(-1, 4, 6, 6),
 }
 

@@ -67,7 +67,7 @@ class Recorder(TorchFunctionMode):
         self._in_place: list[nn.Module] = []  # layers that are told to change their input
         self._names = {id(m): name for name, m in root.named_modules()}
         attributes = (*root.named_parameters(), *root.named_buffers())
-        self._attributes = {id(t): name for name, t in attributes}
+        self._constants = {(id(t), _version(t)): name for name, t in attributes}
 
     def run(self, example: Tensor) -> None:  # a FakeTensor of `fake_mode`
         """Run forward on a tensor without values."""
@@ -158,13 +158,10 @@ class Recorder(TorchFunctionMode):
     def _note(self, name: str, args, kwargs) -> None:
         self._last = name
         self.called.append(name)
-
-        def note(value):
-            if isinstance(value, (bool, int, float, str)):
-                self.called.append(value)
-            return value
-
-        fx.node.map_aggregate((tuple(args), kwargs), note)
+        for leaf in _leaves(args, kwargs):
+            if isinstance(leaf, (bool, int, float, str)):
+                # A NaN is the same as another.
+                self.called.append(repr(leaf) if isinstance(leaf, float) else leaf)
 
     # --- one call
 
@@ -254,7 +251,7 @@ class Recorder(TorchFunctionMode):
     def _depends(self, args, kwargs) -> bool:
         return any(
             id(leaf) in self._nodes or isinstance(leaf, FakeTensor) or is_of_batch(leaf)
-            for leaf in pytree.tree_leaves((args, kwargs))
+            for leaf in _leaves(args, kwargs)
         )
 
     def _fake(self, tensor: Tensor) -> Tensor:
@@ -300,10 +297,13 @@ class Recorder(TorchFunctionMode):
     def _constant(self, tensor: Tensor) -> fx.Node:
         if isinstance(tensor, FakeTensor):
             self.refuse("it reads a tensor that was made by something else than PyTorch")
-        name = self._attributes.get(id(tensor))
+        # A constant that was changed since it was read last is another.
+        key = (id(tensor), _version(tensor))
+        name = self._constants.get(key)
         if name is None:
-            name = self._attributes[id(tensor)] = self._unused("_constant")
-            self.root.register_buffer(name, tensor)
+            name = self._constants[key] = self._unused("_constant")
+            self.root.register_buffer(name, tensor.detach().clone())
+            self._tensors.append(tensor)
         node = self.graph.get_attr(name)
         node.meta["val"] = tensor
         return node
@@ -374,6 +374,13 @@ def _fire(lif: RealSpikeLIF, x: Tensor) -> Tensor:
         if isinstance(parameter, Tensor):
             checks.check_parameter(name, parameter, x.shape[1:])
     return torch.zeros_like(x)
+
+
+def _leaves(args, kwargs) -> list:
+    """Return what is in the arguments of a call, also inside slices."""
+    found: list = []
+    fx.node.map_aggregate((tuple(args), kwargs), found.append)
+    return found
 
 
 def _version(tensor: Tensor) -> int:
