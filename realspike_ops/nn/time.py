@@ -35,7 +35,8 @@ class DirectEncoding(_Timed):
 
     def forward(self, x: Tensor) -> Tensor:
         checks.check_tensor("x", x)
-        return x.expand(self.timesteps, *x.shape).flatten(0, 1)
+        # What expand and flatten make has strides that torch.export cannot follow over batches.
+        return x.repeat(self.timesteps, *(1 for _ in x.shape[1:]))
 
 
 class MeanOverTime(_Timed):

@@ -4,6 +4,7 @@ A tensor [T, B, ...] is taken as it lies in memory when each timestep is dense i
 contiguous [B, C, H, W], or channels_last [B, H, W, C]. Anything else is copied to contiguous.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -20,12 +21,12 @@ def _contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def step_strides(shape: Sequence[int], channels_last: bool) -> tuple[int, ...]:
-    """Strides of one dense timestep [B, ...]; channels_last needs [B, C, H, W]."""
+    """Strides of one dense timestep [B, ...]; channels_last needs [B, C, ...]."""
     if not channels_last:
         return _contiguous_strides(shape)
-    B, C, H, W = shape
-    b, h, w, c = _contiguous_strides((B, H, W, C))
-    return (b, c, h, w)
+    B, C, *pixels = shape
+    b, *p, c = _contiguous_strides((B, *pixels, C))
+    return (b, c, *p)
 
 
 def is_dense(shape: Sequence[int], strides: Sequence[int], expected: Sequence[int]) -> bool:
@@ -52,7 +53,7 @@ def dense_over_time(x: Tensor) -> tuple[Tensor, bool, int]:  # [T, B, ...]
 
     The stride is that of a dense timestep, or 0 when all timesteps are one and the same memory.
     """
-    step = x.shape[1:].numel()
+    step = math.prod(x.shape[1:])
     if x.is_contiguous():
         return x, False, step
     channels_last = is_channels_last(x)
@@ -67,7 +68,7 @@ def as_dense_over_time(x: Tensor, channels_last: bool) -> Tensor:
     if not channels_last and x.is_contiguous():
         return x
     step = step_strides(x.shape[1:], channels_last)
-    if is_dense(x.shape, x.stride(), (x.shape[1:].numel(), *step)):
+    if is_dense(x.shape, x.stride(), (math.prod(x.shape[1:]), *step)):
         return x
     return empty_over_time(x.shape, channels_last, x.dtype, x.device).copy_(x)
 
@@ -76,10 +77,10 @@ def empty_over_time(
     shape: Sequence[int], channels_last: bool, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """Allocate [T, B, ...] with dense timesteps."""
-    if not channels_last:
-        return torch.empty(shape, dtype=dtype, device=device)
-    T, B, C, H, W = shape
-    return torch.empty((T, B, H, W, C), dtype=dtype, device=device).permute(0, 1, 4, 2, 3)
+    step = step_strides(shape[1:], channels_last)
+    strides = (step[0] * max(shape[1], 1), *step)
+    # Not a view of another tensor: an op's output that is one cannot be changed in place.
+    return torch.empty_strided(shape, strides, dtype=dtype, device=device)
 
 
 def empty_like_over_time(x: Tensor, channels_last: bool) -> Tensor:
@@ -89,11 +90,10 @@ def empty_like_over_time(x: Tensor, channels_last: bool) -> Tensor:
     return empty_over_time(x.shape, channels_last, x.dtype, x.device)
 
 
-def empty_step(shape: Sequence[int], channels_last: bool, device: torch.device) -> Tensor:
-    """Allocate [B, ...] float32, laid out as one timestep."""
-    if not channels_last:
-        return torch.empty(shape, dtype=torch.float32, device=device)
-    return empty_over_time((1, *shape), True, torch.float32, device)[0]
+def empty_maps(shape: Sequence[int], channels_last: bool, device: torch.device) -> Tensor:
+    """Allocate [B, ...] float32, laid out as one timestep: the state, or the maps of a batch."""
+    strides = step_strides(shape, channels_last)
+    return torch.empty_strided(shape, strides, dtype=torch.float32, device=device)
 
 
 def as_step(state: Tensor, channels_last: bool) -> Tensor:  # [B, ...]

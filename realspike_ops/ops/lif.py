@@ -5,6 +5,7 @@ memory formats into that view, the same for every device.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from realspike_ops.ops.layout import (
     dense_over_time,
     empty_like_over_time,
     empty_over_time,
-    empty_step,
+    empty_maps,
     is_channels_last,
 )
 from realspike_ops.ops.lif_parameters import in_memory_order, period_of, sum_to_parameter
@@ -79,7 +80,7 @@ def _parameters(amplitude, decay, v_threshold, neuron, shape, channels_last):
 
 
 def _allocate_saved(x: Tensor, ternary: bool, save: int) -> Tensor | None:
-    T, N = x.shape[0], x.shape[1:].numel()
+    T, N = x.shape[0], math.prod(x.shape[1:])
     if save == SAVE_BITS:
         word = torch.int16 if ternary else torch.uint8
         return torch.empty((-(-T // BITS_INTERVAL), N), dtype=word, device=x.device)
@@ -106,7 +107,7 @@ def forward_with(launch):
     def fwd(x, amplitude, decay, v_threshold, v_init, neuron, save, keep_state):
         x, channels_last, x_stride_t = dense_over_time(x)
         y = empty_like_over_time(x, channels_last)
-        v_last = empty_step(x.shape[1:], channels_last, x.device) if keep_state else None
+        v_last = empty_maps(x.shape[1:], channels_last, x.device) if keep_state else None
         saved = _allocate_saved(x, neuron.ternary, save)
         if x.numel() > 0:
             shape = x.shape[2:]
@@ -123,7 +124,7 @@ def _fwd_fake(x, amplitude, decay, v_threshold, v_init, *form):
     *neuron, save, keep_state = form
     x, channels_last, _ = dense_over_time(x)
     y = empty_over_time(x.shape, channels_last, x.dtype, x.device)
-    v_last = empty_step(x.shape[1:], channels_last, x.device) if keep_state else None
+    v_last = empty_maps(x.shape[1:], channels_last, x.device) if keep_state else None
     return y, *or_empty(x, v_last, _allocate_saved(x, Neuron(*neuron).ternary, save))
 
 
@@ -147,7 +148,7 @@ def backward_with(launch, partial_shape):
         T, N, shape = grad_y.shape[0], grad_y.shape[1:].numel(), grad_y.shape[2:]
         grad_x = empty_like_over_time(grad_y, channels_last)
         grad_v_init = (
-            empty_step(grad_y.shape[1:], channels_last, grad_y.device) if wanted[3] else None
+            empty_maps(grad_y.shape[1:], channels_last, grad_y.device) if wanted[3] else None
         )
         tensors = (amplitude, decay, v_threshold)
         if grad_y.numel() == 0:
@@ -195,7 +196,7 @@ def _bwd_fake(grad_y, grad_v_last, x, amplitude, decay, v_threshold, v_init, *re
         torch.empty(parameter.shape, dtype=torch.float32, device=grad_y.device) if want else None
         for parameter, want in zip((amplitude, decay, v_threshold), wanted, strict=False)
     )
-    grad_v_init = empty_step(grad_y.shape[1:], channels_last, grad_y.device) if wanted[3] else None
+    grad_v_init = empty_maps(grad_y.shape[1:], channels_last, grad_y.device) if wanted[3] else None
     grad_x = empty_over_time(grad_y.shape, channels_last, grad_y.dtype, grad_y.device)
     return grad_x, *or_empty(grad_y, *grads, grad_v_init)
 

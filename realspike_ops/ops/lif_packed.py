@@ -5,7 +5,7 @@ from torch import Tensor
 
 from realspike_ops.ops import LIBRARY, lif_cpu
 from realspike_ops.ops.eager import is_plain_eager
-from realspike_ops.ops.layout import as_step, dense_over_time, empty_step
+from realspike_ops.ops.layout import as_step, dense_over_time, empty_maps
 from realspike_ops.ops.lif import (
     NEURON_SCHEMA,
     Neuron,
@@ -35,7 +35,7 @@ def _packed_with(launch):
     def fwd(x, decay, v_threshold, v_init, neuron, keep_state):
         x, channels_last, x_stride_t = dense_over_time(x)
         packed = _allocate(x, neuron.ternary)
-        v_last = empty_step(x.shape[1:], channels_last, x.device) if keep_state else None
+        v_last = empty_maps(x.shape[1:], channels_last, x.device) if keep_state else None
         if x.numel() > 0:
             shape = x.shape[2:]
             parameters = (
@@ -65,7 +65,7 @@ def _registered(fwd):
 def _fake(x, decay, v_threshold, v_init, *form):
     *neuron, keep_state = form
     x, channels_last, _ = dense_over_time(x)
-    v_last = empty_step(x.shape[1:], channels_last, x.device) if keep_state else None
+    v_last = empty_maps(x.shape[1:], channels_last, x.device) if keep_state else None
     return _allocate(x, Neuron(*neuron).ternary), *or_empty(x, v_last)
 
 

@@ -6,6 +6,7 @@ from torch import Tensor
 from realspike_ops._native import cuda_extension, extension, pointer
 from realspike_ops.ops import LIBRARY
 from realspike_ops.ops.eager import is_plain_eager
+from realspike_ops.ops.layout import empty_maps
 
 LIBRARY.define("pack_spikes(Tensor spikes, bool check_binary) -> Tensor")
 LIBRARY.define("unpack_spikes(Tensor packed, int channels, bool channels_last) -> Tensor")
@@ -56,9 +57,7 @@ def allocate_packed(spikes: Tensor) -> Tensor:
 
 def _allocate_spikes(packed: Tensor, channels: int, channels_last: bool) -> Tensor:
     N, *pixels, _ = packed.shape
-    if channels_last:
-        return packed.new_empty((N, *pixels, channels), dtype=torch.float32).movedim(-1, 1)
-    return packed.new_empty((N, channels, *pixels), dtype=torch.float32)
+    return empty_maps((N, channels, *pixels), channels_last, packed.device)
 
 
 def _pack_params(spikes: Tensor, packed: Tensor, not_binary: Tensor | None):

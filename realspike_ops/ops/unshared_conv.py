@@ -9,6 +9,7 @@ from torch import Tensor
 from realspike_ops._native import DTYPES, cuda_extension, extension, pointer
 from realspike_ops.ops import LIBRARY
 from realspike_ops.ops.eager import is_plain_eager
+from realspike_ops.ops.layout import empty_maps
 from realspike_ops.ops.pack_spikes import allocate_packed, pack_spikes
 from realspike_ops.ops.unshared_conv_grad import gradients
 
@@ -29,10 +30,8 @@ _DTYPES[torch.uint8] = DTYPES[torch.int8]
 
 
 def _allocate_out(spikes: Tensor, weight: Tensor, output_size, channels_last: bool) -> Tensor:
-    N, channels = spikes.shape[0], weight.shape[2] * weight.shape[6]
-    shape = (N, *output_size, channels) if channels_last else (N, channels, *output_size)
-    out = spikes.new_empty(shape, dtype=torch.float32)
-    return out.permute(0, 3, 1, 2) if channels_last else out
+    shape = (spikes.shape[0], weight.shape[2] * weight.shape[6], *output_size)
+    return empty_maps(shape, channels_last, spikes.device)
 
 
 def _or_empty(packed: Tensor | None, spikes: Tensor) -> Tensor:

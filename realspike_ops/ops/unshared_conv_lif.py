@@ -11,7 +11,7 @@ from torch import Tensor
 from realspike_ops._native import cuda_extension, pointer
 from realspike_ops.ops import LIBRARY, lif_cpu
 from realspike_ops.ops.eager import is_plain_eager
-from realspike_ops.ops.layout import as_step, empty_step
+from realspike_ops.ops.layout import as_step, empty_maps
 from realspike_ops.ops.lif import NEURON_SCHEMA, Neuron, or_empty
 from realspike_ops.ops.lif_parameters import in_memory_order
 from realspike_ops.ops.pack_spikes import pack_spikes, words_of
@@ -50,7 +50,7 @@ def _allocate(spikes, weight, timesteps, output_size, ternary, keep_state):
     shape = (*planes, N, *output_size, words_of(channels))
     packed = spikes.new_empty(shape, dtype=torch.int32)
     step = (N // timesteps, channels, *output_size)
-    v_last = empty_step(step, True, spikes.device) if keep_state else None
+    v_last = empty_maps(step, True, spikes.device) if keep_state else None
     return packed, v_last
 
 
