@@ -62,15 +62,15 @@ def check_no_tangent(**tensors: Tensor | None) -> None:
             )
 
 
-def check_not_differentiated_by_functorch() -> None:
+def check_not_differentiated_by_functorch(function: str) -> None:
     if torch.compiler.is_compiling():
         return
     stack = torch._C._functorch.get_interpreter_stack()
     kinds = torch._C._functorch.TransformType
     if stack and any(level.key() in (kinds.Grad, kinds.Jvp) for level in stack):
         raise NotImplementedError(
-            "lif: torch.func.grad, vjp and jvp are not supported (vmap is, in inference); "
-            "use torch.autograd, or realspike_ops.reference.lif"
+            f"{function}: torch.func.grad, vjp and jvp are not supported (vmap is, in inference); "
+            f"use torch.autograd, or realspike_ops.reference.{function}"
         )
 
 
@@ -82,8 +82,13 @@ def check_supported_device(name: str, tensor: Tensor) -> None:
         )
 
 
+def same_sizes(a: Sequence[int], b: Sequence[int]) -> bool:
+    """Whether two shapes are equal; size by size, as the symbols of traced ones can be compared."""
+    return len(a) == len(b) and all(x == y for x, y in zip(a, b, strict=True))
+
+
 def check_shape(name: str, tensor: Tensor, accepted: Sequence[int], meaning: str) -> None:
-    if tuple(tensor.shape) != tuple(accepted):
+    if not same_sizes(tensor.shape, accepted):
         raise ValueError(
             f"{name} must have shape {shape_text(accepted)} ({meaning}); got {shape_text(tensor)}"
         )
@@ -120,6 +125,8 @@ def pair(name: str, value, low: int) -> tuple[int, int]:
             raise TypeError(f"{name} must be an int or a pair of ints; got {value!r}")
         if item < low:
             raise ValueError(f"{name} must be at least {low}; got {value!r}")
+        if item >= 2**62:
+            raise ValueError(f"{name} must be below 2^62; got {value!r}")
     return tuple(values)
 
 
@@ -127,7 +134,7 @@ def check_parameter(name: str, parameter: Tensor, neuron_shape: Sequence[int]) -
     """Accept what broadcasts against `neuron_shape` without enlarging it."""
     shape = tuple(parameter.shape)
     fits = len(shape) <= len(neuron_shape) and all(
-        size in (1, full)
+        size == 1 or size == full  # `in` is not for the symbols of a traced size
         for size, full in zip(reversed(shape), reversed(neuron_shape), strict=False)
     )
     # [1] is one value for the layer whatever the rank, also for x of shape [T, B].

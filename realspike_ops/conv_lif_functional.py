@@ -83,7 +83,7 @@ def unshared_spike_conv_lif(
             "what requires a gradient"
         )
     # What stands for the currents takes no memory.
-    currents = torch.zeros((), device=spikes.device).expand(
+    currents = torch.zeros((), dtype=torch.float32, device=spikes.device).expand(
         timesteps, N // timesteps, channels, *conv.output_size
     )
     neurons = check_neurons(

@@ -133,7 +133,7 @@ def lif(
         for tensor in (x, amplitude, decay, v_threshold, v_init)
     ):
         save = what_to_save(neuron, decay, v_threshold)
-    checks.check_not_differentiated_by_functorch()
+    checks.check_not_differentiated_by_functorch("lif")
     if packed:
         if amplitude is not None:
             raise ValueError(

@@ -9,6 +9,7 @@ from torch import Tensor
 import realspike_ops.ops.pack_spikes
 import realspike_ops.ops.unshared_conv
 from realspike_ops import _checks as checks
+from realspike_ops.ops.eager import is_plain_eager
 from realspike_ops.ops.unshared_conv_matmul import choose_algorithm, unshared_conv_matmul
 
 WEIGHT_DTYPES = (*checks.FLOATS, torch.uint8)
@@ -144,10 +145,19 @@ def unshared_spike_conv(
         algorithm = choose_algorithm(spikes.device.type, spikes.shape[0], weight)
     if amplitude is not None and spikes.device.type == "cuda":
         algorithm = "matmul"  # there is no factored kernel: one convolution of amplitude * spikes
+    learns_scale = scale is not None and scale.requires_grad and torch.is_grad_enabled()
+    if algorithm == "gather" and learns_scale:
+        raise ValueError(
+            "scale must not require a gradient: the sums that it multiplies are not kept; detach "
+            'it, or use algorithm="matmul"'
+        )
     arguments = (*conv.tensors, conv.output_size, *conv.geometry)
+    if algorithm == "gather":
+        checks.check_not_differentiated_by_functorch("unshared_spike_conv")
     if algorithm == "matmul":
-        if not conv.packed and conv.check_binary:
-            realspike_ops.ops.pack_spikes.pack_spikes(spikes.detach(), True)
+        if conv.check_binary and (not conv.packed or is_plain_eager(spikes)):
+            channels = weight.shape[2] * weight.shape[5]
+            realspike_ops.ops.pack_spikes.packed_words(spikes.detach(), channels, True)
         return unshared_conv_matmul(*arguments)
     return realspike_ops.ops.unshared_conv.unshared_conv(
         *arguments, conv.channels_last, conv.check_binary
@@ -195,7 +205,7 @@ def check_convolution(
         )
     H, W = spikes.shape[1:3] if packed else spikes.shape[2:]
     geometry, expected = _geometry_of(H, W, KH, KW, stride, padding, dilation)
-    if (OH, OW) not in (expected, (1, 1)):
+    if not (checks.same_sizes((OH, OW), expected) or OH == OW == 1):
         raise ValueError(
             f"weight is for an output map of {OH} x {OW}; spikes of {H} x {W} with stride "
             f"{stride}, padding {padding}, dilation {dilation} give {expected[0]} x {expected[1]}"
@@ -204,7 +214,8 @@ def check_convolution(
         checks.check_tensor("bias", bias)
         checks.check_device("bias", bias, "spikes", spikes)
         checks.check_dtype("bias", bias, (torch.float32,))
-        if tuple(bias.shape) not in ((G * Cout_g,), (G * Cout_g, *expected)):
+        channels = (G * Cout_g,)
+        if not any(checks.same_sizes(bias.shape, s) for s in (channels, (*channels, *expected))):
             raise ValueError(
                 f"bias must have shape [{G * Cout_g}] or [{G * Cout_g}, {expected[0]}, "
                 f"{expected[1]}]; got {checks.shape_text(bias)}"
@@ -222,8 +233,6 @@ def check_convolution(
         checks.check_dtype("spikes", spikes, realspike_ops.ops.pack_spikes.DTYPES)
     if check_binary is None:
         check_binary = spikes.device.type == "cpu"
-    if packed and check_binary:
-        _check_spare_bits(spikes, G * Cin_g)
     return _Convolution(
         (spikes, weight, bias, amplitude, scale), expected, geometry, packed, channels_last,
         bool(check_binary),
@@ -258,14 +267,6 @@ def _check_scale(scale: Tensor, spikes: Tensor, weight: Tensor, channels: int) -
     if weight.dtype != torch.uint8:
         name = str(weight.dtype).removeprefix("torch.")
         raise ValueError(f"scale is for uint8 weights; got a weight of {name}")
-
-
-def _check_spare_bits(packed: Tensor, channels: int) -> None:
-    """Refuse bits beyond the last channel: whoever set them meant another number of channels."""
-    if realspike_ops.ops.pack_spikes.has_spare_bits(packed, channels):
-        raise ValueError(
-            f"spikes must have no bits beyond {channels} channels; a last word has some"
-        )
 
 
 def quantize_weight(
@@ -357,6 +358,10 @@ def output_size(input_size, kernel_size, stride, padding, dilation):
         (n + 2 * p - r - 1) // s + 1
         for n, p, r, s in zip(input_size, before, reach, stride, strict=True)
     )
+    if max(out) >= 2**31:
+        raise ValueError(
+            f"padding {padding} gives an output of {out[0]} x {out[1]}; both must be below 2^31"
+        )
     if min(out) < 1:
         raise ValueError(
             f"a map of {input_size[0]} x {input_size[1]} with kernel_size {tuple(kernel_size)}, "

@@ -5,6 +5,8 @@ from typing import NamedTuple
 # In the order of csrc/core/lif.h.
 _DEFAULT_SCALE = {"rectangular": 1.0, "atan": 2.0, "sigmoid": 4.0, "triangle": 2.0}
 NAMES = tuple(_DEFAULT_SCALE)
+# The kernels divide by it in float32.
+_SMALLEST, _LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
 
 
 class Surrogate(NamedTuple):
@@ -16,7 +18,7 @@ class Surrogate(NamedTuple):
     rectangular    1 / width where abs(d) <= width / 2, else 0    width (1: the paper's)
     triangle       max(0, 1 - 2 abs(d) / width) * 2 / width       width (2)
     atan           alpha / 2 / (1 + (pi / 2 * alpha * d)^2)       alpha (2)
-    sigmoid        alpha * s * (1 - s), s = sigmoid(alpha * d)    alpha (4)
+    sigmoid        alpha * e / (1 + e)^2, e = exp(-alpha abs(d))  alpha (4)
     ============== ============================================== ======================
     """
 
@@ -38,8 +40,9 @@ def as_surrogate(surrogate: "str | tuple[str, float]") -> Surrogate:
         return Surrogate(name, _DEFAULT_SCALE[name])
     if isinstance(scale, bool) or not isinstance(scale, (int, float)):
         raise TypeError(f"surrogate: the scale of {name!r} must be a number; got {scale!r}")
-    if not 0 < scale < float("inf"):
+    if not _SMALLEST <= scale <= _LARGEST:
         raise ValueError(
-            f"surrogate: the scale of {name!r} must be positive and finite; got {scale}"
+            f"surrogate: the scale of {name!r} must be a positive, normal float32, in "
+            f"[{_SMALLEST:g}, {_LARGEST:g}]; got {scale}"
         )
     return Surrogate(name, float(scale))

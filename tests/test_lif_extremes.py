@@ -2,10 +2,11 @@
 half precision; and the bytes that its forms keep for backward."""
 
 import itertools
+import math
 
 import pytest
 import torch
-from helpers import generator, normal
+from helpers import float32_value, generator, normal
 from lif_cases import DTYPES, NAN, bytes_kept, lay_out
 
 import realspike_ops as rso
@@ -137,3 +138,42 @@ def test_forward_mode_is_refused(name, device):
     value = normal((2, 3) if name == "v_init" else (3,), 2).to(device)
     with pytest.raises(NotImplementedError, match=f"{name} carries a tangent"):
         torch.func.jvp(lambda t: rso.lif(x, **{name: t}), (value,), (torch.ones_like(value),))
+
+
+def slope_in_float64(name, d, scale):
+    """The formulas of docs/lif.md, of the distance to the threshold."""
+    d = d.double().abs()
+    if name == "rectangular":
+        return (d <= scale / 2) / scale
+    if name == "triangle":
+        return (scale - 2 * d).clamp(min=0) / scale * 2 / scale
+    if name == "atan":
+        return scale / 2 / (1 + (math.pi / 2 * scale * d) ** 2)
+    return scale / (torch.exp(scale * d / 2) + torch.exp(-scale * d / 2)) ** 2
+
+
+# Powers of two and others; those at which squares, products or quotients leave float32.
+SCALES = (1.0, 4.0, 3.0, 0.1, 1e-3, 1e3, 2.0**-126, 1e-30, 1e19, 1e30, 1e38)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", ["rectangular", "triangle", "atan", "sigmoid"])
+@pytest.mark.parametrize("function", [rso.lif, rso.reference.lif], ids=["op", "reference"])
+def test_slopes_within_a_few_ulps(function, name, scale, device):
+    """For a threshold of 0 the distance is x itself, and the slope is the gradient of one step."""
+    scale = float32_value(scale)
+    near = torch.cat((torch.linspace(-1.0, 1.0, 257), torch.linspace(-190.0, 190.0, 1001)))
+    x = torch.cat(((near.double() / scale).float(), near)).clamp(-3e38, 3e38).to(device)
+    x = x[None, :].requires_grad_()
+    y = function(x, v_threshold=0.0, surrogate=(name, scale))
+    slope = torch.autograd.grad(y.sum(), x)[0].cpu().double()
+    exact = slope_in_float64(name, x.detach().cpu(), scale)
+    ulp = torch.finfo(torch.float32).eps * exact.clamp(min=2.0**-126)
+    assert ((slope - exact).abs() <= 6 * ulp).all()
+    assert (slope > 0).any()
+
+
+@pytest.mark.parametrize("scale", [1e39, 1e-39, 0.0, -1.0, math.inf, math.nan])
+def test_scales_beyond_float32_are_refused(scale):
+    with pytest.raises(ValueError, match=r"surrogate: the scale of 'atan' must be .* float32"):
+        rso.lif(torch.zeros(1, 2), surrogate=("atan", scale))

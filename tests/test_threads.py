@@ -7,8 +7,10 @@ import subprocess
 import sys
 
 import pytest
-from helpers import run_python
+import torch
+from helpers import binary, normal, run_python
 
+import realspike_ops as rso
 from realspike_ops._native import extension
 
 pytestmark = pytest.mark.skipif(
@@ -167,3 +169,100 @@ def test_the_extension_links_neither_openmp_nor_torch_nor_cuda():
     needed = re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic)
     assert any(name.startswith("libc.so") for name in needed)
     assert not [n for n in needed if re.match(r"lib(gomp|iomp5|omp|torch|c10|cuda|cudart)\b", n)]
+
+
+def for_threads(run, counts=(1, 2, 3, 4, 8)):
+    """Return the results of `run()` for numbers of threads."""
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for count in counts:
+            torch.set_num_threads(count)
+            results.append(run())
+        return results
+    finally:
+        torch.set_num_threads(before)
+
+
+def assert_same_bits(results):
+    for others in zip(*results, strict=True):
+        assert all(
+            torch.equal(other.view(torch.int32), others[0].view(torch.int32)) for other in others
+        )
+
+
+SHAPES = {"layer": (1,), "channel": (33, 1, 1), "element": (33, 16, 33), "column": (1, 1, 33)}
+
+
+@pytest.mark.parametrize("detach_reset", [True, False], ids=["bits", "recomputed"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gradients_of_parameters_do_not_depend_on_threads(shape, detach_reset):
+    x, grad_y = normal((5, 3, 33, 16, 33), 1), normal((5, 3, 33, 16, 33), 2)
+
+    def run():
+        parameters = [torch.full(SHAPES[shape], v, requires_grad=True) for v in (1.0, 0.5, 0.5)]
+        amplitude, decay, v_threshold = parameters
+        dynamics = {} if detach_reset else {"decay": decay, "v_threshold": v_threshold}
+        y = rso.lif(x, amplitude, detach_reset=detach_reset, **dynamics)
+        wanted = parameters[:1] if detach_reset else parameters
+        return torch.autograd.grad(y, wanted, grad_y)
+
+    results = for_threads(run)
+    assert_same_bits(results)
+    assert all(gradient.any() for gradient in results[0])
+
+
+@pytest.mark.parametrize("by_element", [False, True], ids=["channel", "element"])
+def test_gradients_of_unshared_convolutions_do_not_depend_on_threads(by_element):
+    spikes = binary((70, 3, 18, 18), 1)
+    grad_out = normal((70, 5, 16, 16), 2)
+
+    def run():
+        weight = normal((16, 16, 1, 3, 3, 3, 5), 3).requires_grad_()
+        bias = torch.zeros((5, 16, 16) if by_element else (5,), requires_grad=True)
+        out = rso.unshared_spike_conv(spikes, weight, bias)
+        return torch.autograd.grad(out, (weight, bias), grad_out)
+
+    results = for_threads(run)
+    assert_same_bits(results)
+    exact = grad_out.double().sum(0 if by_element else (0, 2, 3))
+    torch.testing.assert_close(results[0][1].double(), exact, rtol=1e-5, atol=1e-4)
+
+
+def test_threads_compute_in_the_callers_mode():
+    """Denormals are flushed by all of the threads that share a call, or by none."""
+    x = torch.full((2, 4, 16, 64, 64), 1e-39)
+    weight = torch.full((16, 16, 1, 3, 3, 16, 32), 1e-40)
+    spikes = torch.ones(8, 16, 16, 16)
+
+    def run():
+        v_last = rso.lif(x, v_threshold=1.0, return_state=True)[1]
+        return v_last, rso.unshared_spike_conv(spikes, weight, padding=1).contiguous()
+
+    kept = for_threads(run)
+    assert_same_bits(kept)
+    assert all(t.all() for t in kept[0])
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this CPU cannot flush denormals")
+    try:
+        flushed = for_threads(run)
+    finally:
+        torch.set_flush_denormal(False)
+    assert_same_bits(flushed)
+    assert not any(t.view(torch.int32).any() for t in flushed[0])
+    assert_same_bits(for_threads(run))  # the threads are themselves again
+    assert_same_bits([kept[0], run()])
+
+
+SMALL = """
+before = threads()
+torch.set_num_threads(4)
+small = (torch.rand(1, 64, 1, 1) < 0.3).float()
+out = rso.unshared_spike_conv(small, torch.randn(1, 1, 1, 1, 1, 64, 64))
+rso.lif(torch.randn(2, 1, 64, 8, 8), packed=True)
+print(json.dumps(threads() - before))
+"""
+
+
+def test_little_work_starts_no_threads():
+    assert json.loads(run_python("-c", PROGRAM + SMALL)) == 0

@@ -77,7 +77,7 @@ void lif_packed_cpu(const LifPacked& params, int num_threads) {
                                              : pixels / params.P * params.words *
                                                    ceil_div(params.P, kLifPackedPixels);
   parallel_for(
-      tasks, num_threads,
+      tasks, threads_worth(params.T * params.N, kMinimumWork, num_threads),
       [](void* context, int64_t task, int) {
         isa_kernels().lif_packed(*static_cast<const LifPacked*>(context), task);
       },

@@ -55,6 +55,8 @@ inline float reset_shift(uint32_t soft, float v_threshold, uint32_t sign) {
   return masked(with_sign(-v_threshold, sign), soft);
 }
 
+constexpr float kInfinity = __builtin_inff();
+
 // d spike / d h, written once for C++; distance = |h| - v_threshold for ternary spikes and
 // h - v_threshold for binary ones.
 template <Surrogate kSurrogate>
@@ -63,16 +65,20 @@ inline float surrogate_derivative(float distance, float scale) {
     case Surrogate::kRectangular:  // 1 / width on a window of that width
       return in_window(distance, scale) ? 1.0f / scale : 0.0f;
     case Surrogate::kTriangle: {  // a tent of that width and area 1
-      const float inside = 1.0f - 2.0f * __builtin_fabsf(distance) / scale;
-      return inside > 0.0f ? inside * 2.0f / scale : 0.0f;
+      const float inside = scale - 2.0f * __builtin_fabsf(distance);
+      return inside > 0.0f ? inside / scale * 2.0f / scale : 0.0f;
     }
     case Surrogate::kATan: {  // derivative of atan(pi / 2 * alpha * distance) / pi
-      const float z = 1.57079632679489662f * scale * distance;
-      return 0.5f * scale / (1.0f + z * z);
+      const float z = 1.57079632679489662f * (scale * distance);
+      const float square = z * z;
+      // What is squared may be too large where the quotient is not: 1 / (2 (pi/2)^2 alpha d^2).
+      return square < kInfinity ? 0.5f * scale / (1.0f + square)
+                                : 0.202642367f / distance / scale / distance;
     }
     default: {  // derivative of sigmoid(alpha * distance)
-      const float s = 1.0f / (1.0f + __builtin_expf(-scale * distance));
-      return scale * s * (1.0f - s);
+      // The same on both sides of the threshold. In float the exponent's rounding would count.
+      const double e = __builtin_exp(-__builtin_fabs(double{scale} * distance));
+      return static_cast<float>(scale * e / ((1.0 + e) * (1.0 + e)));
     }
   }
 }

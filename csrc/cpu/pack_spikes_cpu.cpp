@@ -21,10 +21,10 @@ void run(const Params& params, void (*kernel)(const Params&, int64_t, int64_t, i
   constexpr int64_t kMinimumWork = 65536;
   const int64_t pixels = (kMinimumWork + params.C - 1) / params.C;
   const int64_t per_sample = (params.P + pixels - 1) / pixels;
-  if (params.N * params.P * params.C < 2 * kMinimumWork) num_threads = 1;
   Job<Params> job{params, kernel, per_sample, pixels};
   parallel_for(
-      params.N * per_sample, num_threads,
+      params.N * per_sample,
+      threads_worth(params.N * params.P * params.C, kMinimumWork, num_threads),
       [](void* context, int64_t task, int) {
         const auto& job = *static_cast<Job<Params>*>(context);
         const int64_t begin = task % job.tasks_per_sample * job.pixels_per_task;

@@ -1,6 +1,7 @@
 #include "cpu/parallel.h"
 
 #include <atomic>
+#include <cfenv>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -18,18 +19,28 @@ struct Work {
   void (*body)(void*, int64_t, int);
   void* context;
   int64_t num_tasks;
+  std::fenv_t mode;  // of the caller: rounding, and whether denormals are flushed to zero
   std::atomic<int64_t> next{0};
   std::atomic<int> threads{0};
 };
 
-void run_tasks(void* data) {
-  Work& work = *static_cast<Work*>(data);
+void run_tasks(Work& work) {
   const int thread = work.threads.fetch_add(1, std::memory_order_relaxed);
   for (;;) {
     const int64_t task = work.next.fetch_add(1, std::memory_order_relaxed);
     if (task >= work.num_tasks) return;
     work.body(work.context, task, thread);
   }
+}
+
+// A thread computes as the caller does, so that the bits do not depend on who runs a task.
+void run_tasks_in_mode(void* data) {
+  Work& work = *static_cast<Work*>(data);
+  std::fenv_t own;
+  std::fegetenv(&own);
+  std::fesetenv(&work.mode);
+  run_tasks(work);
+  std::fesetenv(&own);
 }
 
 #ifdef REALSPIKE_HAS_DLSYM
@@ -62,11 +73,11 @@ void run_on_threads(Work& work, int num_threads) {
   std::vector<std::thread> helpers;
   helpers.reserve(num_threads - 1);
   try {
-    for (int i = 1; i < num_threads; ++i) helpers.emplace_back(run_tasks, &work);
+    for (int i = 1; i < num_threads; ++i) helpers.emplace_back(run_tasks_in_mode, &work);
   } catch (const std::system_error&) {
     // Fewer threads than asked for: those that started, and the caller, share the tasks.
   }
-  run_tasks(&work);
+  run_tasks(work);
   for (std::thread& helper : helpers) helper.join();
 }
 
@@ -74,12 +85,12 @@ void run_on_threads(Work& work, int num_threads) {
 
 void parallel_for(int64_t num_tasks, int num_threads, void (*body)(void*, int64_t, int),
                   void* context) {
-  Work work{body, context, num_tasks};
+  Work work{body, context, num_tasks, {}};
   if (num_tasks < num_threads) num_threads = static_cast<int>(num_tasks);
-  if (num_threads <= 1) {
-    run_tasks(&work);
-  } else if (openmp() != nullptr && !forked.load(std::memory_order_relaxed)) {
-    openmp()(run_tasks, &work, static_cast<unsigned>(num_threads), 0);
+  if (num_threads <= 1) return run_tasks(work);
+  std::fegetenv(&work.mode);
+  if (openmp() != nullptr && !forked.load(std::memory_order_relaxed)) {
+    openmp()(run_tasks_in_mode, &work, static_cast<unsigned>(num_threads), 0);
   } else {
     run_on_threads(work, num_threads);
   }

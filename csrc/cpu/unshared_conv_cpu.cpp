@@ -136,6 +136,13 @@ bool is_depthwise(const UnsharedConvParams& params) {
   return params.Cin_g == 1 && params.Cout_g == 1 && params.KH * params.KW <= kMostDepthwiseTaps;
 }
 
+// Threads that have enough to do to be worth waiting for.
+int threads_for(const UnsharedConvParams& p, int num_threads) {
+  constexpr int64_t kMinimumWork = int64_t{1} << 18;  // sums x the rows that each may select
+  const int64_t sums = p.N * p.OH * p.OW * p.G * p.Cout_g;
+  return threads_worth(sums * p.KH * p.KW * p.Cin_g, kMinimumWork, num_threads);
+}
+
 void run_masked(const UnsharedConvParams& conv, const LifPacked* lif,
                 const UnsharedConvTiles& tiles, int num_threads) {
   const MaskedSpikes spikes(conv, tiles, num_threads);
@@ -203,6 +210,7 @@ void run_depthwise(const UnsharedConvParams& conv, const UnsharedConvTiles& tile
 
 void unshared_conv_cpu(const UnsharedConvParams& params, int num_threads) {
   if (is_empty(params)) return;
+  num_threads = threads_for(params, num_threads);
   UnsharedConvParams conv = params;
   const bool depthwise = is_depthwise(params);
   if (depthwise) {  // the groups are the channels of one
@@ -227,6 +235,7 @@ bool unshared_conv_lif_fits(int64_t groups, int64_t channels_per_group, int64_t 
 
 void unshared_conv_lif_cpu(const UnsharedConvLif& params, int num_threads) {
   if (is_empty(params.conv)) return;
+  num_threads = threads_for(params.conv, num_threads);
   UnsharedConvTiles tiles = choose_unshared_conv_tiles(params.conv, params.lif.T, num_threads);
   tiles.kept = 1;
   run(params.conv, &params.lif, tiles, num_threads);
@@ -234,6 +243,7 @@ void unshared_conv_lif_cpu(const UnsharedConvLif& params, int num_threads) {
 
 void unshared_conv_grad_weight_cpu(const UnsharedConvGradWeight& params, int num_threads) {
   if (is_empty(params)) return;
+  num_threads = threads_for(params, num_threads);
   const UnsharedConvTiles tiles = choose_unshared_conv_tiles(params, 1, num_threads);
   const DecodedSpikes spikes(params, tiles, false, num_threads);
   struct GradJob {

@@ -16,6 +16,21 @@ def _in_window(distance, width):
     return tl.abs(distance) <= 0.5 * width
 
 
+# alpha * e / (1 + e)^2 for e = exp(-abs(alpha * d)), as the square of h = exp(-abs(alpha * d) / 2),
+# which is no denormal where the slope is not. An error of the exponent counts as often as it is
+# large, and tl.exp makes one: so whole powers of two are taken out of it first.
+@triton.jit
+def _sigmoid_slope(distance, alpha):
+    z = tl.abs(alpha * distance)
+    lost = tl.fma(tl.zeros_like(distance) + alpha, tl.abs(distance), -z)  # in rounding z
+    lost = tl.where(z < 400.0, lost, 0.0)
+    half = 0.5 * tl.where(z > 400.0, 400.0, z)
+    n = tl.floor(half * 1.4426950408889634 + 0.5)
+    # ln 2 in two parts, so that the first product is exact.
+    h = tl.exp((n * 0.693145751953125 - half) + n * 1.428606765330187e-06) * tl.exp2(-n)
+    return (alpha - alpha * lost) * h * h / ((1.0 + h * h) * (1.0 + h * h))
+
+
 # d spike / d h (docs/lif.md); distance to the threshold is that of h, of |h| for ternary spikes.
 # A division here is an approximation on a card, so 1 / width comes from the host.
 @triton.jit
@@ -23,15 +38,17 @@ def _surrogate_derivative(distance, scale, inverse_scale, SURROGATE: tl.constexp
     if SURROGATE == "rectangular":
         slope = tl.where(_in_window(distance, scale), inverse_scale, 0.0)
     elif SURROGATE == "triangle":
-        inside = 1.0 - 2.0 * tl.abs(distance) / scale
-        slope = tl.where(inside > 0.0, inside * 2.0 / scale, 0.0)
+        inside = scale - 2.0 * tl.abs(distance)
+        slope = tl.where(inside > 0.0, inside / scale * 2.0 / scale, 0.0)
     elif SURROGATE == "atan":
-        z = 1.5707963267948966 * scale * distance
-        slope = 0.5 * scale / (1.0 + z * z)
+        z = 1.5707963267948966 * (scale * distance)
+        square = z * z
+        # What is squared may be too large where the quotient is not: 1 / (2 (pi/2)^2 alpha d^2).
+        far = 0.202642367284675 / distance / scale / distance
+        slope = tl.where(square < float("inf"), 0.5 * scale / (1.0 + square), far)
     else:
         tl.static_assert(SURROGATE == "sigmoid")
-        s = 1.0 / (1.0 + tl.exp(-scale * distance))
-        slope = scale * s * (1.0 - s)
+        slope = _sigmoid_slope(distance, scale)
     return slope
 
 

@@ -87,7 +87,7 @@ def bytes_available(device: torch.device) -> int | None:
 
 def check_memory(shape, dtype: torch.dtype, device: torch.device, positions: int) -> None:
     """Raise ValueError, before anything is allocated, if unshared weights do not fit in memory."""
-    needed = torch.Size(shape).numel() * dtype.itemsize
+    needed = math.prod(shape) * dtype.itemsize
     available = bytes_available(device)
     if available is not None and needed > available:
         name = str(dtype).removeprefix("torch.")

@@ -19,8 +19,8 @@ from realspike_ops.ops.layout import (
     as_step,
     dense_over_time,
     empty_like_over_time,
-    empty_over_time,
     empty_maps,
+    empty_over_time,
     is_channels_last,
 )
 from realspike_ops.ops.lif_parameters import in_memory_order, period_of, sum_to_parameter
@@ -225,8 +225,9 @@ def _registered_bwd(bwd):
 def _keep_for_backward(ctx, x, parameters, v_init, y, saved, neuron, save, keep_state):
     if save == SAVE_NOTHING:
         raise RuntimeError(
-            "realspike::lif_fwd: save must not be 0 where a gradient is required; under "
-            "torch.func.vmap, which hides that, put the vmapped dimension into the batch"
+            "realspike::lif_fwd: save must not be 0 where a gradient is required; trace with an "
+            "input that requires one (torch.jit.trace, torch.export), and under torch.func.vmap, "
+            "which hides that, put the vmapped dimension into the batch"
         )
     if spikes_are_dropped():
         note_spikes(y, _recipe_of(y, (x, *parameters, v_init), neuron, saved, save))

@@ -38,16 +38,33 @@ def _as_n_c_p(spikes: Tensor) -> Tensor:  # [N, C, ...] -> [N, C, P]
         return spikes.flatten(2)
 
 
-def has_spare_bits(packed: Tensor, channels: int) -> bool:  # [..., words]
+def _has_spare_bits(packed: Tensor, channels: int) -> bool:  # [..., words]
     """Whether a bit beyond the last channel is set."""
     spare = -channels % 32
     if spare == 0:
         return False
-    if packed.device.type == "cpu" and packed.is_contiguous() and is_plain_eager(packed):
+    if packed.device.type == "cpu" and packed.is_contiguous():
         pixels = packed.numel() // packed.shape[-1]
         return extension().has_spare_bits_cpu(pointer(packed), pixels, channels)
     # A shift to the right of a negative int32 drags ones along.
     return bool(((packed[..., -1] >> (32 - spare)) & ((1 << spare) - 1)).any())
+
+
+def check_spare_bits(packed: Tensor, channels: int) -> None:
+    """Refuse bits beyond the last channel: whoever set them meant another number of channels."""
+    if _has_spare_bits(packed, channels):
+        raise ValueError(
+            f"spikes must have no bits beyond {channels} channels; a last word has some"
+        )
+
+
+def packed_words(spikes: Tensor, channels: int, check_binary: bool) -> Tensor:
+    """Return the words of spikes that are dense [N, C, ...], or words already."""
+    if spikes.dtype != torch.int32:
+        return pack_spikes(spikes, check_binary)
+    if check_binary:
+        check_spare_bits(spikes, channels)
+    return spikes.contiguous()
 
 
 def allocate_packed(spikes: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ from realspike_ops._native import DTYPES, cuda_extension, extension, pointer
 from realspike_ops.ops import LIBRARY
 from realspike_ops.ops.eager import is_plain_eager
 from realspike_ops.ops.layout import empty_maps
-from realspike_ops.ops.pack_spikes import allocate_packed, pack_spikes
-from realspike_ops.ops.unshared_conv_grad import gradients
+from realspike_ops.ops.lif_parameters import sum_in_one_order
+from realspike_ops.ops.pack_spikes import allocate_packed, packed_words
+from realspike_ops.ops.unshared_conv_grad import gradients, not_through_spikes
 
 # Spikes are dense [N, Cin, H, W] or packed [N, H, W, words] int32. Dense ones are packed on the way
 # in, and the packed ones returned: backward keeps one bit per spike. A weight of one position
@@ -93,10 +94,10 @@ def _implement(launch):
     def run(spikes, weight, bias, amplitude, scale, output_size, *geometry_and_switches):
         *geometry, channels_last, check_binary = geometry_and_switches
         out = _allocate_out(spikes, weight, output_size, channels_last)
-        packed = None if spikes.dtype == torch.int32 else pack_spikes(spikes, check_binary)
+        words = packed_words(spikes, weight.shape[2] * weight.shape[5], check_binary)
+        packed = None if spikes.dtype == torch.int32 else words
         if out.numel() == 0:
             return out, packed
-        words = spikes.contiguous() if packed is None else packed
         params, tensors = kernel_params(
             words, weight, bias, amplitude, scale, out, output_size, geometry
         )
@@ -147,9 +148,14 @@ def _backward(ctx, grad_out, _):
     grad_spikes, grad_weight, grad_amplitude = gradients(
         grad_out, packed, weight, amplitude, scale, ctx.geometry, wanted
     )
-    grad_bias = grad_out.sum((0, 2, 3) if ctx.bias_dim == 1 else 0) if bias else None
+    grad_bias = None
+    if bias:
+        grad_bias = sum_in_one_order(grad_out, [0, 2, 3] if ctx.bias_dim == 1 else [0])
     if grad_spikes is not None:
         grad_spikes = grad_spikes.to(ctx.spikes_dtype)
+    if spikes and torch.is_grad_enabled():
+        grads = grad_spikes, grad_weight, grad_amplitude
+        grad_spikes, grad_weight, grad_amplitude = not_through_spikes(*grads)
     return grad_spikes, grad_weight, grad_bias, grad_amplitude, *(None,) * 7
 
 

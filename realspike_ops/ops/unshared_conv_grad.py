@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from realspike_ops._checks import same_sizes
 from realspike_ops._native import DTYPES, cuda_extension, extension, pointer
 from realspike_ops.ops import LIBRARY
 from realspike_ops.ops.huge_pages import zeros_in_huge_pages
@@ -37,7 +38,7 @@ def gradients(
     needs_spikes, needs_weight, _ = wanted
     if scale is not None:
         grad_out = grad_out * scale[:, None, None]
-    if amplitude is not None or tuple(weight.shape[:2]) != tuple(grad_out.shape[2:]):
+    if amplitude is not None or not same_sizes(weight.shape[:2], grad_out.shape[2:]):
         return _of_one_kernel(grad_out, packed, weight, amplitude, geometry, wanted)
     OH, OW, G, _, _, _, Cout_g = weight.shape
     N = packed.shape[0]
@@ -166,3 +167,45 @@ torch.library.register_fake(
     ),
     lib=LIBRARY,
 )
+
+
+def _setup_grad_weight(ctx, inputs, output):
+    grad_out, packed, ctx.shape, *ctx.geometry, _ = inputs
+    ctx.dtype = grad_out.dtype
+    ctx.save_for_backward(packed)
+
+
+def _backward_grad_weight(ctx, grad):
+    """The op is linear in grad_out: its derivative is the forward pass, with `grad` for weights."""
+    (packed,) = ctx.saved_tensors
+    out, _ = torch.ops.realspike.unshared_conv(
+        *(packed, grad, None, None, None, ctx.shape[:2], *ctx.geometry, True, False)
+    )
+    return out.to(ctx.dtype), *(None,) * 6
+
+
+torch.library.register_autograd(
+    "realspike::unshared_conv_grad_weight", _backward_grad_weight,
+    setup_context=_setup_grad_weight, lib=LIBRARY,
+)  # fmt: skip
+
+
+class _NotThroughSpikes(torch.autograd.Function):
+    """Gradients that depend on spikes of which bits are left: not to be differentiated again."""
+
+    @staticmethod
+    def forward(ctx, *grads):
+        return grads
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise RuntimeError(
+            "unshared_spike_conv has no second derivative through spikes that require a gradient: "
+            "backward keeps one bit of each; detach the spikes, or use realspike_ops.reference"
+        )
+
+
+def not_through_spikes(*grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Return the gradients, from a backward pass whose own graph is recorded."""
+    marked = iter(_NotThroughSpikes.apply(*(g for g in grads if g is not None)))
+    return tuple(None if g is None else next(marked) for g in grads)

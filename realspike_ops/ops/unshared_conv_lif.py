@@ -14,7 +14,7 @@ from realspike_ops.ops.eager import is_plain_eager
 from realspike_ops.ops.layout import as_step, empty_maps
 from realspike_ops.ops.lif import NEURON_SCHEMA, Neuron, or_empty
 from realspike_ops.ops.lif_parameters import in_memory_order
-from realspike_ops.ops.pack_spikes import pack_spikes, words_of
+from realspike_ops.ops.pack_spikes import packed_words, words_of
 from realspike_ops.ops.unshared_conv import kernel_params
 
 # Spikes, weight, bias, amplitude and scale as in unshared_conv, with a batch of timesteps * B; the
@@ -61,8 +61,7 @@ def _run(
     packed, v_last = _allocate(spikes, weight, timesteps, output_size, neuron.ternary, keep_state)
     if packed.numel() == 0:
         return packed, v_last
-    dense = spikes.dtype != torch.int32
-    words = pack_spikes(spikes, check_binary) if dense else spikes.contiguous()
+    words = packed_words(spikes, weight.shape[2] * weight.shape[5], check_binary)
     params, tensors = kernel_params(
         words, weight, bias, amplitude, scale, None, output_size, (stride, padding, dilation)
     )

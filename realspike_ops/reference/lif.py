@@ -3,13 +3,20 @@ import math
 import torch
 from torch import Tensor
 
+
+def _sigmoid_slope(d: Tensor, alpha: Tensor) -> Tensor:
+    """alpha * s * (1 - s) for s = sigmoid(alpha * d), without the difference, which cancels."""
+    e = torch.exp(-(alpha * d).abs())
+    return alpha * e / (1 + e) ** 2
+
+
 # Derivative of the spike with respect to h, of d = h - v_threshold and a scale, and the default
 # scale. docs/lif.md derives them.
 SURROGATES = {
     "rectangular": (lambda d, width: (d.abs() <= width / 2).to(d.dtype) / width, 1.0),
-    "triangle": (lambda d, width: (1 - 2 * d.abs() / width).clamp(min=0) * 2 / width, 2.0),
+    "triangle": (lambda d, width: (width - 2 * d.abs()).clamp(min=0) / width * 2 / width, 2.0),
     "atan": (lambda d, alpha: alpha / 2 / (1 + (math.pi / 2 * alpha * d) ** 2), 2.0),
-    "sigmoid": (lambda d, alpha: alpha * torch.sigmoid(alpha * d) * torch.sigmoid(-alpha * d), 4.0),
+    "sigmoid": (_sigmoid_slope, 4.0),
 }
 
 
@@ -26,7 +33,9 @@ class _Spike(torch.autograd.Function):
     def backward(ctx, grad_o):
         (distance,) = ctx.saved_tensors
         derivative, scale = ctx.surrogate
-        return grad_o * derivative(distance, scale), None, None
+        # In float64, whatever the state: rounded once.
+        slope = derivative(distance.double(), scale.double())
+        return grad_o * slope.to(grad_o.dtype), None, None
 
 
 class _HardReset(torch.autograd.Function):
@@ -67,7 +76,8 @@ def lif(
     scale = default_scale if scale is None else scale
     reset = reset or ("soft" if v_reset is None else "hard")
     state = torch.float64 if x.dtype == torch.float64 else torch.float32
-    v_threshold = torch.as_tensor(v_threshold, dtype=state)
+    v_threshold = torch.as_tensor(v_threshold, dtype=state, device=x.device)
+    scale = torch.as_tensor(scale, dtype=state, device=x.device)
     v = torch.zeros_like(x[0], dtype=state) if v_init is None else v_init.to(state)
     y = []
 

@@ -1,0 +1,363 @@
+"""What other tools record of an op (torch.jit.trace, torch.compile, torch.export) computes what the
+op does, for any batch; what they cannot record is refused by name."""
+
+import io
+
+import pytest
+import torch
+from helpers import binary, normal
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import realspike_ops as rso
+
+T = 4
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
+]
+
+
+class Call(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def over_time(x):  # [T*B, ...] -> [T, B, ...]
+    return x.unflatten(0, (T, x.shape[0] // T))
+
+
+def network():
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        rso.DirectEncoding(T),
+        rso.RealSpikeLIF(T, "element", (4, 6, 6)),
+        nn.Conv2d(4, 5, 3),
+        rso.RealSpikeLIF(T, "channel", (5, 4, 4)),
+        nn.Flatten(),
+        nn.Linear(80, 3),
+        rso.MeanOverTime(T),
+    ).eval()
+
+
+def convolution(**options):
+    position = options.pop("position", (6, 6))
+    weight = normal((*position, 1, 3, 3, 3, 5), 2)
+    if options.pop("int8", False):
+        weight, options["scale"] = rso.quantize_weight(weight)
+    bias = normal((5,), 3)
+    return lambda x: rso.unshared_spike_conv(x, weight, bias, padding=1, **options)
+
+
+WEIGHT = normal((6, 6, 1, 3, 3, 3, 5), 2)
+AMPLITUDE = normal((3, 1, 1), 4)
+
+
+def channels_last(x):
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def maps(batch):
+    return normal((batch, 3, 6, 6), batch)
+
+
+def spikes(batch):
+    return binary((batch, 3, 6, 6), batch)
+
+
+# id: (function or a function that makes a module, input of a batch, T for a batch of T*B, has a
+# gradient, ops of the library in inference)
+CASES = {
+    "lif": (lambda x: rso.lif(over_time(x)), maps, T, True, {"lif_fwd"}),
+    "lif-channels-last": (
+        lambda x: rso.lif(over_time(channels_last(x)), AMPLITUDE, surrogate="atan"),
+        *(maps, T, True, {"lif_fwd"}),
+    ),
+    "lif-bits": (
+        lambda x: rso.lif(over_time(x), detach_reset=True, v_reset=None, return_state=True)[1],
+        *(maps, T, True, {"lif_fwd"}),
+    ),
+    "lif-packed": (
+        lambda x: rso.lif(over_time(x), packed=True), maps, T, False, {"lif_packed"},
+    ),
+    "pack": (rso.pack_spikes, spikes, 1, False, {"pack_spikes"}),
+    "unpack": (
+        lambda x: rso.unpack_spikes(rso.pack_spikes(x), 3),
+        *(spikes, 1, False, {"pack_spikes", "unpack_spikes"}),
+    ),
+    "conv": (convolution(), spikes, 1, True, {"unshared_conv"}),
+    "conv-shared": (convolution(position=(1, 1)), spikes, 1, True, {"unshared_conv"}),
+    "conv-int8": (convolution(int8=True), spikes, 1, True, {"unshared_conv"}),
+    "conv-of-words": (
+        lambda x: rso.unshared_spike_conv(rso.pack_spikes(x), WEIGHT, padding=1),
+        *(spikes, 1, False, {"pack_spikes", "unshared_conv"}),
+    ),
+    "conv-factored": (
+        convolution(position=(1, 1), amplitude=normal((3, 6, 6), 5)),
+        *(spikes, 1, True, {"unshared_conv"}),
+    ),
+    "conv-lif": (
+        lambda x: rso.unshared_spike_conv_lif(x, WEIGHT, padding=1, timesteps=T),
+        *(spikes, T, False, {"unshared_conv_lif"}),
+    ),
+    "RealSpikeLIF": (
+        lambda: rso.RealSpikeLIF(
+            *(T, "element", (3, 6, 6)), decay_granularity="channel", threshold_granularity="layer"
+        ),
+        *(maps, T, True, {"lif_fwd"}),
+    ),
+    "trained": (network, maps, 1, True, {"lif_fwd"}),
+    "folded": (
+        lambda: rso.reparameterize(network(), maps(1)),
+        *(maps, 1, False, {"lif_packed", "unshared_conv", "unshared_conv_lif"}),
+    ),
+}  # fmt: skip
+MODULES = ("RealSpikeLIF", "trained", "folded")
+
+
+def make(name):
+    function = CASES[name][0]
+    return function() if name in MODULES else Call(function)
+
+
+def ops_of(graph) -> set[str]:
+    kinds = {node.kind() for node in graph.nodes()}
+    assert not kinds & {"prim::PythonOp", "aten::empty", "aten::empty_strided"}
+    return {kind.removeprefix("realspike::") for kind in kinds if kind.startswith("realspike::")}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_jit_trace_records_the_ops(name):
+    module, (_, inputs, of_T, has_grad, ops) = make(name), CASES[name]
+    first, second = inputs(3 * of_T), inputs(3 * of_T).flip(0)
+    with torch.no_grad():
+        traced = torch.jit.trace(module, first, check_trace=False)
+        assert ops_of(traced.inlined_graph) == ops
+        stored = io.BytesIO()
+        torch.jit.save(traced, stored)
+        stored.seek(0)
+        assert torch.equal(torch.jit.load(stored)(second), module(second))
+    if not has_grad:
+        return
+    traced = torch.jit.trace(module, first.requires_grad_(), check_trace=False)
+    assert ops_of(traced.inlined_graph)
+    gradients = []
+    for function in (traced, module):
+        x = second.detach().clone().requires_grad_()
+        y = function(x)
+        (y * normal(y.shape, 6)).sum().backward()
+        gradients.append((y, x.grad))
+    assert torch.equal(gradients[0][0], gradients[1][0])
+    torch.testing.assert_close(gradients[0][1], gradients[1][1])
+
+
+def test_jit_trace_without_gradients_is_not_trained():
+    with torch.no_grad():
+        traced = torch.jit.trace(Call(lambda x: rso.lif(over_time(x))), maps(T), check_trace=False)
+    with pytest.raises(RuntimeError, match=r"lif_fwd.*save.*trace"):
+        traced(maps(T).requires_grad_())
+
+
+@pytest.mark.parametrize(
+    ("name", "dynamic"),
+    [*((name, True) for name in CASES), *((name, None) for name in ("lif", "conv", "trained"))],
+)
+def test_compile_serves_every_batch(name, dynamic):
+    module, (_, inputs, of_T, has_grad, _) = make(name), CASES[name]
+    for grad in (False, True)[: 1 + has_grad]:
+        torch._dynamo.reset()
+        counter = CompileCounterWithBackend("aot_eager")
+        compiled = torch.compile(module, backend=counter, dynamic=dynamic, fullgraph=True)
+        for batch in (2, 5, 7):  # from 4 on, F.conv2d itself takes another way
+            results = []
+            for function in (compiled, module):
+                x = inputs(batch * of_T).requires_grad_(grad)
+                with torch.set_grad_enabled(grad):
+                    y = function(x)
+                    if grad:
+                        (y * normal(y.shape, 6)).sum().backward()
+                results.append((y, x.grad))
+            assert torch.equal(results[0][0], results[1][0])
+            if grad:
+                torch.testing.assert_close(results[0][1], results[1][1])
+        assert counter.frame_count <= 2
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_export_with_a_dynamic_batch(name):
+    module, (_, inputs, of_T, _, ops) = make(name), CASES[name]
+    batch = torch.export.Dim("batch", min=2, max=64)
+    sizes = ({0: of_T * batch if of_T > 1 else batch},)
+    dynamic = {"x": sizes[0]} if name not in ("trained", "folded") else sizes
+    with torch.no_grad():
+        program = torch.export.export(module, (inputs(2 * of_T),), dynamic_shapes=dynamic)
+        names = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+        assert {f"realspike.{op}.default" for op in ops} <= names
+        for B in (2, 5, 9):
+            x = inputs(B * of_T)
+            assert torch.equal(program.module()(x), module(x))
+
+
+def batched_equals_looped(function, *inputs):
+    inputs = [x.clone().requires_grad_() for x in inputs]
+    y = function(*inputs)
+    cotangents = normal((3, *y.shape), 7)
+    batched = torch.autograd.grad(y, inputs, cotangents, is_grads_batched=True, retain_graph=True)
+    for i, cotangent in enumerate(cotangents):
+        looped = torch.autograd.grad(y, inputs, cotangent, retain_graph=True)
+        for one, all_three in zip(looped, batched, strict=True):
+            assert one.any()
+            torch.testing.assert_close(all_three[i], one)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("detach_reset", [True, False], ids=["bits", "recomputed"])
+def test_batched_gradients_of_lif(detach_reset):
+    x, amplitude = normal((T, 2, 3, 4, 4), 1), normal((3, 1, 1), 2)
+    batched_equals_looped(lambda x, a: rso.lif(x, a, detach_reset=detach_reset), x, amplitude)
+    assert torch.equal(
+        torch.autograd.functional.jacobian(rso.lif, x[:, :1, 0], vectorize=True),
+        torch.autograd.functional.jacobian(rso.lif, x[:, :1, 0]),
+    )
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("position", [(4, 4), (1, 1)], ids=["unshared", "shared"])
+def test_batched_gradients_of_a_convolution(position):
+    weight, bias = normal((*position, 1, 3, 3, 3, 5), 2), normal((5,), 3)
+    batched_equals_looped(rso.unshared_spike_conv, spikes(2), weight, bias)
+
+
+def test_functorch_derivatives_of_a_convolution_are_refused():
+    weight, x = normal((4, 4, 1, 3, 3, 3, 5), 2), spikes(2)
+
+    def loss(weight):
+        return rso.unshared_spike_conv(x, weight).sum()
+
+    for transform in (torch.func.grad, torch.func.jacrev, torch.func.hessian):
+        with pytest.raises(NotImplementedError, match=r"unshared_spike_conv: torch\.func\.grad"):
+            transform(loss)(weight)
+    with pytest.raises(NotImplementedError, match="weight carries a tangent"):
+        torch.func.jvp(loss, (weight,), (weight,))
+
+
+def test_function_modes_see_the_op():
+    class Seen(torch.overrides.TorchFunctionMode):
+        def __init__(self):
+            super().__init__()
+            self.names = []
+
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            self.names.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    with Seen() as seen:
+        rso.lif(over_time(maps(T)))
+    assert any("realspike.lif_fwd" in name for name in seen.names)
+    assert not any("empty" in name for name in seen.names)
+
+
+FORMATS = {
+    "contiguous": lambda x: x.contiguous(),
+    "channels_last": channels_last,
+    "expanded": lambda x: x[:1].expand(x.shape),
+    "strided": lambda x: x.repeat_interleave(2, 3)[..., ::2],
+    "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+}
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("granularity", ["none", "channel"])
+@pytest.mark.parametrize("detach_reset", [True, False], ids=["bits", "recomputed"])
+def test_outputs_change_in_place_in_training(layout, granularity, detach_reset):
+    lif = rso.RealSpikeLIF(T, granularity, (3, 6, 6), detach_reset=detach_reset)
+    results = []
+    for in_place in (True, False):
+        leaf = maps(2 * T).requires_grad_()
+        x = FORMATS[layout](leaf)
+        y = lif(x)
+        if in_place:
+            y.mul_(3.0)
+            y += x
+            torch.relu_(y)
+        else:
+            y = torch.relu(y * 3.0 + x)
+        (y * normal(y.shape, 1)).sum().backward()
+        results.append((y, leaf.grad))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+        assert a.any()
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_currents_and_state_change_in_place_in_training(layout):
+    weight = normal((6, 6, 1, 3, 3, 3, 5), 2).requires_grad_()
+    x = FORMATS[layout](spikes(2))
+    y = rso.unshared_spike_conv(x, weight, padding=1).mul_(2.0)
+    plain = rso.unshared_spike_conv(x, weight, padding=1) * 2.0
+    gradients = [torch.autograd.grad((out * out).sum(), weight)[0] for out in (y, plain)]
+    assert torch.equal(*gradients)
+    x = FORMATS[layout](maps(T)).requires_grad_()
+    y, v_last = rso.lif(over_time(x), return_state=True)
+    (y.mul_(2.0).sum() + v_last.mul_(3.0).sum()).backward()
+    y, v_last = rso.lif(over_time(x), return_state=True)
+    assert torch.equal(torch.autograd.grad(2 * y.sum() + 3 * v_last.sum(), x)[0], x.grad)
+
+
+def test_a_changed_input_is_noticed_where_backward_reads_it():
+    for detach_reset in (True, False):
+        leaf = maps(T).requires_grad_()
+        x = leaf * 1.0
+        y = rso.lif(over_time(x), detach_reset=detach_reset)
+        x.mul_(2.0)
+        if detach_reset:  # bits were kept
+            y.sum().backward()
+            again = rso.lif(over_time(leaf), detach_reset=True)
+            assert torch.equal(torch.autograd.grad(again.sum(), leaf)[0], leaf.grad)
+        else:
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                y.sum().backward()
+
+
+def penalty(weight, algorithm, spikes, **options):
+    """Return the gradient of what depends on the gradient of the weight."""
+    y = rso.unshared_spike_conv(spikes, weight, algorithm=algorithm, **options)
+    (gradient,) = torch.autograd.grad((y**2).sum(), weight, create_graph=True)
+    return torch.autograd.grad((gradient**2).sum() + y.sum(), weight)[0]
+
+
+@pytest.mark.parametrize("position", [(4, 3), (1, 1)], ids=["unshared", "shared"])
+def test_second_derivative_of_weights(position):
+    """The loss is quadratic in the weights, so that its gradient's derivative is that of dense
+    products."""
+    weight = normal((*position, 2, 2, 2, 3, 4), 2).requires_grad_()
+    x, options = binary((3, 6, 8, 5), 1), {"stride": (2, 1), "dilation": (1, 2)}
+    results = [penalty(weight, algorithm, x, **options) for algorithm in ("gather", "matmul")]
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-2)
+    assert results[0].any()
+
+
+def test_second_derivative_through_spikes_is_refused():
+    weight = normal((4, 4, 1, 3, 3, 3, 5), 2).requires_grad_()
+    with pytest.raises(RuntimeError, match="no second derivative through spikes"):
+        penalty(weight, "gather", spikes(2).requires_grad_())
+
+
+@pytest.mark.parametrize("detach_reset", [True, False], ids=["bits", "recomputed"])
+def test_second_derivative_of_lif_is_refused(detach_reset):
+    x, amplitude = normal((T, 2, 3), 1).requires_grad_(), torch.ones(1, requires_grad=True)
+    y = rso.lif(x, amplitude, detach_reset=detach_reset)
+    for gradient in torch.autograd.grad((y**2).sum(), (x, amplitude), create_graph=True):
+        with pytest.raises(RuntimeError, match="lif has no second derivative"):
+            gradient.sum().backward(retain_graph=True)
+
+
+def test_a_scale_that_learns_is_refused():
+    weight, scale = rso.quantize_weight(normal((4, 4, 1, 3, 3, 3, 5), 2))
+    with pytest.raises(ValueError, match="scale must not require a gradient"):
+        rso.unshared_spike_conv(spikes(2), weight, scale=scale.requires_grad_())
