@@ -173,7 +173,7 @@ def test_compile_serves_every_batch(name, dynamic):
         torch._dynamo.reset()
         counter = CompileCounterWithBackend("aot_eager")
         compiled = torch.compile(module, backend=counter, dynamic=dynamic, fullgraph=True)
-        for batch in (2, 5, 7):  # from 4 on, F.conv2d itself takes another way
+        for batch in (5, 6, 7):  # with fewer or many, F.conv2d itself takes another way
             results = []
             for function in (compiled, module):
                 x = inputs(batch * of_T).requires_grad_(grad)
