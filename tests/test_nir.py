@@ -296,6 +296,31 @@ def test_int8_in_steps_of_any_scale_is_refused():
         rso.export_nir(folded)
 
 
+def test_int8_in_steps_of_powers_of_two_is_what_it_stands_for(one_thread):
+    """Weights of up to 127/128 or 127/64 are whole steps of 1/128 and 1/64: nothing is rounded."""
+    model, x = nir_networks.network("vgg", 3)
+    for name, layer in model.named_children():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)) and name in ("2", "8"):
+            with torch.no_grad():
+                steps = torch.tensor([1 / 128, 1 / 64]).repeat(4)[: len(layer.weight)]
+                steps = steps.view(-1, *(1,) * (layer.weight.dim() - 1))
+                layer.weight.copy_((layer.weight * 32).round() * steps)
+                layer.weight.flatten(1)[:, 0] = 127 * steps.flatten()
+    # What follows the pooling is folded with it: four weights of a quarter.
+    with torch.no_grad():
+        model[5].weight.copy_(model[5].weight.round() / 4)
+        model[5].weight[:, 0, 0, 0] = 127 / 64
+    exact = rso.reparameterize(model, x)
+    folded = rso.reparameterize(model, x, weight_dtype=torch.int8)
+    graph, expected = rso.export_nir(folded), rso.export_nir(exact)
+    for node, other in zip(graph.nodes.values(), expected.nodes.values(), strict=True):
+        for field in ("weight", "bias", "tau", "v_threshold"):
+            if hasattr(node, field):
+                assert np.array_equal(getattr(node, field), getattr(other, field))
+    with torch.no_grad():
+        assert torch.equal(rso.import_nir(graph)(x), folded(x))
+
+
 def test_several_outputs_are_refused():
     class Two(Adding):
         def forward(self, x):
