@@ -394,6 +394,22 @@ def test_a_full_disk_is_named(tmp_path):
     assert not (out / "last.ckpt").exists()
 
 
+def test_logs_that_find_the_disk_full(tmp_path, monkeypatch, capsys):
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    original, written = RecordWriter.write, []
+
+    def write(self, content):
+        written.append(content)
+        if len(written) > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(self, content)
+
+    monkeypatch.setattr(RecordWriter, "write", write)
+    assert cli.main(["train", *OVERRIDES, "--out", str(tmp_path)]) == 1
+    assert f"{tmp_path / 'tensorboard'}: No space left on device" in one_line(capsys)
+
+
 def test_nothing_of_a_file_that_cannot_be_written_is_left(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(b"before")

@@ -1,8 +1,10 @@
 """Starting and resuming a run."""
 
 import contextlib
+import errno
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -35,6 +37,8 @@ from realspike.trained import example_input
 
 CONFIG_FILE = run_config.FILE
 EVALUATION_BATCH = 256
+LOGS = "tensorboard"
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class RunError(UserError):
@@ -232,7 +236,7 @@ def _fit(
             precision=training.precision,
             accumulate_grad_batches=training.accumulate,
             gradient_clip_val=training.clip_gradient or None,
-            logger=TensorBoardLogger(out, name="tensorboard", version=""),
+            logger=TensorBoardLogger(out, name=LOGS, version=""),
             callbacks=callbacks,
             plugins=[sealed.SealedCheckpoints()],
             default_root_dir=out,
@@ -256,6 +260,11 @@ def _fit(
             if not str(error).startswith("DataLoader worker"):
                 raise
             raise WorkerDied(error) from error  # which torch tells at any time
+        except OSError as error:
+            # What else is written names itself.
+            if error.filename is None and error.errno in _DISK_FULL:
+                error.filename = str(out / LOGS)
+            raise
         except Interrupted as interrupted:
             raise KeyboardInterrupt(interrupted.signum) from interrupted
         except SystemExit as left:  # which is what Lightning makes of a KeyboardInterrupt
@@ -270,12 +279,20 @@ class _quiet:
         self.logger = logging.getLogger("lightning.pytorch")
         self.level = self.logger.level
         self.logger.setLevel(logging.ERROR)
+        # The thread that writes the logs; what it met is raised again where the run writes next.
+        self.hook = threading.excepthook
+        threading.excepthook = self._hook
         self.warnings = warnings.catch_warnings()
         self.warnings.__enter__()
         warnings.filterwarnings("ignore", module=r"lightning\.")
 
+    def _hook(self, arguments) -> None:
+        if not issubclass(arguments.exc_type, OSError):
+            self.hook(arguments)
+
     def __exit__(self, *error):
         self.logger.setLevel(self.level)
+        threading.excepthook = self.hook
         self.warnings.__exit__(*error)
 
 
