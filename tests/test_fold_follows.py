@@ -402,6 +402,14 @@ def test_functions_of_others_under_the_names_of_torch():
     folds(Network(body=lambda m, z: m.lif2(flatten(m.conv2(z), 1))))
 
 
+def test_modules_with_names_that_are_no_names_in_python():
+    def make(m):
+        m.add_module("lambda", m.conv2)
+        m.add_module("1", nn.Identity())
+
+    folds(Network(body=lambda m, z: m.lif2(getattr(m, "1")(getattr(m, "lambda")(z))), make=make))
+
+
 def test_hooks_are_refused():
     model = Network()
     model.conv2.register_forward_hook(lambda *_: None)

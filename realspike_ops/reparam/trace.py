@@ -24,6 +24,14 @@ OTHER_VALUES = (
 _KEEP_TRAINING = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 
 
+class Record(fx.GraphModule):
+    """A graph and its modules, for an `fx.Interpreter`; never written as code, which not all names
+    of modules would survive."""
+
+    def recompile(self) -> None:
+        pass
+
+
 def copy_in_eval_mode(model: nn.Module) -> nn.Module:
     """Return a copy on the CPU that may be changed: in eval mode, without wrappers.
 
@@ -121,7 +129,7 @@ def trace(model: nn.Module, example: Tensor, times: int = 1) -> fx.GraphModule:
         ReparameterizationError: for what cannot be recorded, by name.
     """
     recorder = _recorded(model, example, times)
-    return fx.GraphModule(recorder.root, recorder.graph)
+    return Record(recorder.root, recorder.graph)
 
 
 def _recorded(model: nn.Module, example: Tensor, times: int):
@@ -204,7 +212,7 @@ def trace_of_any_batch(model: nn.Module, example: Tensor) -> "tuple[fx.GraphModu
         known = [size_of(number, batch, len(rows)) for number in recorder.called]
         if known != others:
             refuse(batch)
-    return fx.GraphModule(recorder.root, recorder.graph), rows, True
+    return Record(recorder.root, recorder.graph), rows, True
 
 
 def _names(called: list) -> list[str]:
