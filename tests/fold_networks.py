@@ -321,3 +321,32 @@ def synapses_of(folded) -> list[nn.Module]:
         *(rso.PiecewiseSpikeConv, rso.OneToOneSynapses),
     )
     return [m for m in folded.modules() if isinstance(m, kinds)]
+
+
+class Between(nn.Module):
+    """A LIF layer, then `between`, then another LIF layer or whatever `between` ends with."""
+
+    def __init__(self, between, granularity="channel", size=8, layers=(), **form):
+        super().__init__()
+        self.lif = rso.RealSpikeLIF(T, granularity, (4, size, size), **form)
+        if self.lif.amplitude is not None:
+            self.lif.amplitude.data = 0.5 + normal(self.lif.amplitude.shape, 1).abs()
+        self.layers = nn.ModuleDict(layers)
+        self.end = rso.RealSpikeLIF(T)
+        self.between = between
+
+    def forward(self, x):
+        return self.between(self, self.lif(x))
+
+
+def fold_between(between, size=8, **options):
+    torch.manual_seed(0)
+    network = Between(between, size=size, **options).eval()
+    x = normal((T * 3, 4, size, size), 2)
+    assert_equal_in_float64(network, x)
+    assert_rounding_alone(network, x)
+    folded = rso.reparameterize(network, x)
+    with torch.no_grad():  # bits between the layers
+        packed = folded(x)
+    assert torch.equal(folded(x).detach(), packed)
+    return network, folded, x

@@ -56,3 +56,14 @@ def padded(spikes: Tensor, widths) -> Tensor:
 
 def as_dense(spikes: "Tensor | PackedSpikes") -> Tensor:
     return spikes.dense() if isinstance(spikes, PackedSpikes) else spikes
+
+
+def as_map(spikes: "Tensor | PackedSpikes", rank: int) -> "Tensor | PackedSpikes":
+    """Write lines [N, C, L] (`rank` 3) or features [N, F] (2) as maps of one row, or of a pixel."""
+    for dims in range(rank, 4):
+        if isinstance(spikes, PackedSpikes):  # [..., N, (L,) words]
+            words = spikes.words.unsqueeze(-dims)
+            spikes = PackedSpikes(words, spikes.channels, spikes.signed)
+        else:
+            spikes = spikes.unsqueeze(2)
+    return spikes

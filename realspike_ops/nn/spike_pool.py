@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from realspike_ops import _checks as checks
 from realspike_ops import functional
-from realspike_ops.nn.packed_spikes import PackedSpikes
+from realspike_ops.nn.packed_spikes import PackedSpikes, as_map
 
 
 class SpikeMaxPool2d(nn.Module):
@@ -115,3 +115,13 @@ class SpikeMaxPool2d(nn.Module):
             f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, "
             f"dilation={self.dilation}, ceil_mode={self.ceil_mode}, negative channels={count}"
         )
+
+
+class SpikeMaxPool1d(SpikeMaxPool2d):
+    """`SpikeMaxPool2d` of lines [N, C, L], with pairs as of maps that have one row."""
+
+    def forward(self, spikes: "Tensor | PackedSpikes") -> "Tensor | PackedSpikes":
+        pooled = super().forward(as_map(spikes, 3))
+        if isinstance(pooled, PackedSpikes):
+            return PackedSpikes(pooled.words.squeeze(-3), pooled.channels, pooled.signed)
+        return pooled.squeeze(2)

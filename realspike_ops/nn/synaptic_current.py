@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from realspike_ops.nn.packed_spikes import PackedSpikes, as_dense, padded
+from realspike_ops.nn.packed_spikes import PackedSpikes, as_dense, as_map, padded
 from realspike_ops.nn.storage import Stored, parameter
 
 
@@ -36,6 +36,9 @@ class Synapses(nn.Module):
         channels: (first, all): the current is that of the channels from ``first`` on, of ``all``.
             None: of all channels.
         flatten: Whether the current becomes features.
+        reads: 3: the spikes are lines [N, C, L], 2: features [N, F], which the layer reads as maps
+            of one row, or of one pixel. 4: they come as it reads them.
+        line: Whether the current, of a map with one row, becomes a line [N, C, L].
         sums: The number of positions whose currents are added up to one (an average over the map,
             whose divisor is part of the weights); 0: they stay apart.
 
@@ -52,6 +55,8 @@ class Synapses(nn.Module):
         channels: "tuple[int, int] | None" = None,
         flatten: bool = False,
         sums: int = 0,
+        reads: int = 4,
+        line: bool = False,
     ):
         super().__init__()
         self.layer = layer
@@ -61,12 +66,15 @@ class Synapses(nn.Module):
         self.channels = None if channels is None else tuple(channels)
         self.flatten = bool(flatten)
         self.sums = int(sums)
+        self.reads = int(reads)
+        self.line = bool(line)
 
     @property
     def is_plain(self) -> bool:
         """Whether the layer alone does the same."""
         several = self.signed or self.maps > 1
-        return not (several or any(self.pad) or self.channels or self.flatten or self.sums)
+        moved = self.flatten or self.line or self.reads != 4
+        return not (several or any(self.pad) or self.channels or moved or self.sums)
 
     def forward(self, *maps: "Tensor | PackedSpikes") -> Tensor:
         current = self.layer(self._batch(maps))
@@ -80,10 +88,12 @@ class Synapses(nn.Module):
             first, count = self.channels
             behind = count - first - current.shape[1]
             current = F.pad(current, (0, 0) * (current.dim() - 2) + (first, behind))
+        current = current.squeeze(2) if self.line else current
         return current.flatten(1) if self.flatten else current
 
     def _batch(self, maps) -> "Tensor | PackedSpikes":
         """Return all binary maps, padded, as one batch."""
+        maps = [as_map(spikes, self.reads) for spikes in maps]
         if all(isinstance(spikes, PackedSpikes) for spikes in maps):
             words = [spikes.planes() if self.signed else spikes.words for spikes in maps]
             # A layer that tells the signs apart by itself gets ternary spikes as they are.
@@ -105,10 +115,12 @@ class Synapses(nn.Module):
         return total
 
     def extra_repr(self) -> str:
-        parts = [f"{name}={getattr(self, name)}" for name in ("signed", "flatten", "channels")]
+        names = ("signed", "flatten", "line", "channels")
+        parts = [f"{name}={getattr(self, name)}" for name in names]
         parts = [part for part in parts if not part.endswith(("=False", "=None"))]
         parts += [f"maps={self.maps}"] if self.maps > 1 else []
         parts += [f"sums={self.sums}"] if self.sums else []
+        parts += [f"reads={self.reads}"] if self.reads != 4 else []
         return ", ".join(parts + ([f"pad={self.pad}"] if any(self.pad) else []))
 
 

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from realspike_ops import _checks as checks
 from realspike_ops.nn import fold
+from realspike_ops.nn.packed_spikes import PackedSpikes, as_map
 from realspike_ops.nn.storage import check_storage
 from realspike_ops.nn.unshared_conv import UnsharedSpikeConv, input_size_fourth
 
@@ -95,7 +96,9 @@ class UnsharedSpikeConv1d(UnsharedSpikeConv):
             settings | {"algorithm": algorithm, "check_binary": check_binary},
         )
 
-    def forward(self, spikes: Tensor) -> Tensor:
+    def forward(self, spikes: "Tensor | PackedSpikes") -> Tensor:
+        if isinstance(spikes, PackedSpikes):
+            return super().forward(as_map(spikes, 3)).squeeze(2)
         checks.check_tensor("spikes", spikes)
         if spikes.dim() != 3:
             raise ValueError(

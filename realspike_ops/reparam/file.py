@@ -43,8 +43,13 @@ _DTYPES = {
 }
 
 _SPIKE_CONVS = {
-    cls.__name__: cls for cls in (layers.SpikeConv2d, layers.UnsharedSpikeConv, layers.SpikeLinear)
+    cls.__name__: cls
+    for cls in (
+        *(layers.SpikeConv2d, layers.UnsharedSpikeConv, layers.UnsharedSpikeConv1d),
+        layers.SpikeLinear,
+    )
 }
+_SPIKE_POOLS = {cls.__name__: cls for cls in (layers.SpikeMaxPool1d, layers.SpikeMaxPool2d)}
 # Layers that their arguments, kept under the same names, rebuild; `bias` is whether there is one.
 _BY_ARGUMENTS: "dict[type, str]" = {
     nn.Conv2d: "in_channels out_channels kernel_size stride padding dilation groups bias "
@@ -270,14 +275,18 @@ def _described(name: str, module: nn.Module) -> dict:
         described |= {k: getattr(module, k) for k in fields}
     elif kind is layers.OneToOneSynapses:
         pass
-    elif kind is layers.SpikeMaxPool2d:
+    elif kind is layers.Rearrange:
+        described["shape"] = module.shape
+    elif kind is layers.AtTimestep:
+        described |= {k: getattr(module, k) for k in ("timesteps", "timestep")}
+    elif kind.__name__ in _SPIKE_POOLS:
         fields = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
         described |= {k: getattr(module, k) for k in fields}
     elif kind is layers.FoldedLIF:
         form = {k: None if isinstance(v, Tensor) else v for k, v in module.form.items()}
         described |= form | {"timesteps": module.timesteps, "surrogate": tuple(module.surrogate)}
     elif kind is layers.Synapses:
-        fields = ("maps", "signed", "pad", "channels", "flatten", "sums")
+        fields = ("maps", "signed", "pad", "channels", "flatten", "sums", "reads", "line")
         described |= {k: getattr(module, k) for k in fields}
         described["layer"] = _described(name, module.layer)
     elif kind is layers.SynapticCurrent:
@@ -333,8 +342,12 @@ def _built(described: dict, tensors: dict[str, Tensor]) -> nn.Module:
         return layers.PiecewiseSpikeConv(tensors["weight"], **described)
     if kind == "OneToOneSynapses":
         return layers.OneToOneSynapses(tensors["weight"])
-    if kind == "SpikeMaxPool2d":
-        return layers.SpikeMaxPool2d(**described, negative=tensors.get("negative"))
+    if kind == "Rearrange":
+        return layers.Rearrange(tensors["index"], **described)
+    if kind == "AtTimestep":
+        return layers.AtTimestep(**described)
+    if kind in _SPIKE_POOLS:
+        return _SPIKE_POOLS[kind](**described, negative=tensors.get("negative"))
     if kind == "FoldedLIF":
         described["surrogate"] = _tupled(described["surrogate"])
         buffers = {"decay": "decay_factor", "v_threshold": "v_threshold"}

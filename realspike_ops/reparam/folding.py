@@ -1,16 +1,27 @@
 """The walk over a traced network: what every tensor is made of, and the steps that compute it."""
 
+import math
 import re
 from dataclasses import dataclass, replace
+from functools import cached_property
 
+import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from realspike_ops import _checks as checks
-from realspike_ops.nn import FoldedLIF, RealSpikeLIF, SumOverTime, SynapticCurrent
+from realspike_ops.nn import (
+    AtTimestep,
+    FoldedLIF,
+    RealSpikeLIF,
+    Rearrange,
+    SumOverTime,
+    SynapticCurrent,
+)
 from realspike_ops.reparam import rules
 from realspike_ops.reparam.errors import ReparameterizationError
 from realspike_ops.reparam.in_place import changed_copy
+from realspike_ops.reparam.layout import NoWindow, arranged, as_map
 from realspike_ops.reparam.names import describe, function_name, layer_class
 from realspike_ops.reparam.network import (
     INPUT,
@@ -20,9 +31,9 @@ from realspike_ops.reparam.network import (
     FoldedNetwork,
     Step,
 )
-from realspike_ops.reparam.sizes import batch_size, size_of
+from realspike_ops.reparam.sizes import batch_size, is_of_batch, of_batch, size_of
 from realspike_ops.reparam.synapses import PlannedSynapses, plan
-from realspike_ops.reparam.value import Source, Value, of_source
+from realspike_ops.reparam.value import Source, Term, Value, of_source
 
 
 @dataclass(frozen=True)
@@ -40,9 +51,13 @@ class PlannedCurrent:
     synapses: list[PlannedSynapses]  # in the order of the step's inputs
     bias: "Tensor | None"  # [C, 1, 1] or [C, H, W] float64
     grid: tuple[int, int, int]  # its map
-    flat: bool  # whether the current is [N, F], the map flattened
+    rank: int  # of the current: [N, F] (the map flattened), [N, C, L] or [N, C, H, W]
     has_real_part: bool  # the last input of the step, added as it is
     neurons: list[PlannedNeurons]  # none: it becomes the output
+
+    @property
+    def flat(self) -> bool:
+        return self.rank == 2
 
     @property
     def is_alone(self) -> bool:
@@ -68,6 +83,7 @@ class Folding:
         self.currents: dict[int, str] = {}  # id of a value that neurons read -> its step
         self.sizes: dict[fx.Node, str] = {}  # steps of sizes
         self.neurons: dict[str, tuple[str, int]] = {}
+        self.timesteps: dict[tuple[str, int], str] = {}  # (step, timestep) -> its step
         self.names: set[str] = {INPUT}
         self.output = None  # the step of the output, or a structure of steps
         self.node: fx.Node | None = None
@@ -97,9 +113,22 @@ class Folding:
         node = next(n for n in self.node.all_input_nodes if self.values.get(n) is value)
         return tuple(node.meta["val"].shape)
 
+    def dtype_of(self, value: Value) -> torch.dtype:
+        node = next(n for n in self.node.all_input_nodes if self.values.get(n) is value)
+        result = node.meta["val"]
+        return (result if isinstance(result, Tensor) else result[0]).dtype
+
+    @property
+    def small_batch(self) -> int:
+        """How many samples the stand-ins of this node's values have."""
+        read = (self.values.get(n) for n in self.node.all_input_nodes)
+        value = next(v for v in read if v is not None and v.terms)
+        rows = self.standin_shape(value)[0] if value.layout is None else value.layout.rows
+        return rows // value.timesteps if value.time == "steps" else rows
+
     def standin_shape(self, value: Value) -> tuple[int, ...]:
         """The same for a small batch: what a tensor for `rerun` has as its shape."""
-        return tuple(size_of(size, 2, 1) for size in self.shape_of(value))
+        return tuple(self._of_standin(size) for size in self.shape_of(value))
 
     def rerun(self, standins: "dict[Value, Tensor]"):
         """Do what the node does with other tensors in the place of values."""
@@ -109,14 +138,38 @@ class Folding:
             tensor = next((t for v, t in standins.items() if v is value), None)
             if tensor is not None:
                 return tensor
-            known = n.meta["val"]
-            return size_of(known, 2, 1)
+            return self._of_standin(n.meta["val"])
 
         node = self.node
         args, kwargs = (fx.node.map_arg(a, given) for a in (node.args, node.kwargs))
         if node.op == "call_method":
             return getattr(Tensor, node.target)(*args, **kwargs)
         return (self._module(node) or node.target)(*args, **kwargs)
+
+    def _of_standin(self, number):
+        """What a number of the trace is in the batch of the stand-ins."""
+        return size_of(number, self.standin_batch, self.example_batch)
+
+    @cached_property
+    def example_batch(self) -> int:
+        node = next(n for n in self.graph.graph.nodes if n.op == "placeholder")
+        return of_batch(node.meta["val"].shape[0], 1)[0]
+
+    @cached_property
+    def standin_batch(self) -> int:
+        """Two samples, whether the network reads images [B, ...] or frames [T*B, ...]."""
+        samples = self.example_batch
+        for node in self.graph.graph.nodes:
+            shape = getattr(node.meta.get("val"), "shape", ())
+            for size in shape:
+                if is_of_batch(size):
+                    module = self._module(node)
+                    rows = of_batch(size, 1)[0]
+                    timesteps = getattr(module, "timesteps", 1)
+                    samples = math.gcd(samples, rows)
+                    if rows % timesteps == 0 and isinstance(module, RealSpikeLIF):
+                        samples = math.gcd(samples, rows // timesteps)
+        return 2 * self.example_batch // samples
 
     def spikes(self, name: str, module: nn.Module, *inputs: str) -> str:
         """Add a step that moves spikes."""
@@ -163,12 +216,14 @@ class Folding:
             elif node.op == "output":
                 self._finish(node)
             elif node.op != "get_attr" and node.target is not batch_size:
-                self.values[node] = self._value(node)
+                value = self._value(node)
+                if value is not None:  # a constant, whatever it was told from
+                    self.values[node] = value
 
     def _module(self, node: fx.Node) -> "nn.Module | None":
         return self.graph.get_submodule(node.target) if node.op == "call_module" else None
 
-    def _value(self, node: fx.Node) -> Value:
+    def _value(self, node: fx.Node) -> "Value | None":
         read = [self.values[n] for n in node.all_input_nodes if n in self.values]
         result = node.meta["val"]
         if isinstance(self._module(node), RealSpikeLIF):
@@ -178,7 +233,7 @@ class Folding:
         self.result_shape = tuple(getattr(result, "shape", ()))
         return self._apply_rule(node)
 
-    def _apply_rule(self, node: fx.Node) -> Value:
+    def _apply_rule(self, node: fx.Node) -> "Value | None":
         def given(item):
             return fx.node.map_arg(item, lambda n: self.values.get(n, n.meta["val"]))
 
@@ -208,7 +263,7 @@ class Folding:
             self.refuse(str(error))
         except AttributeError:
             self.refuse("an argument depends on the input, or on chance, that must be a constant")
-        if value.real is not None and rule not in rules.ARITHMETIC:
+        if value is not None and value.real is not None and rule not in rules.ARITHMETIC:
             # The layer is linear: of a sum, the real part passes it by itself.
             value = replace(value, real=self._encode_node(node))
         return value
@@ -251,8 +306,11 @@ class Folding:
             self.refuse("the timesteps are no longer apart")
         if value.terms and value.timesteps != lif.timesteps:
             self.refuse(f"it has {lif.timesteps} timesteps, the spikes {value.timesteps}")
-        if result.dim() not in (2, 4):
-            self.refuse(f"maps must be [T*B, C, H, W] or [T*B, F]; got {checks.shape_text(result)}")
+        if result.dim() not in (2, 3, 4):
+            self.refuse(
+                "maps must be [T*B, C, H, W], [T*B, C, L] or [T*B, F]; "
+                f"got {checks.shape_text(result)}"
+            )
         current = self.currents.get(id(value)) or self._current(value, self.layer_name)
         self.currents[id(value)] = current
         name = self.unique_name(self.layer_name)
@@ -263,42 +321,85 @@ class Folding:
         amplitude = form.pop("amplitude")
         self.modules[name] = FoldedLIF(lif.timesteps, **form)
         self.steps.append(Step(name, (current,)))
-        flat = result.dim() == 2
-        shape = (result.shape[1], 1, 1) if flat else tuple(result.shape[1:])
+        shape = tuple(result.shape[1:])
+        shape = {2: (*shape, 1, 1), 3: (shape[0], 1, shape[-1]), 4: shape}[result.dim()]
         if amplitude is not None:
             amplitude = amplitude.detach().double()
-            if flat:
-                amplitude = amplitude.reshape(-1, 1, 1)
-            amplitude = amplitude.reshape((1,) * (3 - amplitude.dim()) + tuple(amplitude.shape))
-        source = Source(name, shape, flat, amplitude, lif.emission == "ternary", lif.timesteps)
-        return of_source(source)
+            sizes = (1,) * (result.dim() - 1 - amplitude.dim()) + tuple(amplitude.shape)
+            sizes = {2: (*sizes, 1, 1), 3: (sizes[0], 1, sizes[-1]), 4: sizes}[result.dim()]
+            amplitude = amplitude.reshape(sizes)
+        signed = lif.emission == "ternary"
+        return of_source(Source(name, shape, result.dim(), amplitude, signed, lif.timesteps))
 
     def _current(self, value: Value, reader: str) -> str:
-        """Plan the step that computes a value, and return its name."""
+        """Plan the steps that compute a value, written as its tensor is, and return its name."""
         if value.is_real:
             return value.real
-        if value.is_spikes:
-            return value.terms[0].source.step
+        real, written = value.real, value
+        value, elements = self._readable(value)
+        if real is not None and elements is None:
+            value = replace(value, real=real)
+        spikes = value.terms[0].source.step if value.is_spikes else None
+        name = spikes or self._planned_step(value, reader)
+        if elements is not None:
+            shape = tuple(written.layout.ids.shape[1:])
+            name = self.spikes(f"{reader}_rearranged", Rearrange(elements, shape), name)
+            if real is not None:
+                name = self.spikes(f"{reader}_sum", SynapticCurrent({}), name, real)
+        return name
+
+    def _readable(self, value: Value) -> "tuple[Value, Tensor | None]":
+        """Return maps that synapses can compute, and which of their elements the tensor has."""
+        if value.layout is None:
+            return value, None
+        layout = value.layout
+        if not isinstance(layout.ids, Tensor):
+            self.refuse("it reads several tensors at once: read them one by one")
+        dims = layout.ids.dim() - 1
+        value, _, elements, _ = arranged(self, replace(value, real=None), dims, every_row=True)
+        try:
+            if dims in (1, 2, 3):
+                shape = tuple(layout.ids.shape[1:])
+                return as_map(self, value, elements, shape, for_neurons=True), None
+        except NoWindow:
+            pass
+        return replace(value, layout=None), elements
+
+    def _planned_step(self, value: Value, reader: str) -> str:
+        value = replace(value, terms=tuple(self._of_step(term) for term in value.terms))
         synapses = self._planned(value)
         bias = value.constant
         if bias is not None:
             bias = bias.expand(value.grid) if value.flat else bias
             # What is added at every timestep, where the sum over time adds all of them.
             bias = bias / value.timesteps if value.time == "averaged" else bias
+            bias = bias.squeeze(1) if value.rank == 3 else bias  # [C, 1] or [C, L]
         name = value.layer if len(synapses) == 1 and value.layer else f"{reader}_current"
         name = self.unique_name(name)
         self.planned[name] = PlannedCurrent(
-            *(synapses, bias, value.grid, value.flat, value.real is not None, [])
+            *(synapses, bias, value.grid, value.rank, value.real is not None, [])
         )
         sources = [source for planned in synapses for source in planned.sources]
         self.steps.append(Step(name, (*sources, *([value.real] if value.real else []))))
         return name
 
+    def _of_step(self, term: Term) -> Term:
+        """Take the spikes of one timestep by a step of their own."""
+        source = term.source
+        if source.at is None:
+            return term
+        key = (source.step, source.at)
+        if key not in self.timesteps:
+            module = AtTimestep(source.timesteps, source.at)
+            name = f"{source.step}_at_{source.at}"
+            self.timesteps[key] = self.spikes(name, module, source.step)
+        return Term(replace(source, step=self.timesteps[key], at=None), term.window)
+
     @staticmethod
     def _planned(value: Value) -> list[PlannedSynapses]:
         """Plan the synapses of all terms, those with equal weights as one layer."""
         synapses: list[PlannedSynapses] = []
-        for planned in (plan(term, value.flat) for term in value.terms):
+        for planned in (plan(term, value.rank) for term in value.terms):
             for n, other in enumerate(synapses):
                 if (joined := other.joined(planned)) is not None:
                     synapses[n] = joined
@@ -320,14 +421,10 @@ class Folding:
             raise ReparameterizationError("the model must return a tensor, or several")
 
     def _output(self, node: fx.Node) -> str:
-        value = self.values.get(node)
+        self.node, value = node, self.values.get(node)
         if value is None:
             raise ReparameterizationError(
                 f"the model returns {describe(node)}, which does not depend on its input"
-            )
-        if value.time == "split":
-            raise ReparameterizationError(
-                "the model must return [T*B, ...] or an average over time"
             )
         if value.time != "averaged":
             return self._current(value, "output")

@@ -15,7 +15,7 @@ _FREE = frozenset(
         "unsqueeze slice select split unbind cat stack as_strided empty empty_like empty_strided "
         "new_empty zeros zeros_like new_zeros fill_ zero_ eq ne lt le gt ge where index gather "
         "__rshift__ __and__ __or__ __xor__ bitwise_and bitwise_or bitwise_xor bitwise_not any "
-        "_local_scalar_dense"
+        "_local_scalar_dense promote_types"
     ).split()
 )
 _OUR_OPS = frozenset(

@@ -14,6 +14,7 @@ from realspike_ops.nn import (
     SpikeLinear,
     Synapses,
     UnsharedSpikeConv,
+    UnsharedSpikeConv1d,
     fold,
 )
 from realspike_ops.ops.huge_pages import empty_in_huge_pages
@@ -22,30 +23,31 @@ from realspike_ops.reparam.window import Window, block_diagonal
 from realspike_ops.spike_functional import int8_steps
 
 
-def plan(term: Term, flat: bool) -> "PlannedSynapses":
-    """Choose the layer that computes a term, whose output is [N, F] where `flat`."""
+def plan(term: Term, rank: int) -> "PlannedSynapses":
+    """Choose the layer that computes a term, whose output is [N, F], [N, C, L] or [N, C, H, W]."""
     source, window = term.source, term.window
     if window.is_one_to_one:
-        return _one_to_one(term, flat)
+        return _one_to_one(term, rank)
     if window.averages_the_whole_map and not source.varies_over_space:
-        return _average(term, flat)
-    if flat and window.reads_the_whole_map:
+        return _average(term, rank)
+    if rank == 2 and window.reads_the_whole_map:
         kernel = block_diagonal(window.kernel, 1)  # [1, 1, 1, H, W, C, F]
-        return _kernel(SpikeLinear, Term(source, replace(window, kernel=kernel)), flat)
+        return _kernel(SpikeLinear, Term(source, replace(window, kernel=kernel)), rank)
     if source.varies_over_space:
-        return _kernel(UnsharedSpikeConv, term, flat)
-    return _kernel(SpikeConv2d if window.is_shared else PiecewiseSpikeConv, term, flat)
+        lines = source.rank == rank == 3
+        return _kernel(UnsharedSpikeConv1d if lines else UnsharedSpikeConv, term, rank)
+    return _kernel(SpikeConv2d if window.is_shared else PiecewiseSpikeConv, term, rank)
 
 
-def _kernel(kind: type, term: Term, flat: bool, sums: int = 0) -> "PlannedKernel":
-    return PlannedKernel((term.source.step,), kind, term.source, term.window, flat, sums)
+def _kernel(kind: type, term: Term, rank: int, sums: int = 0) -> "PlannedKernel":
+    return PlannedKernel((term.source.step,), kind, term.source, term.window, rank, sums)
 
 
-def _average(term: Term, flat: bool) -> "PlannedKernel":
+def _average(term: Term, rank: int) -> "PlannedKernel":
     """An average over the map and what follows it: a 1 x 1 kernel, whose currents are added up."""
     source, window = term.source, term.window
     pixel = Term(source, replace(window, kernel=window.kernel[:, :, :, :1, :1]))
-    return _kernel(SpikeConv2d, pixel, flat, sums=math.prod(source.shape[1:]))
+    return _kernel(SpikeConv2d, pixel, rank, sums=math.prod(source.shape[1:]))
 
 
 def _channels(window: Window) -> "tuple[int, int] | None":
@@ -68,7 +70,7 @@ class PlannedKernel:
     kind: type
     source: Source  # the first of them
     window: Window
-    flat: bool  # whether its current is [N, F]
+    rank: int  # of its current: [N, F], [N, C, L] or [N, C, H, W]
     sums: int  # as in Synapses
 
     @property
@@ -93,12 +95,17 @@ class PlannedKernel:
     def takes_bias(self) -> bool:
         """Whether the layer's own output is its current, so that it can add the bias on the way."""
         several = self.source.signed or len(self.sources) > 1
-        moved = _channels(self.window) or (self.flat and self.kind is not SpikeLinear)
+        moved = _channels(self.window) or (self.rank < 4 and not self._is_of_rank)
         return not (several or moved or self.sums or self.kind is PiecewiseSpikeConv)
 
     @property
     def _is_unshared(self) -> bool:
-        return self.kind is UnsharedSpikeConv
+        return issubclass(self.kind, UnsharedSpikeConv)
+
+    @property
+    def _is_of_rank(self) -> bool:
+        """Whether the layer itself gives features, or lines."""
+        return self.kind in (SpikeLinear, UnsharedSpikeConv1d)
 
     def joined(self, other: "PlannedSynapses") -> "PlannedKernel | None":
         """Return one layer that reads the maps of both through one kernel, if they have the same.
@@ -109,7 +116,7 @@ class PlannedKernel:
         if not isinstance(other, PlannedKernel):
             return None
         own, others = (
-            (p.kind, p.flat, p.sums, p.source.signed, p.source.flat, p.window.channels)
+            (p.kind, p.rank, p.sums, p.source.signed, p.source.rank, p.window.channels)
             for p in (self, other)
         )
         own_form, other_form = (
@@ -179,9 +186,15 @@ class PlannedKernel:
             signed=self.source.signed,
             pad=pad,
             channels=_channels(self.window),
-            flatten=self.flat and self.kind is not SpikeLinear,
+            flatten=self.rank == 2 and not self._is_of_rank,
             sums=self.sums,
+            reads=4 if self._reads_as_it_comes else self.source.rank,
+            line=self.rank == 3 and not self._is_of_rank,
         )
+
+    @property
+    def _reads_as_it_comes(self) -> bool:
+        return self.kind is UnsharedSpikeConv1d or (self.kind is SpikeLinear and self.source.flat)
 
     def _padding(self):
         """Return what `Synapses` pads, and what the layer pads by itself."""
@@ -222,8 +235,8 @@ class PlannedOneToOne:
     sources: tuple[str]
     coefficient: Tensor  # [1], [C, 1, 1], [C, H, W], or [F] of features; float64
     window: Window
-    flat: bool  # whether its current is [N, F]
-    flattens: bool  # whether it reads maps for it
+    rank: int  # of its current: [N, F], [N, C, L] or [N, C, H, W]
+    reads: int  # of the spikes
     kind = OneToOneSynapses
     takes_bias = False
 
@@ -250,17 +263,26 @@ class PlannedOneToOne:
         coefficient = self.coefficient
         if scale is not None:
             own = scale[self.window.own_range.start : self.window.own_range.stop].double()
-            is_map = self.flattens or not self.flat
-            coefficient = coefficient / (own[:, None, None] if is_map else own)
+            coefficient = coefficient / (own if self._is_flat else own[:, None, None])
         dtype = torch.float32 if dtype == torch.int8 else dtype
         layer = OneToOneSynapses(coefficient.to(dtype).contiguous())
-        return Synapses(layer, channels=_channels(self.window), flatten=self.flattens)
+        return Synapses(
+            layer,
+            channels=_channels(self.window),
+            flatten=self.rank == 2 and not self._is_flat,
+            reads=4 if self._is_flat else self.reads,
+            line=self.rank == 3,
+        )
+
+    @property
+    def _is_flat(self) -> bool:
+        return self.rank == self.reads == 2
 
 
 PlannedSynapses = PlannedKernel | PlannedOneToOne
 
 
-def _one_to_one(term: Term, flat: bool) -> PlannedOneToOne:
+def _one_to_one(term: Term, rank: int) -> PlannedOneToOne:
     source, window = term.source, term.window
     coefficient = window.kernel[..., 0, 0, 0, 0].permute(2, 0, 1)  # [C, R, Q]
     if not window.is_shared:
@@ -268,9 +290,8 @@ def _one_to_one(term: Term, flat: bool) -> PlannedOneToOne:
         coefficient = coefficient[:, rows][:, :, columns]
     if source.amplitude is not None:
         coefficient = coefficient * source.amplitude
-    if source.flat:
+    if source.flat and rank == 2:
         coefficient = coefficient.expand(source.shape).flatten()
     if (coefficient == coefficient.flatten()[0]).all():
         coefficient = coefficient.flatten()[:1]
-    flattens = flat and not source.flat
-    return PlannedOneToOne((source.step,), coefficient, window, flat, flattens)
+    return PlannedOneToOne((source.step,), coefficient, window, rank, source.rank)

@@ -137,6 +137,24 @@ def placed(window: Window, first_channel: int, channels: int) -> Window:
     return replace(window, first_channel=first_channel + window.first_channel, channels=channels)
 
 
+def reindexed(window: Window, channels: "list[int]") -> "Window | None":
+    """Return the window whose output channels are those `channels` of its own; -1: zeros.
+
+    None: it writes none of them.
+    """
+    own = window.own_range
+    used = [n for n, channel in enumerate(channels) if channel in own]
+    if not used:
+        return None
+    first, last = used[0], used[-1] + 1
+    read = [c - own.start if c in own else -1 for c in channels[first:last]]
+    if read != list(range(len(own))):
+        kernel = block_diagonal(window.kernel, 1)
+        kernel = torch.cat((kernel, torch.zeros_like(kernel[..., :1])), -1)[..., read]
+        window = replace(window, kernel=kernel)
+    return replace(window, first_channel=first, channels=len(channels))
+
+
 # --- composition ----------------------------------------------------------------------------------
 
 
