@@ -120,8 +120,9 @@ def over_time(is_mean):
         layout = _one_tensor(folding, input)
         split = Layout(layout.ids.unflatten(0, (timesteps, -1)), layout.rows)
         result = _sum_of_timesteps(folding, input, split, {0}, is_mean)
-        # Not the timesteps of one sample: refused with what they are.
-        return laid_out(*result) if result else _over_time(folding, input, 0, is_mean)
+        if result is None:
+            folding.refuse(f"it averages {timesteps} timesteps of {input.timesteps}")
+        return laid_out(*result)
 
     return rule
 
@@ -161,15 +162,17 @@ def _sum_of_timesteps(folding, value: Value, layout: Layout, dims, is_mean: bool
     if value.time != "steps":
         return None
     T, E, ids = value.timesteps, value.elements, _grouped(layout.ids, dims)
-    if ids.shape[-1] != T or (ids == 0).any():
+    if ids.shape[-1] != T:
         return None
     row, element = (ids - 1) // E, (ids - 1) % E
     B = layout.rows // T
     t, b = row // B, row % B
-    all_of_one = (b == b[..., :1]).all() and (element == element[..., :1]).all()
-    if not (all_of_one and (t.sort(-1).values == torch.arange(T)).all()):
+    all_of_one = (b == b[..., :1]).all(-1) & (element == element[..., :1]).all(-1)
+    zero = (ids == 0).all(-1)
+    whole = (t.sort(-1).values == torch.arange(T)).all(-1) & (ids > 0).all(-1)
+    if not (zero | (all_of_one & whole)).all():
         return None
-    ids = b[..., 0] * E + element[..., 0] + 1
+    ids = torch.where(zero, 0, b[..., 0] * E + element[..., 0] + 1)
     return _over_time(folding, replace(value, layout=None), T, is_mean), Layout(ids, B)
 
 

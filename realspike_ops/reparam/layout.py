@@ -76,7 +76,7 @@ def arranged(folding, value: Value, dims: int, every_row: bool = False):
         forms.append((None, unrolled.ids, unrolled.rows))
     for form, ids, rows in forms:
         elements = (form or value).elements * (1 if form else value.timesteps)
-        found = _aligned(ids, elements)
+        found = _aligned(ids, elements, rows)
         if found is None or (every_row and not torch.equal(found[0], torch.arange(rows))):
             continue
         return form or algebra.unrolled(value), found[0].view(lead), found[1], rows
@@ -95,8 +95,10 @@ def side_by_side(value: Value, layout: Layout) -> Layout:
     return Layout(torch.where(ids > 0, b * T * E + t * E + element + 1, 0), B)
 
 
-def _aligned(ids: Tensor, elements: int) -> "tuple[Tensor, Tensor] | None":  # [N, E']
+def _aligned(ids: Tensor, elements: int, rows: int) -> "tuple[Tensor, Tensor] | None":  # [N, E']
     read = ids > 0
+    if len(ids) == rows and not read.any():
+        return torch.arange(rows), torch.full_like(ids[0], -1)
     row = torch.where(read, (ids - 1) // elements, -1)
     element = torch.where(read, (ids - 1) % elements, -1)
     of_row = row.amax(1, keepdim=True) if ids.numel() else row[:, :1]
@@ -134,6 +136,11 @@ def as_map(folding, value: Value, elements: Tensor, shape, for_neurons: bool = F
     grid = tuple(grid[rank]())
     if everything and (rank == 2 or grid == value.grid):
         return replace(value, rank=rank)
+    if (elements < 0).all():
+        size = value.grid[1:]
+        value = _strided(value, [(1, -n) for n in size], grid[1:])  # from behind the map
+        channels = [c if c < value.grid[0] else -1 for c in range(grid[0])]
+        return replace(algebra.of_channels(value, channels), rank=rank)
     if rank == 2 and (channels := _whole_channels(elements, value.grid)) is not None:
         return replace(algebra.of_channels(value, channels), rank=2)
     separate = _separate(elements.view(grid), value.grid)
