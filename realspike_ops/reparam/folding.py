@@ -153,7 +153,8 @@ class Folding:
     @cached_property
     def example_batch(self) -> int:
         node = next(n for n in self.graph.graph.nodes if n.op == "placeholder")
-        return of_batch(node.meta["val"].shape[0], 1)[0]
+        rows = node.meta["val"].shape[0]
+        return of_batch(rows, 1)[0] if is_of_batch(rows) else rows  # it takes no other batch
 
     @cached_property
     def standin_batch(self) -> int:
@@ -169,7 +170,7 @@ class Folding:
                     samples = math.gcd(samples, rows)
                     if rows % timesteps == 0 and isinstance(module, RealSpikeLIF):
                         samples = math.gcd(samples, rows // timesteps)
-        return 2 * self.example_batch // samples
+        return 2 * self.example_batch // max(1, samples)
 
     def spikes(self, name: str, module: nn.Module, *inputs: str) -> str:
         """Add a step that moves spikes."""
