@@ -134,8 +134,8 @@ BUGS = [
     Bug(
         "reparam-real-part-loses-a-layer",
         "realspike_ops/reparam/folding.py",
-        "if value.real is not None and rule not in rules.ARITHMETIC:",
-        "if value.real is None and rule not in rules.ARITHMETIC:",
+        "value.real is not None and rule not in rules.ARITHMETIC:",
+        "value.real is None and rule not in rules.ARITHMETIC:",
         "tests/test_fold_rules.py",
         "real_part",
     ),
@@ -270,8 +270,8 @@ BUGS = [
     Bug(
         "folded-file-forgets-the-sums",
         "realspike_ops/reparam/file.py",
-        'fields = ("maps", "signed", "pad", "channels", "flatten", "sums")',
-        'fields = ("maps", "signed", "pad", "channels", "flatten")',
+        'fields = ("maps", "signed", "pad", "channels", "flatten", "sums", "reads", "line")',
+        'fields = ("maps", "signed", "pad", "channels", "flatten", "reads", "line")',
         "tests/test_fold_module.py",
         "save_and_load",
     ),
