@@ -19,16 +19,12 @@ from realspike_ops.reparam.network import (
 from realspike_ops.reparam.steps_of_scale import current_scale, refusal_of_steps
 
 
-def allocate(folding: Folding, dtype: torch.dtype, max_bytes: int) -> FoldedNetwork:
+def allocate(folding: Folding, dtype: torch.dtype) -> FoldedNetwork:
     """Build the network that `folding` planned, with synapses of `dtype`.
 
     Raises:
-        ReparameterizationError: if the synapses would take more than ``max_bytes``, or cannot be
-            of this type.
+        ReparameterizationError: if the synapses cannot be of this type.
     """
-    if dtype == torch.int8 and (reason := _int8_refusal(folding)):
-        raise ReparameterizationError(reason)
-    _check_size(folding, dtype, max_bytes)
     modules = dict(folding.modules)
     encoding, steps = [*folding.encoding], []
     for step in folding.steps:
@@ -92,7 +88,12 @@ def _int8_refusal(folding: Folding) -> "str | None":
     return None
 
 
-def _check_size(folding: Folding, dtype: torch.dtype, max_bytes: int) -> None:
+def check_plan(folding: Folding, dtype: torch.dtype, max_bytes: int) -> None:
+    """Raise `ReparameterizationError` if the planned synapses would take more than ``max_bytes``,
+    or if their neurons cannot read currents of `dtype`."""
+    if dtype == torch.int8 and (reason := _int8_refusal(folding)):
+        raise ReparameterizationError(reason)
+
     def size_of(planned: PlannedCurrent, dtype: torch.dtype) -> int:
         return sum(s.bytes(_dtype_of(planned, dtype)) for s in planned.synapses)
 

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from realspike_ops import _checks as checks
-from realspike_ops.reparam.allocate import allocate
+from realspike_ops.reparam.allocate import allocate, check_plan
 from realspike_ops.reparam.batch_check import warn_if_images_meet
 from realspike_ops.reparam.folding import Folding
 from realspike_ops.reparam.network import FoldedNetwork
 from realspike_ops.reparam.proof import prove
-from realspike_ops.reparam.trace import copy_in_eval_mode, drop_unused, trace_of_any_batch
+from realspike_ops.reparam.trace import copy_in_eval_mode, trace_of_any_batch
 
 MAX_BYTES = 8 * 2**30
 STORAGE = (torch.float32, torch.float16, torch.bfloat16, torch.int8, torch.float64)
@@ -79,10 +79,10 @@ def reparameterize(
         copied, example = copy_in_eval_mode(model), example_input.detach().cpu()
         as_written = copy.deepcopy(copied)
         graph, rows, batch_is_free = trace_of_any_batch(copied, example)
-        prove(as_written, graph, rows, batch_is_free)
-        drop_unused(graph)
         folding = Folding(graph, None if batch_is_free else len(rows))
         folding.run()
-        folded = allocate(folding, weight_dtype, max_bytes)
+        check_plan(folding, weight_dtype, max_bytes)  # before anything that takes memory or time
+        prove(as_written, graph, rows, batch_is_free)
+        folded = allocate(folding, weight_dtype)
         warn_if_images_meet(as_written, example, stacklevel=3)
     return folded.to(example_input.device)

@@ -33,6 +33,7 @@ from realspike_ops.reparam.network import (
 )
 from realspike_ops.reparam.sizes import batch_size, is_of_batch, of_batch, size_of
 from realspike_ops.reparam.synapses import PlannedSynapses, plan
+from realspike_ops.reparam.trace import unused
 from realspike_ops.reparam.value import Source, Term, Value, of_source
 
 
@@ -209,8 +210,11 @@ class Folding:
     # --- the walk
 
     def run(self) -> None:
+        ignored = unused(self.graph)
         for node in self.graph.graph.nodes:
             self.node = node
+            if node in ignored:
+                continue
             if node.op == "placeholder":
                 self.input_shape = tuple(node.meta["val"].shape[1:])
                 self.values[node] = Value(None, real=INPUT)

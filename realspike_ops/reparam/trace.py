@@ -244,8 +244,17 @@ def _few_rows(model: nn.Module, example: Tensor) -> Tensor:
     return example[:least] if len(example) % least == 0 else example
 
 
+def unused(graph: fx.GraphModule) -> "set[fx.Node]":
+    """Return what nobody reads, or only what nobody reads."""
+    found: set[fx.Node] = set()
+    for node in reversed(graph.graph.nodes):
+        if node.op not in ("placeholder", "output") and found.issuperset(node.users):
+            found.add(node)
+    return found
+
+
 def drop_unused(graph: fx.GraphModule) -> None:
-    """Remove what nobody reads."""
+    nodes = unused(graph)
     for node in reversed([*graph.graph.nodes]):
-        if not node.users and node.op not in ("placeholder", "output"):
+        if node in nodes:
             graph.graph.erase_node(node)
