@@ -156,3 +156,21 @@ def fold(body, granularity="channel", **options):
 def test_linear(name):
     body = (MOVES | SUMS | LARGER)[name]
     fold(body)
+
+
+@pytest.mark.parametrize("emission", ["binary", "ternary"])
+@pytest.mark.parametrize(
+    "name",
+    ["tokens", "neurons-of-lines", "lines", "shuffle", "chunk", "bilinear", "transposed", "last"],
+)
+def test_every_amplitude_storage_and_file(name, emission, tmp_path):
+    body = (MOVES | SUMS | LARGER)[name]
+    network, folded, x = fold(body, granularity="element", emission=emission)
+    rso.save_folded(folded, tmp_path / "folded.safetensors")
+    loaded = rso.load_folded(tmp_path / "folded.safetensors")
+    with torch.no_grad():
+        assert torch.equal(loaded(x), folded(x))
+    assert rso.profile(folded, x).samples == 3
+    rounded = rso.reparameterize(network, x, weight_dtype=torch.int8)
+    assert rso.verify(network, rounded, x, bounds=True).within_bounds
+    rso.assert_multiplication_free(rounded, x)

@@ -74,9 +74,11 @@ def _dtype_of(planned: PlannedCurrent, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.int8 and not planned.neurons else dtype
 
 
-def _by_neuron(scale: Tensor, planned: PlannedCurrent) -> Tensor:  # [C, 1, 1], or [F]
+def _by_neuron(scale: Tensor, planned: PlannedCurrent) -> Tensor:  # [C, 1, 1], [C, 1] or [F]
     C, H, W = planned.grid
-    return scale.repeat_interleave(H * W) if planned.flat else scale.view(C, 1, 1)
+    if planned.flat:
+        return scale.repeat_interleave(H * W)
+    return scale.view(C, *(1 for _ in range(planned.rank - 2)))
 
 
 def _int8_refusal(folding: Folding) -> "str | None":
@@ -155,5 +157,6 @@ def _built(planned: PlannedCurrent, dtype: torch.dtype, scale: "Tensor | None") 
     if bias is not None:
         # Added once per neuron: halving it would save nothing.
         bias = bias.to(torch.float64 if dtype == torch.float64 else torch.float32)
+        bias = bias.squeeze(1) if planned.rank == 3 else bias  # [C, 1] or [C, L]
         bias = bias.flatten() if planned.flat else bias.contiguous()
     return SynapticCurrent(named, bias)

@@ -378,7 +378,6 @@ class Folding:
             bias = bias.expand(value.grid) if value.flat else bias
             # What is added at every timestep, where the sum over time adds all of them.
             bias = bias / value.timesteps if value.time == "averaged" else bias
-            bias = bias.squeeze(1) if value.rank == 3 else bias  # [C, 1] or [C, L]
         name = value.layer if len(synapses) == 1 and value.layer else f"{reader}_current"
         name = self.unique_name(name)
         self.planned[name] = PlannedCurrent(
