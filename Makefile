@@ -6,6 +6,7 @@
 #   make lint         ruff and clang-format
 #   make plant-bugs   plant bugs, one at a time, and see that the tests notice each (CPU, minutes)
 #   make proofs       search inputs that a reader of files does not withstand (CPU, 40 minutes)
+#   make mutants      change the Python code at random, and see that the tests notice (CPU, hours)
 #   make gpu          on a machine with a CUDA card: build for it, test, check memory, benchmark
 #   make clean        remove the environment and everything that was built
 
@@ -17,7 +18,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: quickstart test bench lint plant-bugs proofs gpu setup clean
+.PHONY: quickstart test bench lint plant-bugs proofs mutants gpu setup clean
 
 quickstart: $(VENV)/.built
 	$(BIN)/realspike quickstart --out runs/quickstart
@@ -39,6 +40,11 @@ plant-bugs: $(VENV)/.built
 proofs: $(VENV)/.built
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e ".[fuzz]"
 	nice $(BIN)/python tests/proofs/fuzz_readers.py
+
+# As many places as MUTANTS says; what was tried before is not tried again (build/mutants.jsonl).
+mutants: $(VENV)/.built
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e ".[mutants]"
+	nice $(BIN)/python tests/proofs/mutants.py --sample $(or $(MUTANTS),300)
 
 setup: $(VENV)/.built
 
