@@ -1,6 +1,7 @@
 """profile: counts by hand, and of whole networks."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from helpers import binary, normal
 from torch import nn
 
 import realspike_ops as rso
+from realspike_ops.nn import SumOverTime
+from realspike_ops.reparam.profile import LayerProfile, ProfileReport
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -138,3 +141,87 @@ def test_fused_neurons_count_as_the_convolution_and_the_neurons():
     assert fused.total("synops") == rows[0].synops > 0
     for name in ("additions", "multiplications"):
         assert fused.total(name) == sum(getattr(row, name) for row in rows)
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_windows_with_steps_holes_and_groups_by_hand(folded):
+    """[2, 5, 4] maps in two groups of one channel, each read by 3 output channels.
+
+    Kernel (3, 2), stride (2, 1), padding (1, 0), dilation (2, 1): 2 rows and 3 columns of windows.
+    Rows read: 0 by none (-1, 1, 3 and 1, 3, 5 are the taps), 1 and 3 twice; columns 0 and 3 once, 1
+    and 2 twice.
+    """
+    current = torch.zeros(1, 2, 5, 4)
+    for row, column in ((0, 0), (1, 0), (1, 1), (3, 3), (4, 2)):
+        current[0, 0, row, column] = 1.0
+    current[0, 1, 3, 2] = 1.0
+    form = {"stride": (2, 1), "padding": (1, 0), "dilation": (2, 1), "groups": 2}
+    network = nn.Sequential(
+        rso.RealSpikeLIF(1), nn.Conv2d(2, 6, (3, 2), **form), rso.MeanOverTime(1)
+    )
+    if folded:
+        network = rso.reparameterize(network, current)
+    row = {layer.name: layer for layer in rso.profile(network, current).layers}["1"]
+    reached = 2 * 1 + 2 * 2 + 2 * 1 + 2 * 2
+    assert row.synops == 3 * reached
+    assert row.additions == 3 * reached + 6 * 2 * 3  # and the bias of every output
+    assert row.multiplications == 0
+    assert row.ann_macs == 6 * 2 * 3 * (3 * 2)
+    assert row.firing_rate == pytest.approx(6 / 40)
+
+
+def test_layers_beside_the_synapses_by_hand():
+    """What is added and multiplied by sums, averages, normalization and scaling; ternary spikes."""
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lif = rso.RealSpikeLIF(T, decay=0.0, emission="ternary")
+            self.linear = nn.Linear(4, 3)
+            self.norm = nn.BatchNorm1d(3)
+            self.pool = nn.AvgPool2d(2)
+            self.sum = SumOverTime(T)
+
+        def forward(self, x):
+            spikes = self.lif(x)
+            pooled = self.pool(spikes).flatten(1)
+            current = self.norm(self.linear(spikes.flatten(1)))
+            return self.sum((current + pooled) * 3.0 - 1.0)
+
+    x = torch.tensor([[1.0, 0.0], [0.0, -1.0]]).expand(T, 1, 2, 2)
+    rows = {layer.name: layer for layer in rso.profile(Network().eval(), x).layers}
+    linear = rows["linear"]
+    assert linear.synops == 2 * 3 * T
+    assert (linear.additions, linear.multiplications) == (2 * 3 * T + 3 * T, 0)
+    assert linear.ann_macs == 12
+    assert (rows["norm"].additions, rows["norm"].multiplications) == (3 * T, 3 * T)
+    assert (rows["pool"].additions, rows["pool"].multiplications) == (2 * T, T)
+    assert (rows["sum"].additions, rows["sum"].multiplications) == (3 * T - 3, 0)
+    own = rows["Network"]  # a sum, a difference; a product
+    assert (own.additions, own.multiplications) == (2 * 3 * T, 3 * T)
+
+
+def test_the_table_has_units():
+    """Counts with k, M, G and T; energies from pJ to mJ; the total adds up every column."""
+    counts = [999, 1000, 2_500_000, 3e9, 4e12]
+    layers = [
+        LayerProfile(
+            f"layer{n}",
+            "synapses",
+            0.125,
+            synops=c,
+            additions=c,
+            ann_macs=c / 1000,
+            weight_bytes=n * 1024,
+        )
+        for n, c in enumerate(counts)
+    ]
+    lines = str(ProfileReport(7, layers)).splitlines()
+    assert lines[0].startswith("per sample, mean of 7; energy: 0.9 pJ per addition, 4.6 pJ per")
+    rows = [re.split(r"  +", line) for line in lines[2:]]
+    assert [row[-7] for row in rows] == ["999", "1 k", "2.5 M", "3 G", "4 T", "4.003 T"]
+    energies = ["899.1 pJ", "900 pJ", "2.25 uJ", "2.7 mJ", "3600 mJ", "3603 mJ"]
+    assert [row[-4] for row in rows] == energies
+    assert [row[-1] for row in rows] == ["0 B", "1 KiB", "2 KiB", "3 KiB", "4 KiB", "10 KiB"]
+    assert [row[2] for row in rows[:-1]] == ["12.5%"] * 5
+    assert len({len(line) for line in lines[1:]}) == 1
