@@ -139,8 +139,8 @@ def test_a_sum_in_one_order_adds_every_row_once(rows):
 
 
 def test_a_sum_in_one_order_adds_the_halves():
-    """2^25 + 1 is 2^25 in float32, so what is added to it is lost: the 1s are kept if the second half
-    of the 65536 numbers is added to the first before anything else."""
+    """2^25 + 1 is 2^25 in float32, so what is added to it is lost: the 1s are kept if the second
+    half of the 65536 numbers is added to the first before anything else."""
     x = torch.zeros(65536)
     x[0], x[32768], x[32], x[5000] = 2.0**25, -(2.0**25), 1.0, 1.0
     assert sum_in_one_order(x, [0]).item() == 2.0
