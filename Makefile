@@ -15,6 +15,9 @@ VENV ?= .venv
 # The versions that the results in docs/ were measured with; the package itself accepts a range.
 TORCH ?= torch==2.13.0
 
+# Processes of the test suite, a file of tests at a time.
+JOBS ?= 2
+
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.toml
 
@@ -24,7 +27,7 @@ quickstart: $(VENV)/.built
 	$(BIN)/realspike quickstart --out runs/quickstart
 
 test: $(VENV)/.built
-	$(BIN)/python -m pytest tests -m "not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m "not gpu" -n $(JOBS) --dist loadfile
 
 bench: $(VENV)/.built
 	$(BIN)/python -m pytest bench --benchmark-only

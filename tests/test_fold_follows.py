@@ -4,6 +4,7 @@ import copy
 import math
 import random
 import types
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -491,6 +492,24 @@ def test_several_outputs(make_outputs, tmp_path):
     assert [layer.name for layer in report.layers] == ["lif", "lif2"]
     assert report.flipped_spikes == 0
     assert report.max_logit_error < 1e-4
+
+
+@dataclass
+class Result:
+    scores: Tensor
+
+
+def test_outputs_that_are_refused():
+    x = normal((1, 3, 6, 6), 0)
+    for outputs, kind in ((lambda m, z: Result(scores(m, z)), "Result"), (lambda m, z: "z", "str")):
+        with pytest.raises(rso.ReparameterizationError, match=f"returns a {kind}"):
+            rso.reparameterize(Outputs(outputs), x)
+
+
+def test_models_that_are_not_ready():
+    lazy = Network(make=lambda m: setattr(m, "fc", nn.LazyLinear(5)))
+    refused(lazy, r"'fc' \(LazyLinear\) is lazy and has no weights yet")
+    refused(torch.jit.trace(nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 6, 6)), "scripted or traced")
 
 
 def test_another_default_device_and_dtype():

@@ -414,11 +414,17 @@ class Folding:
 
     def _finish(self, node: fx.Node) -> None:
         (output,) = node.args
+        leaves, structure = pytree.tree_flatten(_own(output))
+        for leaf in leaves:
+            if not isinstance(leaf, (fx.Node, bool, int, float, type(None))):
+                raise ReparameterizationError(
+                    f"the model returns a {type(leaf).__name__}: tensors, and tuples, lists and "
+                    "dicts of them, can be returned"
+                )
         if not any(isinstance(module, FoldedLIF) for module in self.modules.values()):
             raise ReparameterizationError(
                 "nothing emits spikes: the model has no RealSpikeLIF layer"
             )
-        leaves, structure = pytree.tree_flatten(_own(output))
         steps = [self._output(leaf) if isinstance(leaf, fx.Node) else leaf for leaf in leaves]
         self.output = pytree.tree_unflatten(steps, structure)
         if not any(isinstance(leaf, str) for leaf in pytree.tree_leaves(self.output)):

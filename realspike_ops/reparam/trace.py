@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from realspike_ops.nn import RealSpikeLIF
@@ -62,7 +63,7 @@ def copy_in_eval_mode(model: nn.Module) -> nn.Module:
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    while (compiled := model._modules.get("_orig_mod")) or isinstance(model, _WRAPPERS):
+    while (compiled := getattr(model, "_orig_mod", None)) or isinstance(model, _WRAPPERS):
         model = compiled or model.module
     return model
 
@@ -72,6 +73,10 @@ def _check_hooks(model: nn.Module) -> None:
     if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
         raise ReparameterizationError("there are forward hooks on all modules: remove them")
     for name, module in model.named_modules():
+        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+            raise ReparameterizationError(
+                f"{name!r} ({type(module).__name__}) is lazy and has no weights yet: run it once"
+            )
         if module._forward_hooks or module._forward_pre_hooks:
             raise ReparameterizationError(
                 f"{name!r} ({type(module).__name__}) has forward hooks, which may change what it "
