@@ -354,3 +354,16 @@ def test_a_larger_memory_may_be_allowed(path):
     with pytest.raises(ValueError, match="memory_limit is 1000 B"):
         rso.load_folded(path, memory_limit=1000)
     rso.load_folded(path, memory_limit=10**5)
+
+
+def test_as_many_steps_as_may_be_are_read(tmp_path, monkeypatch):
+    """Three steps and one tensor: the neurons, the current of the output, its sum over time."""
+    network = nn.Sequential(rso.RealSpikeLIF(2), rso.MeanOverTime(2)).eval()
+    x = torch.rand(2, 1, 3, 3)
+    path = tmp_path / "a"
+    rso.save_folded(rso.reparameterize(network, x), path)
+    monkeypatch.setattr(rso.reparam.file, "MOST_TENSORS", 3)
+    assert torch.equal(rso.load_folded(path)(x), network(x))
+    monkeypatch.setattr(rso.reparam.file, "MOST_TENSORS", 2)
+    with pytest.raises(ValueError, match="it must have 1 to 2 steps; got 3"):
+        rso.load_folded(path)

@@ -210,7 +210,7 @@ def _content(metadata: Mapping[str, str]) -> dict:
                 f"{name!r:.80} reads what is no step before it: {step['inputs']!r:.80}"
             )
         known.add(name)
-    if not known > {INPUT} or len(known) > MOST_TENSORS:
+    if not 1 <= len(known) - 1 <= MOST_TENSORS:
         raise ValueError(f"it must have 1 to {MOST_TENSORS} steps; got {len(known) - 1}")
     neurons = content["neurons"]
     calls = neurons.values() if isinstance(neurons, dict) and known.issuperset(neurons) else [None]
