@@ -174,3 +174,40 @@ def test_every_amplitude_storage_and_file(name, emission, tmp_path):
     rounded = rso.reparameterize(network, x, weight_dtype=torch.int8)
     assert rso.verify(network, rounded, x, bounds=True).within_bounds
     rso.assert_multiplication_free(rounded, x)
+
+
+MAPS_OF_SPIKES = {
+    "every other pixel": (lambda x: x[:, :, ::2, ::2], 4, 0),
+    "with channels of zeros around": (option_a, 8, 0),
+    "with a channel of zeros before": (lambda x: F.pad(x, (0, 0, 0, 0, 1, 0)), 5, 0),
+    "with a channel of zeros behind": (lambda x: F.pad(x, (0, 0, 0, 0, 0, 1)), 5, 0),
+    "in another order": (lambda x: x[:, [1, 0, 2, 3]], 4, 1),
+    "some of them": (lambda x: x[:, 1:3], 2, 1),
+}
+
+
+@pytest.mark.parametrize("name", MAPS_OF_SPIKES)
+def test_spikes_are_moved_only_where_no_window_reads_them(name):
+    """All channels in their order are read where they are, by weights of 4 input channels."""
+    take, channels, moved = MAPS_OF_SPIKES[name]
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lif = rso.RealSpikeLIF(T, "channel", (4, 6, 6))
+            self.conv = nn.Conv2d(channels, 2, 1)
+            self.second, self.mean = rso.RealSpikeLIF(T), rso.MeanOverTime(T)
+
+        def forward(self, x):
+            return self.mean(self.second(self.conv(take(self.lif(x)))))
+
+    x = torch.rand(2 * T, 4, 6, 6)
+    network = Network().eval()
+    folded = rso.reparameterize(network, x)
+    kinds = [type(module).__name__ for module in folded.modules()]
+    assert kinds.count("Rearrange") == moved
+    (weight,) = (
+        m.weight for m in folded.modules() if getattr(m, "weight", torch.ones(1)).dim() == 7
+    )
+    assert weight.shape[-2:] == ((channels if moved else 4), 2)
+    assert torch.allclose(folded(x), network(x))
