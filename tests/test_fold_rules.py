@@ -80,6 +80,28 @@ def test_sums_on_one_map_are_one_kernel():
     assert merge(wide, dilated) is None  # 7 x 7 taps, for 18
 
 
+def grouped(groups: int):
+    kernel = torch.ones(groups, 1, 1, 12 // groups, 12 // groups).double()
+    return conv_window(kernel, (12, 2, 2), (2, 2))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "together"),
+    [
+        (2, 2, 2),  # 2 * 6 * 6 weights, for twice as many
+        (1, 12, 1),  # 144, for 144 + 12
+        (2, 4, 2),  # 72, for 72 + 36
+        (4, 6, None),  # in two groups 72, for 36 + 24
+        (3, 4, None),  # in one group 144, for 48 + 36
+    ],
+)
+def test_groups_are_one_kernel_where_that_is_not_more(one, other, together):
+    both = merge(grouped(one), grouped(other))
+    assert (both and both.groups) == together
+    if both:
+        assert both.kernel.sum() == 144 / one + 144 / other
+
+
 # --- kinds of synapses ----------------------------------------------------------------------------
 
 
