@@ -80,6 +80,24 @@ def test_sums_on_one_map_are_one_kernel():
     assert merge(wide, dilated) is None  # 7 x 7 taps, for 18
 
 
+def test_sums_of_dilated_kernels_keep_their_holes():
+    """Along a row, taps at -2, 0, 2 and at -2, 0: the second kernel has 2 taps of the same step."""
+    three, two = (torch.ones(1, 1, k, 1, 1).double() for k in (3, 2))
+    geometry = {"padding": (0, 2), "dilation": (1, 2)}
+    wide = conv_window(three, (1, 1, 6), (1, 6), **geometry)
+    both = merge(wide, conv_window(two * 10, (1, 1, 6), (1, 6), **geometry))
+    assert (both.dilation, both.padding) == ((1, 2), (0, 2))
+    assert both.kernel.flatten().tolist() == [11, 11, 1]
+    behind = conv_window(two * 10, (1, 1, 6), (1, 6), dilation=(1, 2))  # taps at 0, 2
+    assert merge(wide, behind).kernel.flatten().tolist() == [1, 11, 11]
+    fine = conv_window(two * 10, (1, 1, 6), (1, 6))  # at 0, 1: every pixel from -2 to 2
+    both = merge(
+        conv_window(torch.ones(1, 1, 4, 1, 1).double(), (1, 1, 6), (1, 6), **geometry), fine
+    )
+    assert both is None  # seven taps, for 4 + 2
+    assert merge(wide, fine).kernel.flatten().tolist() == [1, 0, 11, 10, 1]
+
+
 def grouped(groups: int):
     kernel = torch.ones(groups, 1, 1, 12 // groups, 12 // groups).double()
     return conv_window(kernel, (12, 2, 2), (2, 2))

@@ -529,3 +529,24 @@ def test_backward_keeps_one_bit_per_spike(device):
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         rso.unshared_spike_conv(spikes, weight, padding=1)
     assert sum(storages.values()) == 2 * 64 * 16 // 8 + weight.nbytes
+
+
+def test_no_gradient_arrives():
+    """A function behind the convolution whose backward gives None: nothing is computed."""
+
+    class Nothing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return None
+
+    weight = torch.ones(2, 2, 1, 2, 2, 1, 1, requires_grad=True)
+    scale = torch.ones((), requires_grad=True)
+    spikes = torch.ones(1, 1, 3, 3, requires_grad=True)
+    out = Nothing.apply(rso.unshared_spike_conv(spikes, weight))
+    (out * scale).sum().backward()
+    assert scale.grad == 16.0
+    assert all(x.grad is None or not x.grad.any() for x in (weight, spikes))
