@@ -174,13 +174,23 @@ CASES = {
         TypeError,
         ["input_size", "int", "5.0"],
     ),
+    "UnsharedSpikeConv input_size: 0": (
+        unshared(input_size=(0, 5)),
+        ValueError,
+        ["input_size", "at least 1", "0"],
+    ),
+    "UnsharedSpikeConv padding: too large": (
+        unshared(padding=(1, 2**30)),
+        ValueError,
+        ["padding (1, 1073741824)", "5 x 2147483652", "2^31"],
+    ),
     "UnsharedSpikeConv stride": (unshared(stride=0), ValueError, ["stride", "0"]),
     "UnsharedSpikeConv padding": (unshared(padding="full"), ValueError, ["padding", "full"]),
     "UnsharedSpikeConv dilation": (unshared(dilation=0), ValueError, ["dilation", "0"]),
     "UnsharedSpikeConv spikes: other size": (
-        lambda: rso.UnsharedSpikeConv(4, 6, 3, input_size=(5, 6))(zeros(2, 4, 6, 6)),
+        lambda: rso.UnsharedSpikeConv(4, 6, 3, input_size=(5, 6))(zeros(2, 4, 7, 6)),
         ValueError,
-        ["3 x 4|5 x 6|input_size", "6 x 6"],
+        ["3 x 4|5 x 6|input_size", "7 x 6"],
     ),
     # With a stride this map gives an output of the same size, but other taps are on the border.
     "UnsharedSpikeConv spikes: other size, same output": (
