@@ -1,7 +1,10 @@
 """Folded networks in inference: spikes travel as bits, and nothing else changes."""
 
+import itertools
+
 import pytest
 import torch
+import torch.nn.functional as F
 from fold_networks import FAMILIES, Neurons, T, images_for, make
 from helpers import normal
 from torch import nn
@@ -213,6 +216,25 @@ def test_max_pooling_of_words(emission, negative, size, form):
     # No bit beyond the last channel.
     words = rso.pack_spikes((expected > 0).float())
     assert torch.equal(pooled.words[0] if pooled.signed else pooled.words, words)
+
+
+@pytest.mark.parametrize("ceil_mode", [False, True])
+def test_windows_begin_and_end_where_those_of_torch_do(ceil_mode):
+    """Every line of up to 9 pixels, in which one fires, and every small window."""
+    forms = itertools.product(range(1, 4), range(1, 5), range(2), range(1, 3))
+    for (k, s, p, d), size in itertools.product(forms, range(1, 10)):
+        spikes = torch.eye(size)[:, None, None]  # [N, 1, 1, size]
+        form = {"kernel_size": (1, k), "stride": (1, s), "padding": (0, p), "dilation": (1, d)}
+        form["ceil_mode"] = ceil_mode
+        if 2 * p > k:
+            continue
+        try:
+            expected = F.max_pool2d(spikes, **form)
+        except RuntimeError:
+            continue  # the window does not fit
+        pool = rso.SpikeMaxPool2d(**form)
+        # Outside the map there is no spike; torch has minus infinity there.
+        assert torch.equal(pool(PackedSpikes(rso.pack_spikes(spikes), 1)).dense(), expected.relu())
 
 
 def test_max_pooling_of_words_by_hand():
