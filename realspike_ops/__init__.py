@@ -4,6 +4,7 @@ from realspike_ops import nn, reference, safe_files
 from realspike_ops._native import build_info
 from realspike_ops._version import __version__
 from realspike_ops.conv_lif_functional import unshared_spike_conv_lif
+from realspike_ops.convert import convert
 from realspike_ops.export import export_nir, import_nir
 from realspike_ops.functional import (
     compress_spikes,
@@ -73,6 +74,7 @@ __all__ = [
     "assert_multiplication_free",
     "build_info",
     "compress_spikes",
+    "convert",
     "export_nir",
     "import_nir",
     "lif",

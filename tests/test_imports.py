@@ -56,6 +56,7 @@ LAYERS = [
     "conv_lif_functional.py",
     "nn",
     "reparam",
+    "convert",
     "export",
 ]
 

@@ -4,6 +4,8 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import UninitializedParameter, is_lazy
 
 from realspike_ops import _checks as checks
 from realspike_ops import functional
@@ -40,9 +42,10 @@ class RealSpikeLIF(Stored):
         timesteps: T. The leading dimension of the input is T*B, timestep outermost.
         granularity: ``"none"`` (binary spikes), ``"layer"``, ``"channel"`` or ``"element"``: what
             shares one amplitude (Eq. 16 to 18).
-        shape: Shape of one neuron map, ``(C, H, W)`` (or ``(C,)``, ``(features,)``). Needed for
-            element granularity and for channel granularity, where C alone is read: maps of C
-            channels and of any size fit, and so do C features.
+        shape: Shape of one neuron map, ``(C, H, W)`` (or ``(C,)``, ``(features,)``). Of channel
+            granularity C alone is read: maps of C channels and of any size fit, and so do C
+            features. Without a shape, parameters per channel or element are lazy, as those of
+            ``nn.LazyConv2d``: the first input, or a state that is loaded, gives them theirs.
         decay, v_threshold, v_reset, reset, detach_reset, emission, surrogate: See
             `realspike_ops.lif`; ``decay`` and ``v_threshold`` are numbers.
         decay_granularity: What shares one learnable decay, as ``granularity``; ``"none"`` keeps
@@ -68,8 +71,13 @@ class RealSpikeLIF(Stored):
         threshold: Rathi and Roy, "DIET-SNN", 2020.
     """
 
+    def __new__(cls, *args, **kwargs):
+        is_lazy_kind = cls is RealSpikeLIF and _needs_a_shape(*args, **kwargs)
+        return super().__new__(LazyRealSpikeLIF if is_lazy_kind else cls)
+
     # FoldedLIF's are numbers or buffers, of the shape that they need.
     decay_granularity = threshold_granularity = "none"
+    may_be_lazy = False
 
     def __init__(
         self,
@@ -105,7 +113,10 @@ class RealSpikeLIF(Stored):
             dtype = torch.float32
 
         def parameter(name):
-            sizes = parameter_shape(name, getattr(self, name), shape)
+            kind = checks.check_choice(name, getattr(self, name), GRANULARITIES)
+            if self.may_be_lazy and kind in ("channel", "element"):
+                return UninitializedParameter(device=device, dtype=dtype)
+            sizes = parameter_shape(name, kind, shape)
             if sizes is None:
                 return None
             return nn.Parameter(torch.empty(sizes, device=device, dtype=dtype))
@@ -125,13 +136,18 @@ class RealSpikeLIF(Stored):
 
     def reset_parameters(self) -> None:
         """Set the amplitude to 1, a learnable decay and threshold to what they start at."""
+        for name in ("amplitude", "decay_logit", "v_threshold"):
+            self._reset_parameter(name)
+
+    def _reset_parameter(self, name: str) -> None:
+        if not isinstance(parameter := getattr(self, name), nn.Parameter):
+            return
+        if name == "decay_logit":
+            value = math.log(self._fixed_decay / (1 - self._fixed_decay))
+        else:
+            value = 1 if name == "amplitude" else self._first_threshold
         with torch.no_grad():
-            if self.amplitude is not None:
-                self.amplitude.fill_(1)
-            if self.decay_logit is not None:
-                self.decay_logit.fill_(math.log(self._fixed_decay / (1 - self._fixed_decay)))
-            if isinstance(self.v_threshold, nn.Parameter):
-                self.v_threshold.fill_(self._first_threshold)
+            parameter.fill_(value)
 
     @property
     def decay(self) -> "float | Tensor":
@@ -173,7 +189,9 @@ class RealSpikeLIF(Stored):
         parts = [f"timesteps={self.timesteps}", f"granularity={self.granularity!r}"]
         for name in ("amplitude", "decay_logit", "v_threshold"):
             parameter = getattr(self, name)
-            if isinstance(parameter, Tensor):
+            if is_lazy(parameter):
+                parts.append(f"{name}=uninitialized")
+            elif isinstance(parameter, Tensor):
                 parts.append(f"{name}={checks.shape_text(parameter)}")
         if self.decay_logit is None:
             parts.append(f"decay={self.decay:g}")
@@ -186,3 +204,49 @@ class RealSpikeLIF(Stored):
         if self.emission != "binary":
             parts.append(f"emission={self.emission!r}")
         return ", ".join([*parts, f"surrogate={tuple(self.surrogate)}"])
+
+
+def _needs_a_shape(timesteps=None, granularity="none", shape=None, *args, **form) -> bool:
+    shared = (granularity, form.get("decay_granularity"), form.get("threshold_granularity"))
+    return shape is None and any(kind in ("channel", "element") for kind in shared)
+
+
+class LazyRealSpikeLIF(LazyModuleMixin, RealSpikeLIF):
+    """A `RealSpikeLIF` whose parameters get their shape from the first input, [T*B, C, ...].
+
+    What ``RealSpikeLIF(T, "element")`` is until it is called or a state is loaded into it; it then
+    becomes a `RealSpikeLIF`.
+    """
+
+    cls_to_become = RealSpikeLIF
+    may_be_lazy = True
+
+    def _reset_parameter(self, name: str) -> None:
+        if not is_lazy(getattr(self, name)):
+            super()._reset_parameter(name)
+
+    def initialize_parameters(self, x: "Tensor | None" = None) -> None:  # [T*B, C, ...]
+        """Give the parameters that have no shape yet that of a map of x, and their first values."""
+        granularities = {
+            "amplitude": self.granularity,
+            "decay_logit": self.decay_granularity,
+            "v_threshold": self.threshold_granularity,
+        }
+        missing = [name for name in granularities if is_lazy(getattr(self, name))]
+        if not missing:
+            return
+        steps = split_time(x, self.timesteps)  # [T, B, C, ...]
+        if steps.dim() < 3:
+            raise ValueError(
+                "x must be [T*B, C, ...] to give parameters per channel or element their shape; "
+                f"got {checks.shape_text(x)}"
+            )
+        for name in missing:
+            sizes = parameter_shape(name, granularities[name], tuple(steps.shape[2:]))
+            getattr(self, name).materialize(sizes)
+            self._reset_parameter(name)
+
+    def _load_from_state_dict(self, *args) -> None:
+        super()._load_from_state_dict(*args)
+        if not self.has_uninitialized_params():
+            self._infer_parameters(self, ())

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from realspike_ops import _checks as checks
 from realspike_ops.nn import fold
@@ -31,6 +32,8 @@ class Stored(nn.Module):
     def _apply(self, fn, recurse=True):
         # All are checked before one is changed: what is refused stays as it is.
         for name, parameter in self.named_parameters(recurse=recurse):
+            if is_lazy(parameter):
+                continue
             dtype = fn(parameter.detach().new_empty(0)).dtype
             if dtype != parameter.dtype and dtype in checks.FLOATS and not parameter.is_meta:
                 extremes = torch.stack(torch.aminmax(parameter.detach()))
@@ -48,7 +51,8 @@ class Stored(nn.Module):
         """Raise ValueError if a parameter or buffer of this module itself is not finite."""
         own = (*self.named_parameters(recurse=False), *self.named_buffers(recurse=False))
         for name, tensor in own:
-            checks.check_finite(prefix + name, tensor)
+            if not is_lazy(tensor):
+                checks.check_finite(prefix + name, tensor)
 
 
 def parameter(tensor: Tensor) -> nn.Parameter:

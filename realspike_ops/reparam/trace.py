@@ -39,19 +39,7 @@ def copy_in_eval_mode(model: nn.Module) -> nn.Module:
     Raises:
         ReparameterizationError: if it has hooks, or layers that stay in training mode; by name.
     """
-    model = _unwrapped(model)
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ReparameterizationError("a scripted or traced module: fold the one it was made of")
-    _check_hooks(model)
-    try:
-        copied = copy.deepcopy(model, _plain_tensors_of(model)).eval().cpu()
-    except Exception as error:
-        raise ReparameterizationError(
-            f"{type(model).__name__} cannot be copied (copy.deepcopy): {error}"
-        ) from error
-    for parent in [*copied.modules()]:
-        for name, child in parent.named_children():
-            setattr(parent, name, _unwrapped(child))
+    copied = plain_copy(model).eval().cpu()
     for name, module in copied.named_modules():
         if module.training and isinstance(module, _KEEP_TRAINING):
             raise ReparameterizationError(
@@ -62,10 +50,43 @@ def copy_in_eval_mode(model: nn.Module) -> nn.Module:
     return copied
 
 
+def plain_copy(model: nn.Module) -> nn.Module:
+    """Return a copy without wrappers, in the mode and on the device of the model.
+
+    Raises:
+        ReparameterizationError: if it has hooks or parameters without a shape; by name.
+    """
+    model = _unwrapped(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ReparameterizationError("a scripted or traced module: fold the one it was made of")
+    _check_initialised(model)
+    _check_hooks(model)
+    try:
+        copied = copy.deepcopy(model, _plain_tensors_of(model))
+    except Exception as error:
+        raise ReparameterizationError(
+            f"{type(model).__name__} cannot be copied (copy.deepcopy): {error}"
+        ) from error
+    for parent in [*copied.modules()]:
+        for name, child in parent.named_children():
+            if (unwrapped := _unwrapped(child)) is not child:
+                setattr(parent, name, unwrapped)
+    return copied
+
+
 def _unwrapped(model: nn.Module) -> nn.Module:
     while (compiled := getattr(model, "_orig_mod", None)) or isinstance(model, _WRAPPERS):
         model = compiled or model.module
     return model
+
+
+def _check_initialised(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+            raise ReparameterizationError(
+                f"{name!r} ({type(module).__name__}) has parameters without a shape yet: run the "
+                "model once, model(example_input), before it is trained"
+            )
 
 
 def _check_hooks(model: nn.Module) -> None:
