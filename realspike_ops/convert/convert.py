@@ -8,7 +8,14 @@ from torch import Tensor, fx, nn
 
 from realspike_ops import _checks as checks
 from realspike_ops.convert import record
-from realspike_ops.convert.neurons import Neuron, Recorded, neuron_of
+from realspike_ops.convert.neurons import (
+    Neuron,
+    Recorded,
+    RecordedLayer,
+    neuron_of,
+    stand_in,
+    torch_class,
+)
 from realspike_ops.nn import DirectEncoding, MeanOverTime, RealSpikeLIF
 from realspike_ops.nn.fold import BATCH_NORMS
 from realspike_ops.nn.lif import GRANULARITIES
@@ -87,13 +94,17 @@ def convert(
     form = neuron | ({} if surrogate is None else {"surrogate": surrogate})
     RealSpikeLIF(timesteps, "none", (1,), **form)  # refuses what it does not take
     root = plain_copy(model)
-    neurons = {
-        name: found
-        for name, module in root.named_modules()
-        if (found := neuron_of(name, module, surrogate)) is not None
-    }
+    neurons = {}
+    for name, module in root.named_modules():
+        if (found := neuron_of(name, module, surrogate)) is not None:
+            neurons[name] = found
+        elif (kind := torch_class(module)) is not None:
+            if module.step_mode == "m":
+                neurons[name] = None
+            else:
+                module.__class__ = kind
     conversion = _Conversion(root, timesteps, granularity, Neuron(form), norms_at_threshold)
-    splits_time = any(found.splits_time for found in neurons.values())
+    splits_time = any(n is None or n.splits_time for n in neurons.values())
     if splits_time and example_input.shape[:1] == (timesteps,):
         # [T, B, ...], unless forward repeats images [B, ...] and B = T.
         try:
@@ -133,19 +144,22 @@ class _Conversion:
         some = next((p for p in root.parameters() if p.is_floating_point()), torch.empty(0))
         self.where = {"device": some.device, "dtype": some.dtype}
 
-    def of(self, example: Tensor, neurons: "dict[str, Neuron]", time: str) -> fx.GraphModule:
+    def of(self, example: Tensor, neurons: "dict[str, Neuron | None]", time: str) -> fx.GraphModule:
         """Return the network.
 
         Args:
             example: [B, ...], or [T*B, ...] if time is "split" or "frames".
-            neurons: Those of other libraries, by name.
+            neurons: Those of other libraries, by name; None for layers that read [T, B, ...].
             time: "encode": repeat images over time and average; "frames": average alone; "inside":
                 forward does both; "split": forward reads [T, B, ...].
         """
         model, prefix = self.root, ""
         if time == "split":
             model, prefix = _SplitTime(model, self.timesteps), "model."
-        stand_ins = {prefix + name: Recorded(found) for name, found in neurons.items()}
+        stand_ins = {
+            prefix + name: stand_in(self.root.get_submodule(name), found)
+            for name, found in neurons.items()
+        }
         count = self.timesteps if time == "split" else 1
         self.graph, self.rows = record.record(model, example, stand_ins, count)
         drop_unused(self.graph)
@@ -165,6 +179,8 @@ class _Conversion:
         self.calls: Counter = Counter()
         for node, found in sites.items():
             self._fire(node, found)
+        for node in [*nodes]:
+            self._run_over_time(node)
         if time in ("encode", "frames"):
             self._average(ends)
         return self._result()
@@ -334,17 +350,37 @@ class _Conversion:
         lif = self._layer(node, neuron, tuple(sizes), spikes)
         if self.norms_at_threshold:
             self._start_norms(current, lif.v_threshold)
-        with graph.inserting_before(node):
-            if splits:
-                current = graph.call_method("flatten", (current, 0, 1))
-            fired = self._call(self._name(node), current, lif)
-            if splits:
-                fired = graph.call_method("unflatten", (fired, 0, (self.timesteps, -1)))
-        fired.meta.update(val=node.all_input_nodes[0].meta["val"])
+        name = self._name(node)
+        fired = self._replaced(node, name, lif, splits)
+        fired.meta.update(val=current.meta["val"])
         for old in spikes:
             old.replace_all_uses_with(fired)
         for old in dict.fromkeys([*spikes, node]):
             graph.erase_node(old)
+
+    def _replaced(self, node: fx.Node, name: str, module: nn.Module, splits: bool) -> fx.Node:
+        """Call a module in the place of a node, on [T*B, ...] where the node reads [T, B, ...]."""
+        graph, x = self.graph.graph, node.all_input_nodes[0]
+        with graph.inserting_before(node):
+            if splits:
+                x = graph.call_method("flatten", (x, 0, 1))
+            result = self._call(name, x, module)
+            if splits:
+                result = graph.call_method("unflatten", (result, 0, (self.timesteps, -1)))
+        return result
+
+    def _run_over_time(self, node: fx.Node) -> None:
+        """Let a layer that reads [T, B, ...] be the one of torch that it comes from."""
+        if node.op != "call_module" or not isinstance(
+            self.graph.get_submodule(node.target), RecordedLayer
+        ):
+            return
+        layer = self.root.get_submodule(node.target)
+        layer.__class__ = torch_class(layer) or type(layer)
+        result = self._replaced(node, node.target, layer, splits=True)
+        result.meta.update(val=node.meta["val"])
+        node.replace_all_uses_with(result)
+        self.graph.graph.erase_node(node)
 
     def _layer(self, node, neuron: Neuron, shape: tuple, spikes) -> RealSpikeLIF:
         granularity = self.granularity

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from realspike_ops.reparam.errors import ReparameterizationError
+from realspike_ops.reparam.names import layer_class
 
 _LIBRARIES = {
     "spikingjelly": "spikingjelly.activation_based.neuron",
@@ -54,6 +55,33 @@ class Recorded(nn.Module):
         return torch.zeros(0)
 
     init_leaky = reset_mem
+
+
+class RecordedLayer(nn.Module):
+    """Stands for a layer that reads [T, B, ...] as its torch class reads [T*B, ...]."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):  # [T, B, ...]
+        return self.layer(x)
+
+
+def torch_class(module: nn.Module) -> "type | None":
+    """Return the torch class that a layer of SpikingJelly is for each timestep, None for others."""
+    kind = type(module)
+    if not kind.__module__.startswith("spikingjelly.activation_based.layer"):
+        return None
+    if not hasattr(module, "step_mode") or isinstance(module, nn.Sequential):
+        return None
+    return layer_class(kind)
+
+
+def stand_in(module: nn.Module, neuron: "Neuron | None") -> nn.Module:
+    """Return what is recorded in the place of a module: a neuron or a layer, by its name."""
+    kind, given = (RecordedLayer, module) if neuron is None else (Recorded, neuron)
+    return type(type(module).__name__, (kind,), {})(given)
 
 
 def neuron_of(name: str, module: nn.Module, surrogate=None) -> "Neuron | None":
