@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 
 from realspike_ops import _checks as checks
 from realspike_ops.convert import record
+from realspike_ops.convert.loops import Loops
 from realspike_ops.convert.neurons import (
     Neuron,
     Recorded,
@@ -16,7 +17,7 @@ from realspike_ops.convert.neurons import (
     stand_in,
     torch_class,
 )
-from realspike_ops.nn import DirectEncoding, MeanOverTime, RealSpikeLIF
+from realspike_ops.nn import DirectEncoding, MeanOverTime, RealSpikeLIF, SumOverTime
 from realspike_ops.nn.fold import BATCH_NORMS
 from realspike_ops.nn.lif import GRANULARITIES
 from realspike_ops.reparam.errors import ReparameterizationError
@@ -105,17 +106,17 @@ def convert(
                 module.__class__ = kind
     conversion = _Conversion(root, timesteps, granularity, Neuron(form), norms_at_threshold)
     splits_time = any(n is None or n.splits_time for n in neurons.values())
-    if splits_time and example_input.shape[:1] == (timesteps,):
+    time = "inside" if splits_time else "encode" if encode else "frames"
+    if neurons and example_input.shape[:1] == (timesteps,):
         # [T, B, ...], unless forward repeats images [B, ...] and B = T.
         try:
             return conversion.of(example_input.flatten(0, 1), neurons, "split")
         except (ReparameterizationError, RuntimeError) as error:
             refusal = error
         try:
-            return conversion.of(example_input, neurons, "inside")
-        except ReparameterizationError:
-            raise refusal from None
-    time = "inside" if splits_time else "encode" if encode else "frames"
+            return conversion.of(example_input, neurons, time)
+        except ReparameterizationError as error:
+            raise (refusal if splits_time else error) from None
     return conversion.of(example_input, neurons, time)
 
 
@@ -164,6 +165,8 @@ class _Conversion:
         self.graph, self.rows = record.record(model, example, stand_ins, count)
         drop_unused(self.graph)
         self._strip(prefix)
+        if self._roll_loops():
+            time = "inside"
         nodes = self.graph.graph.nodes
         sites = {node: found for node in nodes if (found := self._neuron_at(node)) is not None}
         if not sites:
@@ -184,6 +187,28 @@ class _Conversion:
         if time in ("encode", "frames"):
             self._average(ends)
         return self._result()
+
+    def _roll_loops(self) -> bool:
+        """Make one call of T calls of each neuron; return whether there are any."""
+        calls = Counter(
+            node.target
+            for node in self.graph.graph.nodes
+            if node.op == "call_module"
+            and isinstance(self.graph.get_submodule(node.target), Recorded)
+        )
+        if max(calls.values(), default=0) < 2:
+            return False
+
+        def over_time(name: str, kind):
+            return lambda x: self._call(self._free("", name), x, kind(self.timesteps))
+
+        encode, total = (
+            over_time("encoding", DirectEncoding),
+            over_time("sum_over_time", SumOverTime),
+        )
+        Loops(self.graph, self.timesteps, encode, total).run()
+        drop_unused(self.graph)
+        return True
 
     def _strip(self, prefix: str) -> None:
         """Name layers as the network does."""
@@ -217,8 +242,9 @@ class _Conversion:
             if found is not self.neuron and calls > 1:
                 raise ReparameterizationError(
                     f"{describe(node)} is called {calls} times, and keeps its potential from call "
-                    "to call: a loop over time inside forward() is not converted; convert the "
-                    "module that runs one timestep, of an input [B, ...]"
+                    f"to call. A loop over time is converted if its body does the same at each of "
+                    f"the {self.timesteps} timesteps, and what they make is stacked (dim 0) or "
+                    "added up behind it; else convert the module that runs one timestep, [B, ...]"
                 )
             if found.returns_state:
                 for user in node.users:
@@ -340,7 +366,7 @@ class _Conversion:
         shape = current.meta["val"].shape
         splits = shape[0] == self.timesteps
         sizes = shape[2:] if splits else shape[1:]
-        if len(sizes) == 0 or (neuron.splits_time and not splits):
+        if len(sizes) == 0 or (neuron is not self.neuron and neuron.splits_time != splits):
             raise ReparameterizationError(
                 f"{describe(node)} reads {len(shape)} dimensions, the first of {shape[0]}; it "
                 + (f"must be [{self.timesteps}, B, C, ...]" if neuron.splits_time else "must be")
@@ -494,6 +520,11 @@ class _Conversion:
             # The record reads what is changed in place, so nothing may be.
             if getattr(module, "inplace", None) is False and not self._was_made(name):
                 self.root.get_submodule(name).inplace = False
+        for node in graph.nodes:  # [T*B, ...] -> [T, B, ...] -> [T*B, ...]
+            if _is_call(node, "flatten") and node.args[1:] == (0, 1):
+                split = node.args[0]
+                if _is_call(split, "unflatten") and split.args[1:] == (0, (self.timesteps, -1)):
+                    node.replace_all_uses_with(split.args[0])
         drop_unused(self.graph)
         for node in graph.nodes:
             node.meta.clear()
@@ -505,6 +536,10 @@ class _Conversion:
             ) from None
         result.train(self.root.training)
         return result
+
+
+def _is_call(node: fx.Node, method: str) -> bool:
+    return node.op == "call_method" and node.target == method
 
 
 def _chain(output: fx.Node, end: fx.Node) -> "list[fx.Node]":

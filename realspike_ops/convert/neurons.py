@@ -48,7 +48,7 @@ class Recorded(nn.Module):
         super().__init__()
         self.neuron = neuron
 
-    def forward(self, x, state=None):  # [B, ...], or [T, B, ...] if it splits time
+    def forward(self, x, state=None, *, mem=None):  # [B, ...], or [T, B, ...] if it splits time
         return (x.clone(), x.clone()) if self.neuron.returns_state else x.clone()
 
     def reset_mem(self):
