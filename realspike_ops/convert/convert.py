@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from realspike_ops import _checks as checks
 from realspike_ops.convert import record
-from realspike_ops.convert.loops import Loops
+from realspike_ops.convert.loops import Loops, Unaligned, times
 from realspike_ops.convert.neurons import (
     Neuron,
     Recorded,
@@ -116,7 +116,8 @@ def convert(
         try:
             return conversion.of(example_input, neurons, time)
         except ReparameterizationError as error:
-            raise (refusal if splits_time else error) from None
+            # The error of the reading under which forward runs says more.
+            raise (error if "cannot be run" in str(refusal) else refusal) from None
     return conversion.of(example_input, neurons, time)
 
 
@@ -182,8 +183,9 @@ class _Conversion:
         self.calls: Counter = Counter()
         for node, found in sites.items():
             self._fire(node, found)
-        for node in [*nodes]:
-            self._run_over_time(node)
+        if time in ("inside", "split"):
+            for node in [*nodes]:
+                self._run_over_time(node)
         if time in ("encode", "frames"):
             self._average(ends)
         return self._result()
@@ -292,7 +294,7 @@ class _Conversion:
                     order[u] > order[node] and u in flows | {graph.output_node()} for u in n.users
                 )
             }
-            if is_open == {node} and self._rows_of(node) == self.rows:
+            if is_open == {node} and self._shape_of(node)[:1] == (self.rows,):
                 place = node
         if place is None:
             raise ReparameterizationError(
@@ -315,32 +317,27 @@ class _Conversion:
         )
 
     def _let_sizes_follow(self, encoding: fx.Node) -> None:
-        """Behind the encoding, sizes that were counted from the batch are counted from its rows."""
-        graph, passed, sizes = self.graph.graph, False, {}
-        for node in [*graph.nodes]:
-            passed |= node is encoding
-            if not passed or node is encoding:
-                continue
-            for size in [n for n in node.all_input_nodes if n.target is batch_size]:
-                if size not in sizes:
-                    _, numerator, denominator, offset = size.args
-                    if offset:
-                        raise ReparameterizationError(
-                            f"{describe(node)} reads all rows of the batch but {abs(offset)}, to "
-                            "which timesteps are added"
-                        )
-                    with graph.inserting_after(encoding):
-                        arguments = (encoding, numerator, denominator, 0)
-                        sizes[size] = graph.call_function(batch_size, arguments)
+        """Behind the encoding, sizes that follow the batch are T times as large."""
+        passed, sizes = False, {}
+        for node in [*self.graph.graph.nodes]:
+            for size in [n for n in node.all_input_nodes if passed and n.target is batch_size]:
+                try:
+                    sizes[size] = sizes.get(size) or times(size, self.timesteps)
+                except Unaligned:
+                    raise ReparameterizationError(
+                        f"{describe(node)} reads all rows of the batch but some, to which "
+                        "timesteps are added"
+                    ) from None
                 node.replace_input_with(size, sizes[size])
+            passed |= node is encoding
 
     def _average(self, ends: "dict[fx.Node, fx.Node]") -> None:
         graph = self.graph.graph
         mean = None
         for end in dict.fromkeys(ends.values()):
-            if self._rows_of(end) != self.rows:
+            if self._shape_of(end)[:1] != (self.rows,):
                 raise ReparameterizationError(
-                    f"{describe(end)} is an output of shape {tuple(end.meta['val'].shape[1:])} "
+                    f"{describe(end)} is an output of shape {self._shape_of(end)[1:]} "
                     "behind its first dimension, which is not the batch: nothing can be averaged "
                     "over time"
                 )
@@ -355,9 +352,8 @@ class _Conversion:
 
     # --- neurons
 
-    def _rows_of(self, node: fx.Node) -> "int | None":
-        value = node.meta["val"]
-        return value.shape[0] if isinstance(value, Tensor) and value.dim() else None
+    def _shape_of(self, node: fx.Node) -> "tuple[int, ...]":
+        return tuple(getattr(node.meta.get("val"), "shape", ()))
 
     def _fire(self, node: fx.Node, neuron: Neuron) -> None:
         """Put neurons in the place of a node."""
@@ -397,9 +393,11 @@ class _Conversion:
 
     def _run_over_time(self, node: fx.Node) -> None:
         """Let a layer that reads [T, B, ...] be the one of torch that it comes from."""
-        if node.op != "call_module" or not isinstance(
-            self.graph.get_submodule(node.target), RecordedLayer
-        ):
+        if node.op != "call_module":
+            return
+        layer, shape = self.graph.get_submodule(node.target), self._shape_of(node)
+        is_linear = isinstance(layer, nn.Linear) and len(shape) == 3 and shape[0] == self.timesteps
+        if not is_linear and not isinstance(layer, RecordedLayer):
             return
         layer = self.root.get_submodule(node.target)
         layer.__class__ = torch_class(layer) or type(layer)

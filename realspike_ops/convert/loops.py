@@ -113,7 +113,7 @@ class Loops:
             if shape is not None and shape[0] != self.timesteps:
                 raise Unaligned
             if shape is None:  # the results of x.unbind(0)
-                if function_name(x) != "unbind" or len(x.args) > 1 or x.kwargs:
+                if function_name(x) != "unbind" or x.args[1:] not in ((), (0,)) or x.kwargs:
                     raise Unaligned
                 x = x.args[0]
         elif all(isinstance(k, tuple) and k[:1] == (whole,) for k in keys) and [
@@ -163,8 +163,8 @@ class Loops:
         """Repeat what is the same at all timesteps, where it meets what is not."""
         if not _is_node(value) or value in self.timed or value.op == "get_attr":
             return value
-        if value.target is batch_size:
-            raise Unaligned
+        if value not in self.repeated and value.target is batch_size:
+            self.repeated[value] = times(value, self.timesteps)
         if value not in self.repeated:
             self.repeated[value] = self.encode(value)
             self.repeated[value].meta.update(val=value.meta["val"])
@@ -202,6 +202,19 @@ class Loops:
                 ):
                     raise Unaligned
             before = node
+
+
+def times(size: fx.Node, timesteps: int) -> fx.Node:
+    """Return the size that is so many times another one, which follows the batch.
+
+    Raises:
+        Unaligned: for all rows but a number of them.
+    """
+    x, numerator, denominator, offset = size.args
+    if offset:
+        raise Unaligned
+    with size.graph.inserting_after(size):
+        return size.graph.call_function(batch_size, (x, numerator * timesteps, denominator, 0))
 
 
 def _is_node(value) -> bool:

@@ -4,6 +4,7 @@ import copy
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from realspike_ops.nn import RealSpikeLIF
 from realspike_ops.reparam.errors import ReparameterizationError
@@ -101,31 +102,31 @@ def _refuse_mixed_rows(model: nn.Module, example: Tensor, timesteps: int) -> Non
     """Timesteps become rows of the batch, so that no row may read another image's."""
     if example.dim() == 0 or len(example) == 0 or not example.is_floating_point():
         return
-    rows = example[:1].expand(2 * timesteps, *example.shape[1:]).clone()
-    rows[1::2] = torch.nan
+
+    def read(image: int) -> "list[Tensor]":
+        """Return which numbers of the outputs come from one of two images."""
+        rows = example[:1].expand(2 * timesteps, *example.shape[1:]).clone()
+        rows[image::2] = torch.nan
+        outputs = pytree.tree_leaves(copy.deepcopy(model)(rows))
+        return [out.isnan() for out in outputs if isinstance(out, Tensor)]
+
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            output = copy.deepcopy(model)(rows)
+            both = [first & second for first, second in zip(read(0), read(1), strict=True)]
     except Exception:  # what takes no batch of two is refused when it is recorded
         return
-    outputs = output if isinstance(output, (tuple, list)) else [output]
-    for out in outputs:
-        if isinstance(out, Tensor) and (out.dim() == 0 or len(out) % 2 == 0) and _has_nan(out):
-            raise ReparameterizationError(
-                "an image's outputs depend on its neighbours in the batch, to which timesteps are "
-                "added: reduce over the batch outside of the model"
-            )
-
-
-def _has_nan(out: Tensor) -> bool:
-    return bool((out if out.dim() == 0 else out[0]).isnan().any())
+    if any(met.any() for met in both):
+        raise ReparameterizationError(
+            "an image's outputs depend on its neighbours in the batch, to which timesteps are "
+            "added: reduce over the batch outside of the model"
+        )
 
 
 def _honour_modes(graph: fx.GraphModule, in_training: fx.GraphModule) -> None:
     """Compare the record with one in training mode, of other parameters."""
     nodes, others = ([*g.graph.nodes] for g in (graph, in_training))
     for node, other in zip(nodes, others, strict=False):
-        mine, theirs = node.format_node(), other.format_node()
+        mine, theirs = (str((n.op, n.target, n.args, n.kwargs)) for n in (node, other))
         if mine == theirs:
             continue
         if node.target == other.target and _follows_mode(node, other):
