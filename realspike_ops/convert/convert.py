@@ -175,9 +175,7 @@ class _Conversion:
                 "forward() calls no ReLU and no neuron of another library: nothing becomes a neuron"
             )
         self._check(sites)
-        outputs = [*self.graph.graph.output_node().all_input_nodes]
-        ends = {output: self._end(output) for output in outputs}
-        self._refuse_activations(sites, ends)
+        self._refuse_activations()
         if time == "encode":
             self._encode([*sites])
         self.calls: Counter = Counter()
@@ -187,7 +185,7 @@ class _Conversion:
             for node in [*nodes]:
                 self._run_over_time(node)
         if time in ("encode", "frames"):
-            self._average(ends)
+            self._average()
         return self._result()
 
     def _roll_loops(self) -> bool:
@@ -256,8 +254,8 @@ class _Conversion:
                             "layer here returns: return and read its spikes alone"
                         )
 
-    def _refuse_activations(self, sites, ends) -> None:
-        behind = {n for output, end in ends.items() for n in _chain(output, end)}
+    def _refuse_activations(self) -> None:
+        behind = {n for output, end in self._ends().items() for n in _chain(output, end)}
         for node in self.graph.graph.nodes:
             if record.is_other_activation(self.graph, node) and node not in behind:
                 raise ReparameterizationError(
@@ -267,11 +265,15 @@ class _Conversion:
 
     # --- time
 
-    def _end(self, output: fx.Node) -> fx.Node:
-        """Return what class scores are before a softmax."""
-        while record.activation_name(self.graph, output) in record.AT_THE_END:
-            output = output.all_input_nodes[0]
-        return output
+    def _ends(self) -> "dict[fx.Node, fx.Node]":
+        """Return what outputs are before a softmax."""
+        ends = {}
+        for output in self.graph.graph.output_node().all_input_nodes:
+            end = output
+            while record.activation_name(self.graph, end) in record.AT_THE_END:
+                end = end.all_input_nodes[0]
+            ends[output] = end
+        return ends
 
     def _encode(self, sites: "list[fx.Node]") -> None:
         """Repeat the last tensor before the first neuron that everything behind it depends on."""
@@ -331,8 +333,8 @@ class _Conversion:
                 node.replace_input_with(size, sizes[size])
             passed |= node is encoding
 
-    def _average(self, ends: "dict[fx.Node, fx.Node]") -> None:
-        graph = self.graph.graph
+    def _average(self) -> None:
+        graph, ends = self.graph.graph, self._ends()
         mean = None
         for end in dict.fromkeys(ends.values()):
             if self._shape_of(end)[:1] != (self.rows,):
@@ -448,11 +450,18 @@ class _Conversion:
         return False
 
     def _start_norms(self, current: fx.Node, threshold) -> None:
-        is_sum = record.activation_name(self.graph, current) in ("add", "add_", "__add__")
+        def source(node: fx.Node) -> fx.Node:
+            encodes = record.activation_name(self.graph, node) == "directencoding"
+            return node.args[0] if encodes else node
+
+        current = source(current)
+        is_sum = record.activation_name(self.graph, current) in ("add", "add_", "__add__", "iadd")
         norms = [
             self.root.get_submodule(n.target)
-            for n in (current.all_input_nodes if is_sum else [current])
-            if n.op == "call_module" and isinstance(self.root.get_submodule(n.target), BATCH_NORMS)
+            for n in map(source, current.all_input_nodes if is_sum else [current])
+            if n.op == "call_module"
+            and not self._was_made(n.target)
+            and isinstance(self.root.get_submodule(n.target), BATCH_NORMS)
         ]
         start = float(torch.as_tensor(threshold).detach().mean()) / max(len(norms), 1) ** 0.5
         for norm in norms:
