@@ -27,5 +27,11 @@ def test_blocks_run(library):
     run(SECTIONS[library], names)
 
 
+def test_whole_networks_run():
+    names = {}
+    run(INTRODUCTION, names)
+    run(SECTIONS["Whole networks"], names)
+
+
 def test_every_library_is_tested():
-    assert set(SECTIONS) == {"SpikingJelly", "snnTorch", "norse"}
+    assert set(SECTIONS) == {"Whole networks", "SpikingJelly", "snnTorch", "norse"}

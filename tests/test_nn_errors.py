@@ -48,11 +48,6 @@ CASES = {
         ValueError,
         ["decay_granularity", "channel", "neuron"],
     ),
-    "layer threshold_granularity: no shape": (
-        layer(threshold_granularity="channel"),
-        ValueError,
-        ["shape", "threshold_granularity", "None"],
-    ),
     **{
         f"layer decay: {decay} and learnable": (
             layer(decay=decay, decay_granularity="layer"),
@@ -110,11 +105,6 @@ CASES = {
         ["granularity", "none, layer, channel, element", "neuron"],
     ),
     "RealSpikeLIF granularity: None": (layer(2, None), ValueError, ["granularity", "none", "None"]),
-    "RealSpikeLIF shape: missing": (
-        layer(2, "element"),
-        ValueError,
-        ["shape", "element", "(C, H, W)", "None"],
-    ),
     "RealSpikeLIF shape: empty": (layer(2, "channel", ()), ValueError, ["shape", "channel"]),
     "RealSpikeLIF shape: 0": (
         layer(2, "element", (4, 0)),

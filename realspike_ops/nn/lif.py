@@ -71,10 +71,6 @@ class RealSpikeLIF(Stored):
         threshold: Rathi and Roy, "DIET-SNN", 2020.
     """
 
-    def __new__(cls, *args, **kwargs):
-        is_lazy_kind = cls is RealSpikeLIF and _needs_a_shape(*args, **kwargs)
-        return super().__new__(LazyRealSpikeLIF if is_lazy_kind else cls)
-
     # FoldedLIF's are numbers or buffers, of the shape that they need.
     decay_granularity = threshold_granularity = "none"
     may_be_lazy = False
@@ -98,6 +94,11 @@ class RealSpikeLIF(Stored):
         threshold_granularity: str = "none",
     ):
         super().__init__()
+        shared = (granularity, decay_granularity, threshold_granularity)
+        needs_shape = any(kind in ("channel", "element") for kind in shared)
+        if shape is None and needs_shape and type(self) is RealSpikeLIF:
+            self.__class__ = LazyRealSpikeLIF
+            self._wait_for_shapes()
         self.timesteps = checks.check_positive_int("timesteps", timesteps)
         self.granularity = granularity
         self.decay_granularity = decay_granularity
@@ -206,11 +207,6 @@ class RealSpikeLIF(Stored):
         return ", ".join([*parts, f"surrogate={tuple(self.surrogate)}"])
 
 
-def _needs_a_shape(timesteps=None, granularity="none", shape=None, *args, **form) -> bool:
-    shared = (granularity, form.get("decay_granularity"), form.get("threshold_granularity"))
-    return shape is None and any(kind in ("channel", "element") for kind in shared)
-
-
 class LazyRealSpikeLIF(LazyModuleMixin, RealSpikeLIF):
     """A `RealSpikeLIF` whose parameters get their shape from the first input, [T*B, C, ...].
 
@@ -220,6 +216,13 @@ class LazyRealSpikeLIF(LazyModuleMixin, RealSpikeLIF):
 
     cls_to_become = RealSpikeLIF
     may_be_lazy = True
+
+    def _wait_for_shapes(self) -> None:
+        # What LazyModuleMixin does behind __init__.
+        self._load_hook = self._register_load_state_dict_pre_hook(self._lazy_load_hook)
+        self._initialize_hook = self.register_forward_pre_hook(
+            self._infer_parameters, with_kwargs=True
+        )
 
     def _reset_parameter(self, name: str) -> None:
         if not is_lazy(getattr(self, name)):
