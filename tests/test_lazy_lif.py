@@ -82,7 +82,7 @@ def test_only_what_needs_a_shape_is_lazy():
 def test_errors_before_the_first_call():
     x = images(2, 3, 8, 8)
     for refused in (rso.reparameterize, lambda m, x: rso.convert(m, x, timesteps=T)):
-        with pytest.raises(rso.ReparameterizationError, match=r"'2'.*without a shape.*run the"):
+        with pytest.raises(rso.ReparameterizationError, match=r"'2'.*lazy.*run it once"):
             refused(network(), x)
     with pytest.raises(ValueError, match=r"must be one of.*pixel"):
         rso.RealSpikeLIF(T, "pixel")

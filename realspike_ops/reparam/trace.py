@@ -59,7 +59,6 @@ def plain_copy(model: nn.Module) -> nn.Module:
     model = _unwrapped(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise ReparameterizationError("a scripted or traced module: fold the one it was made of")
-    _check_initialised(model)
     _check_hooks(model)
     try:
         copied = copy.deepcopy(model, _plain_tensors_of(model))
@@ -78,15 +77,6 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     while (compiled := getattr(model, "_orig_mod", None)) or isinstance(model, _WRAPPERS):
         model = compiled or model.module
     return model
-
-
-def _check_initialised(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
-            raise ReparameterizationError(
-                f"{name!r} ({type(module).__name__}) has parameters without a shape yet: run the "
-                "model once, model(example_input), before it is trained"
-            )
 
 
 def _check_hooks(model: nn.Module) -> None:
