@@ -162,3 +162,12 @@ def test_the_model_is_left_as_it_was():
     assert not any(m._forward_hooks for m in model.modules() if isinstance(m, rso.RealSpikeLIF))
     assert torch.equal(torch.get_rng_state(), state)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_images_in_bytes_meet_too(dtype):
+    """They are read in the dtype of the network."""
+    x = normal((4, 3, 4, 4), 1).abs().mul(50).to(torch.uint8)
+    model = network(2, nothing, nothing).to(dtype)
+    assert "are missing" in found(model, x)
+    assert found(network(2).to(dtype), x) == ""
