@@ -1,5 +1,7 @@
 """The bound on rounding: its value by hand, and that it holds for every storage and encoding."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,7 @@ import realspike_ops as rso
 from realspike_ops.nn import SumOverTime, Synapses
 from realspike_ops.reparam.bound import _Magnitudes, current_bounds, folded_roundings
 from realspike_ops.reparam.network import Step
+from realspike_ops.reparam.verify import _compare_with_bounds, _Pair
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 U = 2.0**-24
@@ -273,3 +276,26 @@ def test_magnitudes_are_no_less_than_the_values(name):
         assert magnitude.roundings >= 1
         assert (magnitude.value >= value.abs() * (1 - 1e-6)).all()
         assert (magnitude.value <= 100 * value.abs().amax()).all()
+
+
+def test_samples_are_compared_until_they_flip():
+    """Three samples, two timesteps, two neurons; sample 1 flips in the first layer, sample 2 in the
+    second: what lies behind is another network's."""
+
+    def of(*samples):  # of each sample the value at (t = 1, neuron 1); 0 elsewhere
+        values = torch.zeros(2, 3, 2)
+        values[1, :, 1] = torch.tensor(samples)
+        return values.flatten(0, 1)
+
+    silent, layers = of(0, 0, 0), [SimpleNamespace(error_over_bound=None) for _ in range(3)]
+    pairs = [
+        _Pair(of(0.5, 0.25, 0.0), silent, of(0, 1, 0), silent),
+        _Pair(of(0.125, 100, 0.75), silent, silent, of(0, 0, 1)),
+        _Pair(of(-0.25, 100, 100), silent, silent, silent),
+    ]
+    report = SimpleNamespace(layers=layers, error_over_bound=None)
+    outputs = [of(0.0, 100, 100), torch.tensor([[0.375], [100], [100]])]
+    bounds = [2 * torch.ones(6, 2).double()] * 3 + [torch.ones(6, 2), torch.ones(3, 1)]
+    _compare_with_bounds(report, pairs, [2, 2, 2], outputs, bounds)
+    assert [layer.error_over_bound for layer in layers] == [0.25, 0.375, 0.125]
+    assert report.error_over_bound == 0.375
