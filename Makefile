@@ -4,6 +4,7 @@
 #   make test         the test suite
 #   make bench        the benchmarks
 #   make lint         ruff and clang-format
+#   make docs         the documentation, to build/docs/index.html; its pages run (minutes)
 #   make plant-bugs   plant bugs, one at a time, and see that the tests notice each (CPU, minutes)
 #   make proofs       search inputs that a reader of files does not withstand (CPU, 40 minutes)
 #   make mutants      change the Python code at random, and see that the tests notice (CPU, hours)
@@ -21,7 +22,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: quickstart test bench lint plant-bugs proofs mutants gpu setup clean
+.PHONY: quickstart test bench lint docs plant-bugs proofs mutants gpu setup clean
 
 quickstart: $(VENV)/.built
 	$(BIN)/realspike quickstart --out runs/quickstart
@@ -36,6 +37,11 @@ lint: $(VENV)/.built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	find bench csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
+
+# Realspike itself is installed, so that pip adds what its extra names and builds nothing anew.
+docs: $(VENV)/.built
+	$(BIN)/python -m pip install --disable-pip-version-check -q "realspike[docs]"
+	$(BIN)/python -m sphinx -W --keep-going -E -j 2 -c docs . build/docs
 
 plant-bugs: $(VENV)/.built
 	$(BIN)/python tests/plant_bugs.py

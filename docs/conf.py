@@ -4,12 +4,13 @@ The root is the source folder, so that a link from a page to a committed table i
 the site and in the repository. Pages with code cells run while they are built.
 """
 
+import os
 import re
 from pathlib import Path
 
-from docutils import nodes
-
 ROOT = Path(__file__).resolve().parents[1]
+# Small networks: threads of two pages that are built at once would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 project = "realspike"
 author = "the authors of realspike"
@@ -55,13 +56,25 @@ html_math_renderer = "mathml"
 
 def visit_math(self, node):
     """Write a formula as MathML, which browsers draw by themselves: no script, no network."""
+    from docutils import nodes
     from latex2mathml.converter import convert
 
-    block = isinstance(node, nodes.math_block)
-    formula = convert(node.astext(), display="block" if block else "inline")
-    self.body.append(f'<div class="math">{formula}</div>' if block else formula)
+    if isinstance(node, nodes.math_block):  # an empty line parts two formulas
+        for formula in node.astext().split("\n\n"):
+            block = convert(formula, display="block")
+            self.body.append(f'<div style="overflow-x: auto">{block}</div>')
+    else:
+        self.body.append(convert(node.astext()))
     raise nodes.SkipNode
 
 
+def lead_to_the_first_page(app, failure):
+    """Whoever opens the folder of the site is sent on; its pages lie as the repository's do."""
+    if not failure and app.builder.format == "html":
+        page = f'<meta http-equiv="refresh" content="0; url={root_doc}.html">'
+        (Path(app.outdir) / "index.html").write_text(page)
+
+
 def setup(app):
+    app.connect("build-finished", lead_to_the_first_page)
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))

@@ -49,9 +49,12 @@ def lif(
     r"""Run leaky integrate-and-fire neurons over all T timesteps and emit real-valued spikes.
 
     .. math::
-        h[t] = decay \cdot v[t-1] + x[t], \quad
-        o[t] = [h[t] \ge v_{threshold}], \quad
-        v[t] = (1 - o[t])\, h[t] + o[t]\, v_{reset}, \quad
+        h[t] = decay \cdot v[t-1] + x[t]
+
+        o[t] = [h[t] \ge v_{threshold}]
+
+        v[t] = (1 - o[t])\, h[t] + o[t]\, v_{reset}
+
         y[t] = amplitude \cdot o[t]
 
     Equal to ``realspike_ops.reference.lif``, spike for spike.

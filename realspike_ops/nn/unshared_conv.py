@@ -43,8 +43,9 @@ class UnsharedSpikeConv(SpikeConv):
     multiplied. See `realspike_ops.unshared_spike_conv`.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
-            padding_mode, device: As in ``nn.Conv2d``, in its order; ``padding_mode`` is "zeros".
+        in_channels, out_channels, kernel_size, stride, padding, dilation: As in ``nn.Conv2d``, in
+            its order.
+        groups, bias, padding_mode, device: As well; ``padding_mode`` is "zeros".
         dtype: Of the stored weights: float32 (None, whatever torch's default), float16, bfloat16,
             or int8 with one scale per output channel. Sums are float32 (int32 for int8).
         input_size: (H, W) of the spike map; it fixes the output map and with it the weight. By

@@ -17,8 +17,9 @@ class UnsharedSpikeConv1d(UnsharedSpikeConv):
     OH = KH = H = 1.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
-            padding_mode, device: As in ``nn.Conv1d``, in its order; ``padding_mode`` is "zeros".
+        in_channels, out_channels, kernel_size, stride, padding, dilation: As in ``nn.Conv1d``, in
+            its order.
+        groups, bias, padding_mode, device: As well; ``padding_mode`` is "zeros".
         input_size: Length L of the sequence. By keyword; as the fourth argument it is deprecated.
         dtype, storage, fold_scale, algorithm, check_binary: As in `UnsharedSpikeConv`.
 
