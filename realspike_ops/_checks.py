@@ -18,8 +18,9 @@ def shape_text(tensor_or_shape) -> str:
 def check_tensor(name: str, value) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor; got {type(value).__name__}")
-    if value.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense (strided) tensor; got layout {value.layout}")
+    if value.layout != torch.strided or value.is_nested:
+        kind = "a nested tensor" if value.is_nested else f"layout {value.layout}"
+        raise TypeError(f"{name} must be a dense (strided) tensor; got {kind}")
 
 
 def check_dtype(name: str, tensor: Tensor, accepted: Sequence[torch.dtype], hint: str = "") -> None:

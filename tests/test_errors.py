@@ -30,6 +30,11 @@ CASES = {
         TypeError,
         ["spikes", "dense", "sparse"],
     ),
+    "pack spikes: nested": (
+        lambda: rso.pack_spikes(torch.nested.nested_tensor([zeros(2, 3)])),
+        TypeError,
+        ["spikes", "dense", "nested"],
+    ),
     "pack spikes: real values": (
         lambda: rso.pack_spikes(zeros(2, 3) + 0.5),
         ValueError,

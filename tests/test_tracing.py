@@ -45,6 +45,33 @@ def network():
     ).eval()
 
 
+class TernaryNetwork(nn.Module):
+    """Negative spikes into a convolution, a shortcut, max pooling, an average and features."""
+
+    def __init__(self):
+        super().__init__()
+        self.encode = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), rso.DirectEncoding(T))
+        form = {"emission": "ternary", "v_threshold": 0.25}
+        self.lif0 = rso.RealSpikeLIF(T, "element", (4, 6, 6), **form)
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.lif1 = rso.RealSpikeLIF(T, "channel", (4, 6, 6), **form)
+        self.pool = nn.MaxPool2d(2)
+        self.deep = nn.Conv2d(4, 4, 1)
+        self.lif2 = rso.RealSpikeLIF(T, "layer", **form)
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x):
+        spikes = self.lif0(self.encode(x))
+        spikes = self.lif1(self.conv(spikes) + spikes)
+        out = self.linear(self.lif2(self.deep(self.pool(spikes))).mean((2, 3)))
+        return over_time(out).mean(0)
+
+
+def ternary_network():
+    torch.manual_seed(1)
+    return TernaryNetwork().eval()
+
+
 def convolution(**options):
     position = options.pop("position", (6, 6))
     weight = normal((*position, 1, 3, 3, 3, 5), 2)
@@ -116,8 +143,12 @@ CASES = {
         lambda: rso.reparameterize(network(), maps(1)),
         *(maps, 1, False, {"lif_packed", "unshared_conv", "unshared_conv_lif"}),
     ),
+    "folded-ternary": (
+        lambda: rso.reparameterize(ternary_network(), maps(1)),
+        *(maps, 1, False, {"lif_packed", "pack_spikes", "unshared_conv"}),
+    ),
 }  # fmt: skip
-MODULES = ("RealSpikeLIF", "trained", "folded")
+MODULES = ("RealSpikeLIF", "trained", "folded", "folded-ternary")
 
 
 def make(name):
@@ -165,7 +196,10 @@ def test_jit_trace_without_gradients_is_not_trained():
 
 @pytest.mark.parametrize(
     ("name", "dynamic"),
-    [*((name, True) for name in CASES), *((name, None) for name in ("lif", "conv", "trained"))],
+    [
+        *((name, True) for name in CASES if name != "folded-ternary"),
+        *((name, None) for name in ("lif", "conv", "trained")),
+    ],
 )
 def test_compile_serves_every_batch(name, dynamic):
     module, (_, inputs, of_T, has_grad, _) = make(name), CASES[name]
@@ -193,7 +227,7 @@ def test_export_with_a_dynamic_batch(name):
     module, (_, inputs, of_T, _, ops) = make(name), CASES[name]
     batch = torch.export.Dim("batch", min=2, max=64)
     sizes = ({0: of_T * batch if of_T > 1 else batch},)
-    dynamic = {"x": sizes[0]} if name not in ("trained", "folded") else sizes
+    dynamic = sizes if name in MODULES[1:] else {"x": sizes[0]}
     with torch.no_grad():
         program = torch.export.export(module, (inputs(2 * of_T),), dynamic_shapes=dynamic)
         names = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
@@ -244,6 +278,63 @@ def test_functorch_derivatives_of_a_convolution_are_refused():
             transform(loss)(weight)
     with pytest.raises(NotImplementedError, match="weight carries a tangent"):
         torch.func.jvp(loss, (weight,), (weight,))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("kind", ["one-to-one", "signed"])
+def test_functorch_through_the_layers_of_a_shortcut(kind):
+    """out = weight * spikes: both derivatives by hand."""
+    weight, x = normal((3, 6, 6), 1), spikes(2) - spikes(2).flip(0)
+    if kind == "one-to-one":
+        layer = rso.OneToOneSynapses(weight)
+        transform = torch.func.grad(
+            lambda w: torch.func.functional_call(layer, {"weight": w}, (x,)).sum()
+        )
+        assert torch.equal(transform(weight), x.sum(0))
+        with pytest.raises(NotImplementedError, match="weight carries a tangent"):
+            torch.func.jvp(
+                lambda w: torch.func.functional_call(layer, {"weight": w}, (x,)),
+                *((weight,), (weight,)),
+            )
+    else:
+        layer = rso.Synapses(rso.SpikeConv2d(3, 5, 3), signed=True)
+    with torch.no_grad():
+        mapped = torch.func.vmap(layer)(torch.stack([x, -x]))
+        torch.testing.assert_close(mapped, torch.stack([layer(x), -layer(x)]))
+
+
+NOT_IN_MEMORY = {
+    # The imaginary part of a conjugate is a view that negates when it is read.
+    "negated": lambda t: torch.complex(torch.zeros_like(t), -t).conj().imag,
+    "zeros": lambda t: torch._efficientzerotensor(t.shape),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_IN_MEMORY)
+def test_tensors_whose_memory_does_not_hold_their_values(kind):
+    lazy, stored = NOT_IN_MEMORY[kind], lambda t: t if kind == "negated" else torch.zeros_like(t)
+    x, amplitude, v_init = normal((T, 2, 3), 1), normal((3,), 2), normal((2, 3), 3)
+    weight, bias = normal((4, 4, 1, 3, 3, 3, 5), 4), normal((5,), 5)
+    steps, scale = rso.quantize_weight(weight)
+    calls = {
+        "x": (rso.lif, x),
+        "amplitude": (lambda a: rso.lif(x, a), amplitude),
+        "v_init": (lambda v: rso.lif(x, v_init=v), v_init),
+        "packed": (lambda x: rso.lif(x, packed=True), x),
+        "pack": (rso.pack_spikes, spikes(2)),
+        "spikes": (lambda s: rso.unshared_spike_conv(s, weight), spikes(2)),
+        "weight": (lambda w: rso.unshared_spike_conv(spikes(2), w), weight),
+        "bias": (lambda b: rso.unshared_spike_conv(spikes(2), weight, b), bias),
+        "scale": (lambda s: rso.unshared_spike_conv(spikes(2), steps, scale=s), scale),
+        "conv-lif": (lambda w: rso.unshared_spike_conv_lif(spikes(T), w, timesteps=T), weight),
+    }
+    for name, (function, argument) in calls.items():
+        given = lazy(argument)
+        assert given.is_neg() or given._is_zerotensor()
+        assert torch.equal(function(given), function(stored(argument))), name
+    leaf = x.clone().requires_grad_()
+    gradients = [torch.autograd.grad(rso.lif(leaf), leaf, of(x))[0] for of in (lazy, stored)]
+    assert torch.equal(*gradients)
 
 
 def test_function_modes_see_the_op():

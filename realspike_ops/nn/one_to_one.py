@@ -14,9 +14,14 @@ class _Select(torch.autograd.Function):
     """weight where a spike is positive, -weight where it is negative, else 0; backward as of the
     product."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, spikes, weight):
-        ctx.save_for_backward(spikes, weight)
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def forward(spikes, weight):
         nothing = torch.zeros_like(weight)
         current = torch.where(spikes > 0, weight, nothing)
         return torch.where(spikes < 0, -weight, current)
@@ -61,6 +66,7 @@ class OneToOneSynapses(Stored):
             return self._depthwise(spikes)
         spikes = as_dense(spikes)
         checks.check_tensor("spikes", spikes)
+        checks.check_no_tangent(spikes=spikes, weight=self.weight)
         self._check_map(tuple(spikes.shape[1:]))
         weight = self.weight.to(torch.promote_types(spikes.dtype, torch.float32))
         return _Select.apply(spikes, weight)
@@ -78,7 +84,7 @@ class OneToOneSynapses(Stored):
         current = current if pixels else current.flatten(1)
         if not spikes.signed:
             return current
-        positive, negative = current.chunk(2)
+        positive, negative = current.unflatten(0, (2, current.shape[0] // 2))
         return positive - negative
 
     def _check_map(self, shape: "tuple[int, ...]") -> None:

@@ -27,13 +27,18 @@ class PackedSpikes:
 
     def planes(self) -> Tensor:
         """Return binary maps as one batch: [N, ..., words], or o+ and then o-: [2*N, ..., words]"""
-        return self.words.flatten(0, 1) if self.signed else self.words
+        if not self.signed:
+            return self.words
+        if torch.compiler.is_compiling():
+            # torch.export cannot follow, over batches, the strides of what is merged twice.
+            return torch.cat(self.words.unbind())
+        return self.words.flatten(0, 1)
 
     def dense(self) -> Tensor:  # [N, C, H, W] channels_last, or [N, F]; float32
         spikes = torch.ops.realspike.unpack_spikes(self.planes(), self.channels, True)
         if not self.signed:
             return spikes
-        positive, negative = spikes.chunk(2)
+        positive, negative = spikes.unflatten(0, self.words.shape[:2])
         return positive - negative
 
     def binary_words(self, channels: int) -> Tensor:  # [N, ..., words]

@@ -11,8 +11,14 @@ from realspike_ops.nn.storage import Stored, parameter
 class _Signs(torch.autograd.Function):
     """Split ternary spikes into two binary maps, o+ and o-."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, spikes):
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def forward(spikes):
         return (spikes > 0).to(spikes.dtype), (spikes < 0).to(spikes.dtype)
 
     @staticmethod
@@ -106,7 +112,9 @@ class Synapses(nn.Module):
         return padded(batch[0] if len(batch) == 1 else torch.cat(batch), self.pad)
 
     def _added(self, current: Tensor) -> Tensor:
-        parts = current.chunk(self.maps * (2 if self.signed else 1))
+        count = self.maps * (2 if self.signed else 1)
+        # The size as a quotient is one that torch.export can follow; that of a chunk is not.
+        parts = current.unflatten(0, (count, current.shape[0] // count))
         if self.signed:
             parts = [p - n for p, n in zip(parts[::2], parts[1::2], strict=True)]
         total = parts[0]

@@ -5,15 +5,16 @@ from torch import Tensor
 from torch._C import _functorch
 from torch.utils import _device
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+_CLASSES = (Tensor, torch.nn.Parameter)
 
 
 def is_plain_eager(*tensors: Tensor | None) -> bool:
     """Whether nothing but autograd would intercept a call with these tensors.
 
     Tracing (torch.compile, torch.export, torch.jit.trace), torch.func transforms, the older vmap of
-    ``is_grads_batched=True``, function and dispatch modes and tensor subclasses need the registered
-    op. A default device is a function mode, but has no say where every tensor names its device.
+    ``is_grads_batched=True``, function and dispatch modes, tensor subclasses and tensors whose
+    memory does not hold their values need the registered op. A default device is a function mode,
+    but has no say where every tensor names its device.
     """
     return (
         not torch.compiler.is_compiling()
@@ -21,8 +22,14 @@ def is_plain_eager(*tensors: Tensor | None) -> bool:
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._len_torch_function_stack() <= (_device.CURRENT_DEVICE is not None)
         and _functorch.peek_interpreter_stack() is None
-        and all(
-            t is None or (type(t) in _PLAIN and not _functorch.is_legacy_batchedtensor(t))
-            for t in tensors
-        )
+        and all(t is None or _is_plain(t) for t in tensors)
+    )
+
+
+def _is_plain(t: Tensor) -> bool:
+    """Whether the values are what the memory holds, and are one call's alone."""
+    return type(t) in _CLASSES and not (
+        t.is_neg()  # the imaginary part of a conjugate is the negative of what is stored
+        or t._is_zerotensor()  # nothing is stored
+        or _functorch.is_legacy_batchedtensor(t)
     )

@@ -159,9 +159,9 @@ def _backward(ctx, grad_out, _):
     return grad_spikes, grad_weight, grad_bias, grad_amplitude, *(None,) * 7
 
 
-def unshared_conv(spikes, weight, bias, amplitude, *rest) -> Tensor:
+def unshared_conv(spikes, weight, bias, amplitude, scale, *rest) -> Tensor:
     """Call realspike::unshared_conv, past the dispatcher where nothing could intercept the call."""
-    tensors = (spikes, weight, bias, amplitude)
+    tensors = (spikes, weight, bias, amplitude, scale)
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     if needs_grad or spikes.device.type not in _FORWARD or not is_plain_eager(*tensors):
         out, _ = torch.ops.realspike.unshared_conv(*tensors, *rest)

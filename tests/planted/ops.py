@@ -204,6 +204,14 @@ BUGS = [
         "unknown_tensor",
     ),
     Bug(
+        "a-negated-view-is-read-as-it-lies",
+        "realspike_ops/ops/eager.py",
+        "        t.is_neg()",
+        "        False",
+        "tests/test_tracing.py",
+        "memory_does_not_hold and negated",
+    ),
+    Bug(
         "a-traced-call-is-not-recorded",
         "realspike_ops/ops/eager.py",
         "and torch._C._get_tracing_state() is None",
