@@ -280,6 +280,24 @@ def test_refused_of_spikingjelly():
     refused(layers(lambda: neuron.IFNode(surrogate_function=plain)), "spiking=False")
     refused(layers(lambda: neuron.IFNode(store_v_seq=True)), "store_v_seq")
 
+    patched = neuron.IFNode()
+    patched.single_step_forward = lambda x: x
+    refused(nn.Sequential(nn.Conv2d(3, 8, 3), patched), "'1'.*single_step_forward.*replaced")
+
+    class Resets(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.node = nn.Conv2d(3, 8, 3), neuron.IFNode()
+
+        def forward(self, x):
+            out = 0
+            for _ in range(T):
+                out = out + self.node(self.conv(x))
+                self.node.reset()
+            return out
+
+    refused(Resets(), "IFNode is reset between calls")
+
     class Own(neuron.IFNode):
         pass
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from realspike_ops.nn.plain import why_not_plain
 from realspike_ops.reparam.errors import ReparameterizationError
 from realspike_ops.reparam.names import layer_class
 
@@ -47,9 +48,19 @@ class Recorded(nn.Module):
     def __init__(self, neuron: Neuron):
         super().__init__()
         self.neuron = neuron
+        self.was_called = self.was_reset = False
 
     def forward(self, x, state=None, *, mem=None):  # [B, ...], or [T, B, ...] if it splits time
+        if self.was_reset:
+            raise ReparameterizationError(
+                f"{type(self).__name__} is reset between calls inside forward(): here, a neuron "
+                "starts from its rest at every forward, and goes on through all timesteps"
+            )
+        self.was_called = True
         return (x.clone(), x.clone()) if self.neuron.returns_state else x.clone()
+
+    def reset(self):
+        self.was_reset = self.was_called
 
     def reset_mem(self):
         return torch.zeros(0)
@@ -117,6 +128,8 @@ def neuron_of(name: str, module: nn.Module, surrogate=None) -> "Neuron | None":
             f"no neuron of this library is known to equal it; of {library}'s, these have an equal: "
             + ", ".join(k for k, m in _NEURONS.items() if m.__name__ == f"_{library}")
         )
+    if (reason := why_not_plain(module, type(module))) is not None:
+        refuse(reason)
     return make(module, surrogate, refuse)
 
 
