@@ -298,6 +298,12 @@ def test_refused_of_spikingjelly():
 
     refused(Resets(), "IFNode is reset between calls")
 
+    class Backwards(Resets):
+        def forward(self, x):
+            return torch.stack([self.node(self.conv(x)) for _ in range(T)][::-1])
+
+    refused(Backwards(), "'node' .IFNode. is called 4 times")
+
     class Own(neuron.IFNode):
         pass
 

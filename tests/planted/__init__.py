@@ -4,6 +4,8 @@ A bug reads and writes nothing outside its tensors, so that a test fails and no 
 those that do are for test_cpu_sanitizers.py, which runs the kernels in processes of their own.
 """
 
-from planted import app, export, lif, ops, reparam, unshared_conv
+from planted import app, convert, export, lif, ops, reparam, unshared_conv
 
-BUGS = lif.BUGS + unshared_conv.BUGS + ops.BUGS + reparam.BUGS + export.BUGS + app.BUGS
+BUGS = (
+    lif.BUGS + unshared_conv.BUGS + ops.BUGS + reparam.BUGS + export.BUGS + app.BUGS + convert.BUGS
+)

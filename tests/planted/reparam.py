@@ -102,7 +102,7 @@ BUGS = [
     Bug(
         "reparam-changes-the-mode-of-the-model",
         "realspike_ops/reparam/trace.py",
-        "copy.deepcopy(model, _plain_tensors_of(model)).eval().cpu()",
+        "plain_copy(model).eval().cpu()",
         "model.eval().cpu()",
         "tests/test_reparam.py",
         "left_untouched",
