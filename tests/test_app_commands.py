@@ -381,6 +381,12 @@ def test_export_of_a_trained_and_of_a_folded_network(run, tmp_path, capsys):
     assert torch.allclose(predict(network, digits), expected, atol=1e-5)
 
 
+def test_outputs_may_begin_at_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/of/someone")
+    for arguments in (["export", "a", "-o", "~/b"], ["fold", "a", "-o", "~/b"]):
+        assert str(cli._parse(arguments).out) == "/home/of/someone/b"
+
+
 def test_export_says_what_it_cannot_do(run, tmp_path, capsys, monkeypatch):
     pytest.importorskip("nir")
     out = tmp_path / "net.nir"

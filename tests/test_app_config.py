@@ -209,6 +209,23 @@ def test_every_path_may_begin_at_home(tmp_path, monkeypatch, capsys):
         assert str(tmp_path / named) in line
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["train", "--out", ""], ["train", "--resume", ""], ["train", "--config", ""]),
+        *(["eval", ""], ["fold", "a", "-o", ""], ["verify", "a", ""], ["export", "a", "-o", ""]),
+        *(["table", "1", "--out", ""], ["table", "1", "--save", ""], ["quickstart", "--out="]),
+        *(["plot", ""], ["plot", "a", "--beside", ""]),
+    ],
+)
+def test_no_path_is_empty(arguments, capsys):
+    """A variable of the shell that was never set would name the folder where one is."""
+    with pytest.raises(SystemExit) as left:
+        cli.main(arguments)
+    assert left.value.code == 2
+    assert "must be a path; got ''" in capsys.readouterr().err
+
+
 # Data that are not there
 
 

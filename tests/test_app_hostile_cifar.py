@@ -79,6 +79,10 @@ HOSTILE = {
     "a subclass": EMPTY.replace(b"ndarray", b"matrix") + b"\x87R",
     "objects": array(b"K\2\x85", b"\x41" * 16, dtype(b"O")),
     "objects of eight bytes": array(b"K\2\x85", b"\x41" * 16, dtype(b"O8")),
+    "a type that is 300,000 tuples deep": b"cnumpy\ndtype\n)" + b"\x85" * 300_000 + b"\x85R",
+    "a type that takes 2**50 steps to show": b"cnumpy\ndtype\n)"
+    + b"\x85q\0h\0\x86" * 50
+    + b"\x85R",
     "a structure": array(b"K\2\x85", b"\x41" * 16, dtype(b"O,u1")),
     "strings": array(b"K\2\x85", b"\x41" * 16, dtype(b"S8")),
     "void": array(b"K\2\x85", b"\x41" * 16, dtype(b"V8")),

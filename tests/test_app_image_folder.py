@@ -179,6 +179,19 @@ def test_what_is_no_picture_is_refused(tmp_path, content):
     assert "no image, truncated or corrupt" in refused(path)
 
 
+@pytest.mark.parametrize(("W", "H"), [(13_000, 13_000), (1, 70_000), (70_000, 1)])
+def test_small_files_of_huge_pictures_are_refused(tmp_path, W, H):
+    """Decoded and turned upright they take gigabytes, which Pillow's own limit lets pass."""
+    path = tmp_path / "a" / "x.png"
+    path.parent.mkdir()
+    content = bytearray(png([b"\0" * 16] * 8, 16, 0))
+    content[16:24] = struct.pack(">II", W, H)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    path.write_bytes(content)
+    said = refused(path)
+    assert f"it has {W} x {H} pixels: at most 100,000,000 and sides of 65,535 are accepted" in said
+
+
 # Classes
 
 

@@ -127,6 +127,20 @@ def test_no_bit_of_a_checkpoint_may_differ(run):
             sealed.read(path)
 
 
+@pytest.mark.parametrize("kept", ["model.safetensors", "metrics.csv"])
+def test_results_without_their_checkpoint_are_never_replaced(run, kept, capsys):
+    names = {"model.safetensors", "metrics.csv", "last.ckpt"}
+    for name in names - {kept}:
+        (run / name).unlink()
+    content = (run / kept).read_bytes()
+    for arguments in (["--resume", str(run)], [*OVERRIDES, "--out", str(run)]):
+        assert cli.main(["train", *arguments]) == 2
+        line = one_line(capsys)
+        assert f"{run} holds the {kept} of a run whose last.ckpt is gone" in line
+        assert (run / kept).read_bytes() == content
+        assert not (run / "last.ckpt").exists()
+
+
 @pytest.mark.parametrize("damage", ["flipped", "empty", "100 bytes", "shorter", "longer"])
 def test_a_damaged_checkpoint_is_named(run, damage, capsys):
     last = run / "last.ckpt"
@@ -371,6 +385,36 @@ def test_a_long_epoch_that_diverges_ends_early(tmp_path, monkeypatch):
     assert steps == list(range(100))
 
 
+# Want of memory
+
+
+def python_allocates():
+    bytearray(2**60)
+
+
+def torch_allocates():
+    torch.empty(2**50)
+
+
+@pytest.mark.parametrize("allocate", [python_allocates, torch_allocates])
+def test_want_of_memory_is_one_line(tmp_path, monkeypatch, capsys, allocate):
+    in_step(monkeypatch, 1, allocate)
+    assert cli.main(["train", *OVERRIDES, "--out", str(tmp_path)]) == 1
+    line = one_line(capsys)
+    assert "there is not enough memory" in line
+    assert "data.batch_size" in line
+    assert temporaries(tmp_path) == []
+
+
+def test_other_errors_are_not_taken_for_want_of_memory(tmp_path, monkeypatch):
+    def fail():
+        raise RuntimeError("sizes do not fit")
+
+    in_step(monkeypatch, 1, fail)
+    with pytest.raises(RuntimeError, match="sizes do not fit"):
+        cli.main(["train", *OVERRIDES, "--out", str(tmp_path)])
+
+
 # A full disk
 
 
@@ -408,6 +452,18 @@ def test_logs_that_find_the_disk_full(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(RecordWriter, "write", write)
     assert cli.main(["train", *OVERRIDES, "--out", str(tmp_path)]) == 1
     assert f"{tmp_path / 'tensorboard'}: No space left on device" in one_line(capsys)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_a_file_takes_the_place_of_files_alone(tmp_path, kind):
+    path = tmp_path / "a"
+    os.mkfifo(path) if kind == "pipe" else path.mkdir()
+    before = path.stat()
+    with pytest.raises(OSError, match="it is no regular file") as raised:
+        files.write_atomically(path, b"x")
+    assert raised.value.filename == str(path)
+    assert path.stat() == before
+    assert os.listdir(tmp_path) == ["a"]
 
 
 def test_nothing_of_a_file_that_cannot_be_written_is_left(tmp_path):

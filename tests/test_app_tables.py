@@ -274,6 +274,7 @@ def test_table_command(tmp_path, capsys):
         (["1", "--data", "digits", "name=cifar10"], "--data chooses the data"),
         (["1", "--data", "digits", "training.seed=3"], "--seeds says how many"),
         (["1", "--data", "digits", "--save", "file/a.md"], "cannot write --save file/a.md"),
+        (["1", "--data", "digits", "--save", "."], "cannot write --save .: it is no regular"),
         (["1", "--data", "digits", "--out", "file"], "cannot write to file"),
     ],
 )

@@ -103,6 +103,14 @@ def test_a_file_that_cannot_be_written_leaves_the_one_before(folded, path, monke
     assert path.read_bytes() == before
 
 
+def test_a_pipe_is_not_replaced(folded, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="it is no regular file"):
+        rso.save_folded(folded, tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
 def call(kind, value, *arguments, **described):
     args = {"tuple": [{"argument": 0}, *arguments]}
     return {"kind": "EncodingCall", "args": args, "kwargs": {"dict": {}}, kind: value, **described}

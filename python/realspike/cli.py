@@ -79,6 +79,15 @@ def _parse(arguments: "Sequence[str] | None") -> argparse.Namespace:
     return parsed
 
 
+def _is_want_of_memory(error: Exception) -> bool:
+    """Whether an allocator failed: those of Python, and of PyTorch on a GPU and on a CPU."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
+
+
 def main(arguments: "Sequence[str] | None" = None) -> int:
     """Run the command line; return the exit code (argparse exits by itself on wrong arguments)."""
     try:
@@ -92,6 +101,15 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
     except OSError as error:
         named = f"{error.filename}: " if error.filename else ""
         return common.fail(1, f"{named}{error.strerror or error}")
+    except (MemoryError, RuntimeError) as error:
+        if not _is_want_of_memory(error):
+            raise
+        said = str(error).strip().partition("\n")[0] or "MemoryError"
+        return common.fail(
+            1,
+            f"there is not enough memory ({said:.200}); smaller data.batch_size, network.width, "
+            "network.timesteps and images take less",
+        )
     except KeyboardInterrupt as interrupt:
         print("realspike: interrupted", file=sys.stderr)
         return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)

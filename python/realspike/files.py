@@ -22,8 +22,10 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Replace ``path`` by ``content``; a reader sees the old file or the new one, whole.
 
     Raises:
-        OSError: if it cannot be written; it names ``path``, which is then as it was.
+        OSError: if it cannot be written, or is a folder, pipe or device; it names ``path``, which
+            is then as it was.
     """
+    _check_regular(path)
     # A name of its own: what a killed process left must not stand in the way.
     temporary = path.with_name(f".{secrets.token_hex(8)}{_TEMPORARY}")
     try:
@@ -41,6 +43,12 @@ def write_atomically(path: Path, content: bytes) -> None:
             error.filename, error.filename2 = str(path), None
         raise
     _sync_folder(path.parent)
+
+
+def _check_regular(path: Path) -> None:
+    """Refuse to put a file in the place of a folder, pipe or device."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
 
 
 def _sync_folder(folder: Path) -> None:
@@ -68,6 +76,16 @@ def make_writable_folder(path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path):
         pass
+
+
+def make_writable(path: Path) -> None:
+    """Create the folder of a file if need be, and prove that the file can be written.
+
+    Raises:
+        OSError: if it cannot.
+    """
+    _check_regular(path)
+    make_writable_folder(path.parent)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ Reading one parses numbers and JSON and builds the layers named below; nothing i
 or unpickled, and the code of the trained network is not needed.
 """
 
+import errno
 import json
 import operator
 import os
@@ -138,6 +139,8 @@ def save_folded(
     own = {"format": FORMAT, "format_version": FORMAT_VERSION, "network": json.dumps(content)}
     packed = safe_files.to_bytes(tensors, {**(metadata or {}), **own})
     path = Path(path)
+    if path.exists() and not path.is_file():  # which a file would take the place of
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         temporary.write_bytes(packed)

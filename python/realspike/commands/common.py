@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from realspike.files import path_of
 
@@ -17,6 +18,14 @@ def add_command(commands, name: str, run, *, help: str, description: str, **opti
     )
     parser.set_defaults(run=run)
     return parser
+
+
+def path(text: str) -> Path:
+    """Return the path that a user means, for argparse; the text of a variable that was never set
+    is none."""
+    if not text:
+        raise argparse.ArgumentTypeError("must be a path; got ''")
+    return path_of(text)
 
 
 def integer(smallest: int, largest: int):
@@ -50,7 +59,7 @@ def share(text: str) -> float:
 def add_checkpoint(parser) -> None:
     parser.add_argument(
         "checkpoint",
-        type=path_of,
+        type=path,
         metavar="CHECKPOINT",
         help="a .safetensors file or a run's folder",
     )

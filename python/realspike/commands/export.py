@@ -4,7 +4,6 @@ import argparse
 import io
 import math
 from collections import Counter
-from pathlib import Path
 
 from realspike.commands import common
 
@@ -21,7 +20,7 @@ def add(commands) -> None:
     )
     common.add_checkpoint(parser)
     parser.add_argument(
-        *("--out", "-o"), type=Path, required=True, metavar="GRAPH", help="the .nir file to write"
+        *("--out", "-o"), type=common.path, required=True, metavar="GRAPH", help="the .nir file"
     )
     parser.add_argument(
         "--dt",

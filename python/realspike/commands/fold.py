@@ -1,7 +1,6 @@
 """`realspike fold` and `realspike verify`."""
 
 from realspike.commands import common
-from realspike.files import path_of
 
 
 def add(commands) -> None:
@@ -15,7 +14,11 @@ def add(commands) -> None:
     )
     common.add_checkpoint(parser)
     parser.add_argument(
-        *("--out", "-o"), type=path_of, required=True, metavar="FOLDED", help="the file to write"
+        *("--out", "-o"),
+        type=common.path,
+        required=True,
+        metavar="FOLDED",
+        help="the file to write",
     )
     parser = common.add_command(
         commands,
@@ -28,7 +31,7 @@ def add(commands) -> None:
     )
     common.add_checkpoint(parser)
     parser.add_argument(
-        "folded", type=path_of, metavar="FOLDED", help="what `realspike fold` wrote"
+        "folded", type=common.path, metavar="FOLDED", help="what `realspike fold` wrote"
     )
     parser.add_argument(
         "--agreement",

@@ -4,7 +4,6 @@ import json
 
 from realspike import output
 from realspike.commands import common
-from realspike.files import path_of
 from realspike.optional import require
 
 
@@ -19,10 +18,10 @@ def add(commands) -> None:
         "make of it (Fig. 3), channels as binary and real-valued spikes, amplitudes and\n"
         "firing rates.",
     )
-    parser.add_argument("run_folder", type=path_of, metavar="RUN", help="a run's folder")
+    parser.add_argument("run_folder", type=common.path, metavar="RUN", help="a run's folder")
     parser.add_argument(
         "--beside",
-        type=path_of,
+        type=common.path,
         action="append",
         default=[],
         metavar="RUN",

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from realspike import output
 from realspike.commands import common
-from realspike.files import path_of
 from realspike.optional import require
 
 
@@ -22,7 +21,7 @@ def add(commands) -> None:
     )
     parser.add_argument(
         *("--out", "-o"),
-        type=path_of,
+        type=common.path,
         default=Path("runs/quickstart"),
         metavar="FOLDER",
         help="for checkpoints, results.json and pictures; those of an earlier run are replaced "

@@ -7,7 +7,7 @@ from pathlib import Path
 from realspike import output, recipes, run_config
 from realspike.commands import common
 from realspike.datasets import DATASETS, check_present
-from realspike.files import make_writable_folder, path_of, write_atomically
+from realspike.files import make_writable, write_atomically
 from realspike.names import check_choice
 from realspike.optional import require
 from realspike.run_config import ConfigError
@@ -42,7 +42,7 @@ def add(commands) -> None:
     )
     parser.add_argument(
         *("--out", "-o"),
-        type=path_of,
+        type=common.path,
         default=Path("runs/tables"),
         metavar="FOLDER",
         help="of the runs (default: %(default)s)",
@@ -54,7 +54,7 @@ def add(commands) -> None:
         help="train at most N networks now (0: print what there is)",
     )
     parser.add_argument(
-        "--save", type=path_of, metavar="FILE", help="also write the table as Markdown"
+        "--save", type=common.path, metavar="FILE", help="also write the table as Markdown"
     )
 
 
@@ -73,7 +73,7 @@ def run(arguments) -> int:
     check_present(data.name, data.folder)
     if arguments.save:
         try:
-            make_writable_folder(arguments.save.parent)
+            make_writable(arguments.save)
         except OSError as error:
             raise ConfigError(
                 f"cannot write --save {arguments.save}: {error.strerror or error}"

@@ -9,7 +9,6 @@ from pathlib import Path
 from realspike import output, run_config
 from realspike.commands import common
 from realspike.datasets import check_present
-from realspike.files import path_of
 from realspike.optional import require
 from realspike.run_config import ConfigError
 
@@ -27,15 +26,17 @@ def add(commands) -> None:
         "  torchrun --nproc-per-node 8 -m realspike train --config FILE --out FOLDER",
         epilog=f"keys, with their defaults (the section may be left out):\n{run_config.describe()}",
     )
-    parser.add_argument("--config", type=path_of, metavar="FILE", help="a YAML file, see configs/")
+    parser.add_argument(
+        "--config", type=common.path, metavar="FILE", help="a YAML file, see configs/"
+    )
     parser.add_argument(
         *("--out", "-o"),
-        type=path_of,
+        type=common.path,
         metavar="FOLDER",
         help="of the run (default: runs/ and the name of the configuration)",
     )
     parser.add_argument(
-        "--resume", type=path_of, metavar="FOLDER", help="continue the run in this folder"
+        "--resume", type=common.path, metavar="FOLDER", help="continue the run in this folder"
     )
     parser.add_argument(
         "--print-config", action="store_true", help="print the whole configuration and exit"

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from realspike.names import shown
+
 # The batches of CIFAR-100 take 360,000; one instruction makes 100 bytes at most.
 MOST_INSTRUCTIONS = 1_000_000
 _DTYPES = frozenset(f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8))
@@ -55,7 +57,7 @@ def _reconstruct(kind, shape, code) -> _Array:
 
 def _dtype(code, align=False, copy=True) -> _DType:
     text = code.decode("latin1") if type(code) is bytes else code
-    _expect(type(text) is str and text in _DTYPES, f"an array of {text!r:.20}, not of integers")
+    _expect(type(text) is str and text in _DTYPES, f"an array of {shown(text)}, not of integers")
     return _DType(text)
 
 

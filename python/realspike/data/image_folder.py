@@ -19,6 +19,9 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 # Whatever its suffix says, a file is one of these: others of Pillow's formats start programs
 # (EPS) or are no pictures of one size.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+# Small files may claim more than a process can hold: decoders need up to 16 bytes per pixel, and
+# as many for every row. JPEG itself has no longer sides.
+MOST_PIXELS, LONGEST_SIDE = 10**8, 65_535
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CROP_AREA = (0.08, 1.0)  # of the image; with the ratios, the practice since Inception
 _CROP_RATIO = (3 / 4, 4 / 3)
@@ -149,16 +152,26 @@ def _rgb(file):
     """Return an opened image as viewers show it, upright, in 8 bits per colour, without alpha.
 
     Raises:
-        ValueError: for several frames, and for a mode that has no such picture.
+        ValueError: for several frames, a size beyond all reason, and a mode that has no such
+            picture.
     """
+    W, H = file.size
+    if W * H > MOST_PIXELS or max(W, H) > LONGEST_SIDE:
+        raise ValueError(
+            f"it has {W} x {H} pixels: at most {MOST_PIXELS:,} and sides of {LONGEST_SIDE:,} are "
+            "accepted"
+        )
     if getattr(file, "is_animated", False) and file.format in ("PNG", "WEBP"):
         raise ValueError(f"it has {file.n_frames} frames, and one is accepted")
     image = require("PIL.ImageOps").exif_transpose(file)
     if image.mode.startswith("I"):  # 16 bits of grey, which `convert` would clip at 255
-        levels = np.asarray(image).astype(np.int64)
+        levels = np.asarray(image)
         if levels.min() < 0 or levels.max() > 65535:
             raise ValueError(f"its levels reach from {levels.min()} to {levels.max()}")
-        image = require("PIL.Image").fromarray(((levels + 128) // 257).astype(np.uint8))
+        scaled = levels.astype(np.uint32)
+        scaled += 128
+        scaled //= 257
+        image = require("PIL.Image").fromarray(scaled.astype(np.uint8))
     elif image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"):
         raise ValueError(f"its mode {image.mode} is not read")
     # By way of RGBA, where a palette has an alpha of its own.

@@ -65,8 +65,8 @@ def start(config: RunConfig, out: Path, **options) -> RunResult:
             and how far it is gets printed.
 
     Raises:
-        RunError: if ``out`` holds a run already, another process trains in it, or it cannot be
-            written to.
+        RunError: if ``out`` holds a run already, or what is left of one, another process trains in
+            it, or it cannot be written to.
         Diverged: if the loss or a weight is not finite; the checkpoints before are kept.
         DataError: if the data cannot be read.
     """
@@ -104,6 +104,7 @@ def resume(out: Path, on_note: Callable[[str], None] = lambda note: None, **opti
         last = out / RESUME_FILE
         config = run_config.read(out / CONFIG_FILE)
         if not last.exists():
+            _check_free(out)
             return _fit(config, _data_of(config), out, None, **options)
         state = _resumable(last, config)
         if _rank() == 0:
@@ -119,8 +120,15 @@ def resume(out: Path, on_note: Callable[[str], None] = lambda note: None, **opti
 
 
 def _check_free(out: Path) -> None:
+    """Refuse a folder whose results would be replaced."""
     if (out / RESUME_FILE).exists():
         raise RunError(f"{out} holds a run: --resume continues it, --out chooses another folder")
+    for name in (NETWORK_FILE, METRICS_FILE):
+        if (out / name).exists():
+            raise RunError(
+                f"{out} holds the {name} of a run whose {RESUME_FILE} is gone, so that it cannot "
+                "be continued: --out chooses another folder"
+            )
 
 
 @contextlib.contextmanager
