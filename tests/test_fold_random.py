@@ -47,6 +47,19 @@ FUNCTIONS = {
     "shift": lambda a, constant: constant.tensor - a,
     "halve": lambda a, _: a / 2,
     "features": lambda a, _: a.flatten(1),
+    "shuffle": lambda a, _: a.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2),
+    "half": lambda a, _: a.chunk(2, 1)[1].clone(),
+    "transpose": lambda a, _: a.transpose(2, 3).clone(),
+    "flip": lambda a, _: a.flip((1, 3)),
+    "strided": lambda a, _: a[:, :, ::2, 1:].clone(),
+    "option-a": lambda a, _: nn.functional.pad(a[:, :, ::2, ::2], (0, 0, 0, 0, 1, 0)),
+    "roll": lambda a, _: torch.roll(a, (1, -1), (2, 3)),
+    "upsample": lambda a, _: nn.functional.interpolate(a, scale_factor=(1, 2)),
+    "bilinear": lambda a, _: nn.functional.interpolate(a, size=(4, 5), mode="bilinear"),
+    "rows": lambda a, _: a.mean(2, keepdim=True),
+    "stack": lambda a, _: torch.stack((a, a), 2).flatten(1, 2),
+    "matrix": lambda a, constant: torch.einsum("nchw,cd->ndhw", a, constant.tensor),
+    "pixels": lambda a, _: a.flatten(2).unsqueeze(3).clone(),
     "global": lambda a, _: torch.mean(a, [2, 3], keepdim=True),
 }
 
@@ -133,6 +146,26 @@ class Builder:
         function = self.draw(st.sampled_from(["scale", "shift", "halve"]))
         self.append(function, (n,), Constant(1 + normal(shape, len(self.values))))
 
+    def move(self, n):
+        C, H, W = self.values[n]["shape"]
+        names = ["transpose", "flip", "strided", "option-a", "roll", "bilinear", "rows"]
+        names += ["shuffle", "half"] * (C % 2 == 0) + ["upsample", "stack"] * (C * W < 40)
+        names += ["matrix", "pixels"] * (C * H * W < 200)
+        name = self.draw(st.sampled_from(names))
+        if name == "matrix" and self.values[n]["real"]:
+            return
+        self.append(name, (n,), Constant(normal((C, CHANNELS), n)))
+
+    def transposed(self, n):
+        draw, C = self.draw, self.values[n]["shape"][0]
+        stride = draw(st.integers(1, 3))
+        layer = nn.ConvTranspose2d(
+            *(C, CHANNELS, draw(st.sampled_from([2, 3, (1, 4)])), stride),
+            *(draw(st.integers(0, 1)), draw(st.integers(0, stride - 1))),
+        )
+        if C * self.values[n]["shape"][1] * self.values[n]["shape"][2] < 200:
+            self.append(None, (n,), layer)
+
     def join(self, n):
         value = self.values[n]
         function = self.draw(st.sampled_from(["add", "sub", "iadd", "sub_", "cat", "cat"]))
@@ -155,6 +188,7 @@ class Builder:
     def step(self):
         kinds = [self.conv, self.conv, self.lif, self.lif, self.join, self.join, self.average]
         kinds += [self.adaptive, self.max_pool, self.norm, self.constant]
+        kinds += [self.move, self.move, self.transposed]
         index = self.draw(st.integers(self.first, len(self.values) - 1))
         # Mostly go on from the newest values, so that compositions get deep.
         index = max(index, len(self.values) - 3) if self.draw(st.booleans()) else index

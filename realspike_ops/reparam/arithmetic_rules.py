@@ -48,7 +48,8 @@ def add(folding, input, other, *, alpha=1):
 
 def _affine(folding, value: Value, scale: Tensor, shift: "Tensor | None") -> Value:
     """Scale and shift all but the real part; of a shift nothing is left for the real part."""
-    result = scaled_and_shifted(folding, replace(value, real=None), scale, shift)
+    spiking = value if value.real is None else replace(value, real=None)
+    result = scaled_and_shifted(folding, spiking, scale, shift)
     return replace(result, real=value.real)
 
 

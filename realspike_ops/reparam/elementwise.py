@@ -9,6 +9,7 @@ from realspike_ops import _checks as checks
 from realspike_ops.reparam import layers
 from realspike_ops.reparam import value as algebra
 from realspike_ops.reparam.layout import NoWindow, layout_of, mapped, on_rows, side_by_side
+from realspike_ops.reparam.shape_rules import by_matrix
 from realspike_ops.reparam.value import Value
 
 
@@ -44,7 +45,15 @@ def scaled_and_shifted(folding, value: Value, scale: Tensor, shift: "Tensor | No
         if all(c is None or f is not None for c, f in zip(constants, found, strict=True)):
             affine = layers.scale_and_shift(form.grid, *found)
             return replace(algebra.apply(affine, replace(form, layout=None)), layout=at)
-    return folding.refuse("a constant that differs between samples")
+    # Elements that are there several times are scaled differently.
+    try:
+        read, rows = mapped(folding, value, min(4, len(shape)))
+    except NoWindow:
+        return by_matrix(folding, value)
+    written = on_rows(read, rows)
+    if written.layout is not None and torch.equal(written.layout.ids, layout.ids):
+        return by_matrix(folding, value)
+    return scaled_and_shifted(folding, written, scale, shift)
 
 
 def _of_map(constant: "Tensor | None", value: Value) -> "Tensor | None":  # [C, 1, 1] or [C, H, W]
