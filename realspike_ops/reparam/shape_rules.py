@@ -16,6 +16,7 @@ from realspike_ops.reparam.errors import ReparameterizationError
 from realspike_ops.reparam.layout import (
     Layout,
     NoWindow,
+    arranged,
     laid_out,
     layout_of,
     mapped,
@@ -84,18 +85,16 @@ def summed(folding, parts: list[Value]) -> Value:
     shape = next((p.layout.ids.shape for p in parts if p.layout is not None), None)
     dims = parts[0].rank if shape is None else len(shape)
     # The rows are in the first dimension, in the first two, or, in order, in another one.
-    ways = [
-        (0, 1, False, 3),
-        (0, 2, False, 3),
-        *((d, 1, True, n) for d in range(dims) for n in (3, 1)),
-    ]
+    ways = [(0, 1, False, 3), (0, 2, False, 3), (0, 1, False, 1)]
+    ways += [(d, 1, True, most) for d in range(dims) for most in (3, 1)]
+    reasons = []
     for front, lead, every_row, most in ways:
         if lead < dims:
             try:
                 return _summed_by_rows(folding, parts, front, lead, every_row, most)
             except ReparameterizationError as refusal:
-                reason = refusal
-    raise reason
+                reasons.append(refusal)
+    raise reasons[0]
 
 
 def _summed_by_rows(folding, parts: list[Value], front, lead, every_row, most: int) -> Value:
@@ -111,7 +110,9 @@ def _summed_by_rows(folding, parts: list[Value], front, lead, every_row, most: i
         try:
             read.append(mapped(folding, written, rank, every_row))
         except NoWindow as reason:
-            folding.refuse(str(reason))
+            if rank > 2 or part.elements > MOST_FEATURES:
+                folding.refuse(str(reason))
+            read.append(_chosen(folding, written, every_row))
     rows = read[0][1]
     if not all(torch.equal(rows.ids, other.ids) for _, other in read):
         folding.refuse("it adds tensors whose rows are in different orders")
@@ -119,6 +120,14 @@ def _summed_by_rows(folding, parts: list[Value], front, lead, every_row, most: i
     total = on_rows(_total(maps), rows)
     ids = layout_of(folding, total).ids.reshape(shape).movedim(0, front)
     return laid_out(total, Layout(ids, rows.rows))
+
+
+def _chosen(folding, value: Value, every_row: bool) -> "tuple[Value, Layout]":
+    """`mapped`, for any choice of elements as features."""
+    value, rows, elements, count = arranged(folding, value, 1, every_row)
+    matrix = torch.eye(value.elements + 1, dtype=torch.float64)[elements, :-1]  # -1: no element
+    value = algebra.apply(layers.linear(value.grid, matrix), replace(value, layout=None))
+    return replace(value, rank=2), Layout(rows, count)
 
 
 def _same_layouts(parts: list[Value]) -> bool:
