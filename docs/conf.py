@@ -60,7 +60,7 @@ def visit_math(self, node):
     from latex2mathml.converter import convert
 
     if isinstance(node, nodes.math_block):  # an empty line parts two formulas
-        for formula in node.astext().split("\n\n"):
+        for formula in node.astext().strip().split("\n\n"):
             block = convert(formula, display="block")
             self.body.append(f'<div style="overflow-x: auto">{block}</div>')
     else:

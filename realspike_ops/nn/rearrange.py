@@ -15,7 +15,7 @@ class Rearrange(nn.Module):
         index: [E'] int64: for every element of the result the element of the map, flattened; -1: 0.
         shape: Of the result, ``(C, H, W)``, ``(C, L)`` or ``(F,)``.
 
-    Shape: [N, ...] -> [N, *shape].
+    Shape: [N, ...] -> ``[N, *shape]``.
     """
 
     def __init__(self, index: Tensor, shape: "tuple[int, ...]"):
