@@ -41,7 +41,7 @@ lint: $(VENV)/.built
 # Realspike itself is installed, so that pip adds what its extra names and builds nothing anew.
 docs: $(VENV)/.built
 	$(BIN)/python -m pip install --disable-pip-version-check -q "realspike[docs]"
-	$(BIN)/python -m sphinx -W --keep-going -E -j 2 -c docs . build/docs
+	$(BIN)/python -m sphinx -W --keep-going -E -j 2 $(DOCS) -c docs . build/docs
 
 plant-bugs: $(VENV)/.built
 	$(BIN)/python tests/plant_bugs.py
