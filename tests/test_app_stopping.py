@@ -311,6 +311,32 @@ def test_workers_end_with_a_program_that_forgets_them(images):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_other_data_are_mentioned_and_other_classes_refused(images, tmp_path, monkeypatch, capsys):
+    root, out = tmp_path / "images", str(tmp_path / "run")
+    options = [option for option in images if not option.startswith("workers")]
+    with monkeypatch.context() as patch:
+        in_step(patch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert cli.main(["train", *options, "workers=0", "--out", out]) == 143
+    (root / "train" / "a" / "3.png").rename(root / "train" / "a" / "x.png")
+    capsys.readouterr()
+    assert cli.main(["train", "--resume", out]) == 0
+    assert "note: the run goes on with other data" in one_line(capsys)
+    assert cli.main(["eval", out]) == 0
+    for part in ("train", "val"):
+        (root / part / "a").rename(root / part / "z")  # what was class 0 is class 1
+    capsys.readouterr()
+    assert cli.main(["eval", out]) == 2
+    assert "has the classes ['b', 'z'], and" in one_line(capsys)
+
+
+def test_names_that_are_no_text_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for arguments in (["--out", "a\udcff"], ["--out", "b", "data.root=a\udcff"]):
+        assert cli.main(["train", *OVERRIDES, *arguments]) == 2
+        assert "text; got 'a" in one_line(capsys)
+    assert not os.listdir(tmp_path)
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_stops_at_once(tmp_path, monkeypatch, capsys, signum):
     handler = signal.getsignal(signum)

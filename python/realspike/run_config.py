@@ -227,6 +227,7 @@ def _number(text: str) -> float:
 def _text(text: str) -> str:
     if "\0" in text:  # which no path may have
         raise ValueError
+    text.encode()  # as the file of the configuration is written
     return text
 
 

@@ -12,6 +12,7 @@ from realspike import checkpoint, data, run_config
 from realspike.checkpoint import CheckpointError
 from realspike.data.loader import evaluation_loader
 from realspike.data.preprocess import Preprocess
+from realspike.names import shown
 from realspike.network_config import NetworkConfig
 from realspike.progress import track
 from realspike.run_config import ConfigError, RunConfig
@@ -45,6 +46,12 @@ class Trained:
             DataError: if the data cannot be read.
         """
         splits = data.load(self.config)
+        classes = self.record.get("classes")
+        if classes and classes != list(splits.classes):
+            raise data.DataError(
+                f"{self.config.data.folder} has the classes {shown(list(splits.classes))}, and "
+                f"{self.source} was trained on {shown(classes)}: labels would mean something else"
+            )
         image_size = self.network_config.image_size
         preprocess = Preprocess(self.config.data, splits.mean, splits.std, image_size)
         workers = self.config.data.workers if splits.read_in_workers else 0

@@ -220,6 +220,22 @@ BUGS = [
         "postscript or other_formats",
     ),
     Bug(
+        "other-classes-are-evaluated",
+        "python/realspike/trained.py",
+        "if classes and classes != list(splits.classes):",
+        "if classes and len(classes) != len(splits.classes):",
+        "tests/test_app_stopping.py",
+        "other_classes",
+    ),
+    Bug(
+        "names-of-files-are-no-part-of-the-data",
+        "python/realspike/data/sets.py",
+        'f"{label} {path.parent.name}/{path.name}\\0"',
+        'f"{label} {path.parent.name}\\0"',
+        "tests/test_app_stopping.py",
+        "other_data",
+    ),
+    Bug(
         "a-pipe-is-replaced-by-a-file",
         "python/realspike/files.py",
         "if path.exists() and not path.is_file():",

@@ -200,4 +200,4 @@ def load(root: Path, size: int, classes: int, seed: int) -> Splits:
             f"{root}/train has {len(train.classes)} folders of classes; the configuration says "
             f"{classes} (data.classes)"
         )
-    return Splits(train, test, MEAN, STD, read_in_workers=True)
+    return Splits(train, test, MEAN, STD, read_in_workers=True, classes=train.classes)

@@ -1,5 +1,6 @@
 """What every reader returns."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,3 +44,18 @@ class Splits:
     mean: Sequence[float]  # [C]
     std: Sequence[float]  # [C]
     read_in_workers: bool = False  # from files, which takes longer than an indexing operation
+    classes: Sequence[str] = ()  # their names in the order of the labels, where folders give them
+
+    def digest(self) -> str:
+        """Return what tells these data from others: a hash of the samples, or of their files' names
+        and labels."""
+        seen = hashlib.sha256()
+        for part in (self.train, self.test):
+            seen.update(f"{len(part)} samples\0".encode())
+            if isinstance(part, InMemory):
+                for tensor in (part.samples, part.labels):
+                    seen.update(tensor.contiguous().numpy())
+            for path, label in getattr(part, "files", ()):
+                name = f"{label} {path.parent.name}/{path.name}\0"
+                seen.update(name.encode("utf-8", "surrogateescape"))
+        return seen.hexdigest()

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from realspike import data, environment, files, run_config
 from realspike.data.loader import ResumableLoader, WorkerDied, evaluation_loader
 from realspike.errors import UserError
+from realspike.names import shown
 from realspike.networks import build
 from realspike.run_config import RunConfig
 from realspike.train import sealed
@@ -71,6 +72,12 @@ def start(config: RunConfig, out: Path, **options) -> RunResult:
         DataError: if the data cannot be read.
     """
     _check_free(out)
+    try:
+        str(out).encode()  # as the logs do
+    except UnicodeEncodeError:
+        raise RunError(
+            f"the folder of a run must have a name that is text; got {shown(str(out))}"
+        ) from None
     splits = _data_of(config)  # before there is a folder
     try:
         files.make_writable_folder(out)
@@ -107,7 +114,10 @@ def resume(out: Path, on_note: Callable[[str], None] = lambda note: None, **opti
             _check_free(out)
             return _fit(config, _data_of(config), out, None, **options)
         state = _resumable(last, config)
+        splits = _data_of(config)
         if _rank() == 0:
+            if state["realspike"].get("data") not in (None, splits.digest()):
+                on_note("the run goes on with other data: samples were added, removed or renamed")
             for name, now in environment.versions().items():
                 before = state["realspike"].get(name)
                 if before != now:
@@ -116,7 +126,7 @@ def resume(out: Path, on_note: Callable[[str], None] = lambda note: None, **opti
                         f"{before or 'unknown'}"
                     )
             write_results(out, state)
-        return _fit(config, _data_of(config), out, last, **options)
+        return _fit(config, splits, out, last, **options)
 
 
 def _check_free(out: Path) -> None:
@@ -217,7 +227,7 @@ def _callbacks(config: RunConfig, splits: data.Splits, out: Path, on_epoch, cons
     if console is not None and _rank() == 0:
         samples = len(splits.train), len(splits.test)
         callbacks.append(Reporting(console, config, history, samples))
-    return [*callbacks, Saving(out, config, history, divergence)]
+    return [*callbacks, Saving(out, config, history, divergence, splits)]
 
 
 def _fit(

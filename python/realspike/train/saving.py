@@ -7,6 +7,7 @@ import lightning.pytorch as lightning
 import torch
 
 from realspike import checkpoint, environment
+from realspike.data import Splits
 from realspike.networks import build
 from realspike.run_config import RunConfig
 from realspike.train import sealed
@@ -46,9 +47,18 @@ class Saving(lightning.Callback):
         config: Of the run.
         history: Goes into the record beside the network.
         divergence: Asked before anything is saved.
+        splits: What is trained on, which the checkpoint tells from other data.
     """
 
-    def __init__(self, out: Path, config: RunConfig, history: History, divergence: DivergenceCheck):
+    def __init__(
+        self,
+        out: Path,
+        config: RunConfig,
+        history: History,
+        divergence: DivergenceCheck,
+        splits: Splits,
+    ):
+        self._data, self._classes = splits.digest(), list(splits.classes)
         self.out, self.config, self.history, self.divergence = out, config, history, divergence
         self._signal = 0
         self._epoch_ended = False
@@ -101,6 +111,8 @@ class Saving(lightning.Callback):
             "config": self.config.to_dict(),
             "mean": module.preprocess.mean.flatten().tolist(),
             "std": module.preprocess.std.flatten().tolist(),
+            "data": self._data,
+            "classes": self._classes,
             "epoch_ended": self._epoch_ended,
         }
 
@@ -125,6 +137,8 @@ def write_results(out: Path, state: dict) -> None:
         "std": ours["std"],
         "history": records,
     }
+    if classes := ours.get("classes"):
+        record["classes"] = classes
     network = build(RunConfig.from_dict(ours["config"]).network_config(), seed=0)
     start = "network."  # of the average of the weights, if the run keeps one
     network.load_state_dict(
