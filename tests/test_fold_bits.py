@@ -1,5 +1,6 @@
 """Folded networks in inference: spikes travel as bits, and nothing else changes."""
 
+import contextlib
 import itertools
 
 import pytest
@@ -100,6 +101,56 @@ def test_images_of_another_size_are_refused(granularity, tmp_path):
     lif = rso.FoldedLIF(1)
     with pytest.raises(ValueError, match=r"8 x 8 \(input_size\); got 7 x 7"):
         conv.fire(lif(torch.zeros(1, 4, 7, 7), packed=True), lif)
+
+
+LAYERS = (rso.FoldedLIF, rso.UnsharedSpikeConv, rso.SpikeConv2d, rso.SpikeLinear)
+
+
+@contextlib.contextmanager
+def global_hooks(folded, seen):
+    everywhere = torch.nn.modules.module
+    handles = [
+        everywhere.register_module_forward_pre_hook(lambda m, args: seen(m, args[0])),
+        everywhere.register_module_forward_hook(lambda m, args, out: seen(m, out)),
+    ]
+    yield
+    for handle in handles:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def replaced_forwards(folded, seen):
+    def looking(layer, forward):
+        def call(x):
+            seen(layer, x)
+            out = forward(x)
+            seen(layer, out)
+            return out
+
+        return call
+
+    for layer in folded.modules():
+        if isinstance(layer, LAYERS):
+            layer.forward = looking(layer, layer.forward)
+    yield
+
+
+@pytest.mark.parametrize("look", [global_hooks, replaced_forwards])
+def test_whoever_looks_at_layers_sees_every_call_and_dense_tensors(look):
+    folded = rso.reparameterize(make("vgg-average", Neurons("element")), images_for("vgg-average"))
+    x, calls = images_for("vgg-average"), []
+    count = sum(isinstance(layer, LAYERS) for layer in folded.modules())
+
+    def seen(layer, value):
+        if isinstance(layer, LAYERS):
+            assert isinstance(value, torch.Tensor)
+            calls.append(layer)
+
+    with torch.no_grad():
+        expected = folded(x)
+        with look(folded, seen):
+            assert torch.equal(folded(x), expected)
+    assert len(calls) == 2 * count == 2 * len(set(calls))
 
 
 def shapes_of_spikes(folded, x):

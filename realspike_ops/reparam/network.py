@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 from torch.utils import _pytree as pytree
 
 from realspike_ops import _checks as checks
@@ -140,15 +141,15 @@ class FoldedNetwork(Stored):
     def steps_in_bits(self) -> frozenset[str]:
         """Return the LIF and pooling layers whose spikes travel as bits in inference.
 
-        Those whose readers all take bits. Where a hook is to see the spikes, they stay dense, as in
-        training.
+        Those whose readers all take bits. Where a hook, or a forward that replaces a layer's own,
+        is to see the spikes, they stay dense, as in training.
         """
         in_bits: set[str] = set()
         read_dense = set(self.outputs)
         for step in reversed(self.steps):
             module = self._modules[step.name]
             emits = isinstance(module, (layers.FoldedLIF, layers.SpikeMaxPool2d))
-            if emits and step.name not in read_dense and not module._forward_hooks:
+            if emits and step.name not in read_dense and not _is_seen(module, before=False):
                 in_bits.add(step.name)
             readers = _readers_of_bits(module, step.name in in_bits)
             taken = {n for n, reads_bits in enumerate(readers) if reads_bits}
@@ -172,8 +173,9 @@ class FoldedNetwork(Stored):
             (current,) = step.inputs
             conv = self._modules.get(current)
             fusible = type(conv) in (layers.SpikeConv2d, layers.UnsharedSpikeConv)
-            hooks = (*module._forward_pre_hooks, *getattr(conv, "_forward_hooks", ()))
-            if fusible and read[current] == 1 and current not in self.outputs and not hooks:
+            if not fusible or read[current] != 1 or current in self.outputs:
+                continue
+            if not (_is_seen(module, after=False) or _is_seen(conv, before=False)):
                 fused[current] = step.name
         return fused
 
@@ -229,7 +231,7 @@ class FoldedNetwork(Stored):
 
 def _can_fire(conv: nn.Module, spikes: "Tensor | PackedSpikes", neurons: nn.Module) -> bool:
     """Whether a convolution and its neurons can run as one op: the gather, in inference."""
-    if conv.algorithm != "gather" or conv._forward_pre_hooks:
+    if conv.algorithm != "gather" or _is_seen(conv, after=False):
         return False
     tensors = [*conv.parameters(), *neurons.buffers()]
     tensors += [spikes] if isinstance(spikes, Tensor) else []
@@ -244,8 +246,15 @@ def _readers_of_bits(module: nn.Module, emits_bits: bool) -> list[bool]:
         reads = [isinstance(reader, _READ_BITS) for reader in module.readers]
     else:
         reads = [isinstance(module, _READ_BITS)]
-    hooked = any(reads) and any(m._forward_pre_hooks or m._forward_hooks for m in module.modules())
-    return [] if hooked else reads
+    seen = any(reads) and any(map(_is_seen, module.modules()))
+    return [] if seen else reads
+
+
+def _is_seen(module: nn.Module, *, before: bool = True, after: bool = True) -> bool:
+    """Whether a hook before or after a layer, or a forward that replaces its own, sees tensors."""
+    hooks = before and (module._forward_pre_hooks or torch_module._global_forward_pre_hooks)
+    hooks = hooks or (after and (module._forward_hooks or torch_module._global_forward_hooks))
+    return bool(hooks) or "forward" in vars(module)
 
 
 def _line(module: nn.Module) -> str:

@@ -383,10 +383,18 @@ BUGS = [
     Bug(
         "bits-past-a-hook",
         "realspike_ops/reparam/network.py",
-        "return [] if hooked else reads",
+        "return [] if seen else reads",
         "return reads",
         "tests/test_fold_bits.py",
         "hooks",
+    ),
+    Bug(
+        "a-replaced-forward-is-passed-by",
+        "realspike_ops/reparam/network.py",
+        'return bool(hooks) or "forward" in vars(module)',
+        "return bool(hooks)",
+        "tests/test_fold_bits.py",
+        "whoever_looks_at_layers",
     ),
     Bug(
         "bits-never-used",
