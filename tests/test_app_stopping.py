@@ -157,6 +157,42 @@ def test_a_damaged_checkpoint_is_named(run, damage, capsys):
     assert f"{last} is truncated, corrupt or no checkpoint of a run" in one_line(capsys)
 
 
+def without(*path):
+    def remove(state):
+        for key in path[:-1]:
+            state = state[key]
+        del state[path[-1]]
+
+    return remove
+
+
+def cut(state):
+    state["state_dict"]["network.conv1.weight"] = state["state_dict"]["network.conv1.weight"][:1]
+
+
+def miscounted(state):
+    state["callbacks"]["History"]["records"][0]["epoch"] = 7
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(without("callbacks"), without("loops"), without("optimizer_states"), cut, miscounted),
+        *(without("realspike", "epoch_ended"), without("callbacks", "History", "records")),
+        *(without("state_dict", "network.conv1.weight"), without("lr_schedulers")),
+    ],
+)
+def test_a_checkpoint_of_other_contents_is_named(run, change, capsys):
+    """As another version might have written it; its checksum fits."""
+    state = sealed.read(run / "last.ckpt")
+    change(state)
+    sealed.write(run / "last.ckpt", state)
+    model = (run / "model.safetensors").read_bytes()
+    assert cli.main(["train", "--resume", str(run)]) == 2
+    assert f"{run / 'last.ckpt'} is truncated, corrupt or no checkpoint" in one_line(capsys)
+    assert (run / "model.safetensors").read_bytes() == model
+
+
 def test_another_version_is_mentioned(run, capsys):
     state = sealed.read(run / "last.ckpt")
     state["realspike"] |= {"commit": "0123abc", "torch": "1.0"}

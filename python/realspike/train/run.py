@@ -19,6 +19,7 @@ from realspike.data.loader import ResumableLoader, WorkerDied, evaluation_loader
 from realspike.errors import UserError
 from realspike.names import shown
 from realspike.networks import build
+from realspike.records import checked
 from realspike.run_config import RunConfig
 from realspike.train import sealed
 from realspike.train.divergence import DivergenceCheck
@@ -125,7 +126,10 @@ def resume(out: Path, on_note: Callable[[str], None] = lambda note: None, **opti
                         f"the run goes on with another {name}: {now or 'unknown'} instead of "
                         f"{before or 'unknown'}"
                     )
-            write_results(out, state)
+            try:
+                write_results(out, state)
+            except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                raise _unreadable(last) from error
         return _fit(config, splits, out, last, **options)
 
 
@@ -163,11 +167,11 @@ def _resumable(last: Path, config: RunConfig) -> dict:
     try:
         state = sealed.read(last)
         stored = RunConfig.from_dict(state["realspike"]["config"])
-    except Exception as error:  # whatever a damaged archive provokes
-        raise RunError(
-            f"{last} is truncated, corrupt or no checkpoint of a run: without it, {NETWORK_FILE} "
-            "can be used, but the run cannot be continued"
-        ) from error
+        for name in ("state_dict", "optimizer_states", "lr_schedulers", "loops"):
+            state[name]
+        checked(state["callbacks"]["History"]["records"], last)
+    except Exception as error:  # whatever a damaged archive, or another version, provokes
+        raise _unreadable(last) from error
     if stored != config:
         raise RunError(
             f"{last.parent / CONFIG_FILE} was changed since {last.name} was written: a run goes on "
@@ -183,6 +187,13 @@ def _data_of(config: RunConfig) -> data.Splits:
     if min(config.data.batch_size, len(splits.train)) == 1:
         _check_single_samples(config)
     return splits
+
+
+def _unreadable(last: Path) -> RunError:
+    return RunError(
+        f"{last} is truncated, corrupt or no checkpoint of a run of this version: without it, "
+        f"{NETWORK_FILE} can be used, but the run cannot be continued"
+    )
 
 
 @torch.no_grad()
