@@ -5,7 +5,11 @@ import torch
 import torch.nn.functional as F
 from fold_networks import (
     T,
+    as_if_trained,
+    assert_equal_in_float64,
+    assert_rounding_alone,
     fold_between,
+    synapses_of,
 )
 from helpers import normal
 from torch import nn
@@ -211,3 +215,41 @@ def test_spikes_are_moved_only_where_no_window_reads_them(name):
     )
     assert weight.shape[-2:] == ((channels if moved else 4), 2)
     assert torch.allclose(folded(x), network(x))
+
+
+class MembraneShortcut(nn.Module):
+    """x + conv(lif(x)): the current goes on through all blocks, from the image to the scores."""
+
+    def __init__(self, blocks):
+        super().__init__()
+        self.encode = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), rso.DirectEncoding(T))
+        self.lifs = nn.ModuleList(rso.RealSpikeLIF(T, "channel", (4, 5, 5)) for _ in range(blocks))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)) for _ in range(blocks)
+        )
+        self.fc, self.mean = nn.Linear(4, 3), rso.MeanOverTime(T)
+
+    def forward(self, x):
+        x = self.encode(x)
+        for lif, block in zip(self.lifs, self.blocks, strict=True):
+            x = x + block(lif(x))
+        return self.mean(self.fc(x.mean((2, 3))))
+
+
+def test_synapses_of_a_shortcut_through_all_blocks_grow_with_the_depth():
+    x = normal((4, 3, 5, 5), 1)
+    weights = []
+    for blocks in (2, 5):
+        torch.manual_seed(0)
+        network = as_if_trained(MembraneShortcut(blocks), x, 0)
+        assert_equal_in_float64(network, x)
+        assert_rounding_alone(network, x)
+        assert_rounding_alone(network, x, weight_dtype=torch.int8)
+        folded = rso.reparameterize(network, x)
+        weights.append(sum(layer.weight.numel() for layer in synapses_of(folded)))
+    # Per block one kernel in front of the next neurons, and one to the scores: an average of 5 x 5
+    # behind a padded 3 x 3 convolution reads 7 x 7. Were blocks there once for each one behind
+    # them, 5 blocks would have 10 of the former.
+    kernel = 4 * 4 * 3 * 3
+    assert weights[1] - weights[0] == 3 * (kernel + 4 * 3 * 7 * 7)
+    assert sum(layer.weight.numel() == kernel for layer in synapses_of(folded)) == 4

@@ -43,7 +43,9 @@ def add(folding, input, other, *, alpha=1):
     if not (a.terms and b.terms):
         a, b = (b, a) if a.is_real else (a, b)
         return algebra.add(a, b, real)
-    return replace(summed(folding, [a, b]), real=real)
+    total = replace(summed(folding, [a, b]), real=real)
+    folding.sums[id(total)] = total, a, b
+    return total
 
 
 def _affine(folding, value: Value, scale: Tensor, shift: "Tensor | None") -> Value:
@@ -93,8 +95,6 @@ def truediv(folding, input, other, *, rounding_mode=None):
 
 def _over_time(folding, value: Value, timesteps: int, is_mean: bool) -> Value:
     """Add up the timesteps of every element; the rows of the result are B."""
-    if value.real is not None:
-        folding.refuse("it averages real values and spikes over time")
     if value.time != "steps" or timesteps != value.timesteps:
         folding.refuse(f"it averages {timesteps} timesteps of {value.timesteps}")
     terms = value.terms

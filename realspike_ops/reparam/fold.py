@@ -79,7 +79,12 @@ def reparameterize(
         copied, example = copy_in_eval_mode(model), example_input.detach().cpu()
         as_written = copy.deepcopy(copied)
         graph, rows, batch_is_free = trace_of_any_batch(copied, example)
-        folding = Folding(graph, None if batch_is_free else len(rows))
+        folding = Folding(
+            graph,
+            None if batch_is_free else len(rows),
+            # Currents in steps of different scales cannot be added.
+            carries=weight_dtype != torch.int8,
+        )
         folding.run()
         check_plan(folding, weight_dtype, max_bytes)  # before anything that takes memory or time
         prove(as_written, graph, rows, batch_is_free)

@@ -72,10 +72,11 @@ class Folding:
         graph: Its nodes have their values as ``meta["val"]``, without contents where they depend on
             the input.
         batch: The only batch that the network takes; None: any.
+        carries: Whether neurons may read the current of others with something added to it.
     """
 
-    def __init__(self, graph: fx.GraphModule, batch: "int | None" = None):
-        self.graph, self.batch = graph, batch
+    def __init__(self, graph: fx.GraphModule, batch: "int | None" = None, carries: bool = True):
+        self.graph, self.batch, self.carries = graph, batch, carries
         self.values: dict[fx.Node, Value] = {}
         self.encoding: list[Step] = []
         self.steps: list[Step] = []
@@ -85,6 +86,8 @@ class Folding:
         self.sizes: dict[fx.Node, str] = {}  # steps of sizes
         self.neurons: dict[str, tuple[str, int]] = {}
         self.timesteps: dict[tuple[str, int], str] = {}  # (step, timestep) -> its step
+        # id of a sum -> (itself, what was added)
+        self.sums: dict[int, tuple[Value, Value, Value]] = {}
         self.names: set[str] = {INPUT}
         self.output = None  # the step of the output, or a structure of steps
         self.node: fx.Node | None = None
@@ -340,6 +343,7 @@ class Folding:
         """Plan the steps that compute a value, written as its tensor is, and return its name."""
         if value.is_real:
             return value.real
+        value = self._carried(value)
         real, written = value.real, value
         value, elements = self._readable(value)
         if real is not None and elements is None:
@@ -352,6 +356,19 @@ class Folding:
             if real is not None:
                 name = self.spikes(f"{reader}_sum", SynapticCurrent({}), name, real)
         return name
+
+    def _carried(self, value: Value) -> Value:
+        """Return what is added to a current that other neurons read, and that current as its real
+        part: of a shortcut through all blocks the synapses are there once."""
+        _, *parts = self.sums.get(id(value), (value,))
+        if not self.carries or len(parts) < 2 or value.time != "steps":
+            return value
+        for whole, added in (parts, parts[::-1]):
+            current = self.currents.get(id(whole))
+            plain = added.layout is None and added.real is None and added.terms
+            if current in self.planned and plain and added.rank == value.rank:
+                return replace(added, real=current)
+        return value
 
     def _readable(self, value: Value) -> "tuple[Value, Tensor | None]":
         """Return maps that synapses can compute, and which of their elements the tensor has."""

@@ -140,6 +140,22 @@ BUGS = [
         "real_part",
     ),
     Bug(
+        "reparam-carried-current-forgotten",
+        "realspike_ops/reparam/folding.py",
+        "return replace(added, real=current)",
+        "return added",
+        "tests/test_fold_linear.py",
+        "shortcut_through_all_blocks",
+    ),
+    Bug(
+        "moved-elements-off-by-one",
+        "realspike_ops/reparam/layout.py",
+        "element = torch.where(read, (ids - 1) % elements, -1)",
+        "element = torch.where(read, ids % elements, -1)",
+        "tests/test_fold_linear.py",
+        "test_linear",
+    ),
+    Bug(
         "reparam-shift-in-both-parts",
         "realspike_ops/reparam/value.py",
         "shifts = layer.shifts and value.real is None",
