@@ -93,10 +93,19 @@ def _until_a_worker_dies(batches) -> Iterator:
         raise WorkerDied(error) from error
 
 
-def _end_workers(reference: weakref.ref) -> None:
+def _end_workers(batches) -> None:
+    """End workers, also those that are stuck: torch sends them SIGTERM, which they do not hear, and
+    Python waits for them at its end."""
+    batches._shutdown_workers()
+    for worker in batches._workers:
+        if worker.is_alive():
+            worker.kill()
+
+
+def _end_workers_left(reference: weakref.ref) -> None:
     batches = reference()
     if batches is not None:
-        batches._shutdown_workers()
+        _end_workers(batches)
 
 
 class _Loader(DataLoader):
@@ -117,14 +126,21 @@ class _Loader(DataLoader):
     def __iter__(self):
         with _signals_blocked():
             batches = super().__iter__()
-        if self.num_workers:
-            # What nobody came to delete: its workers would be waited for, and do not hear SIGTERM.
-            atexit.register(_end_workers, weakref.ref(batches))
-            batches = _until_a_worker_dies(batches)
-        for batch in batches:
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
+        if not self.num_workers:
+            yield from map(_not_an_error, batches)
+            return
+        # What nobody came to delete.
+        atexit.register(_end_workers_left, weakref.ref(batches))
+        try:
+            yield from map(_not_an_error, _until_a_worker_dies(batches))
+        finally:
+            _end_workers(batches)
+
+
+def _not_an_error(batch):
+    if isinstance(batch, UserError):
+        raise batch
+    return batch
 
 
 class ResumableLoader(_Loader):
