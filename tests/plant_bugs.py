@@ -14,7 +14,6 @@ import platform
 import queue
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from limited_run import limited_run
 from planted import BUGS
 from planted.bug import Bug
 
@@ -90,22 +90,7 @@ class Checkout:
 
     def run(self, *command: str) -> tuple[int | None, str]:
         """Return the exit code, None beyond the time limit, and the output."""
-        process = subprocess.Popen(
-            command,
-            cwd=self.folder,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-        try:
-            output, _ = process.communicate(timeout=TIME_LIMIT)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            return None, process.communicate()[0]
-        return process.returncode, output
+        return limited_run(command, self.folder, self.environment, TIME_LIMIT)
 
     def _run_or_exit(self, *command: str) -> str:
         code, output = self.run(*command)

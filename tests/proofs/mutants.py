@@ -22,7 +22,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -33,6 +32,9 @@ from pathlib import Path
 from cosmic_ray import plugins
 from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from limited_run import limited_run
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
@@ -176,32 +178,19 @@ def copy_checkout(folder: Path) -> None:
 def run_tests(folder: Path, tests: list[str]) -> tuple[int | None, str]:
     """Return the exit code, None beyond the time limit, and the output."""
     search_path = [folder, folder / "python", os.environ.get("PYTHONPATH", "")]
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"),
-            *("-m", "not gpu and not slow", *tests),
-        ],
-        cwd=folder,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(str(path) for path in search_path if path),
-            # Byte code is told apart by size and whole seconds: that of a mutant could outlive it.
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=TIME_LIMIT)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        return None, process.communicate()[0]
-    return process.returncode, output
+    command = [
+        *(sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"),
+        *("-m", "not gpu and not slow", *tests),
+    ]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(str(path) for path in search_path if path),
+        # Byte code is told apart by size and whole seconds: that of a mutant could outlive it.
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    return limited_run(command, folder, environment, TIME_LIMIT)
 
 
 def try_mutant(folder: Path, mutant: Mutant) -> str:
