@@ -241,7 +241,7 @@ def test_no_path_is_empty(arguments, capsys):
             ["cifar-100-python", "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"],
         ),
         ("cifar10-dvs", ["airplane", "https://doi.org/10.6084/m9.figshare.4724671"]),
-        ("imagenet", ["train", "train/CLASS/*.jpg"]),
+        ("images", ["train", "train/CLASS/*.jpg"]),
     ],
 )
 def test_missing_data_are_named_before_lightning_and_leave_no_folder(name, words, tmp_path):
@@ -273,7 +273,7 @@ def test_data_that_cannot_be_read_leave_no_folder(tmp_path, capsys):
     for part in ("train", "val"):
         (tmp_path / "images" / part).mkdir(parents=True)
     out = tmp_path / "run"
-    arguments = ["name=imagenet", f"root={tmp_path / 'images'}", "device=cpu", "--out", str(out)]
+    arguments = ["name=images", f"root={tmp_path / 'images'}", "device=cpu", "--out", str(out)]
     assert cli.main(["train", *arguments]) == 2
     assert "no folders of classes" in capsys.readouterr().err
     assert not out.exists()
@@ -285,6 +285,6 @@ def test_one_of_the_names_is_enough(tmp_path):
     (tmp_path / "cifar-10-python.tar.gz").touch()
     datasets.check_present("cifar10", tmp_path)
     (tmp_path / "train").mkdir()
-    with pytest.raises(DataError, match=r"there is no folder .*/val"):
-        datasets.check_present("imagenet", tmp_path)
+    with pytest.raises(DataError, match=r"neither .*/val nor .*/test"):
+        datasets.check_present("images", tmp_path)
     datasets.check_present("digits", Path("absent"))

@@ -230,7 +230,7 @@ def image_folder(tmp_path):
 
 
 def test_image_folder(image_folder):
-    splits = load(config_of("imagenet", image_folder, image_size=32, classes=2))
+    splits = load(config_of("images", image_folder, image_size=32, classes=2))
     assert len(splits.train) == 6
     assert splits.test.classes == ["ant", "bird"]
     assert [label for _, label in splits.test] == [0, 0, 1, 1]
@@ -259,7 +259,7 @@ def test_random_crops_follow_seed_epoch_and_index(image_folder):
 def test_image_folder_errors(image_folder, tmp_path):
     def refused(*words, **changes):
         with pytest.raises(DataError) as raised:
-            load(config_of("imagenet", image_folder, **({"classes": 2} | changes)))
+            load(config_of("images", image_folder, **({"classes": 2} | changes)))
         assert all(word in str(raised.value) for word in words), str(raised.value)
 
     refused("2 folders of classes", "data.classes", classes=3)
@@ -267,7 +267,7 @@ def test_image_folder_errors(image_folder, tmp_path):
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(DataError, match=r"0\.png is no image, truncated or corrupt"):
-        load(config_of("imagenet", image_folder, classes=2)).test[0]
+        load(config_of("images", image_folder, classes=2)).test[0]
     (image_folder / "val" / "cat").mkdir()
     refused("val/cat/ has no images")
     shutil.copy(image_folder / "val" / "bird" / "0.png", image_folder / "val" / "cat")
@@ -473,7 +473,7 @@ def test_processes_share_the_data():
 
 
 def test_batches_of_files_are_collated(image_folder):
-    splits = load(config_of("imagenet", image_folder, image_size=16, classes=2))
+    splits = load(config_of("images", image_folder, image_size=16, classes=2))
     loader = ResumableLoader(splits.train, 4, seed=0, workers=1)
     first = [images for images, _ in loader]
     assert [len(images) for images in first] == [4, 2]

@@ -278,7 +278,7 @@ def images(tmp_path):
                 folder / f"{number}.png"
             )
     return [
-        *("name=imagenet", f"root={tmp_path / 'images'}", "image_size=16", "classes=2"),
+        *("name=images", f"root={tmp_path / 'images'}", "image_size=16", "classes=2"),
         *("architecture=vgg5", "pooling=average", "width=4", "timesteps=1", "batch_size=2"),
         *("workers=2", "epochs=1", "device=cpu"),
     ]

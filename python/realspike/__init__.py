@@ -7,4 +7,11 @@ def __getattr__(name: str):
         from realspike_ops import __version__
 
         return __version__
+    if name == "fit":
+        from realspike.optional import require
+
+        require("lightning.pytorch")
+        from realspike.train import fit
+
+        return fit
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

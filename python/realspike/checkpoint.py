@@ -1,16 +1,18 @@
 """Checkpoints: a safetensors file with the weights and, as JSON, what rebuilds the network.
 
-Reading one parses numbers and JSON; nothing in a file is ever executed or unpickled.
+Reading one parses numbers and JSON; nothing in a file is ever executed or unpickled. A network of
+the user's own is imported by name, and only where the caller allows that name.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from realspike import own
 from realspike.errors import UserError
 from realspike.files import write_atomically
 from realspike.networks import NetworkConfig, SpikingNetwork, build
@@ -30,8 +32,9 @@ class CheckpointError(UserError, ValueError):
 class Checkpoint:
     """A network in eval mode, on the CPU, and the record that was saved beside it."""
 
-    network: SpikingNetwork
+    network: nn.Module
     training: dict
+    config: NetworkConfig
 
 
 def save(path: "str | Path", network: SpikingNetwork, training: Mapping) -> None:
@@ -47,18 +50,33 @@ def save(path: "str | Path", network: SpikingNetwork, training: Mapping) -> None
         TypeError: if ``training`` holds something that JSON cannot.
         MissingPackageError: if safetensors is not installed.
     """
+    write(path, network.config, network.state_dict(), training)
+
+
+def write(
+    path: "str | Path", config: NetworkConfig, tensors: Mapping[str, Tensor], training: Mapping
+) -> None:
+    """Write the tensors of a network that ``config`` rebuilds, as `save` does."""
     metadata = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "network": json.dumps(network.config.to_dict()),
+        "network": json.dumps(config.to_dict()),
         "training": json.dumps(dict(training)),
     }
     require("safetensors.torch")
-    write_atomically(Path(path), safe_files.to_bytes(network.state_dict(), metadata))
+    write_atomically(Path(path), safe_files.to_bytes(tensors, metadata))
 
 
-def load(path: "str | Path") -> Checkpoint:
+def load(
+    path: "str | Path", *, allow: Collection[str] = (), network: "nn.Module | None" = None
+) -> Checkpoint:
     """Read a checkpoint that `save` wrote.
+
+    Args:
+        path: The file.
+        allow: Names ``package.module:Class`` of networks that may be imported, if the file names
+            one.
+        network: Takes the weights in the place of the network that the file names.
 
     Raises:
         CheckpointError: if the file is missing, truncated, corrupt or not a checkpoint of this
@@ -71,12 +89,18 @@ def load(path: "str | Path") -> Checkpoint:
     try:
         with open_file(path) as file:
             config, training = _read_metadata(file.metadata())
-            tensors = _read_tensors(file, config)
+            if network is None:
+                own.check_allowed("network", config.architecture, allow)
+                with torch.device("meta"):
+                    expected = build(config, seed=0).state_dict()
+            else:
+                expected = network.state_dict()
+            tensors = _read_tensors(file, expected)
     except (ValueError, OSError) as error:
         raise CheckpointError(f"cannot load the checkpoint {path}: {error}") from error
-    network = build(config, seed=0)
+    network = build(config, seed=0) if network is None else network
     network.load_state_dict(tensors)
-    return Checkpoint(network.eval(), training)
+    return Checkpoint(network.eval(), training, config)
 
 
 def format_of(path: "str | Path") -> "str | None":
@@ -137,11 +161,9 @@ def _read_metadata(metadata: "Mapping[str, str] | None") -> tuple[NetworkConfig,
     )
 
 
-def _read_tensors(file, config: NetworkConfig) -> dict[str, Tensor]:
+def _read_tensors(file, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     # The header's shapes are compared with those of a network without storage, so that a file
     # cannot make us allocate more than its configuration allows.
-    with torch.device("meta"):
-        expected = build(config, seed=0).state_dict()
     found = set(file.keys())
     if missing := sorted(set(expected) - found):
         raise ValueError(f"the tensor {missing[0]!r} is missing")

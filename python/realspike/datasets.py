@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from realspike.errors import DataError
+from realspike.names import check_choice
+from realspike.own import is_own
 
 
 @dataclass(frozen=True)
@@ -18,12 +20,11 @@ class DatasetFacts:
     they come there.
     """
 
-    classes: int
-    channels: int
-    image_size: int  # pixels, height and width
-    encoding: str = "direct"  # or "frames": every timestep has its own input
+    classes: int | None  # None: as they are read
+    channels: int | None
+    image_size: int | None  # pixels, height and width
+    encoding: str | None = "direct"  # or "frames": every timestep has its own input
     resizable: bool = False
-    in_paper: bool = False
     description: str = ""
     files: tuple[tuple[str, ...], ...] = ()
     advice: str = ""
@@ -37,7 +38,6 @@ def _cifar(classes: int) -> DatasetFacts:
     unpacked = "cifar-10-batches-py" if classes == 10 else archive
     return DatasetFacts(
         *(classes, 3, 32),
-        in_paper=True,
         description=f"CIFAR-{classes}, python version ({archive}.tar.gz)",
         files=((f"{archive}.tar.gz", unpacked),),
         advice=f"download https://www.cs.toronto.edu/~kriz/{archive}.tar.gz and put it there as it "
@@ -55,19 +55,34 @@ DATASETS = {
     "cifar10": _cifar(10),
     "cifar100": _cifar(100),
     "cifar10-dvs": DatasetFacts(
-        *(10, 2, 48, "frames", True, True),
+        *(10, 2, 48, "frames", True),
         description="CIFAR10-DVS, the .aedat files in one folder per class",
         files=tuple((name,) for name in DVS_CLASSES),
         advice="download the ten zip files of https://doi.org/10.6084/m9.figshare.4724671 and "
         "unpack them there, so that it holds airplane/*.aedat to truck/*.aedat",
     ),
-    "imagenet": DatasetFacts(
-        *(1000, 3, 224, "direct", True, True),
-        description="any image folder with train/CLASS/* and val/CLASS/*, such as ImageNet",
-        files=(("train",), ("val",)),
+    "images": DatasetFacts(
+        *(None, 3, 224, "direct", True),
+        description="an image folder with train/CLASS/* and val/CLASS/* (or test/CLASS/*)",
+        files=(("train",), ("val", "test")),
         advice="put the images there, as train/CLASS/*.jpg and val/CLASS/*.jpg",
     ),
 }
+
+
+_OWN = DatasetFacts(None, None, None, None, resizable=True)
+
+
+def facts_of(name: str) -> DatasetFacts:
+    """Return what is known of a data set, or of ``package.module:function``, before it is read.
+
+    Raises:
+        ValueError: if there is none of this name.
+    """
+    if is_own(name):
+        return _OWN
+    check_choice("data.name", name, DATASETS)
+    return DATASETS[name]
 
 
 def check_present(name: str, root: Path) -> None:
@@ -76,10 +91,11 @@ def check_present(name: str, root: Path) -> None:
     Raises:
         DataError: naming what is missing, and where to get it.
     """
-    for names in DATASETS[name].files:
+    facts = facts_of(name)
+    for names in facts.files:
         if not any((root / name).exists() for name in names):
             paths = [str(root / name) for name in names]
             missing = (
                 f"neither {' nor '.join(paths)}" if len(paths) > 1 else f"no folder {paths[0]}"
             )
-            raise DataError(f"there is {missing}: {DATASETS[name].advice} (data.root is {root})")
+            raise DataError(f"there is {missing}: {facts.advice} (data.root is {root})")

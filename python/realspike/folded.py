@@ -5,7 +5,7 @@ data again.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -45,7 +45,7 @@ def is_folded(path: Path) -> bool:
     return path.is_file() and checkpoint.format_of(path) == FOLDED_FORMAT
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Trained:
+def load(path: Path, overrides: Sequence[str] = (), allow: Collection[str] = ()) -> Trained:
     """Read what `save` wrote; its ``network`` is the folded one.
 
     Raises:
@@ -63,7 +63,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Trained:
         _try(network, trained.example_input(config), config.classes)
     except (ValueError, OSError) as error:
         raise CheckpointError(f"cannot load the folded network {path}: {error}") from error
-    return Trained(network, config, trained.config_of(config, record, overrides), record, path)
+    run = trained.config_of(config, record, overrides)
+    return Trained(network, config, run, record, path, trained.allowed(overrides, allow))
 
 
 @torch.inference_mode()
@@ -79,6 +80,6 @@ def _try(network: nn.Module, example: Tensor, classes: int) -> None:
         raise ValueError(f"it does not give {classes} finite numbers for a sample")
 
 
-def load_either(path: Path, overrides: Sequence[str] = ()) -> Trained:
+def load_either(path: Path, overrides: Sequence[str] = (), allow: Collection[str] = ()) -> Trained:
     """Read a folded network, or a trained one (or that of a run's folder), whichever it is."""
-    return (load if is_folded(path) else trained.load)(path, overrides)
+    return (load if is_folded(path) else trained.load)(path, overrides, allow)

@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 
 from realspike.names import check_choice, check_known, shown
+from realspike.own import is_own
 
 GRANULARITIES = ("none", "layer", "channel", "element")
 ENCODINGS = ("direct", "frames")
@@ -21,6 +22,7 @@ _ARCHITECTURES = {
     "sew_resnet10": (16, ("max", "average")),
 }
 ARCHITECTURES = tuple(_ARCHITECTURES)
+_OWN = (None, (None, "max", "average", "none"))
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,9 @@ class NetworkConfig:
         decay: Factor in [0, 1] by which the membrane potential decays per timestep; 1 is IF.
         v_threshold: Membrane potential at which a neuron fires, above 0, at most 100.
         detach_reset: Stop the gradient through the reset.
-        architecture: One of `ARCHITECTURES`.
+        architecture: One of `ARCHITECTURES`, or ``package.module:Class``, any `nn.Module` whose
+            class takes those of these fields that it wants by keyword. Its ``width`` and
+            ``pooling`` may stay None.
         classes: Of the classifier, 1 to 100,000.
         in_channels: Of the input, 1 to 1,024.
         image_size: Height and width of the input in pixels, 1 to 4,096.
@@ -69,20 +73,25 @@ class NetworkConfig:
     threshold_norm: bool = False
 
     def __post_init__(self):
-        check_choice("architecture", self.architecture, ARCHITECTURES)
-        width, poolings = _ARCHITECTURES[self.architecture]
+        own = is_own(self.architecture)
+        if not own:
+            check_choice("architecture", self.architecture, ARCHITECTURES)
+        width, poolings = _ARCHITECTURES.get(self.architecture, _OWN)
         if self.width is None:
             object.__setattr__(self, "width", width)
         if self.pooling is None:
             object.__setattr__(self, "pooling", poolings[0])
         check_choice("granularity", self.granularity, GRANULARITIES)
         check_choice("encoding", self.encoding, ENCODINGS)
-        check_choice(f"pooling of {self.architecture}", self.pooling, poolings)
+        if self.pooling is not None or not own:
+            check_choice(f"pooling of {self.architecture}", self.pooling, poolings[-3:])
         for name, largest in (
             *(("timesteps", 64), ("width", 512), ("classes", 100_000)),
             *(("in_channels", 1024), ("image_size", 4096)),
         ):
             value = getattr(self, name)
+            if own and name == "width" and value is None:
+                continue
             if type(value) is not int or not 1 <= value <= largest:
                 raise ValueError(
                     f"{name} must be an integer from 1 to {largest}; got {shown(value)}"
@@ -97,7 +106,7 @@ class NetworkConfig:
             value = getattr(self, name)
             if type(value) is not bool:
                 raise ValueError(f"{name} must be true or false; got {shown(value)}")
-        if self.zero_init_residual and "resnet" not in self.architecture:
+        if self.zero_init_residual and "resnet" not in self.architecture and not own:
             raise ValueError(
                 f"zero_init_residual needs a residual network; {self.architecture} is none"
             )

@@ -41,7 +41,10 @@ RECIPES = {
     },
     "imagenet": {
         "network": {"decay": 1.0, "v_threshold": 1.0, "detach_reset": True},
-        "data": {"batch_size": 32, "workers": 8, "flip": True},
+        "data": {
+            **{"name": "images", "classes": 1000},
+            **{"batch_size": 32, "workers": 8, "flip": True},
+        },
         "training": {
             **{"epochs": 200, "learning_rate": 0.1, "weight_decay": 1e-4},
             **{"precision": "bf16-mixed", "scale_amplitudes": False},
@@ -83,7 +86,7 @@ class Cell:
         }
         if self.width is not None:
             sections["network"]["width"] = self.width
-        sections["data"]["name"] = self.data
+        sections["data"].setdefault("name", self.data)
         sections["training"]["seed"] = seed
         return RunConfig.from_dict(sections)
 
@@ -129,10 +132,20 @@ TABLES = {
 }
 
 
+def in_paper(data: str) -> bool:
+    """Whether a table of the paper has a recipe's data."""
+    return any(cell.data == data for cells in TABLES.values() for cell in cells)
+
+
+def description(data: str) -> str:
+    """Return what the data of a recipe are."""
+    return DATASETS[RECIPES[data].get("data", {}).get("name", data)].description
+
+
 def cells_of(table: int, data: str) -> list[Cell]:
     """Return the cells of a table on a data set; on one that is not in the paper, those that the
     table has for CIFAR-10. Empty where the paper's table leaves the data set out."""
-    if DATASETS[data].in_paper:
+    if in_paper(data):
         return [cell for cell in TABLES[table] if cell.data == data]
     return [
         Cell(data, cell.architecture, cell.timesteps, cell.granularity)

@@ -13,30 +13,36 @@ from types import UnionType
 from typing import get_args, get_type_hints
 
 from realspike import strict_yaml
-from realspike.datasets import DATASETS
+from realspike.datasets import DATASETS, facts_of
 from realspike.errors import UserError
 from realspike.files import path_of
 from realspike.names import check_choice, check_known, nearest, shown
-from realspike.network_config import ARCHITECTURES, GRANULARITIES, NetworkConfig
+from realspike.network_config import ARCHITECTURES, ENCODINGS, GRANULARITIES, NetworkConfig
 from realspike.optional import require
+from realspike.own import is_own
 
 FILE = "config.yaml"  # in the folder of a run
 PRECISIONS = ("32-true", "bf16-mixed")
+OPTIMIZERS = ("sgd", "adamw")
 
 
 class ConfigError(UserError, ValueError):
     """A configuration cannot be used; the message names the key, its value and what is accepted."""
 
 
-def _option(default, text: str, low=None, high=None, choices=None):
+def _option(default, text: str, low=None, high=None, choices=None, own: str = ""):
+    """``own``: what ``package.module:name`` may be instead of one of the choices."""
     return field(
-        default=default, metadata={"help": text, "low": low, "high": high, "choices": choices}
+        default=default,
+        metadata={"help": text, "low": low, "high": high, "choices": choices, "own": own},
     )
 
 
 @dataclass(frozen=True)
 class NetworkSection:
-    architecture: str = _option("resnet20", "the network", choices=ARCHITECTURES)
+    architecture: str = _option(
+        "resnet20", "the network", choices=ARCHITECTURES, own="package.module:Class"
+    )
     granularity: str = _option(
         "element", "what shares one amplitude; none: binary spikes", choices=GRANULARITIES
     )
@@ -58,7 +64,9 @@ class NetworkSection:
 
 @dataclass(frozen=True)
 class DataSection:
-    name: str = _option("digits", "the data set", choices=tuple(DATASETS))
+    name: str = _option(
+        "digits", "the data set", choices=tuple(DATASETS), own="package.module:function"
+    )
     root: str = _option("data", "folder with the data set's files")
     batch_size: int = _option(128, "images per step and process", 1, 10**6)
     workers: int = _option(2, "processes that read images from files", 0, 256)
@@ -67,9 +75,11 @@ class DataSection:
     autoaugment: bool = _option(False, "AutoAugment, the policy found on CIFAR-10")
     cutout: int = _option(0, "side of the square that Cutout blanks (0: none)", 0, 224)
     image_size: int | None = _option(
-        None, "pixels, of cifar10-dvs and imagenet; null: 48 and 224", 1, 4096
+        None, "pixels, of cifar10-dvs and images; null: 48 and 224", 1, 4096
     )
-    classes: int | None = _option(None, "of an image folder; null: 1000", 1, 100_000)
+    classes: int | None = _option(None, "of images or your own data; null: as read", 1, 100_000)
+    channels: int | None = _option(None, "of your own data; null: as read", 1, 1024)
+    encoding: str | None = _option(None, "of your own data; null: as read", choices=ENCODINGS)
 
     @property
     def folder(self) -> Path:
@@ -79,8 +89,9 @@ class DataSection:
 @dataclass(frozen=True)
 class TrainingSection:
     epochs: int = _option(400, "passes over the training data", 1, 10**6)
-    learning_rate: float = _option(0.1, "of SGD, at its highest", 0)
-    momentum: float = _option(0.9, "of SGD", 0, 1)
+    optimizer: str = _option("sgd", "what steps the weights", choices=OPTIMIZERS)
+    learning_rate: float = _option(0.1, "at its highest", 0)
+    momentum: float = _option(0.9, "of SGD; the first beta of AdamW", 0, 1)
     weight_decay: float = _option(1e-4, "of convolutions and linear layers", 0)
     scale_amplitudes: bool = _option(
         True, "learning rate of an amplitude over the root of how many neurons share it"
@@ -112,32 +123,36 @@ class RunConfig:
             values = getattr(self, section.name)
             for option in dataclasses.fields(values):
                 _check_range(f"{section.name}.{option.name}", getattr(values, option.name), option)
-        data, facts = self.data, DATASETS[self.data.name]
-        if not facts.resizable:
-            for key in ("image_size", "classes"):
-                if getattr(data, key) is not None:
-                    raise ConfigError(f"data.{key} cannot be chosen for {data.name}")
-        if data.autoaugment and facts.channels != 3:
+        data, facts = self.data, facts_of(self.data.name)
+        for key in ("image_size", "classes", "channels", "encoding"):
+            fixed = not facts.resizable or key not in ("image_size", "classes")
+            if getattr(data, key) is not None and fixed and getattr(facts, key) is not None:
+                raise ConfigError(f"data.{key} cannot be chosen for {data.name}")
+        if data.autoaugment and (data.channels or facts.channels or 3) != 3:
             raise ConfigError(f"data.autoaugment needs colour images; {data.name} has none")
         if self.training.warmup_epochs >= self.training.epochs:
             raise ConfigError(
                 f"training.warmup_epochs must be below training.epochs ({self.training.epochs}); "
                 f"got {self.training.warmup_epochs}"
             )
+        if self.training.optimizer == "adamw" and self.training.momentum == 1:
+            raise ConfigError("training.momentum must be below 1 for adamw; got 1.0")
         if self.training.ema == 1:
             raise ConfigError("training.ema must be below 1, or the average never moves; got 1.0")
         self.network_config()
 
     def network_config(self) -> NetworkConfig:
         """Return the network that fits the data."""
-        facts = DATASETS[self.data.name]
+        # What is not known before the data are read has the defaults of a network for now.
+        facts, stand_in = facts_of(self.data.name), NetworkConfig
+        data = self.data
         try:
             return NetworkConfig(
                 **dataclasses.asdict(self.network),
-                classes=self.data.classes or facts.classes,
-                in_channels=facts.channels,
-                image_size=self.data.image_size or facts.image_size,
-                encoding=facts.encoding,
+                classes=data.classes or facts.classes or stand_in.classes,
+                in_channels=data.channels or facts.channels or stand_in.in_channels,
+                image_size=data.image_size or facts.image_size or stand_in.image_size,
+                encoding=data.encoding or facts.encoding or stand_in.encoding,
             )
         except ValueError as error:
             raise ConfigError(f"network: {error}") from error
@@ -262,7 +277,7 @@ def _check_range(key: str, value, option: dataclasses.Field) -> None:
     low, high, choices = (option.metadata[k] for k in ("low", "high", "choices"))
     if value is None:
         return
-    if choices:
+    if choices and not (option.metadata["own"] and is_own(value)):
         try:
             check_choice(key, value, choices)
         except ValueError as error:
@@ -326,7 +341,8 @@ def describe() -> str:
     for section in dataclasses.fields(RunConfig):
         for option in dataclasses.fields(section.type):
             choices = option.metadata["choices"]
-            accepted = f" [{', '.join(choices)}]" if choices else ""
+            own = (option.metadata["own"],) if option.metadata["own"] else ()
+            accepted = f" [{', '.join((*choices, *own))}]" if choices else ""
             default = json.dumps(option.default).strip('"')
             text = f"{option.metadata['help']}{accepted}"
             lines.append(f"  {section.name}.{option.name}={default}\n      {text}")

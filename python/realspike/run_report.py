@@ -3,7 +3,7 @@
 import base64
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -31,13 +31,19 @@ img { max-width: 100% } code, pre { font-size: .9em } pre { background: #f5f5f5;
 """
 
 
-def write(run: Path, others: Sequence[Path] = (), overrides: Sequence[str] = ()) -> Path:
+def write(
+    run: Path,
+    others: Sequence[Path] = (),
+    overrides: Sequence[str] = (),
+    allow: Collection[str] = (),
+) -> Path:
     """Draw the pictures of a run into ``run/plots`` and write ``run/report.html``.
 
     Args:
         run: A run's folder.
         others: Runs whose curves are drawn beside its own, such as the binary network's (Fig. 5).
         overrides: Changes of the data's keys, such as ``data.root=...``.
+        allow: What of the user's own may be imported, see `realspike.checkpoint.load`.
 
     Returns:
         The page.
@@ -46,8 +52,8 @@ def write(run: Path, others: Sequence[Path] = (), overrides: Sequence[str] = ())
         CheckpointError, DataError, MissingPackageError: see `realspike.trained.load`.
     """
     run_plots.require_matplotlib()
-    network = trained.load(run, overrides)
-    beside = [trained.load(other) for other in others]
+    network = trained.load(run, overrides, allow)
+    beside = [trained.load(other, allow=allow) for other in others]
     folder = run / FOLDER
     make_writable_folder(folder)
     batches = list(network.test_batches(SAMPLES))

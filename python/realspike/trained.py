@@ -1,6 +1,6 @@
 """A trained network with the test data that belongs to it, from a checkpoint."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from realspike import checkpoint, data, run_config
+from realspike import checkpoint, data, own, run_config
 from realspike.checkpoint import CheckpointError
 from realspike.data.loader import evaluation_loader
 from realspike.data.preprocess import Preprocess
@@ -31,6 +31,7 @@ class Trained:
         config: Of its run, with the overrides.
         record: What was saved beside the network.
         source: The file.
+        allow: Names ``package.module:function`` of data that may be imported.
     """
 
     network: nn.Module
@@ -38,13 +39,19 @@ class Trained:
     config: RunConfig
     record: dict
     source: Path
+    allow: Collection[str] = ()
 
     def test_batches(self, samples: "int | None" = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Return batches of (network input, labels) of the test data, the first ``samples`` of it.
 
         Raises:
             DataError: if the data cannot be read.
+            OwnError: if they are of the user's own, and not allowed.
         """
+        try:
+            own.check_allowed("data set", self.config.data.name, self.allow)
+        except own.OwnError as error:
+            raise CheckpointError(f"{self.source}: {error}") from error
         splits = data.load(self.config)
         classes = self.record.get("classes")
         if classes and classes != list(splits.classes):
@@ -69,8 +76,8 @@ def example_input(config: NetworkConfig) -> Tensor:  # [1, Cin, S, S], for frame
     return torch.zeros(count, config.in_channels, config.image_size, config.image_size)
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Trained:
-    """Load a checkpoint, or that of a run's folder.
+def load(path: Path, overrides: Sequence[str] = (), allow: Collection[str] = ()) -> Trained:
+    """Load a checkpoint, or that of a run's folder; ``allow`` as in `realspike.checkpoint.load`.
 
     Raises:
         CheckpointError: if it is none, or a folder without one.
@@ -82,10 +89,16 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Trained:
                 f"{path} is a folder without {RUN_FILE}, which a run has after its first epoch"
             )
         path = path / RUN_FILE
-    loaded = checkpoint.load(path)
-    network, record = loaded.network, loaded.training
-    config = config_of(network.config, record, overrides)
-    return Trained(network, network.config, config, record, path)
+    loaded = checkpoint.load(path, allow=allow)
+    record = loaded.training
+    config = config_of(loaded.config, record, overrides)
+    return Trained(loaded.network, loaded.config, config, record, path, allowed(overrides, allow))
+
+
+def allowed(overrides: Sequence[str], allow: Collection[str]) -> tuple[str, ...]:
+    """Return what may be imported: what is allowed, and the data set that an override names."""
+    named = run_config.parse_overrides(overrides).get("data.name")
+    return (*allow, *([named] if named else []))
 
 
 def config_of(network: NetworkConfig, record: dict, overrides: Sequence[str]) -> RunConfig:

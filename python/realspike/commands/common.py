@@ -63,6 +63,18 @@ def add_checkpoint(parser) -> None:
         metavar="CHECKPOINT",
         help="a .safetensors file or a run's folder",
     )
+    add_allow(parser)
+
+
+def add_allow(parser) -> None:
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="MODULE:NAME",
+        help="import this network or data set of your own if the checkpoint names it, which runs "
+        "its code; repeatable",
+    )
 
 
 def add_evaluation(parser) -> None:

@@ -21,7 +21,7 @@ def add(commands) -> None:
 def run(arguments) -> int:
     from realspike import folded, trained
 
-    network = folded.load_either(arguments.checkpoint, arguments.overrides)
+    network = folded.load_either(arguments.checkpoint, arguments.overrides, arguments.allow)
     result = trained.evaluate(network.network, network.test_batches(arguments.samples))
     if arguments.json:
         print(json.dumps({"checkpoint": str(network.source)} | result, indent=2))

@@ -60,7 +60,7 @@ def run(arguments) -> int:
     from realspike.optional import require
 
     nir = require("nir")
-    network = folded.load_either(arguments.checkpoint)
+    network = folded.load_either(arguments.checkpoint, allow=arguments.allow)
     try:
         binary = network.network
         if not isinstance(binary, rso.FoldedNetwork):

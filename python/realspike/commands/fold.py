@@ -47,7 +47,7 @@ def run(arguments) -> int:
     import realspike_ops as rso
     from realspike import folded, trained
 
-    network = trained.load(arguments.checkpoint)
+    network = trained.load(arguments.checkpoint, allow=arguments.allow)
     try:
         binary = folded.fold(network)
         rso.assert_multiplication_free(binary, network.example_input())
@@ -73,7 +73,7 @@ def run_verify(arguments) -> int:
     import realspike_ops as rso
     from realspike import folded, trained
 
-    network = trained.load(arguments.checkpoint, arguments.overrides)
+    network = trained.load(arguments.checkpoint, arguments.overrides, arguments.allow)
     binary = folded.load(arguments.folded)
     if binary.network_config != network.network_config:
         return common.fail(

@@ -19,6 +19,7 @@ def add(commands) -> None:
         "firing rates.",
     )
     parser.add_argument("run_folder", type=common.path, metavar="RUN", help="a run's folder")
+    common.add_allow(parser)
     parser.add_argument(
         "--beside",
         type=common.path,
@@ -42,10 +43,12 @@ def run(arguments) -> int:
     from realspike.activity import entropy_table, record_activity
 
     if not arguments.entropy:
-        page = run_report.write(arguments.run_folder, arguments.beside, arguments.overrides)
+        page = run_report.write(
+            arguments.run_folder, arguments.beside, arguments.overrides, arguments.allow
+        )
         console.print(f"Files: {page}, {page.parent / run_report.FOLDER}/", soft_wrap=True)
         return 0
-    network = trained.load(arguments.run_folder, arguments.overrides)
+    network = trained.load(arguments.run_folder, arguments.overrides, arguments.allow)
     batches = network.test_batches(arguments.samples or run_report.SAMPLES)
     rows = entropy_table(record_activity(network.network, (inputs for inputs, _ in batches)))
     if arguments.json:

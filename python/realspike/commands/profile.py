@@ -20,7 +20,7 @@ def run(arguments) -> int:
     import realspike_ops as rso
     from realspike import folded
 
-    network = folded.load_either(arguments.checkpoint, arguments.overrides)
+    network = folded.load_either(arguments.checkpoint, arguments.overrides, arguments.allow)
     report = rso.profile(network.network, network.test_batches(arguments.samples))
     print(report.to_json() if arguments.json else report)
     return 0

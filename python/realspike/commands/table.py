@@ -6,7 +6,7 @@ from pathlib import Path
 
 from realspike import output, recipes, run_config
 from realspike.commands import common
-from realspike.datasets import DATASETS, check_present
+from realspike.datasets import check_present
 from realspike.files import make_writable, write_atomically
 from realspike.names import check_choice
 from realspike.optional import require
@@ -14,7 +14,7 @@ from realspike.run_config import ConfigError
 
 
 def add(commands) -> None:
-    described = "\n".join(f"  {name:<14} {facts.description}" for name, facts in DATASETS.items())
+    described = "\n".join(f"  {name:<14} {recipes.description(name)}" for name in recipes.RECIPES)
     parser = common.add_command(
         commands,
         "table",
@@ -60,7 +60,7 @@ def add(commands) -> None:
 
 def run(arguments) -> int:
     try:
-        check_choice("--data", arguments.data, DATASETS)
+        check_choice("--data", arguments.data, recipes.RECIPES)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     overrides = run_config.parse_overrides(arguments.overrides)

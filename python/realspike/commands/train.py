@@ -88,7 +88,8 @@ def run(arguments) -> int:
 
     from realspike import run_report
 
-    run_report.write(out)
+    # What the user asked to train may be imported.
+    run_report.write(out, allow=(config.network.architecture, config.data.name))
     _line(console, f"Files: {out}/ ({time.perf_counter() - began:.0f} s)")
     return 0
 

@@ -183,19 +183,20 @@ def _square(W: int, H: int, side: float) -> tuple[float, float, float, float]:
     return left, top, left + side, top + side
 
 
-def load(root: Path, size: int, classes: int, seed: int) -> Splits:
-    """Read ``root/train`` and ``root/val``.
+def load(root: Path, size: int, classes: "int | None", seed: int) -> Splits:
+    """Read ``root/train``, and ``root/val`` or, where there is none, ``root/test``.
 
     Raises:
         DataError: if a folder is missing or empty, the two have different classes, or their number
-            is not ``classes``.
+            is not ``classes`` (None: any).
     """
     train = ImageFolder(root / "train", size, training=True, seed=seed)
-    test = ImageFolder(root / "val", size, training=False)
+    held_out = root / "val" if (root / "val").exists() else root / "test"
+    test = ImageFolder(held_out, size, training=False)
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))
-        raise DataError(f"{root}/train and {root}/val must have the same classes; not: {odd[0]}")
-    if len(train.classes) != classes:
+        raise DataError(f"{root}/train and {held_out} must have the same classes; not: {odd[0]}")
+    if classes not in (None, len(train.classes)):
         raise DataError(
             f"{root}/train has {len(train.classes)} folders of classes; the configuration says "
             f"{classes} (data.classes)"

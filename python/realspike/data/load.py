@@ -3,9 +3,10 @@
 import torch
 
 from realspike import digits
-from realspike.data import cifar, cifar10_dvs, events, image_folder
-from realspike.data.sets import InMemory, Splits
-from realspike.datasets import check_present
+from realspike.data import cifar, cifar10_dvs, events, image_folder, own
+from realspike.data.sets import DataError, InMemory, Splits
+from realspike.datasets import check_present, facts_of
+from realspike.own import is_own
 from realspike.run_config import RunConfig
 
 TEST_FRACTION = 0.25  # of the digits, drawn with seed 0
@@ -20,12 +21,14 @@ def load(config: RunConfig) -> Splits:
     """
     network = config.network_config()
     name, root = config.data.name, config.data.folder
+    if is_own(name):
+        return own.load(name, root, config.training.seed, network.timesteps)
     check_present(name, root)
     if name in cifar.ARCHIVES:
         return cifar.load(name, root)
-    if name == "imagenet":
+    if name == "images":
         return image_folder.load(
-            root, network.image_size, network.classes, seed=config.training.seed
+            root, network.image_size, config.data.classes, seed=config.training.seed
         )
     if name == "cifar10-dvs":
         return cifar10_dvs.load(root, network.timesteps, network.image_size)
@@ -45,3 +48,24 @@ def load(config: RunConfig) -> Splits:
         by_channel.mean(1).tolist(),
         by_channel.std(1).tolist(),
     )
+
+
+def fitted(config: RunConfig, splits: Splits) -> RunConfig:
+    """Return the configuration with what only the data say: classes, channels, size, encoding.
+
+    Raises:
+        DataError: if the data cannot be trained on, or are not as the configuration says.
+    """
+    data, known = config.data, facts_of(config.data.name)
+    if None not in (known.classes, known.channels):
+        return config
+    if known.channels is not None:
+        found: dict[str, object] = {"classes": len(splits.train.classes)}
+    else:
+        found = own.facts(splits, data.classes, data.name)
+    for key, value in found.items():
+        if getattr(data, key) not in (None, value):
+            raise DataError(
+                f"data.{key} is {getattr(data, key)}, and the samples of {data.name} have {value}"
+            )
+    return config.replaced(**{f"data.{key}": value for key, value in found.items()})

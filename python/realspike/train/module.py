@@ -7,11 +7,10 @@ import lightning.pytorch as lightning
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from realspike.data.preprocess import Preprocess
-from realspike.networks import build
-from realspike.optimizer import sgd
+from realspike.optimizer import adamw, sgd
 from realspike.run_config import RunConfig
 from realspike_ops import compress_spikes
 
@@ -30,13 +29,14 @@ class SpikingClassifier(lightning.LightningModule):
     up.
     """
 
-    def __init__(self, config: RunConfig, mean, std, steps_per_epoch: int):
+    def __init__(self, config: RunConfig, network: nn.Module, mean, std, steps_per_epoch: int):
         super().__init__()
         self.config = config
         # Asking Lightning for the number would set up the loader before its state is restored.
         self.steps_per_epoch = steps_per_epoch
-        self.network = build(config.network_config(), config.training.seed)
-        self.preprocess = Preprocess(config.data, mean, std, self.network.config.image_size)
+        self.network = network
+        image_size = config.network_config().image_size
+        self.preprocess = Preprocess(config.data, mean, std, image_size)
 
     def _augmentation_seed(self, batch_idx: int) -> int:
         entropy = (self.config.training.seed, self.current_epoch, batch_idx, self.global_rank)
@@ -57,7 +57,7 @@ class SpikingClassifier(lightning.LightningModule):
 
     def configure_optimizers(self):
         training = self.config.training
-        optimizer = sgd(
+        optimizer = {"sgd": sgd, "adamw": adamw}[training.optimizer](
             self.network,
             lr=training.learning_rate,
             weight_decay=training.weight_decay,

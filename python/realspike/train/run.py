@@ -13,12 +13,19 @@ from pathlib import Path
 import lightning.pytorch as lightning
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
 
-from realspike import data, environment, files, run_config
+from realspike import data as data_module
+from realspike import environment, files, run_config
 from realspike.data.loader import ResumableLoader, WorkerDied, evaluation_loader
+from realspike.data.own import splits_of
+from realspike.data.sets import Splits
 from realspike.errors import UserError
 from realspike.names import shown
+from realspike.network_config import NetworkConfig
 from realspike.networks import build
+from realspike.networks.build import try_out
+from realspike.own import is_own
 from realspike.records import checked
 from realspike.run_config import RunConfig
 from realspike.train import sealed
@@ -33,13 +40,16 @@ from realspike.train.saving import (
     Interrupted,
     Saving,
     Stopped,
+    network_tensors,
     write_results,
 )
 from realspike.trained import example_input
+from realspike_ops import RealSpikeLIF
 
 CONFIG_FILE = run_config.FILE
 EVALUATION_BATCH = 256
 LOGS = "tensorboard"
+_GIVEN_DATA = "given:to_fit"  # data that a configuration cannot name
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -66,6 +76,8 @@ def start(config: RunConfig, out: Path, **options) -> RunResult:
         options: Passed on to `_fit`: ``on_epoch``, and ``console``, where what is trained
             and how far it is gets printed.
 
+    The data and the network that ``config`` names are made, and `fit` trains them.
+
     Raises:
         RunError: if ``out`` holds a run already, or what is left of one, another process trains in
             it, or it cannot be written to.
@@ -73,13 +85,59 @@ def start(config: RunConfig, out: Path, **options) -> RunResult:
         DataError: if the data cannot be read.
     """
     _check_free(out)
-    try:
-        str(out).encode()  # as the logs do
-    except UnicodeEncodeError:
-        raise RunError(
-            f"the folder of a run must have a name that is text; got {shown(str(out))}"
-        ) from None
-    splits = _data_of(config)  # before there is a folder
+    config, splits = _data_of(config)  # before there is a folder
+    return fit(_network_of(config), splits, out, config=config, **options)
+
+
+def fit(
+    network: nn.Module,
+    data: "Splits | tuple",
+    out: "str | Path",
+    *,
+    config: "RunConfig | None" = None,
+    on_epoch: Callable[[dict], None] = lambda record: None,
+    console=None,
+    **settings,
+) -> RunResult:
+    """Train a network on data, in place, and write everything into a folder, as `realspike train`.
+
+    Args:
+        network: Any `nn.Module` from images [B, C, S, S] (frames: [T*B, C, S, S]) to [B, classes],
+            on the CPU.
+        data: A `realspike.data.Splits`, or a pair (training part, test part); a part is a data set
+            of (sample, label), or a pair of tensors: samples [N, C, S, S], or frames
+            [N, T, C, S, S], of uint8 or float32, and labels [N] int64. A pair is used as it is,
+            uint8 over 255.
+        out: A folder without a run. Its ``model.safetensors`` is read again by
+            ``realspike.checkpoint.load(path, network=...)``, or without a network if its class can
+            be imported and takes the fields of `NetworkConfig` that are in the file.
+        config: The whole configuration; None: the defaults and ``settings``.
+        on_epoch: Called with the record of every epoch.
+        console: See `realspike.output.console`; where the progress is printed. None: nowhere.
+        settings: Keys of a configuration, such as ``epochs=10``, ``learning_rate=0.05`` or
+            ``optimizer="adamw"``; `realspike train --help` lists them.
+
+    Returns:
+        The records, epoch by epoch, and the signal that stopped the run, or 0. The network is left
+        on the CPU in eval mode.
+
+    Raises:
+        RunError: if ``out`` holds a run already, another process trains in it, or it cannot be
+            written to.
+        ConfigError: for an unknown or impossible setting.
+        OwnError, DataError: if the network does not classify the data, or they are no such data.
+        Diverged: if the loss or a weight is not finite; the checkpoints before are kept.
+    """
+    out = Path(out)
+    _check_free(out)
+    splits = splits_of(data, "data")
+    if config is None:
+        config = data_module.fitted(_config_of(network, settings), splits)
+    elif settings:
+        raise TypeError(f"config and {min(settings)} must not be given together")
+    _try_own(config, network)  # before there is a folder
+    _placement(config.training.device)
+    options = {"on_epoch": on_epoch, "console": console}
     try:
         files.make_writable_folder(out)
     except OSError as error:
@@ -88,7 +146,35 @@ def start(config: RunConfig, out: Path, **options) -> RunResult:
         _check_free(out)
         if _rank() == 0:
             files.write_atomically(out / CONFIG_FILE, config.to_yaml().encode())
-        return _fit(config, splits, out, None, **options)
+        return _fit(config, network, splits, out, None, **options)
+
+
+def _config_of(network: nn.Module, settings: dict) -> RunConfig:
+    """Return the configuration of a run of a network that the caller made."""
+    made = getattr(network, "config", None)
+    values: dict[str, object] = {"data.name": _GIVEN_DATA}
+    if isinstance(made, NetworkConfig):
+        section = RunConfig().to_dict()["network"]
+        values |= {f"network.{key}": getattr(made, key) for key in section}
+    else:
+        kind = type(network)
+        values["network.architecture"] = f"{kind.__module__}:{kind.__name__}"
+        for lif in network.modules():
+            if isinstance(lif, RealSpikeLIF):
+                values["network.timesteps"] = lif.timesteps
+    for key, value in settings.items():
+        values[".".join(run_config.resolve_key(key))] = value
+    return RunConfig().replaced(**values)
+
+
+def _try_own(config: RunConfig, network: nn.Module) -> None:
+    if is_own(config.network.architecture):
+        wanted = config.network_config()
+        try_out(network, wanted, example_input(wanted))
+
+
+def _network_of(config: RunConfig) -> nn.Module:
+    return build(config.network_config(), config.training.seed)
 
 
 def resume(out: Path, on_note: Callable[[str], None] = lambda note: None, **options) -> RunResult:
@@ -113,9 +199,10 @@ def resume(out: Path, on_note: Callable[[str], None] = lambda note: None, **opti
         config = run_config.read(out / CONFIG_FILE)
         if not last.exists():
             _check_free(out)
-            return _fit(config, _data_of(config), out, None, **options)
+            config, splits = _data_of(config)
+            return _fit(config, _network_of(config), splits, out, None, **options)
         state = _resumable(last, config)
-        splits = _data_of(config)
+        config, splits = _data_of(config)
         if _rank() == 0:
             if state["realspike"].get("data") not in (None, splits.digest()):
                 on_note("the run goes on with other data: samples were added, removed or renamed")
@@ -127,14 +214,21 @@ def resume(out: Path, on_note: Callable[[str], None] = lambda note: None, **opti
                         f"{before or 'unknown'}"
                     )
             try:
+                _network_of(config).load_state_dict(network_tensors(state))  # it fits
                 write_results(out, state)
             except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
                 raise _unreadable(last) from error
-        return _fit(config, splits, out, last, **options)
+        return _fit(config, _network_of(config), splits, out, last, **options)
 
 
 def _check_free(out: Path) -> None:
-    """Refuse a folder whose results would be replaced."""
+    """Refuse a folder whose results would be replaced, and one that the logs cannot name."""
+    try:
+        str(out).encode()  # as the logs do
+    except UnicodeEncodeError:
+        raise RunError(
+            f"the folder of a run must have a name that is text; got {shown(str(out))}"
+        ) from None
     if (out / RESUME_FILE).exists():
         raise RunError(f"{out} holds a run: --resume continues it, --out chooses another folder")
     for name in (NETWORK_FILE, METRICS_FILE):
@@ -180,13 +274,14 @@ def _resumable(last: Path, config: RunConfig) -> dict:
     return state
 
 
-def _data_of(config: RunConfig) -> data.Splits:
-    """Read the data of a run that can be trained as configured."""
+def _data_of(config: RunConfig) -> tuple[RunConfig, Splits]:
+    """Read the data of a run that can be trained as configured; what they say is configured."""
     _placement(config.training.device)
-    splits = data.load(config)
+    splits = data_module.load(config)
+    config = data_module.fitted(config, splits)
     if min(config.data.batch_size, len(splits.train)) == 1:
         _check_single_samples(config)
-    return splits
+    return config, splits
 
 
 def _unreadable(last: Path) -> RunError:
@@ -229,7 +324,7 @@ def _placement(device: str) -> dict:
     }
 
 
-def _callbacks(config: RunConfig, splits: data.Splits, out: Path, on_epoch, console) -> list:
+def _callbacks(config: RunConfig, splits: Splits, out: Path, on_epoch, console) -> list:
     # Before the checkpoints, which contain the records.
     divergence, history = DivergenceCheck(), History(on_epoch)
     callbacks = [divergence, history]
@@ -243,7 +338,8 @@ def _callbacks(config: RunConfig, splits: data.Splits, out: Path, on_epoch, cons
 
 def _fit(
     config: RunConfig,
-    splits: data.Splits,
+    network: nn.Module,
+    splits: Splits,
     out: Path,
     last: "Path | None",
     on_epoch: Callable[[dict], None] = lambda record: None,
@@ -280,7 +376,8 @@ def _fit(
         )
         test_loader = evaluation_loader(splits.test, EVALUATION_BATCH, rank, world, workers)
         steps = -(-len(train_loader) // training.accumulate)
-        module = SpikingClassifier(config, splits.mean, splits.std, steps)
+        _try_own(config, network)  # before a step, so that its amplitudes know their neurons
+        module = SpikingClassifier(config, network, splits.mean, splits.std, steps)
         try:
             trainer.fit(module, train_loader, test_loader, ckpt_path=last, weights_only=True)
         except Stopped as stopped:
@@ -298,6 +395,7 @@ def _fit(
             raise KeyboardInterrupt(interrupted.signum) from interrupted
         except SystemExit as left:  # which is what Lightning makes of a KeyboardInterrupt
             raise KeyboardInterrupt from left
+    network.cpu().eval()
     return RunResult(history.records)
 
 
@@ -325,4 +423,4 @@ class _quiet:
         self.warnings.__exit__(*error)
 
 
-__all__ = ["CONFIG_FILE", "METRICS_FILE", "NETWORK_FILE", "RESUME_FILE", "resume", "start"]
+__all__ = ["CONFIG_FILE", "METRICS_FILE", "NETWORK_FILE", "RESUME_FILE", "fit", "resume", "start"]

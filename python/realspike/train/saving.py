@@ -8,7 +8,6 @@ import torch
 
 from realspike import checkpoint, environment
 from realspike.data import Splits
-from realspike.networks import build
 from realspike.run_config import RunConfig
 from realspike.train import sealed
 from realspike.train.divergence import DivergenceCheck
@@ -122,6 +121,14 @@ class Saving(lightning.Callback):
         trainer.save_checkpoint(self.out / RESUME_FILE)
 
 
+def network_tensors(state: dict) -> dict[str, torch.Tensor]:
+    """Return the tensors of the network, or of the average of its weights if the run keeps one."""
+    start = "network."
+    return {
+        k.removeprefix(start): t for k, t in state["state_dict"].items() if k.startswith(start)
+    }
+
+
 def write_results(out: Path, state: dict) -> None:
     """Write what follows from the checkpoint of a whole epoch: the network, then the metrics.
 
@@ -139,10 +146,6 @@ def write_results(out: Path, state: dict) -> None:
     }
     if classes := ours.get("classes"):
         record["classes"] = classes
-    network = build(RunConfig.from_dict(ours["config"]).network_config(), seed=0)
-    start = "network."  # of the average of the weights, if the run keeps one
-    network.load_state_dict(
-        {k.removeprefix(start): t for k, t in state["state_dict"].items() if k.startswith(start)}
-    )
-    checkpoint.save(out / NETWORK_FILE, network, record)
+    config = RunConfig.from_dict(ours["config"]).network_config()
+    checkpoint.write(out / NETWORK_FILE, config, network_tensors(state), record)
     write_csv(out / METRICS_FILE, records)

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from realspike import environment, run_config
-from realspike.datasets import DATASETS
-from realspike.recipes import Cell
+from realspike.recipes import Cell, description, in_paper
 from realspike.run_config import RunConfig
 from realspike.train.history import read_csv
 from realspike.train.run import CONFIG_FILE, METRICS_FILE, RunError, resume, start
@@ -189,12 +188,12 @@ def markdown(
         "",
         f"Mean ± standard deviation over {seeds} seeds of weights, batches and augmentation."
         + _missing_of(found, seeds),
-        f"Data: {DATASETS[data].description}.",
+        f"Data: {description(data)}.",
         "",
         *_pipe_table(header, rows),
         "",
     ]
-    if not DATASETS[data].in_paper:
+    if not in_paper(data):
         lines += [
             "The paper has no such table: it shows that the grid runs, not how the methods rank on "
             "the paper's data.",
