@@ -273,7 +273,7 @@ def test_image_folder_errors(image_folder, tmp_path):
     shutil.copy(image_folder / "val" / "bird" / "0.png", image_folder / "val" / "cat")
     refused("same classes", "cat")
     shutil.rmtree(image_folder / "val")
-    refused("no folder", "val")
+    refused("neither", "val", "test")
     (image_folder / "val" / "ant").mkdir(parents=True)
     refused("no images", "val")
 
