@@ -124,9 +124,7 @@ class Saving(lightning.Callback):
 def network_tensors(state: dict) -> dict[str, torch.Tensor]:
     """Return the tensors of the network, or of the average of its weights if the run keeps one."""
     start = "network."
-    return {
-        k.removeprefix(start): t for k, t in state["state_dict"].items() if k.startswith(start)
-    }
+    return {k.removeprefix(start): t for k, t in state["state_dict"].items() if k.startswith(start)}
 
 
 def write_results(out: Path, state: dict) -> None:
