@@ -44,7 +44,7 @@ docs: $(VENV)/.built
 	$(BIN)/python -m sphinx -W --keep-going -E -j 2 $(DOCS) -c docs . build/docs
 
 plant-bugs: $(VENV)/.built
-	$(BIN)/python tests/plant_bugs.py
+	$(BIN)/python tests/proofs/plant_bugs.py
 
 proofs: $(VENV)/.built
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e ".[fuzz]"

@@ -8,7 +8,7 @@ network or above (names end in it): the fewer spikes, the less a folded network 
 
 import pytest
 import torch
-from realspike.network_config import NetworkConfig
+from realspike.config.network_config import NetworkConfig
 from realspike.networks import build
 from torch import nn
 

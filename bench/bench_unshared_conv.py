@@ -15,7 +15,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from realspike.unfold_bmm import UnfoldBmm
+from realspike.quickstart.unfold_bmm import UnfoldBmm
 
 import realspike_ops as rso
 

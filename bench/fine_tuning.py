@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from realspike.digits import load_digits
-from realspike.training import TrainingSettings, count_correct, predict, train
+from realspike.data.digits import load_digits
+from realspike.quickstart.training import TrainingSettings, count_correct, predict, train
 from torch import nn
 
 import realspike_ops as rso

@@ -98,7 +98,7 @@ sanitize() {
   for tool in memcheck racecheck synccheck; do
     echo "== $tool"
     NVIDIA_TF32_OVERRIDE=0 PYTORCH_NO_CUDA_MEMORY_CACHING=1 limited "${SANITIZE_S:-180}" compute-sanitizer \
-      --tool "$tool" --error-exitcode 1 "$python" tests/gpu_smoke.py ||
+      --tool "$tool" --error-exitcode 1 "$python" tests/support/gpu_smoke.py ||
       { status=$?; echo "== $tool: failed with $status"; }
   done
   return "$status"

@@ -18,12 +18,12 @@ from realspike_ops.convert.neurons import (
     torch_class,
 )
 from realspike_ops.nn import DirectEncoding, MeanOverTime, RealSpikeLIF, SumOverTime
-from realspike_ops.nn.fold import BATCH_NORMS
-from realspike_ops.nn.lif import GRANULARITIES
+from realspike_ops.nn.synapses.fold_into_weight import BATCH_NORMS
+from realspike_ops.nn.neurons.lif import GRANULARITIES
 from realspike_ops.reparam.errors import ReparameterizationError
-from realspike_ops.reparam.names import describe
-from realspike_ops.reparam.sizes import batch_size
-from realspike_ops.reparam.trace import drop_unused, plain_copy
+from realspike_ops.reparam.trace.names import describe
+from realspike_ops.reparam.trace.sizes import batch_size
+from realspike_ops.reparam.trace.trace import drop_unused, plain_copy
 
 # Arguments of RealSpikeLIF that are those of the neurons in the place of ReLU.
 _FORM = (

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from torch import fx
 
 from realspike_ops.convert.neurons import Recorded
-from realspike_ops.reparam.names import function_name
-from realspike_ops.reparam.sizes import batch_size
+from realspike_ops.reparam.trace.names import function_name
+from realspike_ops.reparam.trace.sizes import batch_size
 
 _ZEROS = ("zeros", "zeros_like", "new_zeros")
 _SUMS = ("add", "add_", "__add__", "__iadd__", "iadd")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from realspike_ops.nn.plain import why_not_plain
 from realspike_ops.reparam.errors import ReparameterizationError
-from realspike_ops.reparam.names import layer_class
+from realspike_ops.reparam.trace.names import layer_class
 
 _LIBRARIES = {
     "spikingjelly": "spikingjelly.activation_based.neuron",

@@ -8,9 +8,9 @@ from torch.utils import _pytree as pytree
 
 from realspike_ops.nn import RealSpikeLIF
 from realspike_ops.reparam.errors import ReparameterizationError
-from realspike_ops.reparam.names import describe, function_name, layer_class
-from realspike_ops.reparam.sizes import PRIME
-from realspike_ops.reparam.trace import copy_in_eval_mode, trace, trace_of_any_batch
+from realspike_ops.reparam.trace.names import describe, function_name, layer_class
+from realspike_ops.reparam.trace.sizes import PRIME
+from realspike_ops.reparam.trace.trace import copy_in_eval_mode, trace, trace_of_any_batch
 
 _DROPOUTS = {
     "dropout": nn.Dropout,

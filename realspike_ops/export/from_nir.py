@@ -16,7 +16,7 @@ from realspike_ops.export.names import Names
 from realspike_ops.export.neurons import fires_above
 from realspike_ops.export.nir_package import nir_package
 from realspike_ops.nn import DirectEncoding, RealSpikeLIF, SumOverTime
-from realspike_ops.nn.lif import GRANULARITIES
+from realspike_ops.nn.neurons.lif import GRANULARITIES
 
 if TYPE_CHECKING:
     import nir

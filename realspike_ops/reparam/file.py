@@ -19,9 +19,9 @@ from torch.utils._pytree import tree_leaves
 from realspike_ops import _checks as checks
 from realspike_ops import nn as layers
 from realspike_ops import safe_files
-from realspike_ops.nn.spike_conv import SpikeConv
-from realspike_ops.reparam.bounded_run import check_run
-from realspike_ops.reparam.in_place import changed_copy
+from realspike_ops.nn.synapses.spike_conv import SpikeConv
+from realspike_ops.reparam.check.bounded_run import check_run
+from realspike_ops.reparam.trace.in_place import changed_copy
 from realspike_ops.reparam.network import (
     INPUT,
     RESERVED,
@@ -30,9 +30,9 @@ from realspike_ops.reparam.network import (
     FoldedNetwork,
     Step,
 )
-from realspike_ops.reparam.sizes import batch_size
+from realspike_ops.reparam.trace.sizes import batch_size
 
-FORMAT = "realspike.folded"
+FORMAT = "realspike.inspect.folded"
 FORMAT_VERSION = "3"
 
 _REST = ("input_shape", "batch", "neurons")  # of the arguments of a FoldedNetwork

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from realspike_ops import _checks as checks
 from realspike_ops import nn as layers
 from realspike_ops.nn.packed_spikes import PackedSpikes
-from realspike_ops.nn.storage import Stored
+from realspike_ops.nn.synapses.storage import Stored
 
 INPUT = "input"
 # Attributes of a FoldedNetwork, which no step may hide.

@@ -4,7 +4,7 @@
 
 Guided by coverage (atheris, the extra `fuzz`). What reaches new code is kept in the corpus, with
 which the next search begins. An input that is found is written to tests/proofs/found/READER/, where
-tests/test_readers.py reads it ever after. Exit code 1 if there is one.
+tests/house/test_readers.py reads it ever after. Exit code 1 if there is one.
 """
 
 import argparse
@@ -18,10 +18,10 @@ ROOT = Path(__file__).resolve().parents[2]
 FOUND = Path(__file__).parent / "found"
 SECONDS, MEGABYTES = 10, 2048  # that one input may take
 INSTRUMENTED = [
-    *("pickletools", "realspike.checkpoint", "realspike.data", "realspike.folded"),
-    *("realspike.network_config", "realspike.run_config", "realspike.strict_yaml"),
-    *("realspike.train.history", "realspike.trained", "realspike_ops.safe_files"),
-    *("realspike_ops.reparam.bounded_run", "realspike_ops.reparam.file"),
+    *("pickletools", "realspike.checkpoint", "realspike.data", "realspike.inspect.folded"),
+    *("realspike.config.network_config", "realspike.config.run_config", "realspike.config.strict_yaml"),
+    *("realspike.train.history", "realspike.inspect.trained", "realspike_ops.safe_files"),
+    *("realspike_ops.reparam.check.bounded_run", "realspike_ops.reparam.file"),
 ]
 NEVER = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect")
 

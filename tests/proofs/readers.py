@@ -12,13 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from realspike import checkpoint, folded, run_config, trained
+from realspike import checkpoint
+from realspike.inspect import folded
+from realspike.config import run_config
+from realspike.inspect import trained
 from realspike.data import cifar, cifar10_dvs
 from realspike.errors import UserError
-from realspike.network_config import NetworkConfig
+from realspike.config.network_config import NetworkConfig
 from realspike.networks import build
 from realspike.train.history import FIELDS, read_csv
-from realspike.trained import Trained, example_input
+from realspike.inspect.trained import Trained, example_input
 
 import realspike_ops as rso
 

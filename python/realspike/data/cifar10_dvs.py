@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 
 from realspike.data.events import frames_of_events
 from realspike.data.sets import DataError, Splits
-from realspike.datasets import DATASETS
-from realspike.datasets import DVS_CLASSES as CLASSES
+from realspike.config.datasets import DATASETS
+from realspike.config.datasets import DVS_CLASSES as CLASSES
 
 SENSOR = 128  # pixels, height and width
 TRAIN_SHARE = 0.9

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from realspike.optional import require
-from realspike.run_config import DataSection
+from realspike.config.run_config import DataSection
 
 
 class Preprocess(nn.Module):

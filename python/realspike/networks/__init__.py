@@ -1,6 +1,6 @@
 """The networks of the paper, small ones of the same build, and what makes one from its config."""
 
-from realspike.network_config import ARCHITECTURES, GRANULARITIES, NetworkConfig
+from realspike.config.network_config import ARCHITECTURES, GRANULARITIES, NetworkConfig
 
 from .build import SpikingNetwork, build
 

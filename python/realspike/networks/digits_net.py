@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from realspike.network_config import NetworkConfig
+from realspike.config.network_config import NetworkConfig
 from realspike.networks.layers import encoding, neurons
 from realspike_ops import MeanOverTime
 

@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor, nn
 
-from realspike.network_config import NetworkConfig
+from realspike.config.network_config import NetworkConfig
 from realspike_ops import DirectEncoding, MeanOverTime, RealSpikeLIF
 
 

@@ -8,7 +8,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from realspike.network_config import NetworkConfig
+from realspike.config.network_config import NetworkConfig
 from realspike.networks.layers import Classifier, encoding, halved, neurons
 from realspike.networks.residual import ResidualBlock, residual_stages
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from realspike.network_config import NetworkConfig
+from realspike.config.network_config import NetworkConfig
 from realspike.networks.layers import Classifier, conv3x3, encoding, halved, neurons
 
 # Multiples of the width, one tuple per map size; a pooling by 2 stands between two of them.

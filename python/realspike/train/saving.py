@@ -8,7 +8,7 @@ import torch
 
 from realspike import checkpoint, environment
 from realspike.data import Splits
-from realspike.run_config import RunConfig
+from realspike.config.run_config import RunConfig
 from realspike.train import sealed
 from realspike.train.divergence import DivergenceCheck
 from realspike.train.history import History, write_csv

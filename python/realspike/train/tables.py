@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from realspike import environment, run_config
-from realspike.recipes import Cell, description, in_paper
-from realspike.run_config import RunConfig
+from realspike import environment
+from realspike.config import run_config
+from realspike.config.recipes import Cell, description, in_paper
+from realspike.config.run_config import RunConfig
 from realspike.train.history import read_csv
 from realspike.train.run import CONFIG_FILE, METRICS_FILE, RunError, resume, start
 

@@ -1,0 +1,117 @@
+"""The `realspike` command.
+
+Exit codes: 0 done; 1 it ran and failed; 2 it cannot run as asked; 130 interrupted, 143 terminated,
+141 nobody read its output to the end.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+
+from realspike import output
+from realspike.cli import common
+from realspike.cli import evaluate
+from realspike.cli import export
+from realspike.cli import fold
+from realspike.cli import plot
+from realspike.cli import profile
+from realspike.cli import quickstart
+from realspike.cli import table
+from realspike.cli import train
+from realspike.errors import UserError
+from realspike.names import nearest
+
+# Nothing above or at the top of this file imports torch: --help and wrong arguments answer at once.
+
+_COMMANDS = (quickstart, train, evaluate, fold, export, profile, table, plot)
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        import realspike
+
+        print(f"realspike {realspike.__version__}")
+        parser.exit()
+
+
+class _Parser(argparse.ArgumentParser):
+    def _check_value(self, action, value):
+        """Refuse a choice that there is not, with the nearest that there is."""
+        if action.choices is not None and value not in action.choices:
+            choices = ", ".join(map(str, action.choices))
+            hint = nearest(value, map(str, action.choices))
+            raise argparse.ArgumentError(action, f"must be one of {choices}; got {value!r}{hint}")
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """Return the parser of the whole command and those of its commands."""
+    parser = _Parser(
+        prog="realspike",
+        description="Train, fold, verify and use Real Spike networks.",
+        epilog="`realspike COMMAND --help` explains a command.",
+    )
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, help="print the version of realspike and exit"
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in _COMMANDS:
+        command.add(commands)
+    return parser, commands.choices
+
+
+def _parse(arguments: "Sequence[str] | None") -> argparse.Namespace:
+    """Parse, with key=value anywhere: argparse takes arguments behind an option for unknown."""
+    parser, commands = _parsers()
+    parsed, others = parser.parse_known_args(arguments)
+    unknown = [other for other in others if other.startswith("-")]
+    if not hasattr(parsed, "overrides"):
+        unknown = others
+    if unknown:
+        command = commands[parsed.command]
+        options = [o for action in command._actions for o in action.option_strings]
+        hint = nearest(unknown[0].partition("=")[0], options)
+        command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    if others:
+        parsed.overrides = [*parsed.overrides, *others]
+    return parsed
+
+
+def _is_want_of_memory(error: Exception) -> bool:
+    """Whether an allocator failed: those of Python, and of PyTorch on a GPU and on a CPU."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
+
+
+def main(arguments: "Sequence[str] | None" = None) -> int:
+    """Run the command line; return the exit code (argparse exits by itself on wrong arguments)."""
+    try:
+        with output.prepared():
+            parsed = _parse(arguments)
+            return parsed.run(parsed)
+    except UserError as error:
+        return common.fail(error.exit_code, str(error))
+    except BrokenPipeError:
+        return 141
+    except OSError as error:
+        named = f"{error.filename}: " if error.filename else ""
+        return common.fail(1, f"{named}{error.strerror or error}")
+    except (MemoryError, RuntimeError) as error:
+        if not _is_want_of_memory(error):
+            raise
+        said = str(error).strip().partition("\n")[0] or "MemoryError"
+        return common.fail(
+            1,
+            f"there is not enough memory ({said:.200}); smaller data.batch_size, network.width, "
+            "network.timesteps and images take less",
+        )
+    except KeyboardInterrupt as interrupt:
+        print("realspike: interrupted", file=sys.stderr)
+        return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,35 @@
+"""`realspike eval`."""
+
+import json
+
+from realspike.cli import common
+
+
+def add(commands) -> None:
+    parser = common.add_command(
+        commands,
+        "eval",
+        run,
+        help="classify the test data with a trained or folded network",
+        description="Classify the test data that belong to a checkpoint, trained or folded, and\n"
+        "print accuracy and loss.",
+    )
+    common.add_checkpoint(parser)
+    common.add_evaluation(parser)
+
+
+def run(arguments) -> int:
+    from realspike.inspect import folded
+    from realspike.inspect import trained
+
+    network = folded.load_either(arguments.checkpoint, arguments.overrides, arguments.allow)
+    result = trained.evaluate(network.network, network.test_batches(arguments.samples))
+    if arguments.json:
+        print(json.dumps({"checkpoint": str(network.source)} | result, indent=2))
+    else:
+        print(
+            f"{network.source}: {result['correct']} of {result['samples']} test samples of "
+            f"{network.config.data.name} right, accuracy {100 * result['accuracy']:.2f} %, "
+            f"loss {result['loss']:.4f}"
+        )
+    return 0

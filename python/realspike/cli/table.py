@@ -1,0 +1,114 @@
+"""`realspike table`."""
+
+import signal
+import sys
+from pathlib import Path
+
+from realspike import output
+from realspike.config import recipes
+from realspike.config import run_config
+from realspike.cli import common
+from realspike.config.datasets import check_present
+from realspike.files import make_writable, write_atomically
+from realspike.names import check_choice
+from realspike.optional import require
+from realspike.config.run_config import ConfigError
+
+
+def add(commands) -> None:
+    described = "\n".join(f"  {name:<14} {recipes.description(name)}" for name in recipes.RECIPES)
+    parser = common.add_command(
+        commands,
+        "table",
+        run,
+        help="train the grid behind a table of the paper and print it",
+        description="Train every network of a table of the paper on a data set, with several\n"
+        "seeds, and print the table in the paper's layout: mean and standard deviation, the\n"
+        "paper's own numbers beside them where the data are the paper's. Stopped, it\n"
+        "continues where it was; networks that two tables share are trained once.",
+        epilog=f"data sets:\n{described}",
+    )
+    parser.add_argument("table", type=int, choices=sorted(recipes.TABLES), help="of the paper")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="changes of every configuration"
+    )
+    parser.add_argument(
+        "--data", default="cifar10", metavar="NAME", help="data set (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seeds",
+        type=common.integer(1, 1000),
+        default=3,
+        metavar="N",
+        help="how many (default: %(default)s)",
+    )
+    parser.add_argument(
+        *("--out", "-o"),
+        type=common.path,
+        default=Path("runs/tables"),
+        metavar="FOLDER",
+        help="of the runs (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--cells",
+        type=common.integer(0, 10**6),
+        metavar="N",
+        help="train at most N networks now (0: print what there is)",
+    )
+    parser.add_argument(
+        "--save", type=common.path, metavar="FILE", help="also write the table as Markdown"
+    )
+
+
+def run(arguments) -> int:
+    try:
+        check_choice("--data", arguments.data, recipes.RECIPES)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    overrides = run_config.parse_overrides(arguments.overrides)
+    cells = recipes.cells_of(arguments.table, arguments.data)
+    if not cells:
+        raise ConfigError(f"table {arguments.table} of the paper has no {arguments.data}")
+    # Before anything slow, and hours of training.
+    cells = recipes.changed(cells, overrides)
+    data = cells[0].config().replaced(**overrides).data
+    check_present(data.name, data.folder)
+    if arguments.save:
+        try:
+            make_writable(arguments.save)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write --save {arguments.save}: {error.strerror or error}"
+            ) from error
+    require("lightning.pytorch")
+    console = output.console()
+
+    from realspike.train import tables
+
+    jobs = tables.jobs_of(cells, arguments.seeds, arguments.out, overrides)
+
+    def announce(job, left: int) -> None:
+        console.print(f"{left} to train; now {job.folder}", soft_wrap=True)
+
+    stopped = tables.run(jobs, arguments.cells, announce, console=console)
+    found = tables.entries(jobs)
+    if arguments.save:
+        page = tables.markdown(arguments.table, arguments.data, jobs, found, arguments.overrides)
+        write_atomically(arguments.save, page.encode())
+    header, rows = tables.layout(arguments.table, found)
+    title = tables.title(arguments.table, arguments.data, found, arguments.overrides)
+    out = require("rich.table").Table(title=title, title_justify="left")
+    for number, text in enumerate(header):
+        is_text = text in ("data", "method", "network")
+        out.add_column(text, justify="left" if is_text or number == 0 else "right")
+    for row in rows:
+        out.add_row(*row)
+    console.print(out)
+    missing = sum(job.accuracy() is None for job in jobs)
+    if missing:
+        console.print(f"{missing} of {len(jobs)} networks are not trained yet")
+    if stopped:
+        name = signal.Signals(stopped).name
+        print(f"realspike: stopped by {name}; the same command continues", file=sys.stderr)
+        return 128 + stopped
+    return 0

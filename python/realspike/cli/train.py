@@ -1,0 +1,112 @@
+"""`realspike train`."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from realspike import output
+from realspike.config import run_config
+from realspike.cli import common
+from realspike.config.datasets import check_present
+from realspike.optional import require
+from realspike.config.run_config import ConfigError
+
+
+def add(commands) -> None:
+    parser = common.add_command(
+        commands,
+        "train",
+        run,
+        help="train a network as a configuration says",
+        description="Train as a YAML file and overrides say, into a folder: config.yaml,\n"
+        "metrics.csv, TensorBoard logs, last.ckpt (to resume), model.safetensors (the\n"
+        "network) and report.html. Ctrl-C or SIGTERM stops after the current step, with a\n"
+        "checkpoint from which --resume continues exactly. On many GPUs:\n"
+        "  torchrun --nproc-per-node 8 -m realspike train --config FILE --out FOLDER",
+        epilog=f"keys, with their defaults (the section may be left out):\n{run_config.describe()}",
+    )
+    parser.add_argument(
+        "--config", type=common.path, metavar="FILE", help="a YAML file, see configs/"
+    )
+    parser.add_argument(
+        *("--out", "-o"),
+        type=common.path,
+        metavar="FOLDER",
+        help="of the run (default: runs/ and the name of the configuration)",
+    )
+    parser.add_argument(
+        "--resume", type=common.path, metavar="FOLDER", help="continue the run in this folder"
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the whole configuration and exit"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="changes of the configuration"
+    )
+
+
+def run(arguments) -> int:
+    if arguments.resume is not None:
+        if arguments.config or arguments.overrides or arguments.out:
+            raise ConfigError(
+                "--resume continues a run as it was configured: no other arguments with it"
+            )
+        if not (arguments.resume / run_config.FILE).exists():
+            raise ConfigError(f"there is no run in {arguments.resume}: it has no {run_config.FILE}")
+        config = run_config.read(arguments.resume / run_config.FILE)
+    else:
+        config = run_config.read(arguments.config, arguments.overrides)
+        if arguments.print_config:
+            print(config.to_yaml(), end="")
+            return 0
+    check_present(config.data.name, config.data.folder)
+    require("lightning.pytorch")
+    console = output.console()
+
+    from realspike import train
+
+    began = time.perf_counter()
+    options = {"on_epoch": lambda record: _print(console, record), "console": console}
+    if arguments.resume is not None:
+        out = arguments.resume
+        result = train.resume(out, on_note=_note, **options)
+    else:
+        out = arguments.out or Path("runs") / (
+            arguments.config.stem if arguments.config else config.data.name
+        )
+        result = train.start(config, out, **options)
+    if result.stopped_by:
+        name = signal.Signals(result.stopped_by).name
+        print(
+            f"realspike: stopped by {name}; `realspike train --resume {out}` continues",
+            file=sys.stderr,
+        )
+        return 128 + result.stopped_by
+    if os.environ.get("RANK", "0") != "0":
+        return 0
+
+    from realspike.report import run_report
+
+    # What the user asked to train may be imported.
+    run_report.write(out, allow=(config.network.architecture, config.data.name))
+    _line(console, f"Files: {out}/ ({time.perf_counter() - began:.0f} s)")
+    return 0
+
+
+def _print(console, record: dict) -> None:
+    _line(
+        console,
+        f"epoch {record['epoch']:>3}: training loss {record['train_loss']:.4f}, "
+        f"accuracy {100 * record['train_accuracy']:.2f} %; "
+        f"test accuracy {100 * record['test_accuracy']:.2f} %",
+    )
+
+
+def _note(text: str) -> None:
+    print(f"realspike: note: {text}", file=sys.stderr)
+
+
+def _line(console, text: str) -> None:
+    console.print(text, soft_wrap=True)

@@ -1,0 +1,349 @@
+"""The configuration of a run: a YAML file, overrides ``key=value``, and their checks.
+
+Everything is checked before torch or any data is loaded.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import UnionType
+from typing import get_args, get_type_hints
+
+from realspike.config import strict_yaml
+from realspike.config.datasets import DATASETS, facts_of
+from realspike.errors import UserError
+from realspike.files import path_of
+from realspike.names import check_choice, check_known, nearest, shown
+from realspike.config.network_config import ARCHITECTURES, ENCODINGS, GRANULARITIES, NetworkConfig
+from realspike.optional import require
+from realspike.own import is_own
+
+FILE = "config.yaml"  # in the folder of a run
+PRECISIONS = ("32-true", "bf16-mixed")
+OPTIMIZERS = ("sgd", "adamw")
+
+
+class ConfigError(UserError, ValueError):
+    """A configuration cannot be used; the message names the key, its value and what is accepted."""
+
+
+def _option(default, text: str, low=None, high=None, choices=None, own: str = ""):
+    """``own``: what ``package.module:name`` may be instead of one of the choices."""
+    return field(
+        default=default,
+        metadata={"help": text, "low": low, "high": high, "choices": choices, "own": own},
+    )
+
+
+@dataclass(frozen=True)
+class NetworkSection:
+    architecture: str = _option(
+        "resnet20", "the network", choices=ARCHITECTURES, own="package.module:Class"
+    )
+    granularity: str = _option(
+        "element", "what shares one amplitude; none: binary spikes", choices=GRANULARITIES
+    )
+    timesteps: int = _option(4, "T", 1, 64)
+    width: int | None = _option(
+        None, "channels of the first convolution; null: as published", 1, 512
+    )
+    decay: float = _option(0.25, "of the membrane potential per timestep; 1: IF neurons", 0, 1)
+    v_threshold: float = _option(0.5, "potential at which a neuron fires", 1e-6, 100)
+    detach_reset: bool = _option(False, "stop the gradient through the reset")
+    pooling: str | None = _option(
+        None, "of VGG and SEW-ResNet; null: as published (max)", choices=("max", "average", "none")
+    )
+    zero_init_residual: bool = _option(
+        False, "start the last batch norm of every residual branch at 0"
+    )
+    threshold_norm: bool = _option(True, "start batch norms at the threshold instead of 1")
+
+
+@dataclass(frozen=True)
+class DataSection:
+    name: str = _option(
+        "digits", "the data set", choices=tuple(DATASETS), own="package.module:function"
+    )
+    root: str = _option("data", "folder with the data set's files")
+    batch_size: int = _option(128, "images per step and process", 1, 10**6)
+    workers: int = _option(2, "processes that read images from files", 0, 256)
+    crop: int = _option(0, "padding of the random crop in pixels (0: none)", 0, 64)
+    flip: bool = _option(False, "random horizontal flip")
+    autoaugment: bool = _option(False, "AutoAugment, the policy found on CIFAR-10")
+    cutout: int = _option(0, "side of the square that Cutout blanks (0: none)", 0, 224)
+    image_size: int | None = _option(
+        None, "pixels, of cifar10-dvs and images; null: 48 and 224", 1, 4096
+    )
+    classes: int | None = _option(None, "of images or your own data; null: as read", 1, 100_000)
+    channels: int | None = _option(None, "of your own data; null: as read", 1, 1024)
+    encoding: str | None = _option(None, "of your own data; null: as read", choices=ENCODINGS)
+
+    @property
+    def folder(self) -> Path:
+        return path_of(self.root)
+
+
+@dataclass(frozen=True)
+class TrainingSection:
+    epochs: int = _option(400, "passes over the training data", 1, 10**6)
+    optimizer: str = _option("sgd", "what steps the weights", choices=OPTIMIZERS)
+    learning_rate: float = _option(0.1, "at its highest", 0)
+    momentum: float = _option(0.9, "of SGD; the first beta of AdamW", 0, 1)
+    weight_decay: float = _option(1e-4, "of convolutions and linear layers", 0)
+    scale_amplitudes: bool = _option(
+        True, "learning rate of an amplitude over the root of how many neurons share it"
+    )
+    warmup_epochs: float = _option(0.0, "of a linear rise before the cosine to 0", 0)
+    accumulate: int = _option(1, "batches per step of the optimizer", 1, 10**6)
+    clip_gradient: float = _option(0.0, "largest norm of the gradient (0: any)", 0)
+    device: str = _option("auto", "to train on", choices=("auto", "cpu", "cuda"))
+    precision: str = _option("32-true", "of the computation", choices=PRECISIONS)
+    ema: float = _option(0.0, "decay of an average of the weights (0: none)", 0, 1)
+    compress_spikes: bool = _option(False, "keep spikes for backward as bits: less memory, slower")
+    sync_batchnorm: bool = _option(True, "batch norm over all GPUs of a run")
+    seed: int = _option(0, "of weights, batches and augmentation", 0, 2**31 - 1)
+    threads: int | None = _option(
+        None, "CPU threads per process; null: as PyTorch chooses", 1, 1024
+    )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run. Unknown keys and impossible values raise `ConfigError`."""
+
+    network: NetworkSection = NetworkSection()
+    data: DataSection = DataSection()
+    training: TrainingSection = TrainingSection()
+
+    def __post_init__(self):
+        for section in dataclasses.fields(self):
+            values = getattr(self, section.name)
+            for option in dataclasses.fields(values):
+                _check_range(f"{section.name}.{option.name}", getattr(values, option.name), option)
+        data, facts = self.data, facts_of(self.data.name)
+        for key in ("image_size", "classes", "channels", "encoding"):
+            fixed = not facts.resizable or key not in ("image_size", "classes")
+            if getattr(data, key) is not None and fixed and getattr(facts, key) is not None:
+                raise ConfigError(f"data.{key} cannot be chosen for {data.name}")
+        if data.autoaugment and (data.channels or facts.channels or 3) != 3:
+            raise ConfigError(f"data.autoaugment needs colour images; {data.name} has none")
+        if self.training.warmup_epochs >= self.training.epochs:
+            raise ConfigError(
+                f"training.warmup_epochs must be below training.epochs ({self.training.epochs}); "
+                f"got {self.training.warmup_epochs}"
+            )
+        if self.training.optimizer == "adamw" and self.training.momentum == 1:
+            raise ConfigError("training.momentum must be below 1 for adamw; got 1.0")
+        if self.training.ema == 1:
+            raise ConfigError("training.ema must be below 1, or the average never moves; got 1.0")
+        self.network_config()
+
+    def network_config(self) -> NetworkConfig:
+        """Return the network that fits the data."""
+        # What is not known before the data are read has the defaults of a network for now.
+        facts, stand_in = facts_of(self.data.name), NetworkConfig
+        data = self.data
+        try:
+            return NetworkConfig(
+                **dataclasses.asdict(self.network),
+                classes=data.classes or facts.classes or stand_in.classes,
+                in_channels=data.channels or facts.channels or stand_in.in_channels,
+                image_size=data.image_size or facts.image_size or stand_in.image_size,
+                encoding=data.encoding or facts.encoding or stand_in.encoding,
+            )
+        except ValueError as error:
+            raise ConfigError(f"network: {error}") from error
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+    def to_yaml(self) -> str:
+        return require("yaml").safe_dump(self.to_dict(), sort_keys=False)
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> "RunConfig":
+        """Make a configuration of nested dictionaries; what is not given keeps its default.
+
+        Raises:
+            ConfigError: for an unknown key, a value of the wrong type or out of range.
+        """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"the configuration must hold sections; got {shown(values)}")
+        sections = {}
+        known = {f.name: f.type for f in dataclasses.fields(cls)}
+        try:
+            check_known("section", values, known)
+            for name, given in values.items():
+                if not isinstance(given, Mapping):
+                    raise ConfigError(f"{name} must be a section of keys; got {shown(given)}")
+                check_known(f"key of {name}", given, _SECTIONS[name])
+                kinds = get_type_hints(known[name])
+                sections[name] = known[name](
+                    **{k: _convert(f"{name}.{k}", v, kinds[k]) for k, v in given.items()}
+                )
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        return cls(**sections)
+
+    def replaced(self, **changes) -> "RunConfig":
+        """Return a copy; keys as in `resolve_key` (``timesteps=2``, ``**{"data.root": "x"}``)."""
+        values = self.to_dict()
+        for key, value in changes.items():
+            section, name = resolve_key(key)
+            values[section][name] = value
+        return type(self).from_dict(values)
+
+
+_SECTIONS = {
+    section.name: tuple(option.name for option in dataclasses.fields(section.type))
+    for section in dataclasses.fields(RunConfig)
+}
+
+
+def resolve_key(key: str) -> tuple[str, str]:
+    """Return (section, name) of ``section.name``, or of a name alone: no two sections share one.
+
+    Raises:
+        ConfigError: if there is no such key; the message gives the nearest.
+    """
+    section, dot, name = key.rpartition(".")
+    owners = [s for s, names in _SECTIONS.items() if name in names and section in ("", s)]
+    if not owners and key in _SECTIONS:
+        raise ConfigError(
+            f"{key} is a section: give a key of it, such as {key}.{_SECTIONS[key][0]}"
+        )
+    if not owners:
+        known = [f"{s}.{n}" if dot else n for s, names in _SECTIONS.items() for n in names]
+        hint = nearest(key, known) or "; `realspike train --help` lists them"
+        raise ConfigError(f"unknown key {shown(key)}{hint}")
+    return owners[0], name
+
+
+_NULLS = ("", "~", "null")
+_BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        return int(text, 0)  # 0x10
+
+
+def _number(text: str) -> float:
+    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))  # as YAML spells them
+
+
+def _text(text: str) -> str:
+    if "\0" in text:  # which no path may have
+        raise ValueError
+    text.encode()  # as the file of the configuration is written
+    return text
+
+
+_READERS: dict[type, tuple[Callable[[str], object], str]] = {
+    bool: (lambda text: _BOOLEANS[text.lower()], "true or false"),
+    int: (_integer, "an integer"),
+    float: (_number, "a number"),
+    str: (_text, "a text"),
+}
+
+
+def _convert(key: str, value, kind):
+    """Return ``value`` as ``kind``, which alone decides what a text means."""
+    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    is_optional, kind = type(None) in kinds, kinds[0]
+    if is_optional and (value is None or str(value).lower() in _NULLS):
+        return None
+    read, wanted = _READERS[kind]
+    try:
+        if type(value) is str:
+            return read(value)
+        if type(value) is kind:
+            return value
+        if kind is float and type(value) is int:
+            return float(value)
+    except (ValueError, KeyError, OverflowError):
+        pass
+    raise ConfigError(f"{key} must be {wanted}{' or null' * is_optional}; got {shown(value)}")
+
+
+def _check_range(key: str, value, option: dataclasses.Field) -> None:
+    low, high, choices = (option.metadata[k] for k in ("low", "high", "choices"))
+    if value is None:
+        return
+    if choices and not (option.metadata["own"] and is_own(value)):
+        try:
+            check_choice(key, value, choices)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    too_low = low is not None and not value >= low
+    too_high = high is not None and not value <= high
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key} must be finite; got {shown(value)}")
+    if too_low or too_high:
+        limits = [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
+        raise ConfigError(f"{key} must be {' and '.join(limits)}; got {shown(value)}")
+
+
+def read(path: "Path | None", overrides: Iterable[str] = ()) -> RunConfig:
+    """Read a YAML file (None: the defaults) and apply overrides ``key=value``.
+
+    A section without keys keeps its defaults.
+
+    Raises:
+        ConfigError: if the file cannot be read or used, or for a bad key or value.
+        MissingPackageError: if PyYAML is not installed.
+    """
+    values: dict = {}
+    if path is not None:
+        try:
+            values = strict_yaml.read(path)
+        except OSError as error:
+            raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+        except ValueError as error:
+            raise ConfigError(f"the configuration {path} cannot be used: {error}") from error
+    values = {name: {} if given is None else given for name, given in values.items()}
+    for key, value in parse_overrides(overrides).items():
+        section, name = resolve_key(key)
+        if not isinstance(values.setdefault(section, {}), dict):
+            raise ConfigError(f"{section} must be a section of keys; got {shown(values[section])}")
+        values[section][name] = value
+    return RunConfig.from_dict(values)
+
+
+def parse_overrides(overrides: Iterable[str]) -> dict[str, str]:
+    """Return the values of ``key=value``, each key as ``section.name``.
+
+    Raises:
+        ConfigError: without a "=", for a key that there is not, and for one that is given twice.
+    """
+    values: dict[str, str] = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError(f"an override must be key=value; got {shown(override)}")
+        key = ".".join(resolve_key(key.strip()))
+        if key in values:
+            raise ConfigError(f"{key} is given twice: {shown(values[key])} and {shown(text)}")
+        values[key] = text
+    return values
+
+
+def describe() -> str:
+    """Return one line per key: its name, its default, what it means and what it accepts."""
+    lines = []
+    for section in dataclasses.fields(RunConfig):
+        for option in dataclasses.fields(section.type):
+            choices = option.metadata["choices"]
+            own = (option.metadata["own"],) if option.metadata["own"] else ()
+            accepted = f" [{', '.join((*choices, *own))}]" if choices else ""
+            default = json.dumps(option.default).strip('"')
+            text = f"{option.metadata['help']}{accepted}"
+            lines.append(f"  {section.name}.{option.name}={default}\n      {text}")
+    return "\n".join(lines)

@@ -1,0 +1,217 @@
+"""Everything about a run in one folder of pictures and one HTML file that needs no other."""
+
+import base64
+import html
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import torch
+
+from realspike import environment, records
+from realspike.report import plots
+from realspike.report import run_plots
+from realspike.inspect import trained
+from realspike.inspect.activity import entropy_table, record_activity
+from realspike.files import make_writable_folder, write_atomically
+from realspike.inspect.kernels import find_readings, kernel_differences
+from realspike.inspect.spikes import record_spikes
+from realspike.inspect.trained import Trained
+from realspike.quickstart.training import EpochRecord
+
+SAMPLES = 256  # of the test data, behind rates and entropies
+SHOWN_CHANNELS = 6
+FOLDER = "plots"
+PAGE = "report.html"
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #333; max-width: 62em; margin: 2em auto;
+       padding: 0 1em }
+h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2em }
+table { border-collapse: collapse } td, th { padding: .2em .9em .2em 0; text-align: right }
+td:first-child, th:first-child { text-align: left } th { border-bottom: 1px solid #999 }
+img { max-width: 100% } code, pre { font-size: .9em } pre { background: #f5f5f5; padding: 1em }
+"""
+
+
+def write(
+    run: Path,
+    others: Sequence[Path] = (),
+    overrides: Sequence[str] = (),
+    allow: Collection[str] = (),
+) -> Path:
+    """Draw the pictures of a run into ``run/plots`` and write ``run/report.html``.
+
+    Args:
+        run: A run's folder.
+        others: Runs whose curves are drawn beside its own, such as the binary network's (Fig. 5).
+        overrides: Changes of the data's keys, such as ``data.root=...``.
+        allow: What of the user's own may be imported, see `realspike.checkpoint.load`.
+
+    Returns:
+        The page.
+
+    Raises:
+        CheckpointError, DataError, MissingPackageError: see `realspike.inspect.trained.load`.
+    """
+    run_plots.require_matplotlib()
+    network = trained.load(run, overrides, allow)
+    beside = [trained.load(other, allow=allow) for other in others]
+    folder = run / FOLDER
+    make_writable_folder(folder)
+    batches = list(network.test_batches(SAMPLES))
+    layers = record_activity(network.network, (inputs for inputs, _ in batches))
+    real_valued = [layer for layer in layers if layer.is_real_valued]
+    drawn = {
+        "accuracy": ("Accuracy and loss over the epochs (Fig. 5)", _curves([network, *beside])),
+        "kernels": ("What the amplitudes make of a kernel (Fig. 3)", _kernels(network)),
+        "channels": ("Channels as spikes", _channels(network, batches)),
+        "amplitudes": (
+            "Amplitudes",
+            run_plots.amplitude_histograms(real_valued) if real_valued else None,
+        ),
+        "firing_rates": ("Firing rates", run_plots.firing_rates(layers)),
+    }
+    pictures = {}
+    for name, (caption, figure) in drawn.items():
+        if figure is not None:
+            pictures[f"{name}.png"] = caption
+            plots.write_png(figure, folder / f"{name}.png")
+    page = run / PAGE
+    content = _page(
+        network, pictures, folder, entropy_table(layers), sum(len(b) for _, b in batches)
+    )
+    write_atomically(page, content.encode())
+    return page
+
+
+def _history(network: Trained) -> list[dict]:
+    return records.checked(network.record.get("history", []), network.source)
+
+
+def _curves(runs: Sequence[Trained]):
+    """Draw the runs that have a record; runs of one name are told apart by their folders."""
+    curves: list[plots.Curve] = []
+    for run in runs:
+        config = run.config.network
+        name = f"{config.architecture} {plots_name(config.granularity)} T={config.timesteps}"
+        if name in (curve.name for curve in curves):
+            name = f"{name}, {run.source.parent.name}"
+        history = [
+            EpochRecord(
+                *(r[key] for key in ("epoch", "train_loss", "train_accuracy", "test_accuracy"))
+            )
+            for r in _history(run)
+        ]
+        if history:
+            curves.append(plots.Curve(name, config.granularity, history))
+    return plots.training_curves(curves) if curves else None
+
+
+def plots_name(granularity: str) -> str:
+    return "binary" if granularity == "none" else f"real, {granularity}"
+
+
+def _kernels(network: Trained):
+    readings = find_readings(network.network, network.example_input())
+    readings = [r for r in readings if r.lif.amplitude is not None and min(r.input_size) > 2]
+    if not readings:
+        return None
+    reading = readings[0]
+    # The input channel whose amplitudes differ most, and the strongest kernel that reads it.
+    amplitude = torch.ones(reading.conv.in_channels, *reading.input_size) * reading.lif.amplitude
+    amplitude = amplitude.detach()
+    channel = int(amplitude.flatten(1).var(1).argmax())
+    out = int(reading.conv.weight.detach()[:, channel].abs().amax((1, 2)).argmax())
+    parts = (part.detach().numpy() for part in kernel_differences(reading, out, channel))
+    title = f"{reading.conv_name} reads {reading.lif_name}: input channel {channel}, output {out}"
+    return run_plots.kernels(*parts, title)
+
+
+def _channels(network: Trained, batches):
+    """Draw some channels of an early layer for the first test sample."""
+    T = network.network_config.timesteps
+    frames = network.network_config.encoding == "frames"
+    inputs = batches[0][0]
+    inputs = inputs.unflatten(0, (T, -1))[:, 0] if frames else inputs[:1]
+    spikes = record_spikes(network.network, inputs)  # [T, 1, C, H, W] by layer
+    has_amplitude = {n: network.network.get_submodule(n).amplitude is not None for n in spikes}
+    names = [n for n in spikes if has_amplitude[n]] or list(spikes)
+    name = names[min(1, len(names) - 1)]
+    busiest_step = int((spikes[name] != 0).flatten(1).sum(1).argmax())
+    real = spikes[name][busiest_step, 0]
+    binary = (real != 0).float()
+    chosen = binary.flatten(1).var(1).topk(min(SHOWN_CHANNELS, len(binary))).indices
+    image = inputs.unflatten(0, (T, -1))[:, 0].sum((0, 1)) if frames else inputs[0].mean(0)
+    return plots.spike_maps(
+        image.numpy(),
+        binary.numpy(),
+        real.numpy() if has_amplitude[name] else None,
+        sorted(chosen.tolist()),
+        f"Layer {name}, first test sample, timestep {busiest_step + 1} of {T} (grey: silent)",
+    )
+
+
+def _page(network: Trained, pictures, folder: Path, entropies: list[dict], samples: int) -> str:
+    history = _history(network)
+    config = network.config.network
+    title = f"{config.architecture}, {plots_name(config.granularity)}, T = {config.timesteps}"
+    last = history[-1] if history else None
+    parts = [f"<h1>{html.escape(title)} on {html.escape(network.config.data.name)}</h1>"]
+    if last:
+        parts.append(
+            f"<p>After {last['epoch']} epochs: test accuracy <b>{100 * last['test_accuracy']:.2f} %"
+            f"</b>, training accuracy {100 * last['train_accuracy']:.2f} %. Commit "
+            f"<code>{html.escape(str(network.record.get('commit') or 'unknown'))}</code>.</p>"
+        )
+    for name, caption in pictures.items():
+        data = base64.b64encode((folder / name).read_bytes()).decode()
+        parts.append(
+            f'<h2>{html.escape(caption)}</h2>\n<img alt="{html.escape(caption)}" '
+            f'src="data:image/png;base64,{data}">'
+        )
+    parts.append(f"<h2>Entropy of a spike, on {samples} test samples [bits]</h2>")
+    parts.append(_table(ENTROPY_HEADER, entropy_rows(entropies)))
+    parts.append("<h2>Epochs</h2>")
+    header = ("epoch", "training loss", "training %", "test loss", "test %", "learning rate")
+    rows = [
+        (
+            *(r["epoch"], f"{r['train_loss']:.4f}", f"{100 * r['train_accuracy']:.2f}"),
+            *(f"{r['test_loss']:.4f}", f"{100 * r['test_accuracy']:.2f}"),
+            f"{r['learning_rate']:.2g}",
+        )
+        for r in history
+    ]
+    parts.append(_table(header, rows))
+    parts.append(f"<h2>Configuration</h2><pre>{html.escape(network.config.to_yaml())}</pre>")
+    described = html.escape(json.dumps(environment.describe(), indent=2))
+    parts.append(f"<h2>This report was made on</h2><pre>{described}</pre>")
+    body = "\n".join(parts)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>'
+        f"{html.escape(title)}</title><style>{_STYLE}</style></head>\n<body>{body}</body></html>\n"
+    )
+
+
+ENTROPY_HEADER = ("layer", "neurons", "rate %", "capacity", "emitted", "fires or not", "per neuron")
+
+
+def entropy_rows(table: list[dict]) -> list[tuple[str, ...]]:
+    """Return the rows of `realspike.inspect.activity.entropy_table` as text, for `ENTROPY_HEADER`."""
+    return [
+        (
+            *(row["layer"], str(row["neurons"]), f"{100 * row['firing_rate']:.1f}"),
+            *(str(row["capacity"]), f"{row['emitted_entropy']:.2f}"),
+            *(f"{row['binary_entropy']:.2f}", f"{row['neuron_entropy']:.2f}"),
+        )
+        for row in table
+    ]
+
+
+def _table(header, rows) -> str:
+    head = "".join(f"<th>{html.escape(text)}</th>" for text in header)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(str(text))}</td>" for text in row) + "</tr>\n"
+        for row in rows
+    )
+    return f"<table><tr>{head}</tr>\n{body}</table>"

@@ -1,0 +1,122 @@
+"""LIF neurons of a folded network: they emit 0 and 1, or -1, 0 and 1."""
+
+import torch
+from torch import Tensor, nn
+
+from realspike_ops import _checks as checks
+from realspike_ops import functional
+from realspike_ops.nn.neurons.lif import RealSpikeLIF
+from realspike_ops.nn.packed_spikes import PackedSpikes
+from realspike_ops.nn.time import split_time
+from realspike_ops.surrogate import as_surrogate
+
+
+class FoldedLIF(RealSpikeLIF):
+    """LIF neurons without an amplitude, whose decay and threshold are numbers or buffers.
+
+    What `reparameterize` makes of a `RealSpikeLIF`. The dynamics stay those of training: buffers
+    are not cast by ``.half()`` and the like, only moved.
+
+    Args:
+        timesteps: T. The leading dimension of the input is T*B, timestep outermost.
+        decay, v_threshold: A number, or a tensor that broadcasts against the neuron map.
+        v_reset, reset, emission, detach_reset, surrogate: See `realspike_ops.lif`.
+        current_scale: The current and the threshold are in steps of it, ``[C, 1, 1]`` or ``[F]``
+            (int8 synapses). Nothing is multiplied by it here: it tells what a step is worth.
+
+    Shape: [T*B, ...] of currents -> the same of spikes, or `PackedSpikes`.
+    """
+
+    def __init__(
+        self,
+        timesteps: int,
+        *,
+        decay: "float | Tensor" = 0.25,
+        v_threshold: "float | Tensor" = 0.5,
+        v_reset: float | None = 0.0,
+        reset: str | None = None,
+        detach_reset: bool = False,
+        emission: str = "binary",
+        surrogate: "str | tuple[str, float]" = "rectangular",
+        current_scale: Tensor | None = None,
+    ):
+        nn.Module.__init__(self)
+        self.timesteps = checks.check_positive_int("timesteps", timesteps)
+        v_reset, self.reset = checks.check_reset(v_reset, reset)
+        self.v_reset = v_reset if self.reset == "hard" else None
+        self.detach_reset = bool(detach_reset)
+        fixed = None if isinstance(v_threshold, Tensor) else v_threshold
+        self.emission = checks.check_emission(emission, fixed)
+        self.surrogate = as_surrogate(surrogate)
+        self.granularity, self.amplitude, self.decay_logit = "none", None, None
+        for name, value, limits in (
+            ("decay_factor", decay, (0.0, 1.0)),
+            ("v_threshold", v_threshold, ()),
+        ):
+            if isinstance(value, Tensor):
+                self.register_buffer(name, value.detach().clone())
+            else:
+                setattr(self, name, checks.check_number(name, value, *limits))
+
+        self.register_buffer("current_scale", current_scale)
+
+    def in_steps_of(self, scale: Tensor) -> "FoldedLIF":  # [C, 1, 1] or [F]
+        """Return the neurons that emit the same spikes for ``current / scale``.
+
+        Raises:
+            ValueError: for a reset to another potential than 0, which would be in steps too.
+        """
+        if self.reset == "hard" and self.v_reset != 0:
+            raise ValueError(f"v_reset must be 0 to divide by a scale; got {self.v_reset:g}")
+        v_threshold = torch.as_tensor(self.v_threshold, device=scale.device).double()
+        form = self.form | {"v_threshold": (v_threshold / scale.double()).float()}
+        return FoldedLIF(self.timesteps, **form, current_scale=scale)
+
+    @property
+    def decay(self) -> "float | Tensor":
+        return self.decay_factor
+
+    def forward(self, x: Tensor, packed: bool = False) -> "Tensor | PackedSpikes":
+        """Emit spikes; ``packed``: as bits, in inference (see `can_pack`)."""
+        if not packed:
+            return super().forward(x)
+        x = split_time(x, self.timesteps)
+        words = functional.lif(x, packed=True, **self.form)  # [T, B, ...] or [2, T, B, ...]
+        signed = self.emission == "ternary"
+        words = words.flatten(1, 2) if signed else words.flatten(0, 1)
+        return PackedSpikes(words, x.shape[2], signed)
+
+    @property
+    def dynamics(self) -> dict:
+        """What of the form matters in inference."""
+        names = ("decay", "v_threshold", "v_reset", "reset", "emission")
+        return {name: self.form[name] for name in names}
+
+    def can_pack(self, x: Tensor) -> bool:
+        """Whether the spikes for this current can be bits: nothing here requires a gradient."""
+        tensors = (x, *self.buffers())
+        differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        return x.dim() > 1 and x.dtype in checks.FLOATS and not differentiated
+
+    def _apply(self, fn, recurse=True):
+        exact = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():
+            moved = self._buffers[name]
+            if buffer is not None and moved.dtype not in (buffer.dtype, torch.float64):
+                self._buffers[name] = buffer.to(moved.device)
+        return self
+
+    def extra_repr(self) -> str:
+        parts = [f"timesteps={self.timesteps}"]
+        for name in ("decay", "v_threshold"):
+            value = getattr(self, name)
+            shown = checks.shape_text(value) if isinstance(value, Tensor) else f"{value:g}"
+            parts.append(f"{name}={shown}")
+        parts.append(
+            f"v_reset={self.v_reset:g}" if self.reset == "hard" else f"reset={self.reset!r}"
+        )
+        parts.append(f"emission={self.emission!r}")
+        if self.current_scale is not None:
+            parts.append(f"current_scale={checks.shape_text(self.current_scale)}")
+        return ", ".join(parts)

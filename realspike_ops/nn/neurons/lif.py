@@ -1,0 +1,255 @@
+"""The LIF layer."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import UninitializedParameter, is_lazy
+
+from realspike_ops import _checks as checks
+from realspike_ops import functional
+from realspike_ops.nn.synapses.storage import Stored
+from realspike_ops.nn.time import split_time
+from realspike_ops.surrogate import as_surrogate
+
+GRANULARITIES = ("none", "layer", "channel", "element")
+
+
+def parameter_shape(name: str, granularity: str, shape) -> "tuple[int, ...] | None":
+    """Return the shape of a parameter that neurons of a map of `shape` share, None without one."""
+    checks.check_choice(name, granularity, GRANULARITIES)
+    if granularity == "none":
+        return None
+    if granularity == "layer":
+        return (1,)
+    shape = (shape,) if isinstance(shape, int) else shape
+    if not isinstance(shape, (tuple, list, torch.Size)) or len(shape) == 0:
+        raise ValueError(
+            f"shape must be given for {name} {granularity!r}, as (C, H, W); got {shape!r}"
+        )
+    sizes = tuple(checks.check_positive_int("shape", size) for size in shape)
+    if granularity == "element":
+        return sizes
+    # (C,) alone stands for the channels of a map.
+    return (sizes[0], 1, 1) if len(sizes) == 1 else (sizes[0], *(1 for _ in sizes[1:]))
+
+
+class RealSpikeLIF(Stored):
+    """LIF neurons with a learnable spike amplitude; takes the place of ``nn.ReLU``.
+
+    Args:
+        timesteps: T. The leading dimension of the input is T*B, timestep outermost.
+        granularity: ``"none"`` (binary spikes), ``"layer"``, ``"channel"`` or ``"element"``: what
+            shares one amplitude (Eq. 16 to 18).
+        shape: Shape of one neuron map, ``(C, H, W)`` (or ``(C,)``, ``(features,)``). Of channel
+            granularity C alone is read: maps of C channels and of any size fit, and so do C
+            features. Without a shape, parameters per channel or element are lazy, as those of
+            ``nn.LazyConv2d``: the first input, or a state that is loaded, gives them theirs.
+        decay, v_threshold, v_reset, reset, detach_reset, emission, surrogate: See
+            `realspike_ops.lif`; ``decay`` and ``v_threshold`` are numbers.
+        decay_granularity: What shares one learnable decay, as ``granularity``; ``"none"`` keeps
+            ``decay`` as it is. A learnable decay is ``sigmoid(decay_logit)``, so that it stays
+            inside (0, 1) (the PLIF neuron), and starts at ``decay``.
+        threshold_granularity: The same for the threshold, which starts at ``v_threshold`` (with a
+            learnable decay: the Diet-SNN neuron).
+        device, dtype: Of the parameters. Default dtype: torch's where the kernels take it, else
+            float32.
+
+    Attributes:
+        amplitude: The parameter, of shape ``[1]``, ``[C, 1, 1]`` or ``[C, H, W]``, initialised to
+            1; None for granularity ``"none"``.
+        decay: A number, or the tensor ``sigmoid(decay_logit)``.
+        v_threshold: A number, or a parameter.
+
+    Shape: [T*B, C, H, W] -> the same. The layer keeps no state between calls: every call starts
+    from a potential of 0. Use `realspike_ops.lif` to carry the state of a long sequence.
+
+    Reference:
+        Guo et al., "Real Spike", ECCV 2022, equations (5) to (8) and (16) to (18). Learnable decay:
+        Fang et al., "Incorporating Learnable Membrane Time Constant", ICCV 2021; with a learnable
+        threshold: Rathi and Roy, "DIET-SNN", 2020.
+    """
+
+    # FoldedLIF's are numbers or buffers, of the shape that they need.
+    decay_granularity = threshold_granularity = "none"
+    may_be_lazy = False
+
+    def __init__(
+        self,
+        timesteps: int,
+        granularity: str = "none",
+        shape: "tuple[int, ...] | None" = None,
+        decay: float = 0.25,
+        v_threshold: float = 0.5,
+        v_reset: float | None = 0.0,
+        detach_reset: bool = False,
+        surrogate: "str | tuple[str, float]" = "rectangular",
+        device=None,
+        dtype=None,
+        *,
+        reset: str | None = None,
+        emission: str = "binary",
+        decay_granularity: str = "none",
+        threshold_granularity: str = "none",
+    ):
+        super().__init__()
+        shared = (granularity, decay_granularity, threshold_granularity)
+        needs_shape = any(kind in ("channel", "element") for kind in shared)
+        if shape is None and needs_shape and type(self) is RealSpikeLIF:
+            self.__class__ = LazyRealSpikeLIF
+            self._wait_for_shapes()
+        self.timesteps = checks.check_positive_int("timesteps", timesteps)
+        self.granularity = granularity
+        self.decay_granularity = decay_granularity
+        self.threshold_granularity = threshold_granularity
+        decay = checks.check_number("decay", decay, 0.0, 1.0)
+        v_threshold = checks.check_number("v_threshold", v_threshold)
+        v_reset, self.reset = checks.check_reset(v_reset, reset)
+        self.v_reset = v_reset if self.reset == "hard" else None
+        self.detach_reset = bool(detach_reset)
+        self.emission = checks.check_emission(emission, v_threshold)
+        self.surrogate = as_surrogate(surrogate)
+        if dtype is None and torch.get_default_dtype() not in checks.FLOATS:
+            dtype = torch.float32
+
+        def parameter(name):
+            kind = checks.check_choice(name, getattr(self, name), GRANULARITIES)
+            if self.may_be_lazy and kind in ("channel", "element"):
+                return UninitializedParameter(device=device, dtype=dtype)
+            sizes = parameter_shape(name, kind, shape)
+            if sizes is None:
+                return None
+            return nn.Parameter(torch.empty(sizes, device=device, dtype=dtype))
+
+        self.register_parameter("amplitude", parameter("granularity"))
+        if decay_granularity != "none" and not 0 < decay < 1:
+            raise ValueError(f"decay must be inside (0, 1) to be learnable; got {decay:g}")
+        self._fixed_decay = decay
+        self.register_parameter("decay_logit", parameter("decay_granularity"))
+        self._first_threshold = v_threshold
+        learnable_threshold = parameter("threshold_granularity")
+        if learnable_threshold is None:
+            self.v_threshold = v_threshold
+        else:
+            self.register_parameter("v_threshold", learnable_threshold)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the amplitude to 1, a learnable decay and threshold to what they start at."""
+        for name in ("amplitude", "decay_logit", "v_threshold"):
+            self._reset_parameter(name)
+
+    def _reset_parameter(self, name: str) -> None:
+        if not isinstance(parameter := getattr(self, name), nn.Parameter):
+            return
+        if name == "decay_logit":
+            value = math.log(self._fixed_decay / (1 - self._fixed_decay))
+        else:
+            value = 1 if name == "amplitude" else self._first_threshold
+        with torch.no_grad():
+            parameter.fill_(value)
+
+    @property
+    def decay(self) -> "float | Tensor":
+        return self._fixed_decay if self.decay_logit is None else self.decay_logit.sigmoid()
+
+    @property
+    def form(self) -> dict:
+        """The keyword arguments of `realspike_ops.lif` that make this layer's neuron."""
+        return {
+            "decay": self.decay,
+            "v_threshold": self.v_threshold,
+            "v_reset": self.v_reset,
+            "reset": self.reset,
+            "detach_reset": self.detach_reset,
+            "emission": self.emission,
+            "surrogate": self.surrogate,
+        }
+
+    def fitted(self, dims: int) -> dict:
+        """Return `form` and the amplitude for neuron maps of so many dimensions.
+
+        A parameter of channels, [C, 1, 1], becomes [C] for features: dims = 1.
+        """
+        fitted = self.form | {"amplitude": self.amplitude}
+        for name, granularity in (
+            ("amplitude", self.granularity),
+            ("decay", self.decay_granularity),
+            ("v_threshold", self.threshold_granularity),
+        ):
+            if granularity == "channel" and fitted[name].dim() != dims:
+                fitted[name] = fitted[name].view(-1, *(1,) * (dims - 1))
+        return fitted
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = split_time(x, self.timesteps)
+        return functional.lif(x, **self.fitted(x.dim() - 2)).flatten(0, 1)
+
+    def extra_repr(self) -> str:
+        parts = [f"timesteps={self.timesteps}", f"granularity={self.granularity!r}"]
+        for name in ("amplitude", "decay_logit", "v_threshold"):
+            parameter = getattr(self, name)
+            if is_lazy(parameter):
+                parts.append(f"{name}=uninitialized")
+            elif isinstance(parameter, Tensor):
+                parts.append(f"{name}={checks.shape_text(parameter)}")
+        if self.decay_logit is None:
+            parts.append(f"decay={self.decay:g}")
+        if not isinstance(self.v_threshold, Tensor):
+            parts.append(f"v_threshold={self.v_threshold:g}")
+        parts.append(
+            f"v_reset={self.v_reset:g}" if self.reset == "hard" else f"reset={self.reset!r}"
+        )
+        parts.append(f"detach_reset={self.detach_reset}")
+        if self.emission != "binary":
+            parts.append(f"emission={self.emission!r}")
+        return ", ".join([*parts, f"surrogate={tuple(self.surrogate)}"])
+
+
+class LazyRealSpikeLIF(LazyModuleMixin, RealSpikeLIF):
+    """A `RealSpikeLIF` whose parameters get their shape from the first input, [T*B, C, ...].
+
+    What ``RealSpikeLIF(T, "element")`` is until it is called or a state is loaded into it; it then
+    becomes a `RealSpikeLIF`.
+    """
+
+    cls_to_become = RealSpikeLIF
+    may_be_lazy = True
+
+    def _wait_for_shapes(self) -> None:
+        # What LazyModuleMixin does behind __init__.
+        self._load_hook = self._register_load_state_dict_pre_hook(self._lazy_load_hook)
+        self._initialize_hook = self.register_forward_pre_hook(
+            self._infer_parameters, with_kwargs=True
+        )
+
+    def _reset_parameter(self, name: str) -> None:
+        if not is_lazy(getattr(self, name)):
+            super()._reset_parameter(name)
+
+    def initialize_parameters(self, x: "Tensor | None" = None) -> None:  # [T*B, C, ...]
+        """Give the parameters that have no shape yet that of a map of x, and their first values."""
+        granularities = {
+            "amplitude": self.granularity,
+            "decay_logit": self.decay_granularity,
+            "v_threshold": self.threshold_granularity,
+        }
+        missing = [name for name in granularities if is_lazy(getattr(self, name))]
+        if not missing:
+            return
+        steps = split_time(x, self.timesteps)  # [T, B, C, ...]
+        if steps.dim() < 3:
+            raise ValueError(
+                "x must be [T*B, C, ...] to give parameters per channel or element their shape; "
+                f"got {checks.shape_text(x)}"
+            )
+        for name in missing:
+            sizes = parameter_shape(name, granularities[name], tuple(steps.shape[2:]))
+            getattr(self, name).materialize(sizes)
+            self._reset_parameter(name)
+
+    def _load_from_state_dict(self, *args) -> None:
+        super()._load_from_state_dict(*args)
+        if not self.has_uninitialized_params():
+            self._infer_parameters(self, ())

@@ -1,0 +1,198 @@
+"""What the gather-accumulate layers share: their parameters, and the call of the op."""
+
+import torch
+from torch import Tensor
+
+from realspike_ops import _checks as checks
+from realspike_ops import functional
+from realspike_ops.functional.unshared_conv_lif import unshared_spike_conv_lif
+from realspike_ops.nn.neurons.folded_lif import FoldedLIF
+from realspike_ops.nn.packed_spikes import PackedSpikes
+from realspike_ops.nn.synapses.storage import Stored, check_memory, initialise, parameter
+from realspike_ops.ops.huge_pages import empty_in_huge_pages
+
+ALGORITHMS = ("gather", "matmul", "auto")
+
+
+class SpikeConv(Stored):
+    """What the layers share. `weight` is in kernel order: a spike selects one contiguous row."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride=1,
+        padding=0,
+        dilation=1,
+        *,
+        amplitude: Tensor | None = None,
+        scale: Tensor | None = None,
+        fold_scale: bool = False,
+        algorithm: str = "gather",
+        check_binary: bool | None = None,
+    ):
+        super().__init__()
+        self.stride = checks.pair("stride", stride, 1)
+        self.dilation = checks.pair("dilation", dilation, 1)
+        self.padding = padding if isinstance(padding, str) else checks.pair("padding", padding, 0)
+        self.groups = weight.shape[2]
+        self.kernel_size = tuple(weight.shape[3:5])
+        self.in_channels = self.groups * weight.shape[5]
+        self.out_channels = self.groups * weight.shape[6]
+        self.fold_scale = fold_scale
+        self.algorithm = checks.check_choice("algorithm", algorithm, ALGORITHMS)
+        self.check_binary = check_binary
+        self.register_buffer("scale", scale)
+        if bias is not None and scale is not None and fold_scale:
+            bias = self._in_steps(bias)
+        if weight.dtype == torch.uint8:
+            self.register_buffer("weight", weight)
+        else:
+            self.weight = parameter(weight)
+        self.bias = None if bias is None else parameter(bias)
+        self.amplitude = None if amplitude is None else parameter(amplitude)
+
+    @classmethod
+    def from_weight(cls, weight: Tensor, bias: Tensor | None = None, **settings) -> "SpikeConv":
+        """Make a layer that holds a weight in kernel order, and a bias, as they are.
+
+        Args:
+            weight: [OH, OW, groups, KH, KW, Cin/groups, Cout/groups], or [1, 1, ...] where one
+                kernel serves all positions; uint8: int8 plus 128 (`quantize_weight`).
+            bias: [Cout] or [Cout, OH, OW] float32, or None.
+            settings: stride, padding, dilation, amplitude, scale, fold_scale, algorithm,
+                check_binary and, for unshared weights, input_size.
+
+        Raises:
+            ValueError: if the weight has other dimensions, or a number is not finite.
+        """
+        checks.check_tensor("weight", weight)
+        if weight.dim() != 7 or 0 in weight.shape:
+            raise ValueError(
+                "weight must have shape [OH, OW, groups, KH, KW, Cin/groups, Cout/groups], all at "
+                f"least 1; got {checks.shape_text(weight)}"
+            )
+        # The constructors of the layers make a weight of their own.
+        layer = cls.__new__(cls)
+        SpikeConv.__init__(layer, weight, bias, **settings)
+        layer.check_finite()
+        return layer
+
+    def reset_parameters(self) -> None:
+        """Initialise weight and bias as nn.Conv2d does, int8 weights over all steps; a = 1."""
+        bound = initialise(self.weight)
+        with torch.no_grad():
+            if self.scale is not None:
+                self.scale.fill_(bound / 127)
+            if self.bias is not None:
+                self.bias.uniform_(-bound, bound)
+                if self.fold_scale:
+                    self.bias.copy_(self._in_steps(self.bias))
+            if self.amplitude is not None:
+                self.amplitude.fill_(1)
+
+    def _in_steps(self, bias: Tensor) -> Tensor:  # [Cout] or [Cout, OH, OW]
+        return bias / (self.scale if bias.dim() == 1 else self.scale[:, None, None])
+
+    def _apply(self, fn, recurse=True):
+        scale = self.scale
+        super()._apply(fn, recurse)
+        if scale is not None and self.scale.dtype in (torch.float16, torch.bfloat16):
+            # Rounding it would round all weights once more.
+            self.scale = scale.to(self.scale.device)
+        return self
+
+    def forward(self, spikes: "Tensor | PackedSpikes") -> Tensor:
+        return functional.unshared_spike_conv(**self._arguments(spikes), algorithm=self.algorithm)
+
+    def fire(self, spikes: "Tensor | PackedSpikes", neurons: FoldedLIF) -> PackedSpikes:
+        """Run ``neurons(self(spikes), packed=True)`` as one op, in inference."""
+        words = unshared_spike_conv_lif(
+            **self._arguments(spikes), timesteps=neurons.timesteps, **neurons.dynamics
+        )
+        return PackedSpikes(words, self.out_channels, neurons.emission == "ternary")
+
+    def _arguments(self, spikes: "Tensor | PackedSpikes") -> dict:
+        check_binary = self.check_binary
+        if isinstance(spikes, PackedSpikes):
+            # A LIF layer made the words: they need no check.
+            spikes, check_binary = spikes.binary_words(self.in_channels), False
+        # What .half() and .bfloat16() make of the weights is storage; the rest is float32.
+        return {
+            "spikes": spikes,
+            "weight": self.weight,
+            "bias": _float32(self.bias),
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "amplitude": _float32(self.amplitude),
+            "scale": None if self.fold_scale else self.scale,
+            "check_binary": check_binary,
+        }
+
+    def threshold(self, v_threshold: float = 0.5) -> "float | Tensor":  # [Cout, 1, 1]
+        """Return the threshold, also a reset potential, for neurons that read this layer.
+
+        It is ``v_threshold`` divided by the scale where that is folded (``fold_scale=True``): the
+        currents are then in steps of the scale.
+        """
+        return v_threshold / self.scale[:, None, None] if self.fold_scale else v_threshold
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
+            f"stride={self.stride}, padding={self.padding}, dilation={self.dilation}, "
+            f"groups={self.groups}, bias={self.bias is not None}{self._storage_repr()}"
+        )
+
+    def _storage_repr(self) -> str:
+        """What differs from the default."""
+        text = ""
+        if self.weight.dtype != torch.float32:
+            int8 = self.weight.dtype == torch.uint8
+            text += f", dtype={torch.int8 if int8 else self.weight.dtype}".replace("torch.", "")
+        if self.amplitude is not None:
+            text += ", storage='factored'"
+        if self.fold_scale:
+            text += ", fold_scale=True"
+        if self.algorithm != "gather":
+            text += f", algorithm={self.algorithm!r}"
+        return text
+
+
+def _float32(tensor: Tensor | None) -> Tensor | None:
+    # float64 stays: a kernel refuses it, the reference computes in it.
+    half = tensor is not None and tensor.dtype in (torch.float16, torch.bfloat16)
+    return tensor.float() if half else tensor
+
+
+def allocate(
+    position: tuple[int, int],
+    in_channels,
+    out_channels,
+    kernel_size,
+    groups,
+    bias,
+    padding_mode,
+    device,
+    dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return a weight and a bias, not initialised, and the scale of int8 weights."""
+    for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
+        checks.check_positive_int(name, value)
+        if value % checks.check_positive_int("groups", groups):
+            raise ValueError(f"{name} must be divisible by groups ({groups}); got {value}")
+    checks.check_choice("padding_mode", padding_mode, ("zeros",))
+    KH, KW = checks.pair("kernel_size", kernel_size, 1)
+    shape = (*position, groups, KH, KW, in_channels // groups, out_channels // groups)
+    device = torch.empty(0, device=device).device
+    # The kernels take these types whatever the default one is.
+    dtype = torch.float32 if dtype is None else dtype
+    check_memory(shape, dtype, device, position[0] * position[1])
+    is_int8 = dtype == torch.int8
+    weight = empty_in_huge_pages(shape, torch.uint8 if is_int8 else dtype, device)
+
+    def by_channel():
+        return torch.empty(out_channels, dtype=torch.float32, device=device)
+
+    return weight, by_channel() if bias else None, by_channel() if is_int8 else None

@@ -1,0 +1,179 @@
+"""The input current of neurons that several maps of spikes reach."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from realspike_ops.nn.packed_spikes import PackedSpikes, as_dense, as_map, padded
+from realspike_ops.nn.synapses.storage import Stored, parameter
+
+
+class _Signs(torch.autograd.Function):
+    """Split ternary spikes into two binary maps, o+ and o-."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def forward(spikes):
+        return (spikes > 0).to(spikes.dtype), (spikes < 0).to(spikes.dtype)
+
+    @staticmethod
+    def backward(ctx, grad_positive, grad_negative):
+        # o = o+ - o-: of a linear current both say the same about o.
+        return (grad_positive - grad_negative) / 2
+
+
+class Synapses(nn.Module):
+    """Maps of spikes, and the layer that turns them into a current.
+
+    All binary maps that the layer reads, the positive and the negative part of ternary spikes among
+    them, run through the same weights as one batch, and their currents are added (subtracted).
+
+    Args:
+        layer: The gather-accumulate layer; it has a bias only if its output is the current.
+        maps: How many maps of spikes it reads.
+        signed: The spikes are ternary.
+        pad: (left, right, top, bottom) silent pixels that the layer expects around the map;
+            negative ones cut.
+        channels: (first, all): the current is that of the channels from ``first`` on, of ``all``.
+            None: of all channels.
+        flatten: Whether the current becomes features.
+        reads: 3: the spikes are lines [N, C, L], 2: features [N, F], which the layer reads as maps
+            of one row, or of one pixel. 4: they come as it reads them.
+        line: Whether the current, of a map with one row, becomes a line [N, C, L].
+        sums: The number of positions whose currents are added up to one (an average over the map,
+            whose divisor is part of the weights); 0: they stay apart.
+
+    Shape: ``maps`` maps [N, C, H, W] (or `PackedSpikes`) -> one map of currents, or features.
+    """
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        *,
+        maps: int = 1,
+        signed: bool = False,
+        pad: "tuple[int, int, int, int]" = (0, 0, 0, 0),
+        channels: "tuple[int, int] | None" = None,
+        flatten: bool = False,
+        sums: int = 0,
+        reads: int = 4,
+        line: bool = False,
+    ):
+        super().__init__()
+        self.layer = layer
+        self.maps = int(maps)
+        self.signed = bool(signed)
+        self.pad = tuple(pad)
+        self.channels = None if channels is None else tuple(channels)
+        self.flatten = bool(flatten)
+        self.sums = int(sums)
+        self.reads = int(reads)
+        self.line = bool(line)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the layer alone does the same."""
+        several = self.signed or self.maps > 1
+        moved = self.flatten or self.line or self.reads != 4
+        return not (several or any(self.pad) or self.channels or moved or self.sums)
+
+    def forward(self, *maps: "Tensor | PackedSpikes") -> Tensor:
+        current = self.layer(self._batch(maps))
+        if self.signed or self.maps > 1:
+            current = self._added(current)
+        if self.sums:
+            # One memory format, and so one order of the sum, whichever way the spikes came.
+            pixels = current.permute(0, 2, 3, 1).flatten(1, 2).contiguous()  # [N, H*W, C]
+            current = pixels.sum(1)[..., None, None]
+        if self.channels is not None:
+            first, count = self.channels
+            behind = count - first - current.shape[1]
+            current = F.pad(current, (0, 0) * (current.dim() - 2) + (first, behind))
+        current = current.squeeze(2) if self.line else current
+        return current.flatten(1) if self.flatten else current
+
+    def _batch(self, maps) -> "Tensor | PackedSpikes":
+        """Return all binary maps, padded, as one batch."""
+        maps = [as_map(spikes, self.reads) for spikes in maps]
+        if all(isinstance(spikes, PackedSpikes) for spikes in maps):
+            words = [spikes.planes() if self.signed else spikes.words for spikes in maps]
+            # A layer that tells the signs apart by itself gets ternary spikes as they are.
+            signed = maps[0].signed and not self.signed
+            words = words[0] if len(words) == 1 else torch.cat(words, 1 if signed else 0)
+            return PackedSpikes(padded(words, (0, 0, *self.pad)), maps[0].channels, signed)
+        batch = [as_dense(spikes) for spikes in maps]
+        if self.signed:
+            batch = [sign for spikes in batch for sign in _Signs.apply(spikes)]
+        return padded(batch[0] if len(batch) == 1 else torch.cat(batch), self.pad)
+
+    def _added(self, current: Tensor) -> Tensor:
+        count = self.maps * (2 if self.signed else 1)
+        # The size as a quotient is one that torch.export can follow; that of a chunk is not.
+        parts = current.unflatten(0, (count, current.shape[0] // count))
+        if self.signed:
+            parts = [p - n for p, n in zip(parts[::2], parts[1::2], strict=True)]
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        return total
+
+    def extra_repr(self) -> str:
+        names = ("signed", "flatten", "line", "channels")
+        parts = [f"{name}={getattr(self, name)}" for name in names]
+        parts = [part for part in parts if not part.endswith(("=False", "=None"))]
+        parts += [f"maps={self.maps}"] if self.maps > 1 else []
+        parts += [f"sums={self.sums}"] if self.sums else []
+        parts += [f"reads={self.reads}"] if self.reads != 4 else []
+        return ", ".join(parts + ([f"pad={self.pad}"] if any(self.pad) else []))
+
+
+class SynapticCurrent(Stored):
+    """Add up what several maps of spikes send to the same neurons, and a bias.
+
+    Args:
+        synapses: By name, in the order of the inputs; `Synapses` may read several of them, any
+            other layer reads one.
+        bias: Broadcasts against one map of currents; None: 0.
+
+    Shape: the maps of spikes that ``synapses`` read, then currents to add as they are -> one map
+    of currents.
+    """
+
+    def __init__(self, synapses: "dict[str, nn.Module]", bias: Tensor | None = None):
+        super().__init__()
+        self.synapses = nn.ModuleDict(synapses)
+        self.bias = None if bias is None else parameter(bias)
+
+    @property
+    def readers(self) -> list[nn.Module]:
+        """For every map of spikes, the layer that reads it."""
+        layers = self.synapses.values()
+        return [layer for layer in layers for _ in range(getattr(layer, "maps", 1))]
+
+    def forward(self, *maps: "Tensor | PackedSpikes") -> Tensor:
+        count = len(self.readers)
+        if len(maps) < count:
+            raise ValueError(f"expected at least {count} maps; got {len(maps)}")
+        read, currents = 0, []
+        for layer in self.synapses.values():
+            own = getattr(layer, "maps", 1)
+            currents.append(layer(*maps[read : read + own]))
+            read += own
+        currents += maps[read:]
+        total = currents[0]
+        for current in currents[1:]:
+            total = total + current
+        return total if self.bias is None else total + self.bias.to(total.dtype)
+
+    def reset_parameters(self) -> None:
+        """Set the bias to 0."""
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def extra_repr(self) -> str:
+        return "" if self.bias is None else f"bias={list(self.bias.shape)}"

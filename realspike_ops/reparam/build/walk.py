@@ -1,0 +1,472 @@
+"""The walk over a traced network: what every tensor is made of, and the steps that compute it."""
+
+import math
+import re
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from realspike_ops import _checks as checks
+from realspike_ops.nn import (
+    AtTimestep,
+    FoldedLIF,
+    RealSpikeLIF,
+    Rearrange,
+    SumOverTime,
+    SynapticCurrent,
+)
+from realspike_ops.reparam.rules import table as rules
+from realspike_ops.reparam.errors import ReparameterizationError
+from realspike_ops.reparam.trace.in_place import changed_copy
+from realspike_ops.reparam.algebra.layout import NoWindow, arranged, as_map
+from realspike_ops.reparam.trace.names import describe, function_name, layer_class
+from realspike_ops.reparam.network import (
+    INPUT,
+    RESERVED,
+    Argument,
+    EncodingCall,
+    FoldedNetwork,
+    Step,
+)
+from realspike_ops.reparam.trace.sizes import batch_size, is_of_batch, of_batch, size_of
+from realspike_ops.reparam.build.synapses import PlannedSynapses, plan
+from realspike_ops.reparam.trace.trace import unused
+from realspike_ops.reparam.algebra.value import Source, Term, Value, of_source
+
+
+@dataclass(frozen=True)
+class PlannedNeurons:
+    """A LIF layer that reads a planned current."""
+
+    step: str
+    layer: str  # as an error names it
+
+
+@dataclass(frozen=True)
+class PlannedCurrent:
+    """The synapses of one step, before they are allocated."""
+
+    synapses: list[PlannedSynapses]  # in the order of the step's inputs
+    bias: "Tensor | None"  # [C, 1, 1] or [C, H, W] float64
+    grid: tuple[int, int, int]  # its map
+    rank: int  # of the current: [N, F] (the map flattened), [N, C, L] or [N, C, H, W]
+    has_real_part: bool  # the last input of the step, added as it is
+    neurons: list[PlannedNeurons]  # none: it becomes the output
+
+    @property
+    def flat(self) -> bool:
+        return self.rank == 2
+
+    @property
+    def is_alone(self) -> bool:
+        return len(self.synapses) == 1 and not self.has_real_part
+
+
+class Folding:
+    """Walks a graph from `trace`, and says of every tensor what it is made of.
+
+    Args:
+        graph: Its nodes have their values as ``meta["val"]``, without contents where they depend on
+            the input.
+        batch: The only batch that the network takes; None: any.
+        carries: Whether neurons may read the current of others with something added to it.
+    """
+
+    def __init__(self, graph: fx.GraphModule, batch: "int | None" = None, carries: bool = True):
+        self.graph, self.batch, self.carries = graph, batch, carries
+        self.values: dict[fx.Node, Value] = {}
+        self.encoding: list[Step] = []
+        self.steps: list[Step] = []
+        self.modules: dict[str, nn.Module] = {}
+        self.planned: dict[str, PlannedCurrent] = {}  # steps whose modules are not allocated yet
+        self.currents: dict[int, str] = {}  # id of a value that neurons read -> its step
+        self.sizes: dict[fx.Node, str] = {}  # steps of sizes
+        self.neurons: dict[str, tuple[str, int]] = {}
+        self.timesteps: dict[tuple[str, int], str] = {}  # (step, timestep) -> its step
+        # id of a sum -> (itself, what was added)
+        self.sums: dict[int, tuple[Value, Value, Value]] = {}
+        self.names: set[str] = {INPUT}
+        self.output = None  # the step of the output, or a structure of steps
+        self.node: fx.Node | None = None
+        self.result_shape: tuple[int, ...] = ()
+        self.input_shape: tuple[int, ...] = ()
+
+    # --- what the rules use
+
+    @property
+    def layer_name(self) -> str:
+        return str(self.node.target if self.node.op == "call_module" else self.node.name)
+
+    @property
+    def operation(self) -> str:
+        """What a function, operator or method is called; "" for a layer."""
+        return "" if self.node.op == "call_module" else function_name(self.node)
+
+    def refuse(self, reason: str):
+        # Sizes of the trace are those of a batch that nobody has: they are shown as the example's.
+        reason = re.sub(r"\b\d{8,}\b", lambda size: str(size_of(int(size[0]), 1, 1)), reason)
+        raise ReparameterizationError(
+            f"{describe(self.node)} reads the spikes of a LIF layer and cannot be folded: {reason}"
+        )
+
+    def shape_of(self, value: Value) -> tuple[int, ...]:
+        """The shape of the argument that is `value`, with its leading dimensions."""
+        node = next(n for n in self.node.all_input_nodes if self.values.get(n) is value)
+        return tuple(node.meta["val"].shape)
+
+    def dtype_of(self, value: Value) -> torch.dtype:
+        node = next(n for n in self.node.all_input_nodes if self.values.get(n) is value)
+        result = node.meta["val"]
+        return (result if isinstance(result, Tensor) else result[0]).dtype
+
+    @property
+    def small_batch(self) -> int:
+        """How many samples the stand-ins of this node's values have."""
+        read = (self.values.get(n) for n in self.node.all_input_nodes)
+        value = next(v for v in read if v is not None and v.terms)
+        rows = self.standin_shape(value)[0] if value.layout is None else value.layout.rows
+        return rows // value.timesteps if value.time == "steps" else rows
+
+    def standin_shape(self, value: Value) -> tuple[int, ...]:
+        """The same for a small batch: what a tensor for `rerun` has as its shape."""
+        return tuple(self._of_standin(size) for size in self.shape_of(value))
+
+    def rerun(self, standins: "dict[Value, Tensor]"):
+        """Do what the node does with other tensors in the place of values."""
+
+        def given(n: fx.Node):
+            value = self.values.get(n)
+            tensor = next((t for v, t in standins.items() if v is value), None)
+            if tensor is not None:
+                return tensor
+            return self._of_standin(n.meta["val"])
+
+        node = self.node
+        args, kwargs = (fx.node.map_arg(a, given) for a in (node.args, node.kwargs))
+        if node.op == "call_method":
+            return getattr(Tensor, node.target)(*args, **kwargs)
+        return (self._module(node) or node.target)(*args, **kwargs)
+
+    def _of_standin(self, number):
+        """What a number of the trace is in the batch of the stand-ins."""
+        return size_of(number, self.standin_batch, self.example_batch)
+
+    @cached_property
+    def example_batch(self) -> int:
+        node = next(n for n in self.graph.graph.nodes if n.op == "placeholder")
+        rows = node.meta["val"].shape[0]
+        return of_batch(rows, 1)[0] if is_of_batch(rows) else rows  # it takes no other batch
+
+    @cached_property
+    def standin_batch(self) -> int:
+        """Two samples, whether the network reads images [B, ...] or frames [T*B, ...]."""
+        samples = self.example_batch
+        for node in self.graph.graph.nodes:
+            shape = getattr(node.meta.get("val"), "shape", ())
+            for size in shape:
+                if is_of_batch(size):
+                    module = self._module(node)
+                    rows = of_batch(size, 1)[0]
+                    timesteps = getattr(module, "timesteps", 1)
+                    samples = math.gcd(samples, rows)
+                    if rows % timesteps == 0 and isinstance(module, RealSpikeLIF):
+                        samples = math.gcd(samples, rows // timesteps)
+        return 2 * self.example_batch // max(1, samples)
+
+    def spikes(self, name: str, module: nn.Module, *inputs: str) -> str:
+        """Add a step that moves spikes."""
+        name = self.unique_name(name)
+        self.modules[name] = module
+        self.steps.append(Step(name, inputs))
+        return name
+
+    def encode(self, target, inputs: tuple[str, ...], *rest) -> str:
+        """Add a step to the encoding: target(*inputs, *rest)."""
+        constants = {f"constant{n}": c for n, c in enumerate(rest) if isinstance(c, Tensor)}
+        numbers = (
+            Argument(f"constant{n}") if isinstance(c, Tensor) else c for n, c in enumerate(rest)
+        )
+        arguments = (*(Argument(n) for n in range(len(inputs))), *numbers)
+        call = EncodingCall(target, arguments, {}, constants)
+        return self._encoding_step(f"{self.layer_name}_real", call, inputs)
+
+    def _encoding_step(self, name: str, module: nn.Module, inputs: tuple[str, ...]) -> str:
+        name = self.unique_name(name)
+        self.modules[name] = module
+        self.encoding.append(Step(name, tuple(inputs)))
+        return name
+
+    def unique_name(self, name: str) -> str:
+        """Name a step as in the model, "." replaced; one that is called again gets a number."""
+        unique = name = name.replace(".", "_")
+        # A submodule must not hide an attribute of the network.
+        calls = 1
+        while unique in self.names or unique in RESERVED or hasattr(FoldedNetwork, unique):
+            calls += 1
+            unique = f"{name}_call{calls}"
+        self.names.add(unique)
+        return unique
+
+    # --- the walk
+
+    def run(self) -> None:
+        ignored = unused(self.graph)
+        for node in self.graph.graph.nodes:
+            self.node = node
+            if node in ignored:
+                continue
+            if node.op == "placeholder":
+                self.input_shape = tuple(node.meta["val"].shape[1:])
+                self.values[node] = Value(None, real=INPUT)
+            elif node.op == "output":
+                self._finish(node)
+            elif node.op != "get_attr" and node.target is not batch_size:
+                value = self._value(node)
+                if value is not None:  # a constant, whatever it was told from
+                    self.values[node] = value
+
+    def _module(self, node: fx.Node) -> "nn.Module | None":
+        return self.graph.get_submodule(node.target) if node.op == "call_module" else None
+
+    def _value(self, node: fx.Node) -> "Value | None":
+        read = [self.values[n] for n in node.all_input_nodes if n in self.values]
+        result = node.meta["val"]
+        if isinstance(self._module(node), RealSpikeLIF):
+            return self._fire(node, read[0], result)
+        if all(value.is_real for value in read):
+            return Value(None, real=self._encode_node(node))
+        self.result_shape = tuple(getattr(result, "shape", ()))
+        return self._apply_rule(node)
+
+    def _apply_rule(self, node: fx.Node) -> "Value | None":
+        def given(item):
+            return fx.node.map_arg(item, lambda n: self.values.get(n, n.meta["val"]))
+
+        module = self._module(node)
+        try:
+            if module is None:
+                if node.target is changed_copy:
+                    method = repr(node.args[0])
+                    self.refuse(
+                        f"{method} changes a tensor in place, and has no form that does not"
+                    )
+                rule = rules.RULES.get(self.operation)
+                if rule is None:
+                    self.refuse("it is not linear, or not known")
+                sized = any(n.target is batch_size for n in node.all_input_nodes)
+                if sized and rule in rules.ARITHMETIC:
+                    self.refuse("the size of the batch is one of its operands")
+                value = rule(self, *given(node.args), **given(node.kwargs))
+            else:
+                rule, arguments = rules.MODULES.get(layer_class(type(module)), (None, None))
+                if rule is None:
+                    self.refuse("it is not linear, or not known")
+                value = rule(self, *given(node.args), *arguments(module))
+        except ReparameterizationError:
+            raise
+        except (ValueError, TypeError, RuntimeError) as error:
+            self.refuse(str(error))
+        except AttributeError:
+            self.refuse("an argument depends on the input, or on chance, that must be a constant")
+        if value is not None and value.real is not None and rule not in rules.ARITHMETIC:
+            # The layer is linear: of a sum, the real part passes it by itself.
+            value = replace(value, real=self._encode_node(node))
+        return value
+
+    def _encode_node(self, node: fx.Node) -> str:
+        """Add a step to the encoding that does what the node does to the real parts it reads."""
+        inputs: list[str] = []
+        constants: dict[str, Tensor] = {}
+
+        def argument(n: fx.Node):
+            if n in self.values:
+                inputs.append(self.values[n].real)
+                return Argument(len(inputs) - 1)
+            if n.target is batch_size:
+                inputs.append(self._size(n))
+                return Argument(len(inputs) - 1)
+            constants[f"constant{len(constants)}"] = n.meta["val"]
+            return Argument(f"constant{len(constants) - 1}")
+
+        args = fx.node.map_arg(node.args, argument)
+        kwargs = fx.node.map_arg(node.kwargs, argument)
+        module = self._module(node)
+        if module is None or args != (Argument(0),) or kwargs:
+            target = node.target if module is None else module
+            module = EncodingCall(target, args, kwargs, constants)
+        return self._encoding_step(self.layer_name, module, tuple(inputs))
+
+    def _size(self, node: fx.Node) -> str:
+        """Add the step that computes a size of the batch, once."""
+        if node not in self.sizes:
+            call = EncodingCall(batch_size, (Argument(0), *node.args[1:]), {}, {})
+            self.sizes[node] = self._encoding_step("batch_size", call, (INPUT,))
+        return self.sizes[node]
+
+    # --- currents and neurons
+
+    def _fire(self, node: fx.Node, value: Value, result: Tensor) -> Value:
+        lif = self._module(node)
+        if value.terms and value.time != "steps":
+            self.refuse("the timesteps are no longer apart")
+        if value.terms and value.timesteps != lif.timesteps:
+            self.refuse(f"it has {lif.timesteps} timesteps, the spikes {value.timesteps}")
+        if result.dim() not in (2, 3, 4):
+            self.refuse(
+                "maps must be [T*B, C, H, W], [T*B, C, L] or [T*B, F]; "
+                f"got {checks.shape_text(result)}"
+            )
+        current = self.currents.get(id(value)) or self._current(value, self.layer_name)
+        self.currents[id(value)] = current
+        name = self.unique_name(self.layer_name)
+        self.neurons[name] = (self.layer_name, node.meta["call"])
+        if current in self.planned:
+            self.planned[current].neurons.append(PlannedNeurons(name, describe(node)))
+        form = lif.fitted(result.dim() - 1)
+        amplitude = form.pop("amplitude")
+        self.modules[name] = FoldedLIF(lif.timesteps, **form)
+        self.steps.append(Step(name, (current,)))
+        shape = tuple(result.shape[1:])
+        shape = {2: (*shape, 1, 1), 3: (shape[0], 1, shape[-1]), 4: shape}[result.dim()]
+        if amplitude is not None:
+            amplitude = amplitude.detach().double()
+            sizes = (1,) * (result.dim() - 1 - amplitude.dim()) + tuple(amplitude.shape)
+            sizes = {2: (*sizes, 1, 1), 3: (sizes[0], 1, sizes[-1]), 4: sizes}[result.dim()]
+            amplitude = amplitude.reshape(sizes)
+        signed = lif.emission == "ternary"
+        return of_source(Source(name, shape, result.dim(), amplitude, signed, lif.timesteps))
+
+    def _current(self, value: Value, reader: str) -> str:
+        """Plan the steps that compute a value, written as its tensor is, and return its name."""
+        if value.is_real:
+            return value.real
+        value = self._carried(value)
+        real, written = value.real, value
+        value, elements = self._readable(value)
+        if real is not None and elements is None:
+            value = replace(value, real=real)
+        spikes = value.terms[0].source.step if value.is_spikes else None
+        name = spikes or self._planned_step(value, reader)
+        if elements is not None:
+            shape = tuple(written.layout.ids.shape[1:])
+            name = self.spikes(f"{reader}_rearranged", Rearrange(elements, shape), name)
+            if real is not None:
+                name = self.spikes(f"{reader}_sum", SynapticCurrent({}), name, real)
+        return name
+
+    def _carried(self, value: Value) -> Value:
+        """Return what is added to a current that other neurons read, and that current as its real
+        part: of a shortcut through all blocks the synapses are there once."""
+        _, *parts = self.sums.get(id(value), (value,))
+        if not self.carries or len(parts) < 2 or value.time != "steps":
+            return value
+        for whole, added in (parts, parts[::-1]):
+            current = self.currents.get(id(whole))
+            plain = added.layout is None and added.real is None and added.terms
+            if current in self.planned and plain and added.rank == value.rank:
+                return replace(added, real=current)
+        return value
+
+    def _readable(self, value: Value) -> "tuple[Value, Tensor | None]":
+        """Return maps that synapses can compute, and which of their elements the tensor has."""
+        if value.layout is None:
+            return value, None
+        layout = value.layout
+        if not isinstance(layout.ids, Tensor):
+            self.refuse("it reads several tensors at once: read them one by one")
+        dims = layout.ids.dim() - 1
+        value, _, elements, _ = arranged(self, replace(value, real=None), dims, every_row=True)
+        try:
+            if dims in (1, 2, 3):
+                shape = tuple(layout.ids.shape[1:])
+                return as_map(self, value, elements, shape, for_neurons=True), None
+        except NoWindow:
+            pass
+        return replace(value, layout=None), elements
+
+    def _planned_step(self, value: Value, reader: str) -> str:
+        value = replace(value, terms=tuple(self._of_step(term) for term in value.terms))
+        synapses = self._planned(value)
+        bias = value.constant
+        if bias is not None:
+            bias = bias.expand(value.grid) if value.flat else bias
+            # What is added at every timestep, where the sum over time adds all of them.
+            bias = bias / value.timesteps if value.time == "averaged" else bias
+        name = value.layer if len(synapses) == 1 and value.layer else f"{reader}_current"
+        name = self.unique_name(name)
+        self.planned[name] = PlannedCurrent(
+            *(synapses, bias, value.grid, value.rank, value.real is not None, [])
+        )
+        sources = [source for planned in synapses for source in planned.sources]
+        self.steps.append(Step(name, (*sources, *([value.real] if value.real else []))))
+        return name
+
+    def _of_step(self, term: Term) -> Term:
+        """Take the spikes of one timestep by a step of their own."""
+        source = term.source
+        if source.at is None:
+            return term
+        key = (source.step, source.at)
+        if key not in self.timesteps:
+            module = AtTimestep(source.timesteps, source.at)
+            name = f"{source.step}_at_{source.at}"
+            self.timesteps[key] = self.spikes(name, module, source.step)
+        return Term(replace(source, step=self.timesteps[key], at=None), term.window)
+
+    @staticmethod
+    def _planned(value: Value) -> list[PlannedSynapses]:
+        """Plan the synapses of all terms, those with equal weights as one layer."""
+        synapses: list[PlannedSynapses] = []
+        for planned in (plan(term, value.rank) for term in value.terms):
+            for n, other in enumerate(synapses):
+                if (joined := other.joined(planned)) is not None:
+                    synapses[n] = joined
+                    break
+            else:
+                synapses.append(planned)
+        return synapses
+
+    def _finish(self, node: fx.Node) -> None:
+        (output,) = node.args
+        leaves, structure = pytree.tree_flatten(_own(output))
+        for leaf in leaves:
+            if not isinstance(leaf, (fx.Node, bool, int, float, type(None))):
+                raise ReparameterizationError(
+                    f"the model returns a {type(leaf).__name__}: tensors, and tuples, lists and "
+                    "dicts of them, can be returned"
+                )
+        if not any(isinstance(module, FoldedLIF) for module in self.modules.values()):
+            raise ReparameterizationError(
+                "nothing emits spikes: the model has no RealSpikeLIF layer"
+            )
+        steps = [self._output(leaf) if isinstance(leaf, fx.Node) else leaf for leaf in leaves]
+        self.output = pytree.tree_unflatten(steps, structure)
+        if not any(isinstance(leaf, str) for leaf in pytree.tree_leaves(self.output)):
+            raise ReparameterizationError("the model must return a tensor, or several")
+
+    def _output(self, node: fx.Node) -> str:
+        self.node, value = node, self.values.get(node)
+        if value is None:
+            raise ReparameterizationError(
+                f"the model returns {describe(node)}, which does not depend on its input"
+            )
+        if value.time != "averaged":
+            return self._current(value, "output")
+        name = self._current(replace(value, real=None), "output")
+        name = self.spikes(value.average, SumOverTime(value.timesteps), name)
+        if value.real is not None:
+            name = self.spikes("output_sum", SynapticCurrent({}), name, value.real)
+        return name
+
+
+def _own(output):
+    """Return the output of a graph, which holds lists and dicts of its own, as the model had it."""
+    if isinstance(output, dict):
+        return {key: _own(item) for key, item in output.items()}
+    if isinstance(output, list):
+        return [_own(item) for item in output]
+    is_plain = type(output) is tuple
+    return tuple(_own(item) for item in output) if is_plain else output

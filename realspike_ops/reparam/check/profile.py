@@ -1,0 +1,383 @@
+"""What a network computes: firing rates, synaptic operations, bytes and energy, layer by layer."""
+
+import json
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from realspike_ops import functional
+from realspike_ops.nn import OneToOneSynapses, RealSpikeLIF
+from realspike_ops.reparam.check.batches import batches_of
+from realspike_ops.reparam.network import bytes_text
+from realspike_ops.reparam.check.verify import eval_mode
+
+# Horowitz, "Computing's Energy Problem", ISSCC 2014: float32 in 45 nm.
+ADDITION_PJ = 0.9
+MULTIPLICATION_PJ = 3.7
+
+
+@dataclass
+class LayerProfile:
+    """One layer; counts are per sample, over all timesteps."""
+
+    name: str
+    kind: str  # encoding, synapses, neurons or other
+    firing_rate: "float | None" = None  # share of the inputs (of neurons: outputs) that are not 0
+    synops: float = 0.0  # weights that a spike reached
+    additions: float = 0.0
+    multiplications: float = 0.0
+    ann_macs: float = 0.0  # multiply-adds of the same layer on real values, once per sample
+    weight_bytes: int = 0
+
+    @property
+    def energy_pj(self) -> float:
+        return self.additions * ADDITION_PJ + self.multiplications * MULTIPLICATION_PJ
+
+    @property
+    def ann_energy_pj(self) -> float:
+        return self.ann_macs * (ADDITION_PJ + MULTIPLICATION_PJ)
+
+
+@dataclass
+class ProfileReport:
+    """The result of `profile`; print it, or store `to_json()`."""
+
+    samples: int = 0  # as in `verify`: the rows that reach the neurons, over their timesteps
+    layers: list[LayerProfile] = field(default_factory=list)
+
+    def total(self, name: str) -> float:
+        """Return the sum of a field over the layers."""
+        return sum(getattr(layer, name) for layer in self.layers)
+
+    def to_json(self) -> str:
+        energies = ("energy_pj", "ann_energy_pj")
+        layers = [asdict(row) | {key: getattr(row, key) for key in energies} for row in self.layers]
+        counts = ("synops", "additions", "multiplications", "ann_macs", "weight_bytes", *energies)
+        total = {name: self.total(name) for name in counts}
+        return json.dumps({"samples": self.samples, "total": total, "layers": layers}, indent=2)
+
+    def __str__(self) -> str:
+        titles = ("SynOps", "additions", "multipl.", "energy", "ANN MACs", "ANN energy", "weights")
+        width = max([12, *(len(layer.name) for layer in self.layers)])
+        lines = [
+            f"per sample, mean of {self.samples}; energy: {ADDITION_PJ} pJ per addition, "
+            f"{ADDITION_PJ + MULTIPLICATION_PJ:g} pJ per multiply-add (45 nm)",
+            f"{'layer':<{width}}{'kind':>10}{'rate':>8}" + "".join(f"{t:>12}" for t in titles),
+        ]
+        total = LayerProfile("total", "")
+        for name in ("synops", "additions", "multiplications", "ann_macs", "weight_bytes"):
+            setattr(total, name, self.total(name))
+        for layer in [*self.layers, total]:
+            rate = "" if layer.firing_rate is None else f"{layer.firing_rate:.1%}"
+            cells = (
+                *(_short(layer.synops), _short(layer.additions), _short(layer.multiplications)),
+                *(_joules(layer.energy_pj), _short(layer.ann_macs)),
+                *(_joules(layer.ann_energy_pj), bytes_text(layer.weight_bytes)),
+            )
+            lines.append(
+                f"{layer.name:<{width}}{layer.kind:>10}{rate:>8}"
+                + "".join(f"{cell:>12}" for cell in cells)
+            )
+        return "\n".join(lines)
+
+
+def _short(count: float) -> str:
+    for unit in ("", " k", " M", " G"):
+        if count < 1000:
+            return f"{count:.4g}{unit}"
+        count /= 1000
+    return f"{count:.4g} T"
+
+
+def _joules(picojoules: float) -> str:
+    for unit in ("pJ", "nJ", "uJ"):
+        if picojoules < 1000:
+            return f"{picojoules:.4g} {unit}"
+        picojoules /= 1000
+    return f"{picojoules:.4g} mJ"
+
+
+@torch.no_grad()
+def profile(network: nn.Module, data) -> ProfileReport:
+    """Run a trained or folded network and count what it computes.
+
+    A spike that meets a weight is one synaptic operation: an addition if the spikes are 0 and 1 (or
+    -1), a multiply-add if they are real-valued. The encoding, which reads real values, is counted
+    in full. Beside it the same layers of an ANN: every weight of every connection once per sample,
+    as a multiply-add.
+
+    Args:
+        network: Run in eval mode, restored afterwards.
+        data: A batch, or an iterable of batches, or of (batch, labels) pairs such as a DataLoader.
+
+    Returns:
+        Counts per sample. Neurons count one addition per timestep and, unless their decay is 0 or
+        1, one multiplication; batch norm, pooling and scaling by constants count in the layers
+        where they stand.
+
+    Raises:
+        TypeError: if ``network`` is not a module, or ``data`` holds other than tensors.
+        ValueError: if ``data`` yields no batch, or one of another shape.
+    """
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"network must be an nn.Module; got {type(network).__name__}")
+    counter = _Counter(network)
+    with eval_mode(network), counter.hooked():
+        for batch in batches_of(data, getattr(network, "input_shape", None)):
+            counter.count(batch.inputs)
+    return counter.report()
+
+
+class _Counter(TorchDispatchMode):
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+        self.rows: dict[str, LayerProfile] = {}
+        self.sized: set[str] = set()
+        self.fired: dict[str, list[float]] = {}  # name -> [not 0, all]
+        self.stack: list[tuple[str, nn.Module]] = []
+        self.samples = 0
+        self.samples_of_batch: int | None = None  # known when the first neurons run
+        self.macs_per_row: dict[str, float] = {}  # of an ANN, in this batch
+        self.behind_encoding = False
+
+    def hooked(self):
+        handles = []
+        for name, module in self.network.named_modules():
+
+            def enter(module, args, name=name):
+                self.stack.append((name, module))
+
+            def leave(module, args, output, name=name):
+                self.stack.pop()
+                if isinstance(module, RealSpikeLIF):
+                    self.behind_encoding = True
+                    if self.samples_of_batch is None:
+                        self.samples_of_batch = output.shape[0] // module.timesteps
+                    self._note_rate(output)
+                elif isinstance(module, OneToOneSynapses):
+                    self._note_rate(args[0], name)
+                    self._row(name, "synapses").synops += args[0].count_nonzero().item()
+
+            handles.append(module.register_forward_pre_hook(enter))
+            handles.append(module.register_forward_hook(leave, always_call=False))
+        return _Removing(handles)
+
+    def count(self, batch: Tensor) -> None:
+        self.behind_encoding, self.samples_of_batch = False, None
+        self.macs_per_row.clear()
+        with self:
+            self.network(batch)
+        samples = batch.shape[0] if self.samples_of_batch is None else self.samples_of_batch
+        self.samples += samples
+        for name, macs in self.macs_per_row.items():
+            self.rows[name].ann_macs += macs * samples
+
+    def report(self) -> ProfileReport:
+        samples = max(1, self.samples)
+        for name, row in self.rows.items():
+            for count in ("synops", "additions", "multiplications", "ann_macs"):
+                setattr(row, count, getattr(row, count) / samples)
+            not_zero, everything = self.fired.get(name, (0, 0))
+            if everything:
+                row.firing_rate = not_zero / everything
+        return ProfileReport(self.samples, list(self.rows.values()))
+
+    def _row(self, name: "str | None" = None, kind: str = "other") -> LayerProfile:
+        """Return the row of the named module, by default of the innermost that runs."""
+        name = self.stack[-1][0] if name is None else name
+        module = self.network.get_submodule(name)
+        key = self._shown(name)
+        if key not in self.rows:
+            self.rows[key] = LayerProfile(key, kind)
+        if name not in self.sized:
+            self.sized.add(name)
+            own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+            self.rows[key].weight_bytes += sum(t.numel() * t.element_size() for t in own)
+        row = self.rows[key]
+        if row.kind == "other":
+            row.kind = kind
+        return row
+
+    def _shown(self, name: str) -> str:
+        """Synapses and the layer inside them are one row."""
+        shown = name.replace(".synapses.", ".").removesuffix(".layer")
+        return shown or type(self.network).__name__
+
+    def _note_rate(self, tensor: Tensor, name: "str | None" = None) -> None:
+        name = name if name is not None else self._last_neurons
+        rate = self.fired.setdefault(self._shown(name), [0, 0])
+        rate[0] += tensor.count_nonzero().item()
+        rate[1] += tensor.numel()
+
+    # --- operators
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if self.stack:
+            namespace, name = func.name().split("::")
+            count = _COUNTS.get((namespace, name.split(".")[0]))
+            if count is not None:
+                count(self, args, out)
+        return out
+
+    def _weights(self, spikes: Tensor, dense: float, events: float) -> None:
+        """Count a layer of weights: `dense` connections, of which spikes used `events`."""
+        kind = "synapses" if self.behind_encoding else "encoding"
+        row = self._row(kind=kind)
+        macs = dense / max(1, spikes.shape[0])
+        self.macs_per_row[row.name] = self.macs_per_row.get(row.name, 0.0) + macs
+        if not self.behind_encoding:
+            row.additions += dense
+            row.multiplications += dense
+            return
+        self._note_rate(spikes, row.name)
+        row.synops += events
+        row.additions += events
+        if not ((spikes == 0) | (spikes.abs() == 1)).all():
+            row.multiplications += events
+
+    def convolution(self, args, out):
+        spikes, weight, bias, stride, padding, dilation, _, _, groups = args[:9]
+        KH, KW = weight.shape[2:]
+        dense = out.numel() * weight[0].numel()
+        events = _events(
+            spikes, out, (KH, KW), stride, padding, dilation, weight.shape[0] // groups
+        )
+        self._weights(spikes, dense, events)
+        self._bias(bias, out)
+
+    def unshared_conv(self, args, out):
+        spikes, weight, bias, amplitude, scale, _, stride, padding, dilation = args[:9]
+        out = out[0]
+        G, KH, KW, Ci, Co = weight.shape[2:]
+        if spikes.dtype == torch.int32:
+            spikes = functional.unpack_spikes(spikes, G * Ci)
+        dense = out.numel() * KH * KW * Ci
+        events = _events(spikes, out, (KH, KW), stride, padding, dilation, Co)
+        self._weights(spikes, dense, events)
+        self._bias(bias, out)
+        self._row().multiplications += events if amplitude is not None else 0
+        self._row().multiplications += out.numel() if scale is not None else 0
+
+    def conv_and_neurons(self, args, out):
+        """As `unshared_conv`, then `neurons`; the currents are not in memory."""
+        self.behind_encoding = True  # it reads spikes
+        spikes, weight, *rest = args
+        decay, timesteps, output_size, decay_value = (rest[n] for n in (3, 6, 7, 12))
+        channels = weight.shape[2] * weight.shape[6]
+        current = torch.empty((), device=out[0].device)
+        current = current.expand(spikes.shape[0], channels, *output_size)
+        self.unshared_conv((spikes, weight, *rest[:3], None, *rest[8:11]), (current,))
+        if self.samples_of_batch is None:
+            self.samples_of_batch = spikes.shape[0] // timesteps
+        row = self._row()
+        row.additions += current.numel()
+        row.multiplications += 0 if decay is None and decay_value in (0.0, 1.0) else current.numel()
+
+    def addmm(self, args, out):
+        bias, spikes, weight = args[:3]
+        self._product(spikes, weight, out)
+        self._bias(bias, out)
+
+    def mm(self, args, out):
+        self._product(*args[:2], out)
+
+    def _product(self, spikes, weight, out):
+        dense = spikes.numel() * weight.shape[-1]
+        self._weights(spikes, dense, spikes.count_nonzero().item() * weight.shape[-1])
+
+    def _bias(self, bias, out):
+        if bias is not None:
+            self._row().additions += out.numel()
+
+    def multiply_and_add(self, args, out):
+        out = out[0] if isinstance(out, tuple) else out
+        row = self._row()
+        row.multiplications += out.numel()
+        row.additions += out.numel()
+
+    def multiply(self, args, out):
+        self._row().multiplications += out.numel()
+
+    def add(self, args, out):
+        self._row().additions += out.numel()
+
+    def average(self, args, out):
+        row = self._row()
+        row.additions += args[0].count_nonzero().item()
+        row.multiplications += out.numel()
+
+    def sum(self, args, out):
+        self._row().additions += args[0].numel() - out.numel()
+
+    def neurons(self, args, out):
+        """x, amplitude, decay and v_threshold as tensors, v_init, decay as a number, ..."""
+        x, _, decay, _, _, fixed_decay = args[:6]
+        row = self._row(kind="neurons")
+        self._last_neurons = row.name
+        row.additions += x.numel()
+        row.multiplications += 0 if decay is None and fixed_decay in (0.0, 1.0) else x.numel()
+
+    def packed_neurons(self, args, out):
+        """As `neurons`, without the amplitude."""
+        self.neurons((args[0], None, *args[1:]), out)
+
+
+_COUNTS = {
+    ("aten", "convolution"): _Counter.convolution,
+    ("realspike", "unshared_conv"): _Counter.unshared_conv,
+    ("realspike", "lif_fwd"): _Counter.neurons,
+    ("realspike", "lif_packed"): _Counter.packed_neurons,
+    ("realspike", "unshared_conv_lif"): _Counter.conv_and_neurons,
+    ("aten", "addmm"): _Counter.addmm,
+    ("aten", "mm"): _Counter.mm,
+    ("aten", "mean"): _Counter.average,
+    ("aten", "avg_pool2d"): _Counter.average,
+    ("aten", "_adaptive_avg_pool2d"): _Counter.average,
+    ("aten", "sum"): _Counter.sum,
+    **{("aten", name): _Counter.add for name in ("add", "add_", "sub", "sub_")},
+    **{("aten", name): _Counter.multiply for name in ("mul", "mul_", "div", "div_")},
+    **{
+        ("aten", name): _Counter.multiply_and_add
+        for name in (
+            *("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm"),
+            *("_native_batch_norm_legit", "_batch_norm_no_update"),
+        )
+    },
+}
+
+
+def _events(spikes, out, kernel_size, stride, padding, dilation, channels: int) -> float:
+    """Return how many weights the spikes reach: taps outside the map are not read."""
+    reached = spikes.ne(0).sum((0, 1), dtype=torch.float64)  # [H, W]
+    axes = [
+        _coverage(*sizes)
+        for sizes in zip(
+            spikes.shape[2:], out.shape[2:], kernel_size, stride, padding, dilation, strict=True
+        )
+    ]
+    rows, columns = (axis.to(reached) for axis in axes)
+    return (rows @ reached @ columns).item() * channels
+
+
+def _coverage(size: int, out: int, k: int, s: int, p: int, d: int) -> Tensor:  # [size]
+    """Return how many (output, tap) pairs read every row."""
+    first, taps = (torch.arange(n, device="cpu") for n in (out, k))
+    positions = (first[:, None] * s - p + taps * d).flatten()
+    inside = positions[(positions >= 0) & (positions < size)]
+    return torch.bincount(inside, minlength=size).double()
+
+
+class _Removing:
+    def __init__(self, handles):
+        self.handles = handles
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for handle in self.handles:
+            handle.remove()

@@ -1,0 +1,274 @@
+"""Networks and data of the user's own: by name, and by `realspike.fit`."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+for package in ("sklearn", "safetensors", "rich", "lightning", "tensorboard", "kornia", "yaml"):
+    pytest.importorskip(package)
+
+import realspike  # noqa: E402
+from realspike import checkpoint, cli, own
+from realspike.config import run_config
+from realspike.inspect import trained
+from realspike.errors import UserError  # noqa: E402
+from realspike.networks import build  # noqa: E402
+from realspike.networks.build import try_out  # noqa: E402
+from realspike.optimizer import adamw  # noqa: E402
+from realspike.config.run_config import ConfigError, RunConfig  # noqa: E402
+from torch import nn  # noqa: E402
+
+import realspike_ops as rso  # noqa: E402
+
+MODULE = '''
+import torch
+from torch import nn
+import realspike_ops as rso
+
+class Net(nn.Module):
+    """Of 2 channels; what is not asked for does not come."""
+
+    def __init__(self, classes, in_channels, granularity="none", timesteps=4):
+        super().__init__()
+        self.encoding = rso.DirectEncoding(timesteps)
+        self.conv = nn.Conv2d(in_channels, 2, 3, padding=1)
+        self.lif = rso.RealSpikeLIF(timesteps, granularity, (2, 6, 6))
+        self.mean = rso.MeanOverTime(timesteps)
+        self.linear = nn.Linear(72, classes)
+
+    def forward(self, x):
+        return self.mean(self.linear(self.lif(self.encoding(self.conv(x))).flatten(1)))
+
+class Twice(Net):
+    def forward(self, x):
+        return super().forward(x).repeat(2, 1)
+
+def needs_more(classes, secret):
+    pass
+
+class Needs(Net):
+    def __init__(self, classes, secret):
+        pass
+
+def images(root, seed):
+    """The brighter half says the class."""
+    torch.manual_seed(0)
+    labels = torch.arange(60) % 3
+    samples = torch.rand(60, 1, 6, 6)
+    samples[:, 0, :2] += (labels == 1)[:, None, None]
+    samples[:, 0, 4:] += (labels == 2)[:, None, None]
+    return (samples[:45], labels[:45]), (samples[45:], labels[45:])
+
+def wrong():
+    return 3
+
+def odd():
+    return [(torch.zeros(4, 1, 6, 5), torch.arange(4))] * 2
+
+def unlike():
+    return [(torch.zeros(4, 1, 6, 6), torch.arange(4) - 1)] * 2
+
+class Lines(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+    def __getitem__(self, index):
+        return torch.zeros(1, 6, 6 if index == 0 else 7), index % 2
+
+def lines():
+    return Lines(), Lines()
+'''
+ARGUMENTS = [
+    *("device=cpu", "threads=1", "batch_size=16", "epochs=2", "timesteps=2", "width=null"),
+    *("optimizer=adamw", "learning_rate=0.01"),
+]
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """A module in the working folder, which is not on the path."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
+    (tmp_path / "mine_of_test.py").write_text(MODULE)
+    yield "mine_of_test"
+    sys.modules.pop("mine_of_test", None)
+
+
+def train_it(mine, *more):
+    names = [f"architecture={mine}:Net", f"data.name={mine}:images"]
+    return cli.main(["train", "--out", "run", *names, *ARGUMENTS, *more])
+
+
+def test_the_command_trains_them_and_the_others_read_them_where_allowed(mine, tmp_path, capsys):
+    assert train_it(mine) == 0
+    stored = run_config.read(tmp_path / "run" / "config.yaml")
+    assert (stored.data.classes, stored.data.channels, stored.data.image_size) == (3, 1, 6)
+    assert stored.data.encoding == "direct"
+    assert (tmp_path / "run" / "report.html").exists()
+    capsys.readouterr()
+    net, data = ["--allow", f"{mine}:Net"], ["--allow", f"{mine}:images"]
+    assert cli.main(["eval", "run", *net, *data]) == 0
+    assert "of 15 test samples" in capsys.readouterr().out
+    assert cli.main(["eval", "run", *net, f"data.name={mine}:images"]) == 0
+    assert cli.main(["fold", "run", *net, "-o", "folded.safetensors"]) == 0
+    assert cli.main(["verify", "run", "folded.safetensors", *net, *data]) == 0
+    assert cli.main(["eval", "folded.safetensors", *data]) == 0  # folded, it needs no class
+    capsys.readouterr()
+    for allowed, what in ((data, "Net"), (net, "images"), ([], "Net")):
+        assert cli.main(["eval", "run", *allowed]) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert f"--allow {mine}:{what} imports it" in line
+
+
+def test_a_file_imports_nothing_by_itself(mine, tmp_path):
+    assert train_it(mine) == 0
+    (tmp_path / "mine_of_test.py").write_text("open('ran', 'w')")
+    for command in ("eval", "profile", "plot"):
+        code = "import sys; from realspike import cli; sys.exit(cli.main(sys.argv[1:]))"
+        done = subprocess.run(
+            [sys.executable, "-c", code, command, "run"],
+            **{"capture_output": True, "text": True, "check": False, "timeout": 120},
+            env={"PYTHONPATH": ":".join([str(tmp_path), *sys.path])},
+        )
+        assert done.returncode == 2, done.stderr
+        assert "--allow mine_of_test:Net" in done.stderr
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(checkpoint.CheckpointError, match="--allow"):
+        checkpoint.load(tmp_path / "run" / "model.safetensors")
+
+
+def test_a_checkpoint_whose_class_is_gone_is_refused_in_a_line(mine, tmp_path, capsys):
+    assert train_it(mine) == 0
+    capsys.readouterr()
+    (tmp_path / "mine_of_test.py").write_text("")
+    sys.modules.pop(mine)
+    assert cli.main(["eval", "run", "--allow", f"{mine}:Net"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "mine_of_test has no Net" in line
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("architecture=absent.thing:Net", "cannot import absent.thing"),
+        ("architecture=mine_of_test:Nothing", "mine_of_test has no Nothing"),
+        ("architecture=mine_of_test:needs_more", "must be a class of nn.Module"),
+        ("architecture=os:system", "must be a class of nn.Module"),
+        ("architecture=mine_of_test:Needs", "needs the argument 'secret'"),
+        ("architecture=mine_of_test:Twice", "must return [B, classes], here [1, 3]; got [2, 3]"),
+        ("width=3", "does not take width, which is 3: leave it at None"),
+        ("architecture=mine_of_test.Net", "must be one of digits"),
+        ("data.name=mine_of_test:wrong", "must give realspike.data.Splits or a pair"),
+        ("data.name=mine_of_test:odd", "must be square images"),
+        ("data.name=mine_of_test:unlike", "from 0 to 2; they are from -1 to 2"),
+        ("data.name=mine_of_test:lines", "how many classes"),
+        ("data.classes=2", "must be from 0 to 1; they are from 0 to 2"),
+        ("data.channels=3", "data.channels is 3, and the samples"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_in_a_line_and_leaves_no_folder(
+    mine, tmp_path, capsys, override, reason
+):
+    key = override.partition("=")[0]
+    names = [f"architecture={mine}:Net", f"data.name={mine}:images", *ARGUMENTS]
+    kept = [text for text in names if text.partition("=")[0] != key]
+    assert cli.main(["train", "--out", "run", *kept, override]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert reason in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_samples_of_another_shape_are_named(mine, capsys):
+    assert train_it(mine, "data.classes=2", "data.image_size=6") == 2
+    names = [f"architecture={mine}:Net", f"data.name={mine}:lines", "data.classes=2"]
+    capsys.readouterr()
+    assert cli.main(["train", "--out", "run2", *names, *ARGUMENTS, "data.workers=0"]) == 2
+    assert "must have the shape [1, 6, 6] of the first; got [1, 6, 7]" in capsys.readouterr().err
+
+
+class Stranger(nn.Module):
+    """Takes what no configuration has."""
+
+    def __init__(self, hidden):
+        super().__init__()
+        self.body = nn.Sequential(
+            *(rso.DirectEncoding(3), nn.Conv2d(1, hidden, 3, stride=3)),
+            *(rso.RealSpikeLIF(3, "layer"), nn.Flatten(), nn.Linear(4 * hidden, 2)),
+        )
+        self.mean = rso.MeanOverTime(3)
+
+    def forward(self, x):
+        return self.mean(self.body(x))
+
+
+def bright(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 2
+    return torch.rand(count, 1, 6, 6, generator=generator) + labels[:, None, None, None], labels
+
+
+def test_fit_trains_the_network_it_is_given(tmp_path):
+    torch.manual_seed(0)
+    network, data = Stranger(4), (bright(64, 0), bright(32, 1))
+    settings = {"epochs": 8, "device": "cpu", "batch_size": 8, "learning_rate": 0.01}
+    settings |= {"optimizer": "adamw"}
+    seen = []
+    result = realspike.fit(network, data, tmp_path / "a", on_epoch=seen.append, **settings)
+    assert seen == result.records
+    assert len(seen) == 8
+    assert result.records[-1]["test_accuracy"] > 0.9
+    assert not network.training
+    correct = (network(data[1][0]).argmax(1) == data[1][1]).double().mean()
+    assert correct == result.records[-1]["test_accuracy"]
+    # 4 maps of 2 x 2 neurons share the amplitude.
+    assert network.body[2].neurons_per_amplitude == 16
+    assert run_config.read(tmp_path / "a" / "config.yaml").network.timesteps == 3
+    path = tmp_path / "a" / "model.safetensors"
+    again = checkpoint.load(path, network=Stranger(4)).network
+    assert torch.equal(again(data[1][0]), network(data[1][0]))
+    with pytest.raises(checkpoint.CheckpointError, match="must have shape"):
+        checkpoint.load(path, network=Stranger(5))
+    with pytest.raises(UserError, match="holds a run"):
+        realspike.fit(network, data, tmp_path / "a", **settings)
+    with pytest.raises(ConfigError, match=r"unknown key 'epohcs' \(did you mean 'epochs'"):
+        realspike.fit(network, data, tmp_path / "b", epohcs=2)
+    with pytest.raises(own.OwnError, match="cannot run on an input of shape"):
+        realspike.fit(nn.Conv2d(3, 2, 3), data, tmp_path / "b", epochs=1)
+
+
+def test_the_command_is_a_user_of_fit(tmp_path):
+    from realspike import data
+
+    overrides = {"architecture": "digits", "width": 2, "timesteps": 1, "epochs": 1, "device": "cpu"}
+    config = RunConfig().replaced(threads=1, **overrides)
+    arguments = [f"{key}={value}" for key, value in overrides.items()]
+    assert cli.main(["train", "--out", str(tmp_path / "a"), "threads=1", *arguments]) == 0
+    network = build(config.network_config(), seed=0)
+    realspike.fit(network, data.load(config), tmp_path / "b", config=config)
+    loaded = trained.load(tmp_path / "a").network.state_dict()
+    assert all(torch.equal(tensor, loaded[n]) for n, tensor in network.state_dict().items())
+
+
+def test_adamw_decays_weights_alone_by_hand():
+    network = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
+    nn.init.ones_(network[0].weight)
+    nn.init.ones_(network[0].bias)
+    optimizer = adamw(network, lr=0.1, weight_decay=0.5, momentum=0.8)
+    assert optimizer.defaults["betas"] == (0.8, 0.999)
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert network[0].weight.item() == pytest.approx(1 - 0.1 * 0.5)
+    assert network[0].bias.item() == network[1].weight.item() == 1.0
+
+
+def test_trying_out_leaves_modes_and_statistics():
+    from realspike.config.network_config import NetworkConfig
+
+    network = nn.Sequential(nn.BatchNorm2d(1), nn.Dropout(), nn.Flatten(), nn.Linear(64, 10))
+    network[1].eval()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    try_out(network, NetworkConfig(architecture="a:B"), torch.ones(1, 1, 8, 8))
+    assert [m.training for m in network] == [True, False, True, True]
+    assert all(torch.equal(t, before[n]) for n, t in network.state_dict().items())

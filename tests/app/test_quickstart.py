@@ -1,0 +1,516 @@
+"""The application: data, networks, training, comparison peers and the `realspike` command."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import realspike_ops as rso
+
+for package in ("sklearn", "matplotlib", "safetensors", "rich"):
+    pytest.importorskip(package)
+
+from realspike import checkpoint, cli, quickstart
+from realspike.quickstart import report
+from realspike.data.digits import load_digits, stratified_split  # noqa: E402
+from realspike.networks import GRANULARITIES, NetworkConfig, build  # noqa: E402
+from realspike.inspect.spikes import record_spikes  # noqa: E402
+from realspike.quickstart.timing import time_interleaved  # noqa: E402
+from realspike.quickstart.training import TrainingSettings, predict, random_shift, train  # noqa: E402
+from realspike.quickstart.unfold_bmm import UnfoldBmm, with_unfold_bmm  # noqa: E402
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    # Threads that share busy cores wait for each other far longer than layers this small compute.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_digits()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One run of the command for one epoch: its folder, its output and its seconds."""
+    out = tmp_path_factory.mktemp("run") / "a" / "b"
+    command = [sys.executable, "-m", "realspike", "quickstart", "--epochs", "1", "--seed", "5"]
+    start = time.perf_counter()
+    done = subprocess.run(
+        [*command, "--timesteps", "2", "--threads", "1", "--out", str(out)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )
+    seconds = time.perf_counter() - start
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout, seconds
+
+
+@pytest.fixture(scope="module")
+def results(finished):
+    return json.loads((finished[0] / "results.json").read_text())
+
+
+# The data
+
+
+def test_split_is_disjoint_complete_and_stratified(digits):
+    train_indices, test_indices = digits.train_indices, digits.test_indices
+    together = torch.cat([train_indices, test_indices]).sort().values
+    assert torch.equal(together, torch.arange(1797))
+    whole = torch.cat([digits.train_labels, digits.test_labels]).bincount()
+    assert len(whole) == 10
+    parts = digits.test_labels.bincount() / whole
+    assert (parts - 0.25).abs().max() < 0.005
+
+
+def test_split_is_deterministic_and_follows_its_seed(digits):
+    again = load_digits()
+    assert torch.equal(again.test_indices, digits.test_indices)
+    assert torch.equal(again.train_images, digits.train_images)
+    other = load_digits(split_seed=1)
+    assert not torch.equal(other.test_indices, digits.test_indices)
+
+
+def test_images_and_labels_belong_together(digits):
+    raw = pytest.importorskip("sklearn.datasets").load_digits()
+    for images, labels, indices in (
+        (digits.train_images, digits.train_labels, digits.train_indices),
+        (digits.test_images, digits.test_labels, digits.test_indices),
+    ):
+        assert images.shape == (len(labels), 1, 8, 8)
+        assert images.dtype == torch.float32
+        np.testing.assert_array_equal(labels.numpy(), raw.target[indices.numpy()])
+        pixels = images[:, 0].double().numpy() * digits.pixel_std + digits.pixel_mean
+        np.testing.assert_allclose(pixels, raw.images[indices.numpy()] / 16, atol=1e-5)
+
+
+def test_normalisation_knows_the_training_part_alone(digits):
+    assert abs(digits.train_images.mean().item()) < 1e-4
+    assert abs(digits.train_images.std().item() - 1) < 1e-4
+    assert abs(digits.test_images.mean().item()) > 1e-4
+    assert digits.background == pytest.approx(digits.train_images.min().item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0])
+def test_split_without_a_part_is_refused(fraction):
+    with pytest.raises(ValueError, match="test_fraction"):
+        stratified_split(np.array([0, 0, 1, 1]), fraction, 0)
+
+
+# Networks and training
+
+
+def test_the_four_networks_start_alike():
+    networks = {g: build(NetworkConfig(g, width=4), seed=7) for g in GRANULARITIES}
+    expected = networks["none"].state_dict()
+    for granularity, network in networks.items():
+        state = network.state_dict()
+        amplitudes = {name for name in state if name.endswith("amplitude")}
+        assert len(amplitudes) == (0 if granularity == "none" else 3)
+        assert state.keys() - amplitudes == expected.keys()
+        for name, tensor in expected.items():
+            assert torch.equal(state[name], tensor), name
+        assert all((state[name] == 1).all() for name in amplitudes)
+    other = build(NetworkConfig(width=4), seed=8)
+    assert not torch.equal(other.conv1.weight, networks["none"].conv1.weight)
+
+
+def test_the_four_networks_compute_alike_at_the_start(digits):
+    logits = [
+        predict(build(NetworkConfig(g, width=4), seed=7), digits.test_images[:8])
+        for g in GRANULARITIES
+    ]
+    for other in logits[1:]:
+        torch.testing.assert_close(other, logits[0], rtol=0, atol=0)
+
+
+def short_training(digits, granularity="element", **settings):
+    network = build(NetworkConfig(granularity, width=4, timesteps=2), seed=3)
+    settings = {"epochs": 2, "batch_size": 256, "seed": 3} | settings
+    return list(train(network, digits, TrainingSettings(**settings))), network
+
+
+def test_same_seed_same_history(digits):
+    torch.manual_seed(0)
+    first, network = short_training(digits)
+    torch.manual_seed(1)  # the global state must not matter
+    second, other = short_training(digits)
+    assert first == second
+    assert [record.epoch for record in first] == [1, 2]
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(other.state_dict()[name], tensor)
+    third, _ = short_training(digits, seed=4)
+    assert third != first
+
+
+def test_training_learns_also_the_amplitudes(digits):
+    history, network = short_training(digits, epochs=5, batch_size=64)
+    assert history[-1].train_loss < history[0].train_loss / 2
+    assert history[-1].test_accuracy > 0.6
+    assert not network.training
+    for lif in (network.lif1, network.lif2, network.lif3):
+        assert lif.amplitude.std() > 1e-4
+
+
+def test_every_network_sees_the_same_batches(digits):
+    seen = {}
+    for granularity in ("none", "element"):
+        network = build(NetworkConfig(granularity, width=2, timesteps=1), seed=0)
+        seen[granularity] = []
+        network.register_forward_pre_hook(
+            lambda module, args, to=seen[granularity]: to.append(args[0].clone())
+        )
+        list(train(network, digits, TrainingSettings(epochs=1, batch_size=512)))
+    assert len(seen["none"]) == len(seen["element"])
+    assert all(torch.equal(a, b) for a, b in zip(seen["none"], seen["element"], strict=True))
+
+
+def test_predict_is_in_eval_mode_and_restores_the_mode(digits):
+    network = build(NetworkConfig(width=4, timesteps=2), seed=0)
+    images = digits.test_images[:200]  # more than one batch of the evaluation
+    with torch.no_grad():
+        expected = network.eval()(images)
+    network.train()
+    torch.testing.assert_close(predict(network, images), expected)
+    assert network.training
+    assert network.bn1.num_batches_tracked == 0
+
+
+def test_random_shift_moves_every_pixel_of_an_image_alike():
+    images = torch.arange(1.0, 13.0).view(1, 1, 3, 4).repeat(200, 2, 1, 1)
+    shifted = random_shift(images, 1, -1.0, torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(images[0], (1, 1, 1, 1), value=-1.0)
+    windows = [padded[:, y : y + 3, x : x + 4] for y in range(3) for x in range(3)]
+    which = [[torch.equal(image, window) for window in windows].index(True) for image in shifted]
+    assert set(which) == set(range(9))
+    assert torch.equal(random_shift(images, 0, -1.0, torch.Generator()), images)
+
+
+@pytest.mark.parametrize("name", ["epochs", "batch_size", "max_shift", "seed"])
+@pytest.mark.parametrize("value", [-1, 1.5])
+def test_bad_training_settings(name, value):
+    with pytest.raises(ValueError, match=name):
+        TrainingSettings(**{name: value})
+
+
+# What the network is compared with
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        {"kernel_size": 3, "padding": 1},
+        {"kernel_size": 3, "stride": 2, "padding": 1},
+        {"kernel_size": (1, 3), "stride": (2, 1), "padding": (0, 2), "dilation": (1, 2)},
+        {"kernel_size": (3, 2), "padding": 1, "dilation": 2, "groups": 3, "bias": False},
+    ],
+)
+def test_unfold_bmm_equals_unshared_spike_conv(geometry):
+    conv = rso.UnsharedSpikeConv(6, 9, input_size=(7, 5), **geometry)
+    if conv.bias is not None and geometry.get("stride") == 2:  # a bias per output element
+        OH, OW = conv.weight.shape[:2]
+        conv.bias = torch.nn.Parameter(torch.randn(9, OH, OW), requires_grad=False)
+    spikes = (torch.rand(4, 6, 7, 5) < 0.4).float()
+    for given in (spikes, spikes.contiguous(memory_format=torch.channels_last), spikes[:0]):
+        out = UnfoldBmm(conv)(given)
+        torch.testing.assert_close(out, conv(given), rtol=1e-5, atol=1e-5)
+
+
+def test_unfold_bmm_replaces_every_unshared_layer(digits):
+    network = build(NetworkConfig("element", width=4), seed=0).eval()
+    with torch.no_grad():
+        for lif in (network.lif1, network.lif2, network.lif3):
+            lif.amplitude.uniform_(0.5, 1.5)
+    images = digits.test_images[:16]
+    folded = rso.reparameterize(network, images)
+    unfolded = with_unfold_bmm(folded)
+    kinds = [type(module) for module in unfolded.modules()]
+    assert kinds.count(UnfoldBmm) == 2
+    assert rso.UnsharedSpikeConv not in kinds
+    assert any(isinstance(module, rso.UnsharedSpikeConv) for module in folded.modules())
+    torch.testing.assert_close(predict(unfolded, images), predict(folded, images))
+    with pytest.raises(ValueError, match="UnsharedSpikeConv"):
+        with_unfold_bmm(network)
+    with pytest.raises(ValueError, match="padding"):
+        UnfoldBmm(rso.UnsharedSpikeConv(1, 1, 3, input_size=(4, 4), padding="same"))
+
+
+def test_timing_is_relative_to_the_first():
+    class Slow(torch.nn.Identity):
+        def forward(self, x):
+            time.sleep(0.004)
+            return x
+
+    networks = {"fast": torch.nn.Identity(), "slow": Slow()}
+    timings = time_interleaved(networks, torch.zeros(1), rounds=5, warmup=1)
+    assert timings["fast"].relative == 1
+    assert timings["slow"].relative > 10
+    assert timings["slow"].median_ms >= timings["slow"].fastest_ms >= 4
+    with pytest.raises(ValueError, match="rounds"):
+        time_interleaved(networks, torch.zeros(1), rounds=0)
+
+
+def test_recorded_spikes_are_amplitude_times_binary(digits):
+    network = build(NetworkConfig("channel", width=4, timesteps=3), seed=0).eval()
+    with torch.no_grad():
+        network.lif2.amplitude.uniform_(0.5, 1.5)
+    images = digits.test_images[:2]
+    real = record_spikes(network, images)
+    binary = record_spikes(rso.reparameterize(network, images), images)
+    assert [*real] == [*binary] == ["lif1", "lif2", "lif3"]
+    assert real["lif2"].shape == (3, 2, 4, 8, 8)
+    assert set(binary["lif2"].unique().tolist()) == {0.0, 1.0}
+    torch.testing.assert_close(real["lif2"], binary["lif2"] * network.lif2.amplitude)
+    assert not network.lif2._forward_hooks
+
+
+# The command
+
+
+def test_quickstart_writes_its_files_in_time(finished):
+    out, _, seconds = finished
+    names = {"binary", "layer", "channel", "element"}
+    pictures = {"training_curves.png", "spike_maps.png"}
+    expected = {f"{name}.safetensors" for name in names} | pictures | {"results.json"}
+    assert {path.name for path in out.iterdir()} == expected
+    for picture in pictures:
+        assert (out / picture).read_bytes().startswith(PNG)
+        assert (out / picture).stat().st_size > 10_000
+    assert seconds < 60
+
+
+def test_quickstart_prints_one_table_and_where_the_files_are(finished, results):
+    out, printed, _ = finished
+    assert "\x1b" not in printed, "no colours or progress bar where nobody looks"
+    lines = printed.splitlines()
+    for granularity, name in report.NAMES.items():
+        [row] = [line for line in lines if line.startswith(f"{name} ")]
+        network = results["networks"][granularity]
+        percent = [f"{100 * network[f'accuracy_{key}']:.2f}" for key in ("trained", "folded")]
+        assert row.split()[1:3] == percent
+    assert any("UnsharedSpikeConv" in line and "1.00" in line for line in lines)
+    assert str(out) in printed
+    assert max(map(len, lines[:-1])) <= 80
+    assert "…" not in printed
+
+
+def test_quickstart_numbers_agree_with_each_other(results):
+    tests = results["data"]["test_images"]
+    assert results["data"]["train_images"] + tests == 1797
+    assert results["training"]["epochs"] == 1
+    assert results["training"]["seed"] == 5
+    assert set(results["networks"]) == set(GRANULARITIES)
+    for granularity, network in results["networks"].items():
+        assert network["config"]["granularity"] == granularity
+        assert network["config"]["timesteps"] == 2
+        assert network["multiplication_free"] is True
+        assert len(network["history"]) == 1
+        assert network["history"][-1]["test_accuracy"] == network["accuracy_trained"]
+        assert network["accuracy_trained"] == network["correct_trained"] / tests
+        assert network["accuracy_folded"] == network["correct_folded"] / tests
+        assert network["accuracy_trained"] > 0.2, "better than chance"
+        changed = round((1 - network["agreement"]) * tests)
+        assert abs(network["correct_trained"] - network["correct_folded"]) <= changed
+        layers = network["layers"]
+        assert [layer["name"] for layer in layers] == ["lif1", "lif2", "lif3"]
+        assert network["flipped_spikes"] == sum(layer["flipped_spikes"] for layer in layers)
+        for layer, neurons in zip(layers, (32 * 64, 32 * 64, 64 * 16), strict=True):
+            assert layer["neuron_timesteps"] == neurons * tests * 2
+            assert layer["firing_rate"] == layer["spikes"] / layer["neuron_timesteps"]
+            assert 0 < layer["firing_rate"] < 1
+        if network["flipped_spikes"] == 0:
+            assert network["max_logit_difference"] < 1e-4
+            assert network["accuracy_trained"] == network["accuracy_folded"]
+        assert set(network["amplitudes"]) == (
+            set() if granularity == "none" else {"lif1", "lif2", "lif3"}
+        )
+
+
+def test_quickstart_compares_three_ways(results):
+    inference, element = results["inference"], results["networks"]["element"]
+    ways = inference["ways"]
+    assert set(ways) == {"unshared_spike_conv", "unfold_bmm", "shared_conv2d"}
+    assert ways["unshared_spike_conv"]["accuracy"] == element["accuracy_folded"]
+    assert ways["shared_conv2d"]["accuracy"] == element["accuracy_trained"]
+    assert ways["shared_conv2d"]["max_logit_difference"] == 0
+    assert [batch["batch_size"] for batch in inference["batches"]] == [1, 64]
+    for batch in inference["batches"]:
+        assert set(batch["runs"]) == set(ways)
+        assert batch["runs"]["unshared_spike_conv"]["relative"] == 1
+        for run in batch["runs"].values():
+            assert 0 < run["fastest_ms"] <= run["median_ms"]
+
+
+def test_quickstart_names_the_environment(results):
+    environment = results["environment"]
+    assert environment["torch"] == torch.__version__
+    assert environment["realspike"] == rso.__version__
+    assert environment["threads"] == 1
+    assert environment["cpu"]
+    assert environment["build_info"] == rso.build_info()
+    assert results["reloaded"]["same_predictions"] == results["data"]["test_images"]
+
+
+def test_quickstart_checkpoints_classify_as_reported(finished, results, digits):
+    for network in results["networks"].values():
+        loaded = checkpoint.load(finished[0] / network["checkpoint"])
+        assert loaded.network.config.to_dict() == network["config"]
+        assert loaded.training["pixel_mean"] == digits.pixel_mean
+        correct = predict(loaded.network, digits.test_images).argmax(1) == digits.test_labels
+        assert int(correct.sum()) == network["correct_trained"]
+
+
+def test_the_ops_that_run_are_the_real_ones(digits, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("the application ran the reference")
+
+    for name in ("lif", "unshared_spike_conv", "pack_spikes", "unpack_spikes"):
+        monkeypatch.setattr(rso.reference, name, refuse)
+    _, network = short_training(digits, epochs=1, batch_size=512)
+    predict(rso.reparameterize(network, digits.test_images[:1]), digits.test_images[:8])
+
+
+def test_a_checkpoint_that_classifies_otherwise_is_an_error(digits, tmp_path):
+    trained = build(NetworkConfig("element", width=4), seed=0).eval()
+    other = build(NetworkConfig("element", width=4), seed=1).eval()
+    checkpoint.save(tmp_path / quickstart.checkpoint_name("element"), other, {})
+    with pytest.raises(quickstart.QuickstartError, match="classifies"):
+        quickstart._reload(tmp_path, trained, digits)
+
+
+def test_trained_and_folded_are_examined_apart(digits):
+    trained = build(NetworkConfig("element", width=4), seed=0).eval()
+    other = build(NetworkConfig("element", width=4), seed=1).eval()
+    folded = rso.reparameterize(other, digits.test_images[:1])
+    examined = quickstart._examine(trained, folded, digits)
+    for name, network in (("trained", trained), ("folded", other)):
+        correct = predict(network, digits.test_images).argmax(1) == digits.test_labels
+        assert examined[f"correct_{name}"] == int(correct.sum())
+    assert examined["correct_trained"] != examined["correct_folded"]
+    assert examined["flipped_spikes"] > 0
+    assert examined["max_logit_difference"] > 0.01
+
+
+def test_a_network_that_multiplies_is_an_error(digits):
+    trained = build(NetworkConfig("element", width=4), seed=0).eval()
+    with pytest.raises(rso.MultiplicationError):
+        quickstart._examine(trained, trained, digits)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--epochs", "0"], "--epochs"),
+        (["--epochs", "many"], "--epochs"),
+        (["--seed", "-1"], "--seed"),
+        (["--timesteps", "0"], "--timesteps"),
+        (["--threads", "0"], "--threads"),
+        (["--width", "3"], "--width"),
+    ],
+)
+def test_bad_arguments(arguments, reason, capsys):
+    with pytest.raises(SystemExit) as raised:
+        cli.main(["quickstart", *arguments])
+    assert raised.value.code == 2
+    assert reason in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_folder_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert cli.main(["quickstart", "--out", str(tmp_path / "file" / "below")]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    [line] = captured.err.splitlines()
+    assert "cannot write to --out" in line
+    assert str(tmp_path) in line
+
+
+def test_interrupt_ends_with_one_line(tmp_path, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(quickstart, "train", interrupt)
+    torch.set_num_threads(2)
+    try:
+        assert cli.main(["quickstart", "--threads", "3", "--out", str(tmp_path)]) == 130
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert capsys.readouterr().err == "realspike: interrupted\n"
+
+
+def test_failure_while_running_ends_with_one_line(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(quickstart, "train", fail)
+    assert cli.main(["quickstart", "--out", str(tmp_path)]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert "No space left" in line
+
+
+@pytest.mark.parametrize(
+    ("module", "package"),
+    [
+        ("sklearn", "scikit-learn"),
+        ("matplotlib", "matplotlib"),
+        ("safetensors", "safetensors"),
+        ("rich", "rich"),
+    ],
+)
+def test_missing_package_says_what_to_install(module, package, tmp_path, monkeypatch, capsys):
+    for name in [n for n in sys.modules if n.partition(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    assert cli.main(["quickstart", "--out", str(tmp_path)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert package in line
+    assert "pip install '.[app]'" in line
+
+
+def run_python(code):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True, env=environment
+    ).stdout
+
+
+def test_import_is_light():
+    heavy = ("torch", "numpy", "sklearn", "matplotlib", "rich", "safetensors")
+    code = "import sys, realspike, realspike.cli; print(*sys.modules)"
+    assert not set(heavy) & set(run_python(code).split())
+
+
+def test_the_modules_need_no_optional_package_to_be_imported():
+    names = sorted(p.stem for p in Path(quickstart.__file__).parent.glob("[a-z]*.py"))
+    assert "quickstart" in names
+    imports = ", ".join(f"realspike.{name}" for name in names)
+    loaded = run_python(f"import sys, {imports}; print(*sys.modules)").split()
+    assert not {"sklearn", "matplotlib", "rich", "safetensors"} & set(loaded)
+
+
+def test_help_and_version(capsys):
+    for arguments in (["--help"], ["quickstart", "--help"], ["--version"]):
+        with pytest.raises(SystemExit) as raised:
+            cli.main(arguments)
+        assert raised.value.code == 0
+    printed = capsys.readouterr().out
+    for option in ("--out", "--epochs", "--seed", "--timesteps", "--threads", "--version"):
+        assert option in printed
+    assert f"realspike {rso.__version__}" in printed

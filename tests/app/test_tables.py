@@ -1,0 +1,294 @@
+"""The paper's tables: which networks, resumed cell by cell, and set as the paper does."""
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+for package in ("sklearn", "safetensors", "rich", "lightning", "yaml"):
+    pytest.importorskip(package)
+
+from helpers import ROOT  # noqa: E402
+from realspike import cli, train
+from realspike.config import recipes
+from realspike.config import run_config
+from realspike.config.recipes import TABLES, Cell, cells_of  # noqa: E402
+from realspike.train import module, tables  # noqa: E402
+from realspike.train.tables import Entry  # noqa: E402
+
+QUICK = {"architecture": "digits", "width": 2, "timesteps": 1, "epochs": 2, "batch_size": 256}
+QUICK |= {"threads": 1, "device": "cpu"}
+OVERRIDES = [f"{key}={value}" for key, value in QUICK.items()]
+
+
+@pytest.fixture(autouse=True)
+def threads_restored():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+# Which networks
+
+
+def test_there_is_one_config_per_row_of_the_tables():
+    cells = recipes.all_cells()
+    paths = sorted((ROOT / "configs").glob("*.yaml"))
+    assert [path.stem for path in paths] == sorted(cells)
+    for path in paths:
+        cell, _ = cells[path.stem]
+        config = run_config.read(path)
+        assert config == cell.config(), f"{path}: `python -m realspike.config.recipes configs` writes it"
+        assert f"{cell.paper:.2f} %" in path.read_text().splitlines()[0]
+
+
+def test_numbers_of_the_paper_agree_where_tables_share_a_cell():
+    by_name = {}
+    for cells in TABLES.values():
+        for cell in cells:
+            assert by_name.setdefault(cell.name, cell) == cell
+    assert {len(TABLES[1]), len(TABLES[2]), len(TABLES[3])} == {12, 8, 14}
+    assert by_name["cifar10_resnet20_t4_none"].paper == 91.73
+    assert by_name["cifar100_resnet20_t6_element"].paper == 68.60
+
+
+def test_cells_follow_the_data():
+    assert len(cells_of(1, "cifar10")) == 6
+    assert [c.architecture for c in cells_of(3, "imagenet")] == ["sew_resnet18", "sew_resnet34"]
+    assert cells_of(2, "imagenet") == []
+    digits = cells_of(1, "digits")
+    assert [(c.timesteps, c.granularity) for c in digits] == [
+        (c.timesteps, c.granularity) for c in cells_of(1, "cifar10")
+    ]
+    assert {c.paper for c in digits} == {None}
+    config = digits[1].config(seed=2)
+    assert config.data.name == "digits"
+    assert config.training.seed == 2
+    assert config.network.architecture == "resnet20"
+    assert cells_of(3, "digits-events")[0].config().network_config().encoding == "frames"
+
+
+def test_imagenet_has_integrate_and_fire_neurons():
+    config = cells_of(3, "imagenet")[0].config()
+    assert (config.network.decay, config.network.v_threshold) == (1.0, 1.0)
+    assert config.network.detach_reset
+    assert config.training.precision == "bf16-mixed"
+
+
+# What is trained
+
+
+def digits_jobs(tmp_path, seeds=1):
+    return tables.jobs_of(cells_of(1, "digits")[:2], seeds, tmp_path, QUICK)
+
+
+def test_cells_are_trained_once_and_resumed(tmp_path, monkeypatch):
+    jobs = digits_jobs(tmp_path, seeds=2)
+    assert [job.folder.name for job in jobs] == [
+        f"digits_resnet20_t2_{g}_seed{s}" for s in (0, 1) for g in ("none", "element")
+    ]
+    assert [job.accuracy() for job in jobs] == [None] * 4
+    trained = []
+
+    def note(job, left):
+        trained.append((job.folder.name, left))
+
+    assert tables.run(jobs, 1, note) == 0
+    assert [job.accuracy() is None for job in jobs] == [False, True, True, True]
+    first = jobs[0].accuracy()
+
+    original = module.SpikingClassifier.training_step
+
+    def training_step(self, batch, batch_idx):
+        if self.global_step == 8:  # in the second epoch of the second job
+            signal.raise_signal(signal.SIGTERM)
+        return original(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.SpikingClassifier, "training_step", training_step)
+        assert tables.run(jobs, None, note) == (signal.SIGTERM)
+    assert jobs[1].accuracy() is None, "an epoch is missing"
+    assert tables.run(jobs, None, note) == 0
+    assert jobs[0].accuracy() == first
+    assert None not in [job.accuracy() for job in jobs]
+    assert [left for _, left in trained] == [4, 3, 3, 2, 1]
+    assert trained[1] == trained[2]
+
+
+def test_a_folder_of_another_configuration_is_not_taken_for_the_cell(tmp_path):
+    jobs = digits_jobs(tmp_path)
+    tables.run(jobs, 1)
+    other = tables.jobs_of(cells_of(1, "digits")[:1], 1, tmp_path, QUICK | {"width": 3})
+    with pytest.raises(train.RunError, match="another configuration"):
+        other[0].accuracy()
+
+
+# Networks that are not the table's
+
+
+def changed(table, data, *overrides):
+    return recipes.changed(cells_of(table, data), run_config.parse_overrides(overrides))
+
+
+def test_a_changed_network_is_another_cell_without_the_number_of_the_paper():
+    own = cells_of(2, "cifar10")
+    assert changed(2, "cifar10", "epochs=3", "data.root=elsewhere") == own
+    cells = changed(2, "cifar10", "architecture=vgg16", "width=8", "timesteps=2")
+    assert [cell.granularity for cell in cells] == ["none", "layer", "channel", "element"]
+    assert {(c.architecture, c.width, c.timesteps, c.paper) for c in cells} == {
+        ("vgg16", 8, 2, None)
+    }
+    assert cells[0].name == "cifar10_vgg16_w8_t2_none"
+    network = cells[0].config(3).network
+    assert (network.architecture, network.width, network.timesteps) == ("vgg16", 8, 2)
+    for override in ("decay=0.5", "v_threshold=1", "pooling=average"):
+        cells = changed(3, "cifar10", override)
+        kept = [cell.paper for cell in cells]
+        # The average is what the ResNets have, and not the VGGs.
+        is_vgg = [cell.architecture == "vgg16" for cell in cells]
+        expected = is_vgg if override.startswith("pooling") else [True] * len(cells)
+        assert [paper is None for paper in kept] == expected
+    assert {c.paper for c in changed(3, "imagenet", "data.classes=2")} == {None}
+
+
+def test_timesteps_that_are_chosen_leave_one_row_of_many():
+    cells = changed(1, "digits", "timesteps=3")
+    assert [(cell.timesteps, cell.granularity) for cell in cells] == [(3, "none"), (3, "element")]
+    _, rows = tables.layout(1, {cell: Entry((float(i),)) for i, cell in enumerate(cells)})
+    assert rows == [["digits", "3", "0.00", "1.00"]]
+
+
+def test_every_table_names_its_networks():
+    for table in TABLES:
+        cells = changed(table, "digits", "architecture=vgg5", "width=3")
+        found = {cell: Entry((1.0,)) for cell in cells}
+        header, rows = tables.layout(table, found)
+        text = " ".join([*header, *(cell for row in rows for cell in row)])
+        assert "vgg5 of width 3" in text
+        assert "ResNet20" not in text
+        title = tables.title(table, "digits", found, ["architecture=vgg5", "width=3"])
+        assert title.endswith("%; with architecture=vgg5, width=3)")
+        assert "ResNet20" not in title
+        own = cells_of(table, "cifar10")
+        assert "vgg5" not in tables.title(table, "cifar10", own)
+    assert "ResNet20, T = 4, what shares" in tables.title(2, "cifar10", cells_of(2, "cifar10"))
+
+
+def test_a_table_is_saved_before_it_is_printed(tmp_path, monkeypatch, capsys):
+    from realspike import output
+
+    class Broken:
+        is_terminal = False
+
+        def print(self, *_, **__):
+            raise UnicodeEncodeError("ascii", "x", 0, 1, "no such character")
+
+    monkeypatch.setattr(output, "console", Broken)
+    page = tmp_path / "page.md"
+    arguments = ["table", "2", "--data", "digits", "--cells", "0", "--save", str(page)]
+    with pytest.raises(UnicodeEncodeError):
+        cli.main([*arguments, "--out", str(tmp_path / "runs")])
+    assert "| binary (vanilla) | - |" in page.read_text()
+
+
+# How it is set
+
+
+def cell(granularity, timesteps=4, data="cifar10", paper=None):
+    return Cell(data, "resnet20", timesteps, granularity, paper)
+
+
+def test_entries_by_hand():
+    assert str(Entry(())) == "-"
+    assert str(Entry((90.0,))) == "90.00"
+    assert str(Entry((90.0, 92.0, 94.0))) == "92.00 ± 2.00"
+    assert str(Entry((90.0,), 91.5)) == "90.00 (paper 91.50)"
+    assert str(Entry((), 91.5)) == "- (paper 91.50)"
+
+
+def test_layouts_by_hand():
+    found = {
+        cell("none", 2): Entry((1.0,)),
+        cell("element", 2): Entry((2.0,)),
+        cell("none", 4): Entry((3.0,)),
+        cell("element", 4): Entry((4.0,)),
+    }
+    header, rows = tables.layout(1, found)
+    assert header == ["data", "T", "binary (vanilla)", "Real Spike, element"]
+    assert rows == [["cifar10", "2", "1.00", "2.00"], ["cifar10", "4", "3.00", "4.00"]]
+    found = {cell(g): Entry((float(i),)) for i, g in enumerate(tables.METHODS)}
+    header, rows = tables.layout(2, found)
+    assert header == ["method", "cifar10"]
+    assert rows[2] == ["Real Spike, channel", "2.00"]
+    header, rows = tables.layout(3, {cell("element"): Entry((5.0, 7.0), 6.5)})
+    assert rows == [["cifar10", "ResNet20", "4", "Real Spike, element", "6.00 ± 1.41 (paper 6.50)"]]
+
+
+@pytest.mark.parametrize("table", [1, 2, 3])
+@pytest.mark.parametrize("data", ["cifar10", "cifar100", "digits"])
+def test_every_cell_is_in_its_table(table, data):
+    cells = cells_of(table, data)
+    found = {cell: Entry((10.0 + i,)) for i, cell in enumerate(cells)}
+    _, rows = tables.layout(table, found)
+    text = " ".join(" ".join(row) for row in rows)
+    assert all(f"{10.0 + i:.2f}" in text for i in range(len(cells)))
+
+
+# The command
+
+
+def test_table_command(tmp_path, capsys):
+    page = tmp_path / "page.md"
+    overrides = [override for override in OVERRIDES if override != "timesteps=1"]
+    arguments = ["table", "1", "--data", "digits", "--out", str(tmp_path / "runs"), "--seeds", "1"]
+    assert cli.main([*arguments, "--cells", "2", "--save", str(page), *overrides]) == 0
+    printed = capsys.readouterr().out
+    assert "Table 1 on digits: digits of width 2, binary spikes" in " ".join(printed.split())
+    assert "4 of 6 networks are not trained yet" in printed
+    assert "6 to train" in printed
+    assert cli.main([*arguments, "--cells", "0", "--save", str(page), *overrides]) == 0
+    assert "to train" not in capsys.readouterr().out
+    text = page.read_text()
+    cells = recipes.changed(cells_of(1, "digits"), run_config.parse_overrides(overrides))
+    assert [cell.architecture for cell in cells] == ["digits"] * 6
+    jobs = tables.jobs_of(cells, 1, tmp_path / "runs", run_config.parse_overrides(overrides))
+    accuracies = [f"{100 * job.accuracy():.2f}" for job in jobs[:2]]
+    assert f"| digits, digits of width 2 | 2 | {accuracies[0]} | {accuracies[1]} |" in text
+    assert "| digits, digits of width 2 | 4 | - | - |" in text
+    assert text.startswith("# Table 1 on digits: digits of width 2, binary spikes against")
+    assert "; with architecture=digits, width=2, epochs=2, batch_size=256" in text.splitlines()[0]
+    assert "4 of the 6 networks are not trained yet" in text
+    assert "zero_init_residual=false, threshold_norm=true, scale_amplitudes=true" in text
+    assert "The paper has no such table" in text
+    assert "`realspike table 1 --data digits --seeds 1 architecture=digits width=2" in text
+    assert "torch" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["1", "--data", "digit"], "did you mean 'digits'"),
+        (["2", "--data", "imagenet"], "table 2 of the paper has no imagenet"),
+        (["1", "--data", "digits", "timestep=1"], "did you mean 'timesteps'"),
+        (["1", "--data", "digits", "width=0"], "at least 1"),
+        (["1", "--data", "digits", "granularity=layer"], "it is what the table compares"),
+        (["1", "--data", "digits", "name=cifar10"], "--data chooses the data"),
+        (["1", "--data", "digits", "training.seed=3"], "--seeds says how many"),
+        (["1", "--data", "digits", "--save", "file/a.md"], "cannot write --save file/a.md"),
+        (["1", "--data", "digits", "--save", "."], "cannot write --save .: it is no regular"),
+        (["1", "--data", "digits", "--out", "file"], "cannot write to file"),
+    ],
+)
+def test_bad_arguments(arguments, reason, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    assert cli.main(["table", *arguments]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert reason in line
+
+
+def test_there_are_three_tables(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["table", "4"])
+    assert "must be one of 1, 2, 3" in capsys.readouterr().err

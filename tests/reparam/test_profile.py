@@ -1,0 +1,227 @@
+"""profile: counts by hand, and of whole networks."""
+
+import json
+import re
+
+import pytest
+import torch
+from fold_networks import (
+    Neurons,
+    T,
+    images_for,
+    make,
+)
+from helpers import binary, normal
+from torch import nn
+
+import realspike_ops as rso
+from realspike_ops.nn import SumOverTime
+from realspike_ops.reparam.check.profile import LayerProfile, ProfileReport
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_profile_by_hand():
+    """Two 3x3 maps; every current is 1 at the marked pixels, which fire at both timesteps."""
+    current = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 0]]).expand(2 * T, 1, 3, 3)
+    lif = rso.RealSpikeLIF(T, "layer")
+    lif.amplitude.data.fill_(2.0)
+    network = nn.Sequential(lif, nn.Conv2d(1, 5, 3, padding=1, bias=False), rso.MeanOverTime(T))
+    # A corner is read by 4 windows, the centre by 9.
+    events = T * (4 + 9) * 5
+    trained = rso.profile(network.eval(), current)
+    by_name = {layer.name: layer for layer in trained.layers}
+    assert trained.samples == 2  # of T frames each
+    assert by_name["1"].synops == by_name["1"].multiplications == events
+    assert by_name["1"].firing_rate == by_name["0"].firing_rate == pytest.approx(2 / 9)
+    assert by_name["1"].ann_macs == 9 * 5 * 9
+    assert by_name["0"].multiplications == 9 * T
+    assert by_name["1"].weight_bytes == 45 * 4
+    folded = rso.profile(rso.reparameterize(network, current), current)
+    row = {layer.name: layer for layer in folded.layers}["1"]
+    assert (row.synops, row.additions, row.multiplications) == (events, events, 0)
+    assert row.energy_pj == pytest.approx(0.9 * events)
+    assert row.ann_energy_pj == pytest.approx(4.6 * 405)
+
+
+@pytest.mark.parametrize("family", ["resnet20", "sew-resnet18"])
+def test_profile_of_networks(family):
+
+    network, x = make(family, Neurons("element")), images_for(family)
+    folded = rso.reparameterize(network, x[:1])
+    trained, report = rso.profile(network, x), rso.profile(folded, x)
+    content = json.loads(report.to_json())
+    assert content["samples"] == 3
+    assert content["total"]["synops"] == report.total("synops") > 0
+    spiking = [layer for layer in report.layers if layer.kind == "synapses"]
+    assert spiking
+    assert all(layer.multiplications == 0 and layer.synops > 0 for layer in spiking)
+    assert sum(p.numel() * 4 for p in folded.parameters()) <= report.total("weight_bytes")
+    real = [layer for layer in trained.layers if layer.kind == "synapses"]
+    assert all(layer.multiplications == layer.synops for layer in real)
+    for row, layer in zip(str(report).splitlines()[2:], report.layers, strict=False):
+        assert row.startswith(layer.name)
+    with pytest.raises(TypeError, match=r"network must be an nn\.Module"):
+        rso.profile(3, x)
+
+
+def test_neurons_that_do_not_decay_multiply_nothing():
+    current = torch.rand(2 * T, 1, 3, 3)
+    lifs = {"if": {"decay": 1.0}, "lif": {"decay": 0.5}, "plif": {"decay_granularity": "layer"}}
+    network = nn.Sequential()
+    for name, form in lifs.items():
+        network.add_module(name, rso.RealSpikeLIF(T, **form))
+    rows = {layer.name: layer for layer in rso.profile(network, current).layers}
+    assert {name: row.additions for name, row in rows.items()} == dict.fromkeys(lifs, 9.0 * T)
+    expected = {"if": 0, "lif": 9 * T, "plif": 9 * T}
+    assert {n: r.multiplications for n, r in rows.items()} == expected
+
+    class Packed(nn.Module):
+        def forward(self, x):
+            return rso.lif(x.unflatten(0, (T, -1)), decay=1.0, packed=True)
+
+    (row,) = rso.profile(nn.Sequential(Packed()), current).layers
+    assert (row.kind, row.additions, row.multiplications) == ("neurons", 9.0, 0.0)
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+@pytest.mark.parametrize("frames", [False, True])
+def test_samples_are_counted_by_the_timesteps(frames, averaged):
+    """Images [B] that are repeated, or frames [T*B]; scores [B], or [T*B]: always B samples."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        *(nn.Conv2d(2, 3, 3, padding=1), nn.Identity() if frames else rso.DirectEncoding(T)),
+        *(rso.RealSpikeLIF(T), nn.Conv2d(3, 3, 3, padding=1), rso.RealSpikeLIF(T)),
+        *(nn.Flatten(), nn.Linear(48, 5)),
+        rso.MeanOverTime(T) if averaged else nn.Identity(),
+    ).eval()
+    images = normal((3, 2, 4, 4), 1)
+    x = images.repeat(T, 1, 1, 1) if frames else images
+    folded = rso.reparameterize(network, x)
+    report = rso.verify(network, folded, [x, (x, None)])
+    assert (report.samples, report.predictions) == (6, 6 if averaged else 6 * T)
+    assert report.agreement == 1.0
+    for counted in (rso.profile(network, [x, x]), rso.profile(folded, [x, x])):
+        assert counted.samples == 6
+        rows = {row.name: row for row in counted.layers}
+        # Every weight of every connection once per sample, whatever T.
+        assert rows["0"].ann_macs == 16 * 9 * 2 * 3
+        assert rows["3"].ann_macs == 16 * 9 * 3 * 3
+        assert rows["4"].additions == T * 48
+
+
+def test_samples_of_a_network_without_neurons():
+    network, x = nn.Linear(4, 3), normal((5, 4), 1)
+    report = rso.verify(network, network, x)
+    assert (report.samples, report.predictions) == (5, 5)
+    assert rso.profile(network, x).samples == 5
+
+
+def test_agreement_of_maps():
+    """Predictions are one per pixel where the output is a map; no share exceeds 1."""
+    network = nn.Sequential(rso.RealSpikeLIF(T), nn.Conv2d(2, 2, 1)).eval()
+    x = normal((T * 3, 2, 4, 4), 1)
+    report = rso.verify(network, rso.reparameterize(network, x), x)
+    assert report.agreement == 1.0
+    assert report.samples == 3
+
+
+def test_fused_neurons_count_as_the_convolution_and_the_neurons():
+    conv, spikes = rso.SpikeConv2d(3, 4, 3, padding=1), binary((T * 2, 3, 4, 4), 1)
+
+    class Fused(nn.Module):
+        def forward(self, x):
+            weight, bias = conv.weight.detach(), conv.bias.detach()
+            return rso.unshared_spike_conv_lif(x, weight, bias, timesteps=T, padding=1)
+
+    fused = rso.profile(nn.Sequential(Fused()), spikes)
+    conv_alone = rso.profile(nn.Sequential(rso.RealSpikeLIF(T), conv, rso.RealSpikeLIF(T)), spikes)
+    rows = conv_alone.layers[1:]
+    assert fused.samples == 2
+    assert fused.total("synops") == rows[0].synops > 0
+    for name in ("additions", "multiplications"):
+        assert fused.total(name) == sum(getattr(row, name) for row in rows)
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_windows_with_steps_holes_and_groups_by_hand(folded):
+    """[2, 5, 4] maps in two groups of one channel, each read by 3 output channels.
+
+    Kernel (3, 2), stride (2, 1), padding (1, 0), dilation (2, 1): 2 rows and 3 columns of windows.
+    Rows read: 0 by none (-1, 1, 3 and 1, 3, 5 are the taps), 1 and 3 twice; columns 0 and 3 once, 1
+    and 2 twice.
+    """
+    current = torch.zeros(1, 2, 5, 4)
+    for row, column in ((0, 0), (1, 0), (1, 1), (3, 3), (4, 2)):
+        current[0, 0, row, column] = 1.0
+    current[0, 1, 3, 2] = 1.0
+    form = {"stride": (2, 1), "padding": (1, 0), "dilation": (2, 1), "groups": 2}
+    network = nn.Sequential(
+        rso.RealSpikeLIF(1), nn.Conv2d(2, 6, (3, 2), **form), rso.MeanOverTime(1)
+    )
+    if folded:
+        network = rso.reparameterize(network, current)
+    row = {layer.name: layer for layer in rso.profile(network, current).layers}["1"]
+    reached = 2 * 1 + 2 * 2 + 2 * 1 + 2 * 2
+    assert row.synops == 3 * reached
+    assert row.additions == 3 * reached + 6 * 2 * 3  # and the bias of every output
+    assert row.multiplications == 0
+    assert row.ann_macs == 6 * 2 * 3 * (3 * 2)
+    assert row.firing_rate == pytest.approx(6 / 40)
+
+
+def test_layers_beside_the_synapses_by_hand():
+    """What is added and multiplied by sums, averages, normalization and scaling; ternary spikes."""
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lif = rso.RealSpikeLIF(T, decay=0.0, emission="ternary")
+            self.linear = nn.Linear(4, 3)
+            self.norm = nn.BatchNorm1d(3)
+            self.pool = nn.AvgPool2d(2)
+            self.sum = SumOverTime(T)
+
+        def forward(self, x):
+            spikes = self.lif(x)
+            pooled = self.pool(spikes).flatten(1)
+            current = self.norm(self.linear(spikes.flatten(1)))
+            return self.sum((current + pooled) * 3.0 - 1.0)
+
+    x = torch.tensor([[1.0, 0.0], [0.0, -1.0]]).expand(T, 1, 2, 2)
+    rows = {layer.name: layer for layer in rso.profile(Network().eval(), x).layers}
+    linear = rows["linear"]
+    assert linear.synops == 2 * 3 * T
+    assert (linear.additions, linear.multiplications) == (2 * 3 * T + 3 * T, 0)
+    assert linear.ann_macs == 12
+    assert (rows["norm"].additions, rows["norm"].multiplications) == (3 * T, 3 * T)
+    assert (rows["pool"].additions, rows["pool"].multiplications) == (2 * T, T)
+    assert (rows["sum"].additions, rows["sum"].multiplications) == (3 * T - 3, 0)
+    own = rows["Network"]  # a sum, a difference; a product
+    assert (own.additions, own.multiplications) == (2 * 3 * T, 3 * T)
+
+
+def test_the_table_has_units():
+    """Counts with k, M, G and T; energies from pJ to mJ; the total adds up every column."""
+    counts = [999, 1000, 2_500_000, 3e9, 4e12]
+    layers = [
+        LayerProfile(
+            f"layer{n}",
+            "synapses",
+            0.125,
+            synops=c,
+            additions=c,
+            ann_macs=c / 1000,
+            weight_bytes=n * 1024,
+        )
+        for n, c in enumerate(counts)
+    ]
+    lines = str(ProfileReport(7, layers)).splitlines()
+    assert lines[0].startswith("per sample, mean of 7; energy: 0.9 pJ per addition, 4.6 pJ per")
+    rows = [re.split(r"  +", line) for line in lines[2:]]
+    assert [row[-7] for row in rows] == ["999", "1 k", "2.5 M", "3 G", "4 T", "4.003 T"]
+    energies = ["899.1 pJ", "900 pJ", "2.25 uJ", "2.7 mJ", "3600 mJ", "3603 mJ"]
+    assert [row[-4] for row in rows] == energies
+    assert [row[-1] for row in rows] == ["0 B", "1 KiB", "2 KiB", "3 KiB", "4 KiB", "10 KiB"]
+    assert [row[2] for row in rows[:-1]] == ["12.5%"] * 5
+    assert len({len(line) for line in lines[1:]}) == 1

@@ -1,0 +1,129 @@
+"""The CUDA kernels behind a C ABI that executes them on the CPU: building and calling them.
+
+The kernels are the shipped source; `tests/support/simt/simt_cpu.h` stands in for the device.
+`test_simt_sanitizers.py` builds them with AddressSanitizer and UndefinedBehaviorSanitizer, and says
+so by REALSPIKE_SIMT_SANITIZE in the environment, and where they are by REALSPIKE_SIMT_LIBRARY.
+"""
+
+import ctypes
+import functools
+import mmap
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "tests" / "simt").glob("*_simt.cpp"))
+SANITIZE_VARIABLE = "REALSPIKE_SIMT_SANITIZE"
+SANITIZE = SANITIZE_VARIABLE in os.environ
+LIBRARY_VARIABLE = "REALSPIKE_SIMT_LIBRARY"
+SANITIZE_FLAGS = [
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=all",
+    "-fsanitize-sections=simt_shared",
+]
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
+
+
+def fields(text: str, ctype) -> list:
+    return [(name, ctype) for name in text.split()]
+
+
+class UnsharedConvParams(ctypes.Structure):
+    _fields_ = (
+        fields("spikes weight bias amplitude scale out workspace", ctypes.c_void_p)
+        + fields("weight_dtype", ctypes.c_int32)
+        + fields("N H W words OH OW G KH KW Cin_g Cout_g", ctypes.c_int64)
+        + fields("stride_h stride_w padding_h padding_w dilation_h dilation_w", ctypes.c_int64)
+        + fields("weight_stride_p bias_stride_c bias_stride_p", ctypes.c_int64)
+        + fields("out_stride_n out_stride_c out_stride_p", ctypes.c_int64)
+    )
+
+
+class PackSpikesParams(ctypes.Structure):
+    _fields_ = (
+        fields("spikes packed", ctypes.c_void_p)
+        + fields("N C P words stride_n stride_c stride_p", ctypes.c_int64)
+        + fields("element_size", ctypes.c_int32)
+        + fields("one sign", ctypes.c_uint64)
+        + fields("not_binary", ctypes.c_void_p)
+    )
+
+
+class UnpackSpikesParams(ctypes.Structure):
+    _fields_ = fields("packed spikes", ctypes.c_void_p) + fields(
+        "N C P words stride_n stride_c stride_p", ctypes.c_int64
+    )
+
+
+def build(folder: Path, sanitize: bool) -> Path:
+    flags = ["-std=c++17", "-O1", "-g", "-fPIC", "-ffp-contract=off", "-DREALSPIKE_SIMT"]
+    flags += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+    flags += [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests' / 'simt'}", *SANITIZE_FLAGS * sanitize]
+    objects = [folder / f"{source.stem}.o" for source in SOURCES]
+    path = folder / "realspike_simt.so"
+    steps = [
+        [["-c", source, "-o", to] for source, to in zip(SOURCES, objects, strict=True)],
+        [["-shared", *objects, "-o", path]],
+    ]
+    for step in steps:
+        runs = [
+            subprocess.Popen(
+                ["g++", *flags, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            )
+            for arguments in step
+        ]
+        for run in runs:
+            output, _ = run.communicate()
+            assert run.returncode == 0, output.decode()
+    return path
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    if LIBRARY_VARIABLE in os.environ:
+        lib = ctypes.CDLL(os.environ[LIBRARY_VARIABLE])
+    else:
+        folder = tempfile.TemporaryDirectory(prefix="simt")
+        lib = ctypes.CDLL(str(build(Path(folder.name), SANITIZE)))
+        lib.folder = folder  # kept: the sanitizers name lines of it
+    assert bool(lib.unshared_conv_simt_is_sanitized()) == SANITIZE
+    assert lib.unshared_conv_simt_sizeof_params() == ctypes.sizeof(UnsharedConvParams)
+    assert lib.pack_spikes_simt_sizeof_params() == ctypes.sizeof(PackSpikesParams)
+    assert lib.unpack_spikes_simt_sizeof_params() == ctypes.sizeof(UnpackSpikesParams)
+    return lib
+
+
+def call(function, *arguments) -> None:
+    error = ctypes.create_string_buffer(4096)
+    failed = function(*arguments, error, ctypes.c_size_t(len(error)))
+    assert not failed, error.value.decode()
+
+
+def pack(spikes: Tensor) -> Tensor:
+    """Packs [N, C, ...] of 0 and 1 into int32 words [N, ..., ceil(C / 32)], lowest bit first."""
+    bits = spikes.movedim(1, -1).to(torch.int64)
+    bits = F.pad(bits, (0, -bits.shape[-1] % 32)).unflatten(-1, (-1, 32))
+    words = (bits << torch.arange(32)).sum(-1)
+    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32).contiguous()
+
+
+def far_apart(tensor: Tensor, dim: int, stride: int) -> Tensor:
+    """Copies a contiguous tensor to a mapped file where the slices of `dim` lie `stride` elements
+    apart; what lies between them takes no space."""
+    elements = (tensor.shape[dim] - 1) * stride + tensor[0].numel()
+    with tempfile.TemporaryFile() as file:
+        file.truncate(elements * tensor.element_size())
+        memory = mmap.mmap(file.fileno(), 0)
+    strides = list(tensor.stride())
+    strides[dim] = stride
+    far = torch.frombuffer(memory, dtype=tensor.dtype).as_strided(tensor.shape, strides)
+    return far.copy_(tensor)
