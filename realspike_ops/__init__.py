@@ -3,7 +3,6 @@
 from realspike_ops import nn, reference, safe_files
 from realspike_ops._native import build_info
 from realspike_ops._version import __version__
-from realspike_ops.functional.unshared_conv_lif import unshared_spike_conv_lif
 from realspike_ops.convert import convert
 from realspike_ops.export import export_nir, import_nir
 from realspike_ops.functional import (
@@ -13,6 +12,7 @@ from realspike_ops.functional import (
     quantize_weight,
     unpack_spikes,
     unshared_spike_conv,
+    unshared_spike_conv_lif,
 )
 from realspike_ops.nn import (
     DirectEncoding,
@@ -30,9 +30,20 @@ from realspike_ops.nn import (
     UnsharedSpikeConv,
     UnsharedSpikeConv1d,
 )
-from realspike_ops.reparam import FoldedNetwork, LayerProfile, LayerReport, MultiplicationError, ProfileReport, ReparameterizationError, VerificationReport, assert_multiplication_free, load_folded, reparameterize, save_folded
-from realspike_ops.reparam.check import profile
-from realspike_ops.reparam.check import verify
+from realspike_ops.reparam import (
+    FoldedNetwork,
+    LayerProfile,
+    LayerReport,
+    MultiplicationError,
+    ProfileReport,
+    ReparameterizationError,
+    VerificationReport,
+    assert_multiplication_free,
+    load_folded,
+    reparameterize,
+    save_folded,
+)
+from realspike_ops.reparam.check import profile, verify
 from realspike_ops.surrogate import Surrogate
 
 __all__ = [

@@ -15,8 +15,6 @@ if not HAS_CUDA:
 # Tests compare with PyTorch's convolutions bit for bit: cuDNN might choose TF32, Winograd or FFT.
 torch.backends.cudnn.enabled = False
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 hypothesis.settings.register_profile(
     "realspike", deadline=None, derandomize=True, database=None, print_blob=True
 )

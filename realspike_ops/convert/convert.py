@@ -18,8 +18,8 @@ from realspike_ops.convert.neurons import (
     torch_class,
 )
 from realspike_ops.nn import DirectEncoding, MeanOverTime, RealSpikeLIF, SumOverTime
-from realspike_ops.nn.synapses.fold_into_weight import BATCH_NORMS
 from realspike_ops.nn.neurons.lif import GRANULARITIES
+from realspike_ops.nn.synapses.fold_into_weight import BATCH_NORMS
 from realspike_ops.reparam.errors import ReparameterizationError
 from realspike_ops.reparam.trace.names import describe
 from realspike_ops.reparam.trace.sizes import batch_size

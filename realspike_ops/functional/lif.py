@@ -1,4 +1,4 @@
-"""The documented functions; each checks its arguments, then calls one op."""
+"""The documented function of LIF neurons: the arguments are checked, then one op is called."""
 
 import functools
 from typing import NamedTuple
@@ -9,26 +9,8 @@ from torch import Tensor
 import realspike_ops.ops.lif
 import realspike_ops.ops.lif_packed
 from realspike_ops import _checks as checks
-from realspike_ops.ops.compress_spikes import compress_spikes
-from realspike_ops.ops.lif import SAVE_NOTHING, Neuron, what_to_save
-from realspike_ops.functional.unshared_conv import (
-    output_size,
-    pack_spikes,
-    quantize_weight,
-    unpack_spikes,
-    unshared_spike_conv,
-)
+from realspike_ops.ops.lif_contract import SAVE_NOTHING, Neuron, what_to_save
 from realspike_ops.surrogate import as_surrogate
-
-__all__ = [
-    "compress_spikes",
-    "lif",
-    "output_size",
-    "pack_spikes",
-    "quantize_weight",
-    "unpack_spikes",
-    "unshared_spike_conv",
-]
 
 
 def lif(

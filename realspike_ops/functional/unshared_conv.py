@@ -1,6 +1,5 @@
-"""The documented functions on spikes: packing, and the convolution that adds what they select."""
+"""The documented convolution of spikes, which adds the rows of weights that they select."""
 
-import functools
 from typing import NamedTuple
 
 import torch
@@ -9,71 +8,12 @@ from torch import Tensor
 import realspike_ops.ops.pack_spikes
 import realspike_ops.ops.unshared_conv
 from realspike_ops import _checks as checks
+from realspike_ops.functional.conv_geometry import geometry_of
+from realspike_ops.functional.pack_spikes import check_words
 from realspike_ops.ops.eager import is_plain_eager
 from realspike_ops.ops.unshared_conv_matmul import choose_algorithm, unshared_conv_matmul
 
 WEIGHT_DTYPES = (*checks.FLOATS, torch.uint8)
-
-
-def pack_spikes(spikes: Tensor, *, check_binary: bool | None = None) -> Tensor:
-    """Pack binary spikes into one bit per channel.
-
-    Channel c of a pixel becomes bit ``c % 32`` (least significant first) of word ``c // 32``;
-    the bits beyond the last channel are 0. Equal to ``realspike_ops.reference.pack_spikes``.
-
-    Args:
-        spikes: [N, C, ...], 0 or 1, of a floating dtype, bool, uint8 or int8; any strides
-            (contiguous and channels_last are read without a copy).
-        check_binary: Raise if an element is neither 0 nor 1. Default: on the CPU, where it costs
-            nothing; on a GPU it makes the host wait for the result, so there it is on request.
-
-    Returns:
-        int32 words, [N, ..., ceil(C / 32)].
-
-    Raises:
-        TypeError: if the dtype is not accepted.
-        ValueError: if there are fewer than 2 dimensions, or an element is not 0 or 1.
-    """
-    checks.check_tensor("spikes", spikes)
-    checks.check_supported_device("spikes", spikes)
-    checks.check_dtype("spikes", spikes, realspike_ops.ops.pack_spikes.DTYPES)
-    if spikes.dim() < 2:
-        raise ValueError(
-            f"spikes must have at least 2 dimensions [N, C, ...]; got {checks.shape_text(spikes)}"
-        )
-    if check_binary is None:
-        check_binary = spikes.device.type == "cpu"
-    return realspike_ops.ops.pack_spikes.pack_spikes(spikes.detach(), bool(check_binary))
-
-
-def unpack_spikes(packed: Tensor, channels: int) -> Tensor:
-    """Undo `pack_spikes`: [N, ..., words] int32 to [N, channels, ...] float32 of 0 and 1.
-
-    Equal to ``realspike_ops.reference.unpack_spikes``.
-
-    Args:
-        packed: int32 words, [N, ..., ceil(channels / 32)].
-        channels: Number of channels, at least 1.
-
-    Raises:
-        TypeError: if ``packed`` is not int32 or ``channels`` is not an int.
-        ValueError: if the number of words does not fit the number of channels.
-    """
-    checks.check_tensor("packed", packed)
-    checks.check_supported_device("packed", packed)
-    checks.check_dtype("packed", packed, (torch.int32,))
-    checks.check_positive_int("channels", channels)
-    _check_words("packed", packed, channels, low=2)
-    return torch.ops.realspike.unpack_spikes(packed, channels, False)
-
-
-def _check_words(name: str, packed: Tensor, channels: int, low: int) -> None:
-    words = realspike_ops.ops.pack_spikes.words_of(channels)
-    if packed.dim() < low or packed.shape[-1] != words:
-        raise ValueError(
-            f"{name} must be packed words [N, ..., {words}] for {channels} channels; "
-            f"got shape {checks.shape_text(packed)}"
-        )
 
 
 def unshared_spike_conv(
@@ -197,14 +137,14 @@ def check_convolution(
     OH, OW, G, KH, KW, Cin_g, Cout_g = weight.shape
     packed = spikes.dtype == torch.int32
     if packed:
-        _check_words("spikes", spikes, G * Cin_g, low=4)
+        check_words("spikes", spikes, G * Cin_g, low=4)
     elif spikes.shape[1] != G * Cin_g:
         raise ValueError(
             f"spikes must have {G * Cin_g} channels to fit weight {checks.shape_text(weight)}; "
             f"got {spikes.shape[1]}"
         )
     H, W = spikes.shape[1:3] if packed else spikes.shape[2:]
-    geometry, expected = _geometry_of(H, W, KH, KW, stride, padding, dilation)
+    geometry, expected = geometry_of(H, W, KH, KW, stride, padding, dilation)
     if not (checks.same_sizes((OH, OW), expected) or OH == OW == 1):
         raise ValueError(
             f"weight is for an output map of {OH} x {OW}; spikes of {H} x {W} with stride "
@@ -267,105 +207,3 @@ def _check_scale(scale: Tensor, spikes: Tensor, weight: Tensor, channels: int) -
     if weight.dtype != torch.uint8:
         name = str(weight.dtype).removeprefix("torch.")
         raise ValueError(f"scale is for uint8 weights; got a weight of {name}")
-
-
-def quantize_weight(
-    weight: Tensor,  # [OH, OW, G, KH, KW, Cin/G, Cout/G]
-) -> tuple[Tensor, Tensor]:  # uint8 of the same shape, and scale [Cout]
-    """Round weights to int8, with one scale per output channel.
-
-    ``weight[:, :, g, ..., co]`` is about ``scale[g * Cout/G + co] * (q[:, :, g, ..., co] - 128)``,
-    where the scale is the largest magnitude of the channel over 127, or 1 if that is 0; ties round
-    to even.
-
-    Args:
-        weight: In kernel order, of a floating dtype.
-
-    Returns:
-        (q, scale): uint8, the int8 weight plus 128, as `unshared_spike_conv` takes it; float32.
-
-    Raises:
-        TypeError: if the dtype is not accepted.
-        ValueError: if there are not 7 dimensions, or a weight is not finite.
-    """
-    checks.check_tensor("weight", weight)
-    checks.check_dtype("weight", weight, (*checks.FLOATS, torch.float64))
-    if weight.dim() != 7:
-        raise ValueError(
-            "weight must have shape [OH, OW, groups, KH, KW, Cin/groups, Cout/groups]; "
-            f"got {checks.shape_text(weight)}"
-        )
-    scale = int8_scale(weight.detach().abs().amax((0, 1, 3, 4, 5)))  # [G, Cout/G]
-    out = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
-    # Row by row of positions: little more than the result is ever held.
-    for rows, quantized in zip(weight.detach(), out, strict=True):
-        quantized.copy_(int8_steps(rows, scale))
-    return out, scale.flatten()
-
-
-def int8_scale(largest: Tensor) -> Tensor:
-    """Return the size of a step for weights of these magnitudes at most."""
-    largest, limits = largest.double(), torch.finfo(torch.float32)
-    low, high = 127 * limits.tiny, limits.max  # a subnormal step would be rounded itself
-    if not ((largest == 0) | ((low <= largest) & (largest <= high))).all():
-        raise ValueError(
-            "weight must be finite to be rounded to int8, and its largest magnitude in a channel "
-            f"0 or from {low:.2g} to {high:.2g}; got magnitudes of {largest.min():.3g} to "
-            f"{largest.max():.3g}"
-        )
-    return torch.where(largest > 0, largest / 127, 1.0).float()
-
-
-def int8_steps(weight: Tensor, scale: Tensor) -> Tensor:  # [..., G, KH, KW, Cin/G, Cout/G] uint8
-    """Round to steps of scale [G, Cout/G] and add 128."""
-    steps = weight.double() / scale.double()[:, None, None, None, :]
-    return (steps.round_().clamp_(-127, 127) + 128).to(torch.uint8)
-
-
-def _make_geometry(H, W, KH, KW, stride, padding, dilation):
-    """Return (stride, padding, dilation), each (height, width), and the size of the output map."""
-    before, size = output_size((H, W), (KH, KW), stride, padding, dilation)
-    return (checks.pair("stride", stride, 1), before, checks.pair("dilation", dilation, 1)), size
-
-
-# Networks call with the same few geometries again and again. Typed, since True == 1 but is no size.
-_cached_geometry = functools.lru_cache(maxsize=1024, typed=True)(_make_geometry)
-
-
-def _geometry_of(*sizes_and_settings):
-    if torch.compiler.is_compiling():
-        return _make_geometry(*sizes_and_settings)
-    try:
-        return _cached_geometry(*sizes_and_settings)
-    except TypeError:
-        # A list cannot be looked up; what is no size has an error of its own.
-        return _make_geometry(*sizes_and_settings)
-
-
-def output_size(input_size, kernel_size, stride, padding, dilation):
-    """Return the padding before the map and the size of the output map, each (height, width)."""
-    stride = checks.pair("stride", stride, 1)
-    dilation = checks.pair("dilation", dilation, 1)
-    reach = [d * (k - 1) for k, d in zip(kernel_size, dilation, strict=True)]
-    if padding == "same":
-        if stride != (1, 1):
-            raise ValueError(f'padding="same" needs stride 1; got {stride}')
-        return tuple(r // 2 for r in reach), tuple(input_size)
-    if isinstance(padding, str) and padding != "valid":
-        raise ValueError(f'padding must be an int, a pair, "same" or "valid"; got {padding!r}')
-    before = (0, 0) if padding == "valid" else checks.pair("padding", padding, 0)
-    out = tuple(
-        (n + 2 * p - r - 1) // s + 1
-        for n, p, r, s in zip(input_size, before, reach, stride, strict=True)
-    )
-    if max(out) >= 2**31:
-        raise ValueError(
-            f"padding {padding} gives an output of {out[0]} x {out[1]}; both must be below 2^31"
-        )
-    if min(out) < 1:
-        raise ValueError(
-            f"a map of {input_size[0]} x {input_size[1]} with kernel_size {tuple(kernel_size)}, "
-            f"stride {stride}, padding {padding}, dilation {dilation} gives an output of "
-            f"{out[0]} x {out[1]}; both must be at least 1"
-        )
-    return before, out

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from realspike_ops import _checks as checks
-from realspike_ops.functional import check_neurons, lif
-from realspike_ops.ops import unshared_conv_lif as fused
+from realspike_ops.functional.lif import check_neurons, lif
 from realspike_ops.functional.unshared_conv import check_convolution, unshared_spike_conv
+from realspike_ops.ops import unshared_conv_lif as fused
 
 
 def unshared_spike_conv_lif(

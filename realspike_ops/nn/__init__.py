@@ -1,16 +1,16 @@
 """Modules; they take [T*B, C, H, W] with the timestep outermost, as stock layers do."""
 
-from .folded_lif import FoldedLIF
-from .lif import RealSpikeLIF
-from .one_to_one import OneToOneSynapses
-from .piecewise_conv import PiecewiseSpikeConv
+from .neurons.folded_lif import FoldedLIF
+from .neurons.lif import RealSpikeLIF
 from .rearrange import AtTimestep, Rearrange
-from .shared_conv import SpikeConv2d, SpikeLinear
 from .spike_pool import SpikeMaxPool1d, SpikeMaxPool2d
-from .synaptic_current import Synapses, SynapticCurrent
+from .synapses.one_to_one import OneToOneSynapses
+from .synapses.piecewise_conv import PiecewiseSpikeConv
+from .synapses.shared_conv import SpikeConv2d, SpikeLinear
+from .synapses.synaptic_current import Synapses, SynapticCurrent
+from .synapses.unshared_conv import UnsharedSpikeConv
+from .synapses.unshared_conv1d import UnsharedSpikeConv1d
 from .time import DirectEncoding, MeanOverTime, SumOverTime
-from .unshared_conv import UnsharedSpikeConv
-from .unshared_conv1d import UnsharedSpikeConv1d
 
 __all__ = [
     "AtTimestep",

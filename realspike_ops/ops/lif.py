@@ -6,7 +6,6 @@ memory formats into that view, the same for every device.
 
 import functools
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,16 +22,19 @@ from realspike_ops.ops.layout import (
     empty_over_time,
     is_channels_last,
 )
-from realspike_ops.ops.lif_parameters import in_memory_order, period_of, sum_to_parameter
-
-# csrc/core/lif.h
-SAVE_NOTHING, SAVE_BITS, SAVE_POTENTIALS = 0, 1, 2
-BITS_INTERVAL, POTENTIAL_INTERVAL = 4, 8
-
-NEURON_SCHEMA = (
-    "float decay_value, float v_threshold_value, float v_reset, str reset, bool detach_reset, "
-    "bool ternary, str surrogate, float surrogate_scale"
+from realspike_ops.ops.lif_contract import (
+    BITS_INTERVAL,
+    NEURON_SCHEMA,
+    POTENTIAL_INTERVAL,
+    SAVE_BITS,
+    SAVE_NOTHING,
+    SAVE_POTENTIALS,
+    Neuron,
+    neuron_parameters,
+    or_empty,
 )
+from realspike_ops.ops.lif_parameters import period_of, sum_to_parameter
+
 # A decay or a threshold that is a tensor takes the place of its value. `save` says what is kept for
 # backward (SAVE_...), `keep_state` whether v_last is wanted; what is not wanted is empty.
 LIBRARY.define(
@@ -48,37 +50,6 @@ LIBRARY.define(
 )
 
 
-class Neuron(NamedTuple):
-    """The form of the neuron, as the kernels take it."""
-
-    decay: float
-    v_threshold: float
-    v_reset: float
-    reset: str  # hard, soft, none or soft_delayed
-    detach_reset: bool
-    ternary: bool
-    surrogate: str
-    surrogate_scale: float
-
-
-def what_to_save(neuron: Neuron, *learnable: Tensor | None) -> int:
-    """Return what backward needs, where decay and threshold are `learnable`."""
-    learns = any(parameter is not None and parameter.requires_grad for parameter in learnable)
-    # With a detached reset and a window for a surrogate, whether it fired and whether it was in the
-    # window is all there is to know.
-    if neuron.detach_reset and neuron.surrogate == "rectangular" and not learns:
-        return SAVE_BITS
-    return SAVE_POTENTIALS
-
-
-def _parameters(amplitude, decay, v_threshold, neuron, shape, channels_last):
-    return (
-        in_memory_order(amplitude, 1.0, shape, channels_last),
-        in_memory_order(decay, neuron.decay, shape, channels_last),
-        in_memory_order(v_threshold, neuron.v_threshold, shape, channels_last),
-    )
-
-
 def _allocate_saved(x: Tensor, ternary: bool, save: int) -> Tensor | None:
     T, N = x.shape[0], math.prod(x.shape[1:])
     if save == SAVE_BITS:
@@ -88,14 +59,6 @@ def _allocate_saved(x: Tensor, ternary: bool, save: int) -> Tensor | None:
         shape = (-(-T // POTENTIAL_INTERVAL) - 1, N)
         return torch.empty(shape, dtype=torch.float32, device=x.device)
     return None
-
-
-def or_empty(like: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-    """An op's schema has a tensor for every output: an empty one stands for what is not wanted."""
-    return tuple(
-        torch.empty((0,), dtype=torch.float32, device=like.device) if tensor is None else tensor
-        for tensor in tensors
-    )
 
 
 def forward_with(launch):
@@ -111,7 +74,9 @@ def forward_with(launch):
         saved = _allocate_saved(x, neuron.ternary, save)
         if x.numel() > 0:
             shape = x.shape[2:]
-            parameters = _parameters(amplitude, decay, v_threshold, neuron, shape, channels_last)
+            parameters = neuron_parameters(
+                amplitude, decay, v_threshold, neuron, shape, channels_last
+            )
             v_init = None if v_init is None else as_step(v_init, channels_last)
             period = period_of(parameters, shape)
             launch(x, parameters, period, v_init, y, v_last, saved, neuron, save, x_stride_t)
@@ -157,7 +122,7 @@ def backward_with(launch, partial_shape):
                 for tensor, want in zip(tensors, wanted, strict=False)
             )
             return grad_x, *grads, grad_v_init
-        parameters = _parameters(*tensors, neuron, shape, channels_last)
+        parameters = neuron_parameters(*tensors, neuron, shape, channels_last)
         period = period_of(parameters, shape)
         partials = [None, None, None]
         if any(wanted[:3]):

@@ -12,7 +12,12 @@ import torch
 
 from realspike_ops.kernels.lif import lif_bwd_kernel, lif_fwd_kernel
 from realspike_ops.kernels.lif_packed import lif_packed_fwd_kernel
-from realspike_ops.ops.lif import BITS_INTERVAL, POTENTIAL_INTERVAL, SAVE_BITS, SAVE_POTENTIALS
+from realspike_ops.ops.lif_contract import (
+    BITS_INTERVAL,
+    POTENTIAL_INTERVAL,
+    SAVE_BITS,
+    SAVE_POTENTIALS,
+)
 
 NUM_WARPS = 4
 THREADS = 32 * NUM_WARPS

@@ -6,15 +6,9 @@ from torch import Tensor
 from realspike_ops.ops import LIBRARY, lif_cpu
 from realspike_ops.ops.eager import is_plain_eager
 from realspike_ops.ops.layout import as_step, dense_over_time, empty_maps
-from realspike_ops.ops.lif import (
-    NEURON_SCHEMA,
-    Neuron,
-    check_vmap,
-    merge_batch,
-    on_cuda,
-    or_empty,
-)
-from realspike_ops.ops.lif_parameters import in_memory_order, period_of
+from realspike_ops.ops.lif import check_vmap, merge_batch, on_cuda
+from realspike_ops.ops.lif_contract import NEURON_SCHEMA, Neuron, neuron_parameters, or_empty
+from realspike_ops.ops.lif_parameters import period_of
 from realspike_ops.ops.pack_spikes import words_of
 
 LIBRARY.define(
@@ -38,11 +32,7 @@ def _packed_with(launch):
         v_last = empty_maps(x.shape[1:], channels_last, x.device) if keep_state else None
         if x.numel() > 0:
             shape = x.shape[2:]
-            parameters = (
-                in_memory_order(None, 1.0, shape, channels_last),
-                in_memory_order(decay, neuron.decay, shape, channels_last),
-                in_memory_order(v_threshold, neuron.v_threshold, shape, channels_last),
-            )
+            parameters = neuron_parameters(None, decay, v_threshold, neuron, shape, channels_last)
             v_init = None if v_init is None else as_step(v_init, channels_last)
             period = period_of(parameters, shape)
             launch(

@@ -12,8 +12,7 @@ from realspike_ops._native import cuda_extension, pointer
 from realspike_ops.ops import LIBRARY, lif_cpu
 from realspike_ops.ops.eager import is_plain_eager
 from realspike_ops.ops.layout import as_step, empty_maps
-from realspike_ops.ops.lif import NEURON_SCHEMA, Neuron, or_empty
-from realspike_ops.ops.lif_parameters import in_memory_order
+from realspike_ops.ops.lif_contract import NEURON_SCHEMA, Neuron, neuron_parameters, or_empty
 from realspike_ops.ops.pack_spikes import packed_words, words_of
 from realspike_ops.ops.unshared_conv import kernel_params
 
@@ -66,11 +65,7 @@ def _run(
         words, weight, bias, amplitude, scale, None, output_size, (stride, padding, dilation)
     )
     shape = (weight.shape[2] * weight.shape[6], *output_size)
-    neurons = (
-        in_memory_order(None, 1.0, shape, True),
-        in_memory_order(decay, neuron.decay, shape, True),
-        in_memory_order(v_threshold, neuron.v_threshold, shape, True),
-    )
+    neurons = neuron_parameters(None, decay, v_threshold, neuron, shape, True)
     v_init = None if v_init is None else as_step(v_init, True)
     N = spikes.shape[0] // timesteps * math.prod(shape)
     lif = lif_cpu.params_after_conv(neurons, v_init, neuron, timesteps, N)

@@ -1,12 +1,12 @@
 """Re-parameterization of whole networks: real-valued spikes in, binary spikes and additions out."""
 
+from .check.multiplication_free import MultiplicationError, assert_multiplication_free
+from .check.profile import LayerProfile, ProfileReport, profile
+from .check.verify import LayerReport, VerificationReport, verify
 from .errors import ReparameterizationError
 from .file import load_folded, save_folded
-from .fold import reparameterize
-from .multiplication_free import MultiplicationError, assert_multiplication_free
 from .network import FoldedNetwork
-from .profile import LayerProfile, ProfileReport, profile
-from .verify import LayerReport, VerificationReport, verify
+from .reparameterize import reparameterize
 
 __all__ = [
     "FoldedNetwork",

@@ -21,7 +21,6 @@ from realspike_ops import nn as layers
 from realspike_ops import safe_files
 from realspike_ops.nn.synapses.spike_conv import SpikeConv
 from realspike_ops.reparam.check.bounded_run import check_run
-from realspike_ops.reparam.trace.in_place import changed_copy
 from realspike_ops.reparam.network import (
     INPUT,
     RESERVED,
@@ -30,6 +29,7 @@ from realspike_ops.reparam.network import (
     FoldedNetwork,
     Step,
 )
+from realspike_ops.reparam.trace.in_place import changed_copy
 from realspike_ops.reparam.trace.sizes import batch_size
 
 FORMAT = "realspike.inspect.folded"

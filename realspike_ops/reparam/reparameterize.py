@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from realspike_ops import _checks as checks
 from realspike_ops.reparam.build.allocate import allocate, check_plan
-from realspike_ops.reparam.check.batch_check import warn_if_images_meet
 from realspike_ops.reparam.build.walk import Folding
+from realspike_ops.reparam.check.batch_check import warn_if_images_meet
 from realspike_ops.reparam.network import FoldedNetwork
 from realspike_ops.reparam.trace.proof import prove
 from realspike_ops.reparam.trace.trace import copy_in_eval_mode, trace_of_any_batch

@@ -10,9 +10,9 @@ import torch
 
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
-from realspike import checkpoint  # noqa: E402
-from realspike.checkpoint import CheckpointError  # noqa: E402
-from realspike.networks import GRANULARITIES, NetworkConfig, build  # noqa: E402
+from realspike import checkpoint
+from realspike.checkpoint import CheckpointError
+from realspike.networks import GRANULARITIES, NetworkConfig, build
 
 RECORD = {"seed": 3, "test_accuracy": 0.5}
 

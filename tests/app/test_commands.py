@@ -11,19 +11,16 @@ for package in ("sklearn", "safetensors", "rich", "lightning", "yaml", "matplotl
     pytest.importorskip(package)
 
 from realspike import checkpoint, cli, train
-from realspike.inspect import activity
-from realspike.inspect import folded
-from realspike.inspect import kernels
-from realspike.inspect import trained
-from realspike.inspect.activity import LayerActivity  # noqa: E402
-from realspike.data.digits import load_digits  # noqa: E402
-from realspike.config.network_config import NetworkConfig  # noqa: E402
-from realspike.networks import build  # noqa: E402
-from realspike.config.run_config import RunConfig  # noqa: E402
-from realspike.inspect.spikes import record_spikes  # noqa: E402
-from realspike.quickstart.training import predict  # noqa: E402
+from realspike.config.network_config import NetworkConfig
+from realspike.config.run_config import RunConfig
+from realspike.data.digits import load_digits
+from realspike.inspect import activity, folded, kernels, trained
+from realspike.inspect.activity import LayerActivity
+from realspike.inspect.spikes import record_spikes
+from realspike.networks import build
+from realspike.quickstart.training import predict
 
-import realspike_ops as rso  # noqa: E402
+import realspike_ops as rso
 
 SETTINGS = {
     **{"architecture": "digits", "width": 4, "timesteps": 3, "batch_size": 64, "device": "cpu"},

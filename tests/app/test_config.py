@@ -11,12 +11,11 @@ for package in ("yaml", "lightning", "rich"):
     pytest.importorskip(package)
 
 from realspike import cli
-from realspike.config import datasets
-from realspike.config import run_config
+from realspike.config import datasets, run_config
+from realspike.config.network_config import NetworkConfig
+from realspike.config.run_config import ConfigError, RunConfig
+from realspike.errors import DataError
 from realspike.inspect import trained
-from realspike.errors import DataError  # noqa: E402
-from realspike.config.network_config import NetworkConfig  # noqa: E402
-from realspike.config.run_config import ConfigError, RunConfig  # noqa: E402
 
 
 def of_file(tmp_path, text):

@@ -12,14 +12,14 @@ import torch
 for package in ("sklearn", "kornia", "PIL", "yaml"):
     pytest.importorskip(package)
 
-from PIL import Image  # noqa: E402
-from realspike.data import DataError, cifar, cifar10_dvs, events, load  # noqa: E402
-from realspike.data.image_folder import ImageFolder  # noqa: E402
-from realspike.data.loader import ResumableLoader, evaluation_loader  # noqa: E402
-from realspike.data.preprocess import Preprocess  # noqa: E402
-from realspike.data.sets import InMemory  # noqa: E402
-from realspike.data.digits import load_digits  # noqa: E402
-from realspike.config.run_config import DataSection, RunConfig  # noqa: E402
+from PIL import Image
+from realspike.config.run_config import DataSection, RunConfig
+from realspike.data import DataError, cifar, cifar10_dvs, events, load
+from realspike.data.digits import load_digits
+from realspike.data.image_folder import ImageFolder
+from realspike.data.loader import ResumableLoader, evaluation_loader
+from realspike.data.preprocess import Preprocess
+from realspike.data.sets import InMemory
 
 
 def config_of(name, root="", /, **changes):

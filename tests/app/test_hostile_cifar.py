@@ -15,7 +15,7 @@ import pytest
 for package in ("sklearn", "kornia", "yaml"):
     pytest.importorskip(package)
 
-from realspike.data import DataError, array_pickle, cifar  # noqa: E402
+from realspike.data import DataError, array_pickle, cifar
 
 ARCHIVE = cifar.ARCHIVES["cifar10"]
 NAMES = [f"{ARCHIVE.folder}/{name}" for name in ARCHIVE.train + ARCHIVE.test]

@@ -8,11 +8,11 @@ import torch
 for package in ("sklearn", "kornia", "PIL", "yaml", "lightning", "tensorboard", "safetensors"):
     pytest.importorskip(package)
 
-from realspike import train  # noqa: E402
-from realspike.data.loader import ResumableLoader, evaluation_loader  # noqa: E402
-from realspike.data.sets import DataError, InMemory  # noqa: E402
-from realspike.config.run_config import RunConfig  # noqa: E402
-from torch.utils.data import Dataset  # noqa: E402
+from realspike import train
+from realspike.config.run_config import RunConfig
+from realspike.data.loader import ResumableLoader, evaluation_loader
+from realspike.data.sets import DataError, InMemory
+from torch.utils.data import Dataset
 
 
 def numbered(count):

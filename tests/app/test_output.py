@@ -11,7 +11,7 @@ import pytest
 for package in ("yaml", "rich", "safetensors"):
     pytest.importorskip(package)
 
-from realspike import cli, output  # noqa: E402
+from realspike import cli, output
 
 
 @pytest.fixture

@@ -9,18 +9,18 @@ import torch
 for package in ("sklearn", "safetensors", "rich", "lightning", "tensorboard", "kornia", "yaml"):
     pytest.importorskip(package)
 
-import realspike  # noqa: E402
+import realspike
 from realspike import checkpoint, cli, own
 from realspike.config import run_config
+from realspike.config.run_config import ConfigError, RunConfig
+from realspike.errors import UserError
 from realspike.inspect import trained
-from realspike.errors import UserError  # noqa: E402
-from realspike.networks import build  # noqa: E402
-from realspike.networks.build import try_out  # noqa: E402
-from realspike.optimizer import adamw  # noqa: E402
-from realspike.config.run_config import ConfigError, RunConfig  # noqa: E402
-from torch import nn  # noqa: E402
+from realspike.networks import build
+from realspike.networks.build import try_out
+from realspike.optimizer import adamw
+from torch import nn
 
-import realspike_ops as rso  # noqa: E402
+import realspike_ops as rso
 
 MODULE = '''
 import torch

@@ -11,19 +11,17 @@ import torch
 for package in ("sklearn", "safetensors", "rich", "matplotlib", "yaml", "kornia"):
     pytest.importorskip(package)
 
-from matplotlib.colors import to_rgb  # noqa: E402
+from matplotlib.colors import to_rgb
 from realspike import checkpoint, cli, records
+from realspike.config.network_config import NetworkConfig
+from realspike.config.run_config import RunConfig
 from realspike.inspect import kernels
-from realspike.report import plots
-from realspike.report import run_plots
-from realspike.report import run_report
-from realspike.inspect.activity import LayerActivity  # noqa: E402
-from realspike.config.network_config import NetworkConfig  # noqa: E402
-from realspike.networks import build  # noqa: E402
-from realspike.report.plots import Curve, spike_maps, training_curves  # noqa: E402
-from realspike.records import RecordError  # noqa: E402
-from realspike.config.run_config import RunConfig  # noqa: E402
-from realspike.quickstart.training import EpochRecord  # noqa: E402
+from realspike.inspect.activity import LayerActivity
+from realspike.networks import build
+from realspike.quickstart.training import EpochRecord
+from realspike.records import RecordError
+from realspike.report import plots, run_plots, run_report
+from realspike.report.plots import Curve, spike_maps, training_curves
 
 
 def pictures_of(figure):

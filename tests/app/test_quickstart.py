@@ -17,13 +17,13 @@ for package in ("sklearn", "matplotlib", "safetensors", "rich"):
     pytest.importorskip(package)
 
 from realspike import checkpoint, cli, quickstart
+from realspike.data.digits import load_digits, stratified_split
+from realspike.inspect.spikes import record_spikes
+from realspike.networks import GRANULARITIES, NetworkConfig, build
 from realspike.quickstart import report
-from realspike.data.digits import load_digits, stratified_split  # noqa: E402
-from realspike.networks import GRANULARITIES, NetworkConfig, build  # noqa: E402
-from realspike.inspect.spikes import record_spikes  # noqa: E402
-from realspike.quickstart.timing import time_interleaved  # noqa: E402
-from realspike.quickstart.training import TrainingSettings, predict, random_shift, train  # noqa: E402
-from realspike.quickstart.unfold_bmm import UnfoldBmm, with_unfold_bmm  # noqa: E402
+from realspike.quickstart.timing import time_interleaved
+from realspike.quickstart.training import TrainingSettings, predict, random_shift, train
+from realspike.quickstart.unfold_bmm import UnfoldBmm, with_unfold_bmm
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

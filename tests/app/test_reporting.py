@@ -8,10 +8,10 @@ import pytest
 for package in ("sklearn", "safetensors", "rich", "lightning", "tensorboard", "kornia", "yaml"):
     pytest.importorskip(package)
 
-from realspike import train  # noqa: E402
-from realspike.config.run_config import RunConfig  # noqa: E402
-from realspike.train import reporting  # noqa: E402
-from rich.console import Console  # noqa: E402
+from realspike import train
+from realspike.config.run_config import RunConfig
+from realspike.train import reporting
+from rich.console import Console
 
 SMALL = {
     **{"name": "digits", "architecture": "digits", "width": 2, "timesteps": 1, "epochs": 2},

@@ -15,12 +15,12 @@ import torch
 for package in ("sklearn", "safetensors", "rich", "lightning", "tensorboard", "kornia", "yaml"):
     pytest.importorskip(package)
 
-import numpy as np  # noqa: E402
-from PIL import Image  # noqa: E402
-from realspike import checkpoint, cli, environment, files, train  # noqa: E402
-from realspike.config.run_config import RunConfig  # noqa: E402
-from realspike.train import module, saving, sealed  # noqa: E402
-from realspike.train.history import read_csv  # noqa: E402
+import numpy as np
+from PIL import Image
+from realspike import checkpoint, cli, environment, files, train
+from realspike.config.run_config import RunConfig
+from realspike.train import module, saving, sealed
+from realspike.train.history import read_csv
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,13 +9,12 @@ import torch
 for package in ("sklearn", "safetensors", "rich", "lightning", "yaml"):
     pytest.importorskip(package)
 
-from helpers import ROOT  # noqa: E402
+from helpers import ROOT
 from realspike import cli, train
-from realspike.config import recipes
-from realspike.config import run_config
-from realspike.config.recipes import TABLES, Cell, cells_of  # noqa: E402
-from realspike.train import module, tables  # noqa: E402
-from realspike.train.tables import Entry  # noqa: E402
+from realspike.config import recipes, run_config
+from realspike.config.recipes import TABLES, Cell, cells_of
+from realspike.train import module, tables
+from realspike.train.tables import Entry
 
 QUICK = {"architecture": "digits", "width": 2, "timesteps": 1, "epochs": 2, "batch_size": 256}
 QUICK |= {"threads": 1, "device": "cpu"}
@@ -39,7 +38,9 @@ def test_there_is_one_config_per_row_of_the_tables():
     for path in paths:
         cell, _ = cells[path.stem]
         config = run_config.read(path)
-        assert config == cell.config(), f"{path}: `python -m realspike.config.recipes configs` writes it"
+        assert config == cell.config(), (
+            f"{path}: `python -m realspike.config.recipes configs` writes it"
+        )
         assert f"{cell.paper:.2f} %" in path.read_text().splitlines()[0]
 
 

@@ -17,18 +17,18 @@ for package in ("sklearn", "safetensors", "rich", "lightning", "tensorboard", "k
     pytest.importorskip(package)
 
 from realspike import checkpoint, cli, train
+from realspike.config.network_config import NetworkConfig
+from realspike.config.run_config import RunConfig
 from realspike.inspect import trained
-from realspike.config.network_config import NetworkConfig  # noqa: E402
-from realspike.networks import build  # noqa: E402
-from realspike.optimizer import sgd  # noqa: E402
-from realspike.config.run_config import RunConfig  # noqa: E402
-from realspike.train import module  # noqa: E402
-from realspike.train.history import read_csv  # noqa: E402
-from torch import nn  # noqa: E402
+from realspike.networks import build
+from realspike.optimizer import sgd
+from realspike.train import module
+from realspike.train.history import read_csv
+from torch import nn
 
-import realspike_ops as rso  # noqa: E402
+import realspike_ops as rso
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 SMALL = {
     **{"name": "digits", "architecture": "digits", "width": 4, "timesteps": 2, "batch_size": 128},
     **{"epochs": 2, "learning_rate": 0.05, "crop": 1, "device": "cpu"},
@@ -249,7 +249,7 @@ def test_two_processes_train_stop_and_continue_together(tmp_path):
     config = json.dumps(SMALL | {"batch_size": 64})
     done = python(
         *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2),
-        *(TESTS / "train_in_two_processes.py", tmp_path, config, 4),
+        *(TESTS / "support" / "train_in_two_processes.py", tmp_path, config, 4),
     )
     assert done.returncode == 0, done.stderr[-3000:]
     results = [json.loads((tmp_path / f"result{rank}.json").read_text()) for rank in (0, 1)]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = (Path(__file__).parents[1] / "docs" / "migration.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "migration.md").read_text()
 INTRODUCTION, *SECTIONS = PAGE.split("\n## ")
 SECTIONS = {section.split("\n", 1)[0]: section for section in SECTIONS}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pybind11
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CMAKE = shutil.which(
     "cmake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 )

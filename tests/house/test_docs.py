@@ -12,7 +12,7 @@ import pytest
 
 import realspike_ops as rso
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONF = runpy.run_path(str(ROOT / "docs" / "conf.py"))
 PAGES = sorted(
     path

@@ -51,9 +51,7 @@ LAYERS = [
     "_native.py",
     "kernels",
     "ops",
-    "spike_functional.py",
-    "functional.py",
-    "conv_lif_functional.py",
+    "functional",
     "nn",
     "reparam",
     "convert",
@@ -62,7 +60,7 @@ LAYERS = [
 
 
 def modules_of(layer: str) -> str:
-    return f"realspike_ops.{layer.removesuffix('.py')}"
+    return f"realspike_ops.{layer.removesuffix('.py').replace('/', '.')}"
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -72,6 +70,65 @@ def test_layers_import_downwards(layer):
     for path in files(layer):
         upwards = {name for name in imported(path) if inside(name, *above)}
         assert not upwards, f"{path.name} imports {upwards}"
+
+
+# Of `reparam`, lower floors first.
+FLOORS = [
+    "reparam/errors.py",
+    "reparam/trace",
+    "reparam/algebra",
+    "reparam/rules",
+    "reparam/network.py",
+    "reparam/build",
+    "reparam/check",
+    "reparam/file.py",
+    "reparam/reparameterize.py",
+]
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_floors_of_folding_import_downwards(floor):
+    above = [modules_of(other) for other in FLOORS[FLOORS.index(floor) + 1 :]]
+    assert files(floor)
+    for path in files(floor):
+        upwards = {name for name in imported(path) if inside(name, *above)}
+        assert not upwards, f"{path.name} imports {upwards}"
+
+
+def source_of(name: str, sources: dict[str, Path]) -> str | None:
+    """Return the module that holds an imported name; a package stands for its __init__."""
+    found = next((m for m in (name, name.rpartition(".")[0]) if m in sources), None)
+    return None if name == "realspike_ops._C" else found
+
+
+def circle(sources: dict[str, Path]) -> list[str]:
+    """Return modules of which each imports the next one and the last one the first, or []."""
+    needs = {
+        name: {source_of(wanted, sources) for wanted in imported(path)} - {None, name}
+        for name, path in sources.items()
+    }
+    done: set[str] = set()
+
+    def visit(name: str, above: list[str]) -> list[str]:
+        if name in above:
+            return above[above.index(name) :]
+        if name in done:
+            return []
+        for target in sorted(needs[name]):
+            if found := visit(target, [*above, name]):
+                return found
+        done.add(name)
+        return []
+
+    return next((found for name in sorted(sources) if (found := visit(name, []))), [])
+
+
+@pytest.mark.parametrize("root", ["realspike_ops", "python/realspike"])
+def test_no_files_import_each_other_in_a_circle(root):
+    package = ROOT / root
+    sources = {module_name(path, package.parent): path for path in package.rglob("*.py")}
+    assert len(sources) > 40
+    assert not circle(sources)
 
 
 @pytest.mark.parametrize("helper", ["_checks.py", "surrogate.py", "_version.py"])

@@ -8,7 +8,7 @@ import torch
 
 import realspike_ops as rso
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def python_blocks(page: Path) -> list[str]:

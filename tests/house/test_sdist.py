@@ -6,7 +6,7 @@ import sys
 import tarfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # What setuptools adds.
 ADDED = {"PKG-INFO", "setup.cfg"}
 

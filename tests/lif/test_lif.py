@@ -32,7 +32,7 @@ from torch.utils.checkpoint import checkpoint
 
 import realspike_ops as rso
 from realspike_ops.ops.layout import dense_over_time
-from realspike_ops.ops.lif import SAVE_NOTHING, Neuron, what_to_save
+from realspike_ops.ops.lif_contract import SAVE_NOTHING, Neuron, what_to_save
 
 # --- the sweep ------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lif_cases import DTYPES, LAYOUTS, NAN, lay_out, parameter_sizes
 
 import realspike_ops as rso
-from realspike_ops.ops.lif import Neuron
+from realspike_ops.ops.lif_contract import Neuron
 
 
 def positive(spikes):

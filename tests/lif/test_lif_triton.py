@@ -12,8 +12,8 @@ import torch
 from helpers import generator, grid, normal
 
 from realspike_ops.ops import lif as lif_op
-from realspike_ops.ops import lif_cpu, lif_cuda, lif_packed
-from realspike_ops.ops.lif import Neuron
+from realspike_ops.ops import lif_contract, lif_cpu, lif_cuda, lif_packed
+from realspike_ops.ops.lif_contract import Neuron
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # With a card the compiled kernels run, under `make gpu`; without one the interpreter does.
@@ -110,19 +110,19 @@ def compare(neuron, layout, T, shape=SHAPE):
     v_init = normal(shape, 5) if with_state else None
     parameters = (amplitude, decay, v_threshold)
     learnable = (t.clone().requires_grad_(learn) for t in parameters[1:] if t is not None)
-    save = lif_op.what_to_save(neuron, *learnable)
+    save = lif_contract.what_to_save(neuron, *learnable)
     inputs = (x, *parameters, v_init)
     expected = cpu_fwd(*inputs, neuron, save, with_state)
     actual = triton_fwd(*to(DEVICE, *inputs), neuron, save, with_state)
     for name, left, right in zip(("y", "v_last", "saved"), actual, expected, strict=True):
         assert_same_bits(left, right, name)
-    y, v_last, saved = triton_fwd(*to(DEVICE, *inputs), neuron, lif_op.SAVE_NOTHING, False)
+    y, v_last, saved = triton_fwd(*to(DEVICE, *inputs), neuron, lif_contract.SAVE_NOTHING, False)
     assert_same_bits(y, expected[0], "y without saving")
     assert v_last is saved is None
 
     grad_y = normal(x.shape, 6).to(dtype)
     grad_v = normal(shape, 7) if with_state else None
-    bits = save == lif_op.SAVE_BITS
+    bits = save == lif_contract.SAVE_BITS
     inputs = (grad_y, grad_v, None if bits else x, *parameters, None if bits else v_init)
     inputs = (*inputs, expected[2])
     wanted = [amplitude is not None, *(learn and t is not None for t in parameters[1:]), with_state]
@@ -167,21 +167,21 @@ def test_rows_of_a_tile_are_walked(neuron, shape, monkeypatch):
 # (T, N, save, element_size, backward, sums): (CHUNK, neurons of a thread)
 MANY = 2**20
 CHOSEN = {
-    (16, MANY, lif_op.SAVE_NOTHING, 4): (4, 4),
-    (16, MANY, lif_op.SAVE_NOTHING, 2): (4, 8),
-    (16, MANY, lif_op.SAVE_BITS, 4): (4, 4),
-    (16, MANY, lif_op.SAVE_BITS, 2): (4, 4),
-    (16, MANY, lif_op.SAVE_BITS, 2, True): (4, 8),
-    (16, MANY, lif_op.SAVE_BITS, 2, True, True): (4, 4),
+    (16, MANY, lif_contract.SAVE_NOTHING, 4): (4, 4),
+    (16, MANY, lif_contract.SAVE_NOTHING, 2): (4, 8),
+    (16, MANY, lif_contract.SAVE_BITS, 4): (4, 4),
+    (16, MANY, lif_contract.SAVE_BITS, 2): (4, 4),
+    (16, MANY, lif_contract.SAVE_BITS, 2, True): (4, 8),
+    (16, MANY, lif_contract.SAVE_BITS, 2, True, True): (4, 4),
     # Up to 4 timesteps no potential is kept, and from the ninth on one every 8.
-    (4, MANY, lif_op.SAVE_POTENTIALS, 4, True, True): (4, 4),
-    (5, MANY, lif_op.SAVE_POTENTIALS, 4, True, True): (8, 2),
-    (5, MANY, lif_op.SAVE_POTENTIALS, 4, True): (8, 4),
-    (16, MANY, lif_op.SAVE_POTENTIALS, 2, True, True): (8, 4),
+    (4, MANY, lif_contract.SAVE_POTENTIALS, 4, True, True): (4, 4),
+    (5, MANY, lif_contract.SAVE_POTENTIALS, 4, True, True): (8, 2),
+    (5, MANY, lif_contract.SAVE_POTENTIALS, 4, True): (8, 4),
+    (16, MANY, lif_contract.SAVE_POTENTIALS, 2, True, True): (8, 4),
     # 256 programs of 128 threads with 4 neurons each.
-    (16, 2**17, lif_op.SAVE_BITS, 4): (4, 4),
-    (16, 2**17 - 1, lif_op.SAVE_BITS, 4): (4, 2),
-    (4, 1, lif_op.SAVE_NOTHING, 2): (4, 2),
+    (16, 2**17, lif_contract.SAVE_BITS, 4): (4, 4),
+    (16, 2**17 - 1, lif_contract.SAVE_BITS, 4): (4, 2),
+    (4, 1, lif_contract.SAVE_NOTHING, 2): (4, 2),
 }
 
 
@@ -227,7 +227,7 @@ TIES = {
 def test_ties_fire(case):
     neuron, first, second, y0, y1 = TIES[case]
     x = torch.tensor([first, second])[:, None].to(DEVICE)
-    y, _, _ = triton_fwd(x, None, None, None, None, neuron, lif_op.SAVE_NOTHING, False)
+    y, _, _ = triton_fwd(x, None, None, None, None, neuron, lif_contract.SAVE_NOTHING, False)
     assert y[0, 0].tolist() == y0
     if y1 is not None:
         assert y[1, 0].tolist() == y1
@@ -235,7 +235,7 @@ def test_ties_fire(case):
 
 def test_constant_input_is_read_in_place():
     x = normal((1, 2, 300), 1)
-    save = lif_op.SAVE_POTENTIALS
+    save = lif_contract.SAVE_POTENTIALS
     nothing = (None,) * 4
     expected = cpu_fwd(x.repeat(9, 1, 1), *nothing, NEURONS["attached"], save, True)
     expanded = x.to(DEVICE).expand(9, -1, -1)

@@ -9,7 +9,7 @@ import pytest
 from helpers import run_python
 from sass import read_functions, read_resources
 
-HERE = Path(__file__).parent
+SUPPORT = Path(__file__).parents[1] / "support"
 FEW = [
     *("inference", "element-bits", "element-potentials-float16", "learnable-ternary-soft"),
     "packed-ternary-bfloat16",
@@ -51,7 +51,7 @@ NARROW = {
 
 @pytest.mark.parametrize(("arch", "forms"), [(80, FEW), (90, []), (100, FEW)], ids=lambda a: str(a))
 def test_compiles_ahead_of_time(arch, forms, tmp_path):
-    compiler = str(HERE / "compile_lif_triton.py")
+    compiler = str(SUPPORT / "compile_lif_triton.py")
     run_python(compiler, str(arch), str(tmp_path), *forms, TRITON_INTERPRET="0")
     cubins = sorted(tmp_path.glob("*.cubin"))
     assert len(cubins) == (8 if forms else 24)
@@ -87,7 +87,7 @@ def test_no_compilation_when_sizes_change():
     """A compiled kernel is looked up by whether 16 divides N, the stride over time and the row, by
     whether there are many neurons, and where potentials are kept by whether there are more than 4
     timesteps; neither T nor the batch nor a number of the neuron is a constant of it."""
-    found = json.loads(run_python(str(HERE / "specialize_lif_triton.py"), TRITON_INTERPRET="0"))
+    found = json.loads(run_python(str(SUPPORT / "specialize_lif_triton.py"), TRITON_INTERPRET="0"))
     assert len(found["plain"]) == 80
     for form, by_size in found.items():
         kernels = len(by_size[0][1])

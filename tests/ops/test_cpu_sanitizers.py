@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "sanitized"
 ISAS = ("baseline", "avx2", "avx512")
 OPTIONS = "malloc_context_size=1:halt_on_error=1:detect_leaks=0:abort_on_error=0:exitcode=99"
@@ -57,7 +57,7 @@ def extension() -> Path:
 
 
 def start(extension: Path, what: str, **environment) -> subprocess.Popen:
-    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    path = os.pathsep.join([str(ROOT / "tests" / "support"), *filter(None, sys.path)])
     # The C++ library as well: its functions are looked for when the sanitizer's start.
     preload = ":".join(str(library(name)) for name in ("libasan.so", "libstdc++.so"))
     environment = os.environ | {

@@ -1,4 +1,4 @@
-"""What `tests/support/simt/simt_cpu.h` promises: right kernels compute right, mistakes are errors."""
+"""What the device of tests/support/simt promises: right kernels are right, mistakes are errors."""
 
 import os
 import shutil
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
 

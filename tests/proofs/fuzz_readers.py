@@ -4,7 +4,7 @@
 
 Guided by coverage (atheris, the extra `fuzz`). What reaches new code is kept in the corpus, with
 which the next search begins. An input that is found is written to tests/proofs/found/READER/, where
-tests/house/test_readers.py reads it ever after. Exit code 1 if there is one.
+tests/proofs/test_readers.py reads it ever after. Exit code 1 if there is one.
 """
 
 import argparse
@@ -19,7 +19,11 @@ FOUND = Path(__file__).parent / "found"
 SECONDS, MEGABYTES = 10, 2048  # that one input may take
 INSTRUMENTED = [
     *("pickletools", "realspike.checkpoint", "realspike.data", "realspike.inspect.folded"),
-    *("realspike.config.network_config", "realspike.config.run_config", "realspike.config.strict_yaml"),
+    *(
+        "realspike.config.network_config",
+        "realspike.config.run_config",
+        "realspike.config.strict_yaml",
+    ),
     *("realspike.train.history", "realspike.inspect.trained", "realspike_ops.safe_files"),
     *("realspike_ops.reparam.check.bounded_run", "realspike_ops.reparam.file"),
 ]

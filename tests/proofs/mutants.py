@@ -33,13 +33,13 @@ from cosmic_ray import plugins
 from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from limited_run import limited_run
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
 MUTATED = (
-    *("realspike_ops/*functional*.py", "realspike_ops/nn/*.py", "realspike_ops/reparam/*.py"),
+    *("realspike_ops/functional/*.py", "realspike_ops/nn/**/*.py", "realspike_ops/reparam/**/*.py"),
     *("realspike_ops/ops/*.py", "python/realspike/**/*.py"),
 )
 TIME_LIMIT = 600  # seconds for the tests of one mutant

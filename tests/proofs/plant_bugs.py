@@ -22,11 +22,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from limited_run import limited_run
 from planted import BUGS
 from planted.bug import Bug
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # The extension is built from these; the CUDA kernels are built by the tests that execute them.
 COMPILED = ("csrc/cpu/", "csrc/core/", "csrc/bindings.cpp")
 TIME_LIMIT = 300  # seconds for one build or one run of the tests

@@ -13,15 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from realspike import checkpoint
-from realspike.inspect import folded
 from realspike.config import run_config
-from realspike.inspect import trained
+from realspike.config.network_config import NetworkConfig
 from realspike.data import cifar, cifar10_dvs
 from realspike.errors import UserError
-from realspike.config.network_config import NetworkConfig
+from realspike.inspect import folded, trained
+from realspike.inspect.trained import Trained, example_input
 from realspike.networks import build
 from realspike.train.history import FIELDS, read_csv
-from realspike.inspect.trained import Trained, example_input
 
 import realspike_ops as rso
 

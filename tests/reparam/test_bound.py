@@ -13,8 +13,8 @@ from torch.utils import _pytree as pytree
 import realspike_ops as rso
 from realspike_ops.nn import SumOverTime, Synapses
 from realspike_ops.reparam.check.bound import _Magnitudes, current_bounds, folded_roundings
-from realspike_ops.reparam.network import Step
 from realspike_ops.reparam.check.verify import _compare_with_bounds, _Pair
+from realspike_ops.reparam.network import Step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 U = 2.0**-24

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from realspike_ops.reparam.trace import sizes
 from realspike_ops.reparam.algebra.value import add_constants, compressed
 from realspike_ops.reparam.check.verify import _larger, _predictions
+from realspike_ops.reparam.trace import sizes
 
 P = sizes.PRIME
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from triton_launches import launches_of
 
-from realspike_ops.ops.lif import Neuron
+from realspike_ops.ops.lif_contract import Neuron
 
 PAPERS = Neuron(0.25, 0.5, 0.0, "hard", True, False, "rectangular", 1.0)
 ATTACHED = PAPERS._replace(detach_reset=False)

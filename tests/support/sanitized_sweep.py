@@ -112,7 +112,7 @@ def geometries():
 
 
 def run_unshared_conv(rso):
-    from realspike_ops.functional.unshared_conv import output_size
+    from realspike_ops.functional import output_size
 
     channels = ((1, 1, 1), (33, 17, 1), (66, 34, 2), (3, 6, 3), (130, 257, 1), (65, 64, 1))
     channels += ((35, 35, 35),)

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "tests" / "simt").glob("*_simt.cpp"))
 SANITIZE_VARIABLE = "REALSPIKE_SIMT_SANITIZE"
 SANITIZE = SANITIZE_VARIABLE in os.environ

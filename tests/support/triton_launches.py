@@ -13,7 +13,7 @@ from triton.compiler import ASTSource, compile, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from realspike_ops.ops import lif as lif_op
-from realspike_ops.ops import lif_cuda
+from realspike_ops.ops import lif_contract, lif_cuda
 from realspike_ops.ops.lif_packed import _packed_with
 
 forward = lif_op.forward_with(lif_cuda.launch_fwd)
@@ -83,7 +83,7 @@ def recorded():
 def launches_of(
     T: int,
     shape: tuple[int, ...],  # of a timestep, [B, C, H, W]
-    neuron: lif_op.Neuron,
+    neuron: lif_contract.Neuron,
     *,
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
@@ -108,7 +108,11 @@ def launches_of(
         if parameter is not None:
             parameter.requires_grad_(learn)
     v_init = torch.empty(shape) if state else None
-    save = lif_op.SAVE_NOTHING if inference else lif_op.what_to_save(neuron, *parameters[1:])
+    save = (
+        lif_contract.SAVE_NOTHING
+        if inference
+        else lif_contract.what_to_save(neuron, *parameters[1:])
+    )
     with recorded() as launches, torch.no_grad():
         if packed:
             packed_forward(x, *parameters[1:], v_init, neuron, state)
@@ -116,7 +120,7 @@ def launches_of(
         _, _, saved = forward(x, *parameters, v_init, neuron, save, state)
         if inference:
             return launches
-        bits = save == lif_op.SAVE_BITS
+        bits = save == lif_contract.SAVE_BITS
         wanted = [amplitude is not None, *(learn and p is not None for p in parameters[1:]), state]
         backward(
             *(torch.empty_like(x, memory_format=torch.contiguous_format), v_init),

@@ -35,7 +35,7 @@ from pathlib import Path
 import pytest
 import sass
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ARCHS = ("sm_80", "sm_90", "sm_100")
 
 pytestmark = [

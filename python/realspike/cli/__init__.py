@@ -10,15 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from realspike import output
-from realspike.cli import common
-from realspike.cli import evaluate
-from realspike.cli import export
-from realspike.cli import fold
-from realspike.cli import plot
-from realspike.cli import profile
-from realspike.cli import quickstart
-from realspike.cli import table
-from realspike.cli import train
+from realspike.cli import common, evaluate, export, fold, plot, profile, quickstart, table, train
 from realspike.errors import UserError
 from realspike.names import nearest
 

@@ -19,8 +19,7 @@ def add(commands) -> None:
 
 
 def run(arguments) -> int:
-    from realspike.inspect import folded
-    from realspike.inspect import trained
+    from realspike.inspect import folded, trained
 
     network = folded.load_either(arguments.checkpoint, arguments.overrides, arguments.allow)
     result = trained.evaluate(network.network, network.test_batches(arguments.samples))

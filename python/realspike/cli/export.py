@@ -55,8 +55,8 @@ def _seconds(text: str) -> float:
 
 def run(arguments) -> int:
     import realspike_ops as rso
-    from realspike.inspect import folded
     from realspike.files import write_atomically
+    from realspike.inspect import folded
     from realspike.optional import require
 
     nir = require("nir")

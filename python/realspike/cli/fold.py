@@ -45,8 +45,7 @@ def add(commands) -> None:
 
 def run(arguments) -> int:
     import realspike_ops as rso
-    from realspike.inspect import folded
-    from realspike.inspect import trained
+    from realspike.inspect import folded, trained
 
     network = trained.load(arguments.checkpoint, allow=arguments.allow)
     try:
@@ -72,8 +71,7 @@ def _mebibytes(network) -> float:
 
 def run_verify(arguments) -> int:
     import realspike_ops as rso
-    from realspike.inspect import folded
-    from realspike.inspect import trained
+    from realspike.inspect import folded, trained
 
     network = trained.load(arguments.checkpoint, arguments.overrides, arguments.allow)
     binary = folded.load(arguments.folded)

@@ -39,9 +39,9 @@ def add(commands) -> None:
 def run(arguments) -> int:
     console = output.console()
 
-    from realspike.report import run_report
     from realspike.inspect import trained
     from realspike.inspect.activity import entropy_table, record_activity
+    from realspike.report import run_report
 
     if not arguments.entropy:
         page = run_report.write(

@@ -54,8 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
     progress_module = require("rich.progress")
 
     from realspike import files, quickstart
-    from realspike.quickstart import report
     from realspike.networks import GRANULARITIES
+    from realspike.quickstart import report
     from realspike.quickstart.training import TrainingSettings
     from realspike_ops import MultiplicationError
 

@@ -5,14 +5,13 @@ import sys
 from pathlib import Path
 
 from realspike import output
-from realspike.config import recipes
-from realspike.config import run_config
 from realspike.cli import common
+from realspike.config import recipes, run_config
 from realspike.config.datasets import check_present
+from realspike.config.run_config import ConfigError
 from realspike.files import make_writable, write_atomically
 from realspike.names import check_choice
 from realspike.optional import require
-from realspike.config.run_config import ConfigError
 
 
 def add(commands) -> None:

@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 
 from realspike import output
-from realspike.config import run_config
 from realspike.cli import common
+from realspike.config import run_config
 from realspike.config.datasets import check_present
-from realspike.optional import require
 from realspike.config.run_config import ConfigError
+from realspike.optional import require
 
 
 def add(commands) -> None:

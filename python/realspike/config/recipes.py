@@ -1,8 +1,8 @@
 """The paper's tables as configurations: which networks, on what data, trained how.
 
-``python -m realspike.config.recipes FOLDER`` writes one YAML file per configuration. The numbers are top-1
-accuracies in % as Guo et al., "Real Spike", ECCV 2022, report them; the settings of the training
-are those of the authors' later releases, since the paper's appendix was not at hand.
+``python -m realspike.config.recipes FOLDER`` writes one YAML file per configuration. The numbers
+are top-1 accuracies in % as Guo et al., "Real Spike", ECCV 2022, report them; the settings of the
+training are those of the authors' later releases, since the paper's appendix was not at hand.
 """
 
 import sys
@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from realspike.config.datasets import DATASETS
+from realspike.config.run_config import ConfigError, RunConfig
 from realspike.files import path_of, write_atomically
 from realspike.optional import require
-from realspike.config.run_config import ConfigError, RunConfig
 
 # The authors' spiking networks start every batch norm at 1: their code makes new ones of those of
 # the ANN that it converts, whose zeros at the end of a block are lost.

@@ -14,10 +14,10 @@ from typing import get_args, get_type_hints
 
 from realspike.config import strict_yaml
 from realspike.config.datasets import DATASETS, facts_of
+from realspike.config.network_config import ARCHITECTURES, ENCODINGS, GRANULARITIES, NetworkConfig
 from realspike.errors import UserError
 from realspike.files import path_of
 from realspike.names import check_choice, check_known, nearest, shown
-from realspike.config.network_config import ARCHITECTURES, ENCODINGS, GRANULARITIES, NetworkConfig
 from realspike.optional import require
 from realspike.own import is_own
 

@@ -1,8 +1,8 @@
 """Reading a configuration's YAML: sections of keys, whose values are texts.
 
-What a text means, the key that it is for decides (`realspike.config.run_config`): ``010`` is ten where a
-number is wanted and a name where a name is. So neither the numbers, dates and booleans of YAML 1.1
-nor its tags and aliases are ever interpreted.
+What a text means, the key that it is for decides (`realspike.config.run_config`): ``010`` is ten
+where a number is wanted and a name where a name is. So neither the numbers, dates and booleans of
+YAML 1.1 nor its tags and aliases are ever interpreted.
 """
 
 from collections.abc import Iterator

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from realspike.data.events import frames_of_events
-from realspike.data.sets import DataError, Splits
 from realspike.config.datasets import DATASETS
 from realspike.config.datasets import DVS_CLASSES as CLASSES
+from realspike.data.events import frames_of_events
+from realspike.data.sets import DataError, Splits
 
 SENSOR = 128  # pixels, height and width
 TRAIN_SHARE = 0.9

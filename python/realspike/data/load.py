@@ -2,12 +2,11 @@
 
 import torch
 
-from realspike.data import digits
-from realspike.data import cifar, cifar10_dvs, events, image_folder, own
-from realspike.data.sets import DataError, InMemory, Splits
 from realspike.config.datasets import check_present, facts_of
-from realspike.own import is_own
 from realspike.config.run_config import RunConfig
+from realspike.data import cifar, cifar10_dvs, digits, events, image_folder, own
+from realspike.data.sets import DataError, InMemory, Splits
+from realspike.own import is_own
 
 TEST_FRACTION = 0.25  # of the digits, drawn with seed 0
 

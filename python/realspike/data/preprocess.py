@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from realspike.optional import require
 from realspike.config.run_config import DataSection
+from realspike.optional import require
 
 
 class Preprocess(nn.Module):

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 import realspike_ops as rso
 from realspike import checkpoint
-from realspike.inspect import trained
 from realspike.checkpoint import FOLDED_FORMAT, CheckpointError
 from realspike.config.network_config import NetworkConfig
-from realspike.optional import require
+from realspike.inspect import trained
 from realspike.inspect.trained import Trained
+from realspike.optional import require
 
 _CONFIG, _RECORD = "trained_network", "training"  # of the metadata, in JSON
 

@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from realspike import checkpoint, data, own
-from realspike.config import run_config
 from realspike.checkpoint import CheckpointError
+from realspike.config import run_config
+from realspike.config.network_config import NetworkConfig
+from realspike.config.run_config import ConfigError, RunConfig
 from realspike.data.loader import evaluation_loader
 from realspike.data.preprocess import Preprocess
 from realspike.names import shown
-from realspike.config.network_config import NetworkConfig
 from realspike.progress import track
-from realspike.config.run_config import ConfigError, RunConfig
 
 BATCH = 64  # samples
 RUN_FILE = "model.safetensors"

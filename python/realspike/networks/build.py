@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from realspike import own
 from realspike.config.network_config import NetworkConfig
+from realspike.config.run_config import NetworkSection
 from realspike.networks.digits_net import DigitsNet
 from realspike.networks.layers import draw_convolutions, initialise_norms
 from realspike.networks.resnet import resnet8, resnet19, resnet20
 from realspike.networks.sew_resnet import sew_resnet10, sew_resnet18, sew_resnet34
 from realspike.networks.vgg import vgg5, vgg16
-from realspike.config.run_config import NetworkSection
 from realspike_ops import RealSpikeLIF
 
 BUILDERS = {

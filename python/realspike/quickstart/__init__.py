@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 import realspike_ops as rso
 from realspike import checkpoint, environment, files
-from realspike.report import plots
-from realspike.quickstart import report
 from realspike.data.digits import Digits, load_digits
+from realspike.inspect.spikes import record_spikes
 from realspike.networks import GRANULARITIES, NetworkConfig, SpikingNetwork, build
 from realspike.optional import require
-from realspike.inspect.spikes import record_spikes
+from realspike.quickstart import report
 from realspike.quickstart.timing import time_interleaved
 from realspike.quickstart.training import (
     EVALUATION_BATCH,
@@ -27,6 +26,7 @@ from realspike.quickstart.training import (
     train,
 )
 from realspike.quickstart.unfold_bmm import with_unfold_bmm
+from realspike.report import plots
 
 BATCH_SIZES = (1, 64)  # images, of the timed forward passes
 SHOWN_LAYER = "lif2"

@@ -9,15 +9,14 @@ from pathlib import Path
 import torch
 
 from realspike import environment, records
-from realspike.report import plots
-from realspike.report import run_plots
+from realspike.files import make_writable_folder, write_atomically
 from realspike.inspect import trained
 from realspike.inspect.activity import entropy_table, record_activity
-from realspike.files import make_writable_folder, write_atomically
 from realspike.inspect.kernels import find_readings, kernel_differences
 from realspike.inspect.spikes import record_spikes
 from realspike.inspect.trained import Trained
 from realspike.quickstart.training import EpochRecord
+from realspike.report import plots, run_plots
 
 SAMPLES = 256  # of the test data, behind rates and entropies
 SHOWN_CHANNELS = 6
@@ -197,7 +196,7 @@ ENTROPY_HEADER = ("layer", "neurons", "rate %", "capacity", "emitted", "fires or
 
 
 def entropy_rows(table: list[dict]) -> list[tuple[str, ...]]:
-    """Return the rows of `realspike.inspect.activity.entropy_table` as text, for `ENTROPY_HEADER`."""
+    """Return the rows of an entropy table as text, for `ENTROPY_HEADER`."""
     return [
         (
             *(row["layer"], str(row["neurons"]), f"{100 * row['firing_rate']:.1f}"),

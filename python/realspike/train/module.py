@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from realspike.config.run_config import RunConfig
 from realspike.data.preprocess import Preprocess
 from realspike.optimizer import adamw, sgd
-from realspike.config.run_config import RunConfig
 from realspike_ops import compress_spikes
 
 

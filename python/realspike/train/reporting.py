@@ -5,8 +5,8 @@ import time
 import lightning.pytorch as lightning
 import torch
 
-from realspike.optional import require
 from realspike.config.run_config import RunConfig
+from realspike.optional import require
 from realspike.train.history import History
 
 _EVERY = {True: 0.5, False: 30.0}  # seconds, by whether somebody looks at a terminal

@@ -18,17 +18,18 @@ from torch import nn
 from realspike import data as data_module
 from realspike import environment, files
 from realspike.config import run_config
+from realspike.config.network_config import NetworkConfig
+from realspike.config.run_config import RunConfig
 from realspike.data.loader import ResumableLoader, WorkerDied, evaluation_loader
 from realspike.data.own import splits_of
 from realspike.data.sets import Splits
 from realspike.errors import UserError
+from realspike.inspect.trained import example_input
 from realspike.names import shown
-from realspike.config.network_config import NetworkConfig
 from realspike.networks import build
 from realspike.networks.build import try_out
 from realspike.own import is_own
 from realspike.records import checked
-from realspike.config.run_config import RunConfig
 from realspike.train import sealed
 from realspike.train.divergence import DivergenceCheck
 from realspike.train.history import History
@@ -44,7 +45,6 @@ from realspike.train.saving import (
     network_tensors,
     write_results,
 )
-from realspike.inspect.trained import example_input
 from realspike_ops import RealSpikeLIF
 
 CONFIG_FILE = run_config.FILE

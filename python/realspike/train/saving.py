@@ -7,8 +7,8 @@ import lightning.pytorch as lightning
 import torch
 
 from realspike import checkpoint, environment
-from realspike.data import Splits
 from realspike.config.run_config import RunConfig
+from realspike.data import Splits
 from realspike.train import sealed
 from realspike.train.divergence import DivergenceCheck
 from realspike.train.history import History, write_csv

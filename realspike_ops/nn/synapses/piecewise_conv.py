@@ -5,8 +5,8 @@ from torch import Tensor
 
 from realspike_ops import _checks as checks
 from realspike_ops import functional
-from realspike_ops.nn.synapses import fold_into_weight as fold
 from realspike_ops.nn.packed_spikes import PackedSpikes, padded
+from realspike_ops.nn.synapses import fold_into_weight
 from realspike_ops.nn.synapses.storage import Stored, initialise, parameter
 
 
@@ -42,7 +42,7 @@ class PiecewiseSpikeConv(Stored):
         self.out_channels = weight.shape[2] * weight.shape[6]
 
     def forward(self, spikes: "Tensor | PackedSpikes") -> Tensor:
-        size = fold.map_size(spikes, self.in_channels)
+        size = fold_into_weight.map_size(spikes, self.in_channels)
         checked = not isinstance(spikes, PackedSpikes)
         spikes = spikes if checked else spikes.words
         columns = _runs(self.columns)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from realspike_ops import _checks as checks
-from realspike_ops.nn.synapses import fold_into_weight as fold
 from realspike_ops.nn.packed_spikes import PackedSpikes
+from realspike_ops.nn.synapses import fold_into_weight
 from realspike_ops.nn.synapses.spike_conv import SpikeConv, allocate
 from realspike_ops.nn.synapses.storage import check_storage
 
@@ -61,10 +61,10 @@ class SpikeConv2d(SpikeConv):
             ValueError: as `UnsharedSpikeConv.from_conv2d`, and for an amplitude that varies over
                 space (use `UnsharedSpikeConv.from_conv2d`).
         """
-        weight, bias = fold.affine("conv", conv, nn.Conv2d, batch_norm)
-        kernel = fold.kernel_order(weight, conv.groups)
+        weight, bias = fold_into_weight.affine("conv", conv, nn.Conv2d, batch_norm)
+        kernel = fold_into_weight.kernel_order(weight, conv.groups)
         if amplitude is not None:
-            amplitude = fold.check_amplitude(amplitude, weight)
+            amplitude = fold_into_weight.check_amplitude(amplitude, weight)
             in_channels = weight.shape[1] * conv.groups
             if amplitude.dim() == 3 and 1 not in amplitude.shape[1:]:
                 raise ValueError(
@@ -72,7 +72,7 @@ class SpikeConv2d(SpikeConv):
                     f"kernel; got {checks.shape_text(amplitude)}: use UnsharedSpikeConv.from_conv2d"
                 )
             checks.check_parameter("amplitude", amplitude, (in_channels, 1, 1))
-            kernel = fold.scale_input_channels(kernel, amplitude)
+            kernel = fold_into_weight.scale_input_channels(kernel, amplitude)
         return cls.from_weight(
             kernel.float().contiguous()[None, None],
             None if bias is None else bias.float(),
@@ -80,7 +80,7 @@ class SpikeConv2d(SpikeConv):
         )
 
     def forward(self, spikes: Tensor) -> Tensor:
-        fold.map_size(spikes, self.in_channels)
+        fold_into_weight.map_size(spikes, self.in_channels)
         return super().forward(spikes)
 
 
@@ -137,11 +137,13 @@ class SpikeLinear(SpikeConv):
                 `UnsharedSpikeConv.from_conv2d`.
         """
         scale = checks.check_number("scale", scale)
-        weight, bias = fold.affine("linear", linear, nn.Linear, batch_norm)
+        weight, bias = fold_into_weight.affine("linear", linear, nn.Linear, batch_norm)
         weight = weight.t() * scale  # [in, out]
         if amplitude is not None:
-            amplitude = fold.check_amplitude(amplitude, weight)
-            weight = weight * fold.amplitude_of_features(amplitude, weight.shape[0])[:, None]
+            amplitude = fold_into_weight.check_amplitude(amplitude, weight)
+            weight = (
+                weight * fold_into_weight.amplitude_of_features(amplitude, weight.shape[0])[:, None]
+            )
         return cls.from_weight(
             weight.float().contiguous()[(None,) * 5],
             None if bias is None else (bias * scale).float(),
@@ -159,7 +161,7 @@ class SpikeLinear(SpikeConv):
                 spikes = spikes[:, None, None]
             elif spikes.dim() == 2 and spikes.shape[1] == self.in_features:
                 spikes = spikes.unflatten(1, (self.in_channels, *self.kernel_size))
-        size = fold.map_size(spikes, self.in_channels) if self._is_map(spikes) else None
+        size = fold_into_weight.map_size(spikes, self.in_channels) if self._is_map(spikes) else None
         if size != self.kernel_size:
             raise ValueError(
                 f"spikes must have shape [N, {self.in_features}]{self._map_text()}; "

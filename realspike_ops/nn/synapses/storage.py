@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from realspike_ops import _checks as checks
-from realspike_ops.nn.synapses import fold_into_weight as fold
+from realspike_ops.functional.quantize_weight import int8_scale, int8_steps, quantize_weight
+from realspike_ops.nn.synapses import fold_into_weight
 from realspike_ops.ops.huge_pages import empty_in_huge_pages
-from realspike_ops.functional.unshared_conv import int8_scale, int8_steps, quantize_weight
 
 DTYPES = (*checks.FLOATS, torch.int8)
 STORAGES = ("materialized", "factored")
@@ -116,7 +116,7 @@ def unshared(
 
     def rows() -> Iterator[Tensor]:  # [OW, G, KH, KW, Cin/G, Cout/G] float64 each
         indices = (0,) * output_size[0], (0,) * output_size[1]
-        return fold.unshared_rows(
+        return fold_into_weight.unshared_rows(
             kernel[None, None], amplitude, output_size, stride, padding, dilation, *indices
         )
 

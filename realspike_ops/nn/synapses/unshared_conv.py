@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from realspike_ops import _checks as checks
 from realspike_ops import functional
-from realspike_ops.nn.synapses import fold_into_weight as fold
 from realspike_ops.nn.packed_spikes import PackedSpikes
+from realspike_ops.nn.synapses import fold_into_weight
 from realspike_ops.nn.synapses.spike_conv import SpikeConv, allocate
 from realspike_ops.nn.synapses.storage import check_storage, stored, unshared
 
@@ -163,7 +163,7 @@ class UnsharedSpikeConv(SpikeConv):
                 finite or that ``dtype`` does not hold, or more memory than there is.
         """
         check_storage(storage, dtype)
-        weight, bias = fold.affine("conv", conv, nn.Conv2d, batch_norm)
+        weight, bias = fold_into_weight.affine("conv", conv, nn.Conv2d, batch_norm)
         settings = {name: getattr(conv, name) for name in ("stride", "padding", "dilation")}
         settings |= {"algorithm": algorithm, "check_binary": check_binary}
         if input_size is None:
@@ -190,13 +190,13 @@ class UnsharedSpikeConv(SpikeConv):
         )
         in_channels = weight.shape[1] * groups
         amplitude = weight.new_ones(1) if amplitude is None else amplitude
-        amplitude = fold.check_amplitude(amplitude, weight)
+        amplitude = fold_into_weight.check_amplitude(amplitude, weight)
         checks.check_parameter("amplitude", amplitude, (in_channels, H, W))
         amplitude = amplitude.expand(in_channels, H, W)
-        kernel = fold.kernel_order(weight, groups)
+        kernel = fold_into_weight.kernel_order(weight, groups)
         scale = kept = None
         if bool((amplitude == amplitude[:, :1, :1]).all()):
-            kernel = fold.scale_input_channels(kernel, amplitude[:, 0, 0])
+            kernel = fold_into_weight.scale_input_channels(kernel, amplitude[:, 0, 0])
             weight, scale = stored(kernel[None, None].contiguous(), dtype)
         elif storage == "factored":
             weight, kept = kernel[None, None].to(dtype).contiguous(), amplitude.float()
@@ -216,7 +216,7 @@ class UnsharedSpikeConv(SpikeConv):
 
     def _arguments(self, spikes: "Tensor | PackedSpikes") -> dict:
         # Another size can give the same output map (with a stride), but not the same borders.
-        size = fold.map_size(spikes, self.in_channels)
+        size = fold_into_weight.map_size(spikes, self.in_channels)
         if size != self.input_size:
             raise ValueError(
                 f"spikes must have a map of {self.input_size[0]} x {self.input_size[1]} "

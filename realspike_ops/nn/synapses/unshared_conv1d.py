@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from realspike_ops import _checks as checks
-from realspike_ops.nn.synapses import fold_into_weight as fold
 from realspike_ops.nn.packed_spikes import PackedSpikes, as_map
+from realspike_ops.nn.synapses import fold_into_weight
 from realspike_ops.nn.synapses.storage import check_storage
 from realspike_ops.nn.synapses.unshared_conv import UnsharedSpikeConv, input_size_fourth
 
@@ -80,7 +80,7 @@ class UnsharedSpikeConv1d(UnsharedSpikeConv):
             ValueError: as `UnsharedSpikeConv.from_conv2d`.
         """
         check_storage(storage, dtype)
-        weight, bias = fold.affine("conv", conv, nn.Conv1d, batch_norm)
+        weight, bias = fold_into_weight.affine("conv", conv, nn.Conv1d, batch_norm)
         if amplitude is not None:
             checks.check_tensor("amplitude", amplitude)
             if amplitude.dim() > 1:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from realspike_ops import _checks as checks
 from realspike_ops import functional
-from realspike_ops.nn.synapses import fold_into_weight as fold
+from realspike_ops.nn.synapses import fold_into_weight
 from realspike_ops.reparam.algebra.window import Window, conv_window, scale_window
 
 
@@ -39,7 +39,9 @@ def conv2d(shape, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) 
     if not isinstance(padding, str):
         padding = checks.pair("padding", padding, 0)
     before, size = functional.output_size(shape[1:], k, stride, padding, dilation)
-    window = conv_window(fold.kernel_order(weight, groups), shape, size, stride, before, dilation)
+    window = conv_window(
+        fold_into_weight.kernel_order(weight, groups), shape, size, stride, before, dilation
+    )
 
     def of(x):
         return F.conv2d(x[None], weight, bias, stride, padding, dilation, groups)[0]

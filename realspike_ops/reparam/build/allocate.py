@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from realspike_ops import _checks as checks
 from realspike_ops.nn import SynapticCurrent
-from realspike_ops.reparam.errors import ReparameterizationError
+from realspike_ops.reparam.build.steps_of_scale import current_scale, refusal_of_steps
 from realspike_ops.reparam.build.walk import Folding, PlannedCurrent
+from realspike_ops.reparam.errors import ReparameterizationError
 from realspike_ops.reparam.network import (
     Argument,
     EncodingCall,
@@ -16,7 +17,6 @@ from realspike_ops.reparam.network import (
     Step,
     bytes_text,
 )
-from realspike_ops.reparam.build.steps_of_scale import current_scale, refusal_of_steps
 
 
 def allocate(folding: Folding, dtype: torch.dtype) -> FoldedNetwork:

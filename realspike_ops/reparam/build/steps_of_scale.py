@@ -8,10 +8,10 @@ are rounded to steps of one scale per channel, and nothing is multiplied by it.
 import torch
 from torch import Tensor
 
+from realspike_ops.functional.quantize_weight import int8_scale
 from realspike_ops.nn import FoldedLIF
-from realspike_ops.reparam.build.walk import PlannedCurrent
 from realspike_ops.reparam.build.synapses import PlannedKernel
-from realspike_ops.functional.unshared_conv import int8_scale
+from realspike_ops.reparam.build.walk import PlannedCurrent
 
 
 def kernels_of(planned: PlannedCurrent) -> list[PlannedKernel]:

@@ -7,12 +7,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from realspike_ops.nn import OneToOneSynapses, PiecewiseSpikeConv, SpikeConv2d, SpikeLinear, Synapses, UnsharedSpikeConv, UnsharedSpikeConv1d
-from realspike_ops.nn.synapses import fold_into_weight as fold
+from realspike_ops.functional.quantize_weight import int8_steps
+from realspike_ops.nn import (
+    OneToOneSynapses,
+    PiecewiseSpikeConv,
+    SpikeConv2d,
+    SpikeLinear,
+    Synapses,
+    UnsharedSpikeConv,
+    UnsharedSpikeConv1d,
+)
+from realspike_ops.nn.synapses import fold_into_weight
 from realspike_ops.ops.huge_pages import empty_in_huge_pages
 from realspike_ops.reparam.algebra.value import Source, Term
 from realspike_ops.reparam.algebra.window import Window, block_diagonal
-from realspike_ops.functional.unshared_conv import int8_steps
 
 
 def plan(term: Term, rank: int) -> "PlannedSynapses":
@@ -126,7 +134,7 @@ class PlannedKernel:
         """Yield the weight, one row of positions at a time: little more than it is ever held."""
         window, amplitude = self.window, self.source.amplitude
         if self._is_unshared:
-            yield from fold.unshared_rows(
+            yield from fold_into_weight.unshared_rows(
                 *(window.kernel, amplitude.expand(window.in_shape), window.out_shape[1:]),
                 *(window.stride, window.padding, window.dilation, window.rows, window.columns),
             )

@@ -18,11 +18,10 @@ from realspike_ops.nn import (
     SumOverTime,
     SynapticCurrent,
 )
-from realspike_ops.reparam.rules import table as rules
-from realspike_ops.reparam.errors import ReparameterizationError
-from realspike_ops.reparam.trace.in_place import changed_copy
 from realspike_ops.reparam.algebra.layout import NoWindow, arranged, as_map
-from realspike_ops.reparam.trace.names import describe, function_name, layer_class
+from realspike_ops.reparam.algebra.value import Source, Term, Value, of_source
+from realspike_ops.reparam.build.synapses import PlannedSynapses, plan
+from realspike_ops.reparam.errors import ReparameterizationError
 from realspike_ops.reparam.network import (
     INPUT,
     RESERVED,
@@ -31,10 +30,11 @@ from realspike_ops.reparam.network import (
     FoldedNetwork,
     Step,
 )
+from realspike_ops.reparam.rules import table
+from realspike_ops.reparam.trace.in_place import changed_copy
+from realspike_ops.reparam.trace.names import describe, function_name, layer_class
 from realspike_ops.reparam.trace.sizes import batch_size, is_of_batch, of_batch, size_of
-from realspike_ops.reparam.build.synapses import PlannedSynapses, plan
 from realspike_ops.reparam.trace.trace import unused
-from realspike_ops.reparam.algebra.value import Source, Term, Value, of_source
 
 
 @dataclass(frozen=True)
@@ -253,15 +253,15 @@ class Folding:
                     self.refuse(
                         f"{method} changes a tensor in place, and has no form that does not"
                     )
-                rule = rules.RULES.get(self.operation)
+                rule = table.RULES.get(self.operation)
                 if rule is None:
                     self.refuse("it is not linear, or not known")
                 sized = any(n.target is batch_size for n in node.all_input_nodes)
-                if sized and rule in rules.ARITHMETIC:
+                if sized and rule in table.ARITHMETIC:
                     self.refuse("the size of the batch is one of its operands")
                 value = rule(self, *given(node.args), **given(node.kwargs))
             else:
-                rule, arguments = rules.MODULES.get(layer_class(type(module)), (None, None))
+                rule, arguments = table.MODULES.get(layer_class(type(module)), (None, None))
                 if rule is None:
                     self.refuse("it is not linear, or not known")
                 value = rule(self, *given(node.args), *arguments(module))
@@ -271,7 +271,7 @@ class Folding:
             self.refuse(str(error))
         except AttributeError:
             self.refuse("an argument depends on the input, or on chance, that must be a constant")
-        if value is not None and value.real is not None and rule not in rules.ARITHMETIC:
+        if value is not None and value.real is not None and rule not in table.ARITHMETIC:
             # The layer is linear: of a sum, the real part passes it by itself.
             value = replace(value, real=self._encode_node(node))
         return value

@@ -22,9 +22,9 @@ from realspike_ops.nn import (
     Synapses,
     SynapticCurrent,
 )
-from realspike_ops.reparam.trace.names import function_name
-from realspike_ops.reparam.network import FoldedNetwork
 from realspike_ops.reparam.check.quantization_bound import quantization_bounds
+from realspike_ops.reparam.network import FoldedNetwork
+from realspike_ops.reparam.trace.names import function_name
 from realspike_ops.reparam.trace.trace import copy_in_eval_mode, drop_unused, trace
 
 UNIT = {

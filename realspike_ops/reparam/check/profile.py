@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from realspike_ops import functional
 from realspike_ops.nn import OneToOneSynapses, RealSpikeLIF
 from realspike_ops.reparam.check.batches import batches_of
-from realspike_ops.reparam.network import bytes_text
 from realspike_ops.reparam.check.verify import eval_mode
+from realspike_ops.reparam.network import bytes_text
 
 # Horowitz, "Computing's Energy Problem", ISSCC 2014: float32 in 45 nm.
 ADDITION_PJ = 0.9

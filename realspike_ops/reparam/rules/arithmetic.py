@@ -12,10 +12,10 @@ from torch import Tensor
 from realspike_ops import _checks as checks
 from realspike_ops.reparam.algebra import layers
 from realspike_ops.reparam.algebra import value as algebra
-from realspike_ops.reparam.rules.elementwise import scaled_and_shifted
 from realspike_ops.reparam.algebra.layout import Layout, laid_out, layout_of, side_by_side
-from realspike_ops.reparam.rules.shape import MOST_FEATURES, summed
 from realspike_ops.reparam.algebra.value import Value
+from realspike_ops.reparam.rules.elementwise import scaled_and_shifted
+from realspike_ops.reparam.rules.shape import MOST_FEATURES, summed
 
 
 def _tensor(constant) -> Tensor:

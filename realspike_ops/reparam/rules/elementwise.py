@@ -9,8 +9,8 @@ from realspike_ops import _checks as checks
 from realspike_ops.reparam.algebra import layers
 from realspike_ops.reparam.algebra import value as algebra
 from realspike_ops.reparam.algebra.layout import NoWindow, layout_of, mapped, on_rows, side_by_side
-from realspike_ops.reparam.rules.shape import by_matrix
 from realspike_ops.reparam.algebra.value import Value
+from realspike_ops.reparam.rules.shape import by_matrix
 
 
 def scaled_and_shifted(folding, value: Value, scale: Tensor, shift: "Tensor | None") -> Value:

@@ -11,14 +11,21 @@ from torch import nn
 
 from realspike_ops import _checks as checks
 from realspike_ops.nn import SpikeMaxPool1d, SpikeMaxPool2d
-from realspike_ops.nn.synapses import fold_into_weight as fold
+from realspike_ops.nn.synapses import fold_into_weight
 from realspike_ops.reparam.algebra import layers
 from realspike_ops.reparam.algebra import value as algebra
-from realspike_ops.reparam.rules.elementwise import scaled_and_shifted
-from realspike_ops.reparam.errors import ReparameterizationError
-from realspike_ops.reparam.algebra.layout import Layout, NoWindow, laid_out, layout_of, mapped, on_rows
-from realspike_ops.reparam.rules.shape import moved, or_by_matrix, through
+from realspike_ops.reparam.algebra.layout import (
+    Layout,
+    NoWindow,
+    laid_out,
+    layout_of,
+    mapped,
+    on_rows,
+)
 from realspike_ops.reparam.algebra.value import Term, Value
+from realspike_ops.reparam.errors import ReparameterizationError
+from realspike_ops.reparam.rules.elementwise import scaled_and_shifted
+from realspike_ops.reparam.rules.shape import moved, or_by_matrix, through
 
 
 def _of_maps(layer, rank: int, has_weights: bool = False):
@@ -89,7 +96,7 @@ def batch_norm(
     norm.running_mean, norm.running_var = running_mean, running_var
     norm.weight, norm.bias = (None if p is None else nn.Parameter(p) for p in (weight, bias))
     shape = folding.shape_of(input)
-    scale, shift = (t.detach() for t in fold.batch_norm_affine(norm, shape[1]))
+    scale, shift = (t.detach() for t in fold_into_weight.batch_norm_affine(norm, shape[1]))
     shape = (-1, *(1 for _ in shape[2:]))
     return scaled_and_shifted(folding, input, scale.view(shape), shift.view(shape))
 

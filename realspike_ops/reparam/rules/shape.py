@@ -12,7 +12,6 @@ from torch import Tensor
 from realspike_ops import _checks as checks
 from realspike_ops.reparam.algebra import layers
 from realspike_ops.reparam.algebra import value as algebra
-from realspike_ops.reparam.errors import ReparameterizationError
 from realspike_ops.reparam.algebra.layout import (
     Layout,
     NoWindow,
@@ -24,6 +23,7 @@ from realspike_ops.reparam.algebra.layout import (
     tensor_of,
 )
 from realspike_ops.reparam.algebra.value import Value
+from realspike_ops.reparam.errors import ReparameterizationError
 
 # Of a flattened map that is written as features of its own, by a matrix.
 MOST_FEATURES = 4096

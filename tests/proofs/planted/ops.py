@@ -125,7 +125,7 @@ BUGS = [
     ),
     Bug(
         "conv-int8-step-vanishes",
-        "realspike_ops/functional/unshared_conv.py",
+        "realspike_ops/functional/quantize_weight.py",
         "(low <= largest) &",
         "(0 <= largest) &",
         "tests/nn/test_from_layers.py",

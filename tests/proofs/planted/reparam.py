@@ -134,8 +134,8 @@ BUGS = [
     Bug(
         "reparam-real-part-loses-a-layer",
         "realspike_ops/reparam/build/walk.py",
-        "value.real is not None and rule not in rules.ARITHMETIC:",
-        "value.real is None and rule not in rules.ARITHMETIC:",
+        "value.real is not None and rule not in table.ARITHMETIC:",
+        "value.real is None and rule not in table.ARITHMETIC:",
         "tests/reparam/test_fold_rules.py",
         "real_part",
     ),

@@ -1,0 +1,1 @@
+"""Configurations: what a run and a network are made from. Imports no torch."""

@@ -1,0 +1,1 @@
+"""What a trained or folded network is and does: read from its files, run on data."""

@@ -1,0 +1,1 @@
+"""The pictures and pages about a run."""

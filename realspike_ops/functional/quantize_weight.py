@@ -1,0 +1,59 @@
+"""Rounding weights to int8: the documented function, and the steps that layers share."""
+
+import torch
+from torch import Tensor
+
+from realspike_ops import _checks as checks
+
+
+def quantize_weight(
+    weight: Tensor,  # [OH, OW, G, KH, KW, Cin/G, Cout/G]
+) -> tuple[Tensor, Tensor]:  # uint8 of the same shape, and scale [Cout]
+    """Round weights to int8, with one scale per output channel.
+
+    ``weight[:, :, g, ..., co]`` is about ``scale[g * Cout/G + co] * (q[:, :, g, ..., co] - 128)``,
+    where the scale is the largest magnitude of the channel over 127, or 1 if that is 0; ties round
+    to even.
+
+    Args:
+        weight: In kernel order, of a floating dtype.
+
+    Returns:
+        (q, scale): uint8, the int8 weight plus 128, as `unshared_spike_conv` takes it; float32.
+
+    Raises:
+        TypeError: if the dtype is not accepted.
+        ValueError: if there are not 7 dimensions, or a weight is not finite.
+    """
+    checks.check_tensor("weight", weight)
+    checks.check_dtype("weight", weight, (*checks.FLOATS, torch.float64))
+    if weight.dim() != 7:
+        raise ValueError(
+            "weight must have shape [OH, OW, groups, KH, KW, Cin/groups, Cout/groups]; "
+            f"got {checks.shape_text(weight)}"
+        )
+    scale = int8_scale(weight.detach().abs().amax((0, 1, 3, 4, 5)))  # [G, Cout/G]
+    out = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
+    # Row by row of positions: little more than the result is ever held.
+    for rows, quantized in zip(weight.detach(), out, strict=True):
+        quantized.copy_(int8_steps(rows, scale))
+    return out, scale.flatten()
+
+
+def int8_scale(largest: Tensor) -> Tensor:
+    """Return the size of a step for weights of these magnitudes at most."""
+    largest, limits = largest.double(), torch.finfo(torch.float32)
+    low, high = 127 * limits.tiny, limits.max  # a subnormal step would be rounded itself
+    if not ((largest == 0) | ((low <= largest) & (largest <= high))).all():
+        raise ValueError(
+            "weight must be finite to be rounded to int8, and its largest magnitude in a channel "
+            f"0 or from {low:.2g} to {high:.2g}; got magnitudes of {largest.min():.3g} to "
+            f"{largest.max():.3g}"
+        )
+    return torch.where(largest > 0, largest / 127, 1.0).float()
+
+
+def int8_steps(weight: Tensor, scale: Tensor) -> Tensor:  # [..., G, KH, KW, Cin/G, Cout/G] uint8
+    """Round to steps of scale [G, Cout/G] and add 128."""
+    steps = weight.double() / scale.double()[:, None, None, None, :]
+    return (steps.round_().clamp_(-127, 127) + 128).to(torch.uint8)

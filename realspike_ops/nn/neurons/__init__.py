@@ -1,0 +1,1 @@
+"""LIF neurons: those that are trained, and those of a folded network."""

@@ -1,0 +1,1 @@
+"""Synapses, which add what spikes select: convolutions, linear layers, sums, one-to-one."""

@@ -1,0 +1,1 @@
+"""Sums of linear operators on maps of spikes: what a tensor between two LIF layers is."""

@@ -1,0 +1,1 @@
+"""What is measured and proved of a folded network."""

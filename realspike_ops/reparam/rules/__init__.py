@@ -1,0 +1,1 @@
+"""Which operation makes which sum of linear operators out of its inputs."""
