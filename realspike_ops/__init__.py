@@ -40,10 +40,11 @@ from realspike_ops.reparam import (
     VerificationReport,
     assert_multiplication_free,
     load_folded,
+    profile,
     reparameterize,
     save_folded,
+    verify,
 )
-from realspike_ops.reparam.check import profile, verify
 from realspike_ops.surrogate import Surrogate
 
 __all__ = [

@@ -62,11 +62,11 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("epoch", [1, 2])
-@pytest.mark.parametrize("before", ["checkpoint.save", "write_csv"])
+@pytest.mark.parametrize("before", ["checkpoint.write", "write_csv"])
 def test_killed_between_the_checkpoint_and_what_follows_from_it(
     whole, tmp_path, monkeypatch, epoch, before
 ):
-    owner = {"checkpoint.save": checkpoint, "write_csv": saving}[before]
+    owner = {"checkpoint.write": checkpoint, "write_csv": saving}[before]
     name = before.rpartition(".")[2]
     original, calls = getattr(owner, name), []
 
@@ -331,7 +331,8 @@ def test_a_worker_that_dies(images, tmp_path, monkeypatch, capsys):
 def test_workers_end_with_a_program_that_forgets_them(images):
     """Its exit would wait for them, and they do not hear SIGTERM."""
     code = (
-        "import sys; from realspike import data, run_config; from realspike.data import loader\n"
+        "import sys; from realspike import data; from realspike.config import run_config\n"
+        "from realspike.data import loader\n"
         "splits = data.load(run_config.read(None, sys.argv[1:]))\n"
         "kept = loader.ResumableLoader(splits.train, 2, 0, workers=2)\n"
         "batches = iter(kept); next(batches); sys.kept = [batches, batches.gi_frame]"

@@ -34,7 +34,7 @@ def test_everything_again_under_the_sanitizers(tmp_path):
         "ASAN_OPTIONS": "detect_leaks=0",
         "PYTHONMALLOC": "malloc",
     }
-    files = sorted(str(path) for path in (simt.ROOT / "tests").glob("test_*_simt.py"))
+    files = sorted(str(path) for path in (simt.ROOT / "tests").rglob("test_*_simt.py"))
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
     shards = min(4, os.cpu_count())
     runs = [

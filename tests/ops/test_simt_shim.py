@@ -297,7 +297,7 @@ def program(tmp_path_factory):
     def run(name: str, shuffle: int = 0, sanitize: bool = False) -> tuple[int, str]:
         if sanitize not in built:
             path = folder / f"kernels_{sanitize}"
-            command = ["g++", "-std=c++17", "-O1", "-g", f"-I{ROOT / 'tests' / 'simt'}"]
+            command = ["g++", "-std=c++17", "-O1", "-g", f"-I{ROOT / 'tests' / 'support' / 'simt'}"]
             command += SANITIZE * sanitize + [str(folder / "kernels.cpp"), "-o", str(path)]
             subprocess.run(command, check=True)
             built[sanitize] = path

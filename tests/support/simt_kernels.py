@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ROOT = Path(__file__).parents[2]
-SOURCES = sorted((ROOT / "tests" / "simt").glob("*_simt.cpp"))
+SOURCES = sorted((ROOT / "tests" / "support" / "simt").glob("*_simt.cpp"))
 SANITIZE_VARIABLE = "REALSPIKE_SIMT_SANITIZE"
 SANITIZE = SANITIZE_VARIABLE in os.environ
 LIBRARY_VARIABLE = "REALSPIKE_SIMT_LIBRARY"
@@ -67,7 +67,11 @@ class UnpackSpikesParams(ctypes.Structure):
 def build(folder: Path, sanitize: bool) -> Path:
     flags = ["-std=c++17", "-O1", "-g", "-fPIC", "-ffp-contract=off", "-DREALSPIKE_SIMT"]
     flags += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-    flags += [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests' / 'simt'}", *SANITIZE_FLAGS * sanitize]
+    flags += [
+        f"-I{ROOT / 'csrc'}",
+        f"-I{ROOT / 'tests' / 'support' / 'simt'}",
+        *SANITIZE_FLAGS * sanitize,
+    ]
     objects = [folder / f"{source.stem}.o" for source in SOURCES]
     path = folder / "realspike_simt.so"
     steps = [
