@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ROOT = Path(__file__).parents[2]
-SOURCES = sorted((ROOT / "tests" / "support" / "simt").glob("*_simt.cpp"))
+SHIM = ROOT / "tests" / "support" / "simt"
+SOURCES = sorted(SHIM.glob("*_simt.cpp"))
 SANITIZE_VARIABLE = "REALSPIKE_SIMT_SANITIZE"
 SANITIZE = SANITIZE_VARIABLE in os.environ
 LIBRARY_VARIABLE = "REALSPIKE_SIMT_LIBRARY"
