@@ -5,6 +5,7 @@
 #   make bench        the benchmarks
 #   make lint         ruff and clang-format
 #   make docs         the documentation, to build/docs/index.html; its pages run (minutes)
+#   make figures      README's figures and docs/performance.md, from the committed results
 #   make plant-bugs   plant bugs, one at a time, and see that the tests notice each (CPU, minutes)
 #   make proofs       search inputs that a reader of files does not withstand (CPU, 40 minutes)
 #   make mutants      change the Python code at random, and see that the tests notice (CPU, hours)
@@ -22,7 +23,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: quickstart test bench lint docs plant-bugs proofs mutants gpu setup clean
+.PHONY: quickstart test bench lint docs figures plant-bugs proofs mutants gpu setup clean
 
 quickstart: $(VENV)/.built
 	$(BIN)/realspike quickstart --out runs/quickstart
@@ -42,6 +43,10 @@ lint: $(VENV)/.built
 docs: $(VENV)/.built
 	$(BIN)/python -m pip install --disable-pip-version-check -q "realspike[docs]"
 	$(BIN)/python -m sphinx -W --keep-going -E -j 2 $(DOCS) -c docs . build/docs
+
+figures: $(VENV)/.built
+	$(BIN)/python -m bench.performance
+	$(BIN)/python -m docs.draw
 
 plant-bugs: $(VENV)/.built
 	$(BIN)/python tests/plant_bugs.py
