@@ -37,8 +37,8 @@ OTHERS = {
 }
 
 TEXT = """
-Every number is a ratio of times: the peer's over ours. **Above 1 we are faster; below 1, in bold,
-the peer is.**
+Every number is a ratio of times, the peer's over ours, unless its table says otherwise. **Above 1
+we are faster; below 1, in bold, the peer is.**
 
 A ratio compares the fastest rounds of both in one run, in which rounds alternate: whatever else
 runs on a machine only adds time. Peers are what a user would pick instead, in their strongest form.
@@ -394,7 +394,11 @@ def page() -> str:
     ]
     for paragraph in TEXT.strip().split("\n\n"):
         lines += [*_wrapped(paragraph), ""]
-    lines += _runs()
+    lines += [*_runs(), ""]
+    for kind in ("light", "dark"):
+        lines += [f"```{{image}} figures/speed-{kind}.svg", f":class: only-{kind}"]
+        lines += [":alt: A part of the ratios below, as bars.", "```", ""]
+    lines.pop()
     for table in TABLES:
         lines += ["", f"## {table.title}", "", *_wrapped(table.about), ""]
         lines += table.write(table)
