@@ -6,6 +6,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from typing import NamedTuple
 
 # Named where they are installed: what the package needs, its extras, and whose networks it reads.
@@ -74,7 +75,7 @@ def _realspike() -> str:
     from realspike import environment
 
     commit = environment.commit()
-    place = os.path.dirname(realspike_ops.__file__)
+    place = os.path.dirname(find_spec("realspike_ops").origin)
     return f"{realspike_ops.__version__}{f' at {commit}' if commit else ''} ({place})"
 
 
