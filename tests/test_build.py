@@ -68,6 +68,13 @@ def test_on_without_nvcc(tmp_path):
     assert "REALSPIKE_CUDA=off" in said
 
 
+def test_windows_is_refused_before_anything_is_compiled(tmp_path):
+    ok, said = configure(tmp_path, "-DWIN32=ON", "-DREALSPIKE_CUDA=off")
+    assert not ok
+    assert "realspike: Windows is not supported" in said
+    assert "building CPU kernels" not in said
+
+
 def test_unknown_choice(tmp_path):
     ok, said = configure(tmp_path, "-DREALSPIKE_CUDA=maybe")
     assert not ok

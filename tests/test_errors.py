@@ -106,7 +106,7 @@ def test_the_good_arguments_are_good():
     rso.verify(NETWORK, rso.reparameterize(NETWORK, SPIKES), SPIKES)
 
 
-def test_a_device_without_kernels():
+def test_a_device_without_kernels(monkeypatch):
     class Elsewhere:
         """Stands in for a tensor of a device that this machine lacks."""
 
@@ -116,6 +116,13 @@ def test_a_device_without_kernels():
     fake.device = torch.device("xpu")
     with pytest.raises(ValueError, match=r"x is on xpu.*cpu and cuda.*reference"):
         _checks.check_supported_device("x", fake)
+    fake.device = torch.device("cuda", 0)
+    _checks.check_supported_device("x", fake)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    with pytest.raises(ValueError, match=r"x is on cuda:0, an AMD GPU.*NVIDIA.*\.cpu\(\)"):
+        _checks.check_supported_device("x", fake)
+    fake.device = torch.device("cpu")
+    _checks.check_supported_device("x", fake)
 
 
 MISSING_EXTENSION = """
