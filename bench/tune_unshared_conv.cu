@@ -16,8 +16,8 @@
 #include <utility>
 #include <vector>
 
-#include "cuda/unshared_conv_second_pass.cuh"
-#include "cuda/unshared_conv_staged_kernel.cuh"
+#include "cuda/unshared_conv/second_pass.cuh"
+#include "cuda/unshared_conv/staged_kernel.cuh"
 
 using namespace realspike;
 

@@ -1,5 +1,5 @@
-# Decides whether the CUDA kernels are built and for which architectures, says so in one line, and
-# sets REALSPIKE_WITH_CUDA and REALSPIKE_BUILD_INFO in the caller.
+# Decides whether the CUDA kernels are built (auto: if there are nvcc and a PyTorch for CUDA) and for
+# which architectures, says so in one line, and sets REALSPIKE_WITH_CUDA and REALSPIKE_BUILD_INFO in the caller.
 
 # "8.0;9.0a+PTX" or "8.0 9.0" (TORCH_CUDA_ARCH_LIST) -> 80-real;90a-real;90a-virtual
 function(realspike_torch_architectures list result)
@@ -43,6 +43,10 @@ macro(realspike_choose_cuda)
   if(NOT realspike_cuda MATCHES "^(auto|on|off)$")
     message(FATAL_ERROR "realspike: REALSPIKE_CUDA is \"${REALSPIKE_CUDA}\"; use auto, on or off")
   endif()
+  # Kernels that no PyTorch here could call would only take minutes to compile.
+  execute_process(
+    COMMAND "${Python_EXECUTABLE}" "${CMAKE_CURRENT_SOURCE_DIR}/cmake/torch_cuda.py"
+    OUTPUT_VARIABLE realspike_torch OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
   find_program(realspike_nvcc nvcc HINTS ENV CUDACXX ENV CUDA_HOME ENV CUDA_PATH
     PATHS /usr/local/cuda PATH_SUFFIXES bin)
   if(realspike_cuda STREQUAL "off")
@@ -54,6 +58,14 @@ macro(realspike_choose_cuda)
     endif()
     set(REALSPIKE_BUILD_INFO
       "CPU kernels only (no nvcc on PATH, in CUDA_HOME or in /usr/local/cuda)")
+  elseif(realspike_cuda STREQUAL "auto" AND NOT realspike_torch MATCHES "^CUDA ")
+    if(realspike_torch)
+      set(realspike_why "the PyTorch of this Python is built for ${realspike_torch}")
+    else()
+      set(realspike_why "this Python had no PyTorch yet")
+    endif()
+    set(REALSPIKE_BUILD_INFO
+      "CPU kernels only (${realspike_why}, REALSPIKE_CUDA=on builds CUDA kernels all the same)")
   else()
     set(REALSPIKE_WITH_CUDA ON)
     if(DEFINED CMAKE_CUDA_ARCHITECTURES)

@@ -9,10 +9,10 @@
 #include "core/lif.h"
 #include "core/pack_spikes.h"
 #include "core/unshared_conv.h"
-#include "cpu/isa.h"
-#include "cpu/memory.h"
-#include "cpu/parallel.h"
-#include "cpu/unshared_conv_tiles.h"
+#include "cpu/common/isa.h"
+#include "cpu/common/memory.h"
+#include "cpu/common/parallel.h"
+#include "cpu/unshared_conv/tiles.h"
 
 #ifdef REALSPIKE_WITH_CUDA
 #include <cuda_runtime_api.h>

@@ -81,6 +81,11 @@ def check_supported_device(name: str, tensor: Tensor) -> None:
             f"{name} is on {tensor.device}; realspike_ops has kernels for cpu and cuda: "
             "move it with .cpu() or .cuda(), or use realspike_ops.reference, which runs anywhere"
         )
+    if tensor.device.type == "cuda" and torch.version.hip is not None:
+        raise ValueError(
+            f"{name} is on {tensor.device}, an AMD GPU: realspike_ops has kernels for CPUs and "
+            "NVIDIA GPUs; move it with .cpu(), or use realspike_ops.reference, which runs anywhere"
+        )
 
 
 def same_sizes(a: Sequence[int], b: Sequence[int]) -> bool:

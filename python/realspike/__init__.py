@@ -2,11 +2,14 @@
 
 
 def __getattr__(name: str):
-    # Read on demand, so that `import realspike` (and `realspike --help`) do not import torch.
     if name == "__version__":
-        from realspike_ops import __version__
+        import runpy
+        from importlib.util import find_spec
+        from pathlib import Path
 
-        return __version__
+        # Run where it lies: `import realspike_ops` would import torch, which takes seconds.
+        path = Path(find_spec("realspike_ops").origin).with_name("_version.py")
+        return runpy.run_path(str(path))["__version__"]
     if name == "fit":
         from realspike.optional import require
 

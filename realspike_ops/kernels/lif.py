@@ -1,4 +1,4 @@
-"""Triton twins of csrc/cpu/lif_*.h: the same contract (csrc/core/lif.h), the same bits.
+"""Triton twins of csrc/cpu/lif: the same contract (csrc/core/lif.h), the same bits.
 
 A program owns a tile: BLOCK neighbouring columns of some rows of neurons, which share the columns'
 parameters. It walks the rows, and for each the T timesteps; state stays in registers and nothing is

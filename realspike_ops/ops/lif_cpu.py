@@ -1,4 +1,4 @@
-"""Launches of the C++ LIF kernels (csrc/cpu/lif_cpu.cpp) on dense CPU tensors."""
+"""Launches of the C++ LIF kernels (csrc/cpu/lif/launch.cpp) on dense CPU tensors."""
 
 import functools
 

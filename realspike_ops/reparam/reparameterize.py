@@ -9,6 +9,7 @@ from realspike_ops import _checks as checks
 from realspike_ops.reparam.build.allocate import allocate, check_plan
 from realspike_ops.reparam.build.walk import Folding
 from realspike_ops.reparam.check.batch_check import warn_if_images_meet
+from realspike_ops.reparam.errors import ReparameterizationError
 from realspike_ops.reparam.network import FoldedNetwork
 from realspike_ops.reparam.trace.proof import prove
 from realspike_ops.reparam.trace.trace import copy_in_eval_mode, trace_of_any_batch
@@ -64,6 +65,12 @@ def reparameterize(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module; got {type(model).__name__}")
+    for name, module in model.named_modules():
+        if isinstance(module, FoldedNetwork):
+            where = f"{name!r} of model" if name else "model"
+            raise ReparameterizationError(
+                f"{where} is a FoldedNetwork: it has been folded; give the network that was trained"
+            )
     checks.check_tensor("example_input", example_input)
     checks.check_positive_int("max_bytes", max_bytes)
     if weight_dtype is None:

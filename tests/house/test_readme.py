@@ -15,16 +15,47 @@ def python_blocks(page: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
 
 
-def test_readme_example_runs(capsys):
+README = (ROOT / "README.md").read_text()
+DECIMAL = r"\d+\.\d+(?:e[-+]\d+)?"  # rounding differs between machines; counts and shares must not
+
+
+def test_readme_example_prints_what_it_says(capsys):
     (block,) = python_blocks(ROOT / "README.md")
+    (said,) = re.findall(r"```text\n(.*?)```", README, flags=re.DOTALL)
     exec(compile(block, "README.md", "exec"), {})
-    assert "same prediction for 100.00%" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "same prediction for 100.00%" in printed
+    assert re.sub(DECIMAL, "#", printed) == re.sub(DECIMAL, "#", said)
+    for number, written in zip(
+        re.findall(DECIMAL, printed), re.findall(DECIMAL, said), strict=True
+    ):
+        assert float(number) == pytest.approx(float(written), rel=0.05, abs=1e-5)
+
+
+def test_readme_is_short_and_begins_with_two_commands():
+    assert len(README.splitlines()) <= 120
+    commands = re.findall(r"```\n(.*?)```", README, flags=re.DOTALL)[0].splitlines()
+    assert [line.split("#")[0].strip() for line in commands] == ["make quickstart", "make test"]
+
+
+def test_readme_types_no_ratio():
+    """They are in charts, which a command draws, and in docs/performance.md, which one writes."""
+    prose = re.sub(r"```.*?```|<picture>.*?</picture>", "", README, flags=re.DOTALL)
+    ratios = re.findall(r"\d[\d.]*\s?(?:x|\u00d7|times|%)(?!\w)", prose.replace("32 x 32", ""))
+    assert not ratios
+
+
+def test_readme_s_badge_of_python_is_the_package_s():
+    (oldest,) = re.findall(r'requires-python = ">=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
+    assert f"python-{oldest}%2B" in README
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
 def test_relative_links_resolve(page):
     text = (ROOT / page).read_text()
-    links = re.findall(r"\]\(([^)#:]+)\)", text)
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
+    links += re.findall(r'(?:srcset|src)="([^"]+)"', text)
+    links = [link for link in links if not link.startswith("../../actions/")]  # the host's
     assert links or page != "README.md"
     for link in links:
         assert (ROOT / link).exists(), link

@@ -264,3 +264,22 @@ def test_packed_equals_cpu(neuron, shape, channels_last):
         packed, v_last = triton_packed(x.to(DEVICE), None, None, None, neuron, False)
         assert_same_bits(packed, cpu_packed(x, None, None, None, neuron, False)[0], "stateless")
         assert v_last is None
+
+
+@pytest.mark.parametrize(
+    ("capability", "version", "is_refused"),
+    [
+        ((10, 0), "3.6.0", True),
+        ((12, 0), "3.6.1+git", True),
+        ((9, 0), "3.6.0", False),
+        ((10, 0), "3.7.0", False),
+        ((12, 1), "3.10.0", False),
+        ((10, 0), "4.0.0", False),
+    ],
+)
+def test_a_compiler_that_fuses_is_refused(capability, version, is_refused):
+    if not is_refused:
+        lif_cuda.check_rounds_separately(capability, version)
+        return
+    with pytest.raises(RuntimeError, match=rf"Triton {version[:3]}.*{capability[0]}\.0.*2\.12"):
+        lif_cuda.check_rounds_separately(capability, version)

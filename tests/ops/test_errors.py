@@ -2,9 +2,14 @@
 argument, what came, and what is accepted; what a missing device, extension or instruction set says.
 The neuron's, the convolution's and the modules' are in the files of their names."""
 
+import shutil
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
 import pytest
 import torch
-from helpers import run_python
+from helpers import ROOT, run_python
 from refusals import SPIKES, assert_refused, zeros
 from torch import nn
 
@@ -101,7 +106,7 @@ def test_the_good_arguments_are_good():
     rso.verify(NETWORK, rso.reparameterize(NETWORK, SPIKES), SPIKES)
 
 
-def test_a_device_without_kernels():
+def test_a_device_without_kernels(monkeypatch):
     class Elsewhere:
         """Stands in for a tensor of a device that this machine lacks."""
 
@@ -111,6 +116,13 @@ def test_a_device_without_kernels():
     fake.device = torch.device("xpu")
     with pytest.raises(ValueError, match=r"x is on xpu.*cpu and cuda.*reference"):
         _checks.check_supported_device("x", fake)
+    fake.device = torch.device("cuda", 0)
+    _checks.check_supported_device("x", fake)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    with pytest.raises(ValueError, match=r"x is on cuda:0, an AMD GPU.*NVIDIA.*\.cpu\(\)"):
+        _checks.check_supported_device("x", fake)
+    fake.device = torch.device("cpu")
+    _checks.check_supported_device("x", fake)
 
 
 MISSING_EXTENSION = """
@@ -131,7 +143,8 @@ for name, call in calls.items():
     try:
         call()
     except ImportError as error:
-        assert "pip install" in str(error) and "another folder (`cd /`)" in str(error), error
+        assert "cannot be loaded: import of realspike_ops._C halted" in str(error), error
+        assert "`pip install .` in the checkout builds it" in str(error), error
         print(name)
 assert not rso.reference.lif(torch.zeros(2, 3)).any()
 """
@@ -141,6 +154,56 @@ def test_a_missing_extension_names_the_command_that_builds_it():
     """And nothing falls back to the reference."""
     printed = run_python("-c", MISSING_EXTENSION).split()
     assert printed == ["lif", "pack_spikes", "unpack_spikes", "unshared_spike_conv", "build_info"]
+
+
+FIRST_CALL = (
+    "import realspike_ops as r\ntry: r.build_info()\nexcept ImportError as error: print(error)"
+)
+
+
+def copied_sources(folder, *extensions: str):
+    """Copy the package without its extension; write files in the place of built ones."""
+    ignored = shutil.ignore_patterns("_C*", "__pycache__")
+    package = shutil.copytree(ROOT / "realspike_ops", folder / "realspike_ops", ignore=ignored)
+    for name in extensions:
+        (package / name).write_text("no library")
+    return folder
+
+
+def what_the_first_call_says(monkeypatch, *path) -> str:
+    monkeypatch.setattr("sys.path", [*map(str, path), *OTHERS])
+    monkeypatch.chdir("/")
+    return run_python("-S", "-c", FIRST_CALL)  # what is installed for development is not found
+
+
+# Where torch lies, and no realspike_ops.
+OTHERS = [path for path in sys.path if path and not (Path(path) / "realspike_ops").exists()]
+THIS = EXTENSION_SUFFIXES[0]
+
+
+def test_sources_that_hide_an_installed_package_are_named_first(tmp_path, monkeypatch):
+    checkout = copied_sources(tmp_path / "checkout")
+    installed = copied_sources(tmp_path / "installed", f"_C{THIS}")
+    said = what_the_first_call_says(monkeypatch, checkout, installed)
+    assert f"is missing: the sources in {checkout} hide the package that is installed in" in said
+    assert f"{installed / 'realspike_ops'}. Start Python in another folder (`cd /`)" in said
+
+
+def test_sources_that_were_never_built_are_named_first(tmp_path, monkeypatch):
+    said = what_the_first_call_says(monkeypatch, copied_sources(tmp_path))
+    assert f"is missing: nothing was built in {tmp_path / 'realspike_ops'}. `pip install" in said
+
+
+def test_an_extension_of_another_python_is_named_first(tmp_path, monkeypatch):
+    other = "_C.cpython-39-x86_64-linux-gnu.so"
+    said = what_the_first_call_says(monkeypatch, copied_sources(tmp_path, other))
+    assert f"is missing: it is built for another Python ({other}; this one loads _C{THIS}" in said
+
+
+def test_an_extension_that_cannot_be_loaded_is_named_first(tmp_path, monkeypatch):
+    said = what_the_first_call_says(monkeypatch, copied_sources(tmp_path, f"_C{THIS}"))
+    assert f"is missing: {tmp_path / 'realspike_ops' / f'_C{THIS}'} cannot be loaded: " in said
+    assert "file too short" in said or "invalid ELF header" in said
 
 
 @pytest.mark.parametrize("value", ["sse2", "AVX2", "neon"])

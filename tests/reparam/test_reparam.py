@@ -441,6 +441,14 @@ def test_hooks_are_refused():
         rso.reparameterize(network, normal((2, 2, 8, 8), 1))
 
 
+def test_a_network_that_was_folded_is_refused():
+    layers = [rso.DirectEncoding(2), rso.RealSpikeLIF(2), nn.Flatten(), nn.Linear(4, 3)]
+    folded = rso.reparameterize(nn.Sequential(*layers), torch.rand(1, 1, 2, 2))
+    for model, name in ((folded, "model"), (nn.Sequential(nn.ReLU(), folded), "'1' of model")):
+        with pytest.raises(rso.ReparameterizationError, match=f"^{name} is a FoldedNetwork"):
+            rso.reparameterize(model, torch.rand(1, 1, 2, 2))
+
+
 def test_an_amplitude_that_does_not_fit_is_refused():
     network = Traced(after_lif(lambda m, o: m.conv(o)))
     network.lif = rso.RealSpikeLIF(1, "element", (4, 7, 8))

@@ -1,4 +1,4 @@
-"""Run by torchrun: trains, is stopped and resumes, and prints what test_app_train.py compares."""
+"""Run by torchrun: trains, is stopped and resumes, and prints what app/test_train.py compares."""
 
 import json
 import os

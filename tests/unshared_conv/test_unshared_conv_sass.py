@@ -52,7 +52,7 @@ def compile_op(name: str, arch: str, folder: Path) -> Path:
 
 @pytest.fixture(scope="module", params=ARCHS)
 def cubin(request, tmp_path_factory) -> Path:
-    return compile_op("unshared_conv_cuda.cu", request.param, tmp_path_factory.mktemp("sass"))
+    return compile_op("unshared_conv/launch.cu", request.param, tmp_path_factory.mktemp("sass"))
 
 
 # The width of four weights in a load, which is a part of its opcode.
@@ -207,7 +207,9 @@ def test_spike_words_do_not_reach_a_sum(kernels):
 
 @pytest.fixture(scope="module", params=ARCHS)
 def grad_cubin(request, tmp_path_factory) -> Path:
-    return compile_op("unshared_conv_grad_cuda.cu", request.param, tmp_path_factory.mktemp("grad"))
+    return compile_op(
+        "unshared_conv/grad_launch.cu", request.param, tmp_path_factory.mktemp("grad")
+    )
 
 
 def test_the_gradient_of_the_weight_is_only_added(grad_cubin):

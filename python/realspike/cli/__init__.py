@@ -10,13 +10,25 @@ import sys
 from collections.abc import Sequence
 
 from realspike import output
-from realspike.cli import common, evaluate, export, fold, plot, profile, quickstart, table, train
+from realspike.cli import (
+    common,
+    doctor,
+    evaluate,
+    export,
+    fold,
+    plot,
+    profile,
+    quickstart,
+    table,
+    train,
+)
 from realspike.errors import UserError
 from realspike.names import nearest
+from realspike.optional import require
 
 # Nothing above or at the top of this file imports torch: --help and wrong arguments answer at once.
 
-_COMMANDS = (quickstart, train, evaluate, fold, export, profile, table, plot)
+_COMMANDS = (quickstart, train, evaluate, fold, export, profile, table, plot, doctor)
 
 
 class _Version(argparse.Action):
@@ -24,6 +36,18 @@ class _Version(argparse.Action):
         import realspike
 
         print(f"realspike {realspike.__version__}")
+        parser.exit()
+
+
+class _Completion(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        shtab = require("shtab")
+        whole, commands = _parsers()
+        for command in commands.values():
+            for action in command._actions:
+                if action.type is common.path:
+                    action.complete = shtab.FILE
+        print(shtab.complete(whole, shell=values))
         parser.exit()
 
 
@@ -41,10 +65,17 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     parser = _Parser(
         prog="realspike",
         description="Train, fold, verify and use Real Spike networks.",
-        epilog="`realspike COMMAND --help` explains a command.",
+        epilog="example: realspike quickstart\n\n`realspike COMMAND --help` explains a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--version", action=_Version, nargs=0, help="print the version of realspike and exit"
+    )
+    parser.add_argument(
+        "--print-completion",
+        action=_Completion,
+        choices=("bash", "zsh", "tcsh"),
+        help="print a script that completes commands, options and files, and exit",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in _COMMANDS:

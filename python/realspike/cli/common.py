@@ -7,14 +7,17 @@ from pathlib import Path
 from realspike.files import path_of
 
 
-def add_command(commands, name: str, run, *, help: str, description: str, **options):
-    """Declare a command and return its parser."""
+def add_command(
+    commands, name: str, run, *, help: str, description: str, examples: list[str], epilog: str = ""
+):
+    """Declare a command and return its parser; its help shows the examples behind the options."""
+    shown = "\n".join(["examples:", *(f"  {example}" for example in examples)])
     parser = commands.add_parser(
         name,
         help=help,
         description=description,
+        epilog=f"{shown}\n\n{epilog}" if epilog else shown,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        **options,
     )
     parser.set_defaults(run=run)
     return parser

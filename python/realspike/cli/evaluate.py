@@ -13,6 +13,10 @@ def add(commands) -> None:
         help="classify the test data with a trained or folded network",
         description="Classify the test data that belong to a checkpoint, trained or folded, and\n"
         "print accuracy and loss.",
+        examples=[
+            "realspike eval runs/real",
+            "realspike eval folded.safetensors data.root=~/data --samples 1000",
+        ],
     )
     common.add_checkpoint(parser)
     common.add_evaluation(parser)

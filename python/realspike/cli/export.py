@@ -17,6 +17,10 @@ def add(commands) -> None:
         description="Fold a trained network (a folded one is taken as it is) and write it in the\n"
         "Neuromorphic Intermediate Representation, which snnTorch, SpikingJelly and others read:\n"
         "docs/deployment.md has what each of them gets right. `pip install '.[nir]'` for it.",
+        examples=[
+            "realspike export runs/real -o network.nir",
+            "realspike export folded.safetensors -o network.nir --fold-r",
+        ],
     )
     common.add_checkpoint(parser)
     parser.add_argument(

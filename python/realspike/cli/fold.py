@@ -11,6 +11,7 @@ def add(commands) -> None:
         help="fold a trained network into one that emits 0 and 1 and only adds",
         description="Fold the amplitudes and batch norms of a trained network into its weights,\n"
         "check that the result multiplies nothing, and write it.",
+        examples=["realspike fold runs/real -o folded.safetensors"],
     )
     common.add_checkpoint(parser)
     parser.add_argument(
@@ -28,6 +29,7 @@ def add(commands) -> None:
         description="Run both on the test data: the largest error of the currents and the flipped\n"
         "spikes per layer, the difference of the outputs, the share of equal predictions.\n"
         "Exit code 1 if fewer than --agreement of the predictions are equal.",
+        examples=["realspike verify runs/real folded.safetensors"],
     )
     common.add_checkpoint(parser)
     parser.add_argument(

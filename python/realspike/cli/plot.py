@@ -17,6 +17,10 @@ def add(commands) -> None:
         "which holds them all: accuracy over epochs (Fig. 5), a kernel and what the amplitudes\n"
         "make of it (Fig. 3), channels as binary and real-valued spikes, amplitudes and\n"
         "firing rates.",
+        examples=[
+            "realspike plot runs/real --beside runs/binary",
+            "realspike plot runs/real --entropy",
+        ],
     )
     parser.add_argument("run_folder", type=common.path, metavar="RUN", help="a run's folder")
     common.add_allow(parser)

@@ -11,6 +11,7 @@ def add(commands) -> None:
         help="count spikes, additions and multiplications, layer by layer",
         description="Run a trained or folded network on the test data and print, per layer,\n"
         "firing rates, synaptic operations, weights and the usual energy estimate.",
+        examples=["realspike profile folded.safetensors --samples 256"],
     )
     common.add_checkpoint(parser)
     common.add_evaluation(parser)

@@ -18,6 +18,10 @@ def add(commands) -> None:
         "the handwritten digits of scikit-learn, fold them, verify that the folded networks\n"
         "compute the same without multiplications, and time the element-wise one. Runs on the\n"
         "CPU, takes a minute or two on two cores and downloads nothing.",
+        examples=[
+            "realspike quickstart",
+            "realspike quickstart --epochs 5 --out runs/short",
+        ],
     )
     parser.add_argument(
         *("--out", "-o"),

@@ -25,6 +25,10 @@ def add(commands) -> None:
         "seeds, and print the table in the paper's layout: mean and standard deviation, the\n"
         "paper's own numbers beside them where the data are the paper's. Stopped, it\n"
         "continues where it was; networks that two tables share are trained once.",
+        examples=[
+            "realspike table 2 --data digits",
+            "realspike table 1 data.root=~/data --seeds 5 --save table1.md",
+        ],
         epilog=f"data sets:\n{described}",
     )
     parser.add_argument("table", type=int, choices=sorted(recipes.TABLES), help="of the paper")

@@ -25,6 +25,11 @@ def add(commands) -> None:
         "network) and report.html. Ctrl-C or SIGTERM stops after the current step, with a\n"
         "checkpoint from which --resume continues exactly. On many GPUs:\n"
         "  torchrun --nproc-per-node 8 -m realspike train --config FILE --out FOLDER",
+        examples=[
+            "realspike train --config configs/cifar10_resnet20_t4_element.yaml --out runs/real",
+            "realspike train name=digits epochs=20 --out runs/digits",
+            "realspike train --resume runs/real",
+        ],
         epilog=f"keys, with their defaults (the section may be left out):\n{run_config.describe()}",
     )
     parser.add_argument(

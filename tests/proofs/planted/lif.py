@@ -5,14 +5,14 @@ from planted.bug import Bug
 BUGS = [
     Bug(
         "lif-cpu-writes-the-potential-after-the-last",
-        "csrc/cpu/lif_packed_kernel.h",
+        "csrc/cpu/lif/packed_kernel.h",
         "for (int64_t i = 0; i < count; ++i) v_last[i]",
         "for (int64_t i = 0; i <= count; ++i) v_last[i]",
         "tests/ops/test_cpu_sanitizers.py",
     ),
     Bug(
         "lif-cpu-tie-is-silent",
-        "csrc/cpu/lif_fwd_kernel.h",
+        "csrc/cpu/lif/fwd_kernel.h",
         "const bool spike = magnitude >= threshold_i;",
         "const bool spike = magnitude > threshold_i;",
         "tests/lif/test_lif_by_hand.py",
@@ -20,7 +20,7 @@ BUGS = [
     ),
     Bug(
         "lif-cpu-window-without-its-edges",
-        "csrc/cpu/lif_step.h",
+        "csrc/cpu/lif/step.h",
         "return __builtin_fabsf(distance) <= 0.5f * width;",
         "return __builtin_fabsf(distance) < 0.5f * width;",
         "tests/lif/test_lif_by_hand.py",
@@ -28,7 +28,7 @@ BUGS = [
     ),
     Bug(
         "lif-cpu-any-reset-is-to-0",
-        "csrc/cpu/lif_step.h",
+        "csrc/cpu/lif/step.h",
         "(kReset == ResetForm::kHard ? v_reset : h + shift)",
         "(kReset == ResetForm::kHard ? 0.0f * v_reset : h + shift)",
         "tests/lif/test_lif_by_hand.py",
@@ -36,7 +36,7 @@ BUGS = [
     ),
     Bug(
         "lif-cpu-last-of-3-steps-lost",
-        "csrc/cpu/lif_lanes.h",
+        "csrc/cpu/lif/lanes.h",
         "if (T > t) steps(t,",
         "if (T > t + 1) steps(t,",
         "tests/lif/test_lif_by_hand.py",
@@ -44,7 +44,7 @@ BUGS = [
     ),
     Bug(
         "lif-cpu-recomputes-from-the-first-plane",
-        "csrc/cpu/lif_bwd_recompute_kernel.h",
+        "csrc/cpu/lif/bwd_recompute_kernel.h",
         "saved + (kept - 1) * p.N",
         "saved",
         "tests/lif/test_lif.py",
@@ -52,7 +52,7 @@ BUGS = [
     ),
     Bug(
         "lif-cpu-detach-ignored",
-        "csrc/cpu/lif_bwd_recompute_kernel.h",
+        "csrc/cpu/lif/bwd_recompute_kernel.h",
         "attached(mask_if(!p.detach_reset))",
         "attached(mask_if(true))",
         "tests/lif/test_lif.py",
@@ -60,7 +60,7 @@ BUGS = [
     ),
     Bug(
         "lif-cpu-every-block-starts-a-channel",
-        "csrc/cpu/lif_lanes.h",
+        "csrc/cpu/lif/lanes.h",
         "int64_t end = inner - n % inner;",
         "int64_t end = inner;",
         "tests/lif/test_lif.py",
@@ -68,7 +68,7 @@ BUGS = [
     ),
     Bug(
         "lif-cpu-ternary-never-fires-below-0",
-        "csrc/cpu/lif_fwd_kernel.h",
+        "csrc/cpu/lif/fwd_kernel.h",
         "const float magnitude = with_sign(h, sign);",
         "const float magnitude = h;",
         "tests/lif/test_lif_forms.py",
@@ -76,7 +76,7 @@ BUGS = [
     ),
     Bug(
         "lif-cpu-ternary-soft-reset-subtracts",
-        "csrc/cpu/lif_step.h",
+        "csrc/cpu/lif/step.h",
         "masked(with_sign(-v_threshold, sign), soft)",
         "masked(with_sign(-v_threshold, sign & 0u), soft)",
         "tests/lif/test_lif_forms.py",
@@ -84,7 +84,7 @@ BUGS = [
     ),
     Bug(
         "lif-cpu-delayed-reset-decays",
-        "csrc/cpu/lif_step.h",
+        "csrc/cpu/lif/step.h",
         ">= v_threshold ? h + with_sign(-v_threshold, sign) : h;",
         ">= v_threshold ? h + decay * with_sign(-v_threshold, sign) : h;",
         "tests/lif/test_lif_forms.py",
@@ -92,7 +92,7 @@ BUGS = [
     ),
     Bug(
         "lif-cpu-delayed-reset-never-attached",
-        "csrc/cpu/lif_bwd_recompute_kernel.h",
+        "csrc/cpu/lif/bwd_recompute_kernel.h",
         "q_i += with_sign(through_reset, sign_before);",
         "q_i += 0.0f * with_sign(through_reset, sign_before);",
         "tests/lif/test_lif_forms.py",
@@ -100,7 +100,7 @@ BUGS = [
     ),
     Bug(
         "lif-cpu-delayed-reset-where-it-may-fire-next",
-        "csrc/cpu/lif_bwd_recompute_kernel.h",
+        "csrc/cpu/lif/bwd_recompute_kernel.h",
         "(magnitude_before >= threshold_i ? g_before : 0.0f)",
         "(spike ? g_before : 0.0f)",
         "tests/lif/test_lif_forms.py",
@@ -108,7 +108,7 @@ BUGS = [
     ),
     Bug(
         "lif-cpu-no-reset-is-soft",
-        "csrc/cpu/lif_fwd_kernel.h",
+        "csrc/cpu/lif/fwd_kernel.h",
         "mask_if(p.reset == Reset::kSoft)",
         "mask_if(p.reset != Reset::kHard)",
         "tests/lif/test_lif_forms.py",
@@ -116,7 +116,7 @@ BUGS = [
     ),
     Bug(
         "lif-cpu-threshold-of-a-soft-reset-not-learned",
-        "csrc/cpu/lif_bwd_recompute_kernel.h",
+        "csrc/cpu/lif/bwd_recompute_kernel.h",
         "masked(with_sign(q_i, sign), form.soft)",
         "masked(with_sign(q_i, sign), 0u)",
         "tests/lif/test_lif_forms.py",
@@ -124,7 +124,7 @@ BUGS = [
     ),
     Bug(
         "lif-cpu-decay-learns-from-the-potential-after",
-        "csrc/cpu/lif_bwd_recompute_kernel.h",
+        "csrc/cpu/lif/bwd_recompute_kernel.h",
         "sum_decay += grad_h * v_before[k];",
         "sum_decay += grad_h * h[k];",
         "tests/lif/test_lif_forms.py",
@@ -132,7 +132,7 @@ BUGS = [
     ),
     Bug(
         "lif-cpu-amplitude-of-negative-spikes",
-        "csrc/cpu/lif_bwd_bits_kernel.h",
+        "csrc/cpu/lif/bwd_bits_kernel.h",
         "sum += spike ? with_sign(g, sign) : 0.0f;",
         "sum += spike ? g : 0.0f * sign;",
         "tests/lif/test_lif_forms.py",
@@ -140,7 +140,7 @@ BUGS = [
     ),
     Bug(
         "lif-cpu-rows-of-a-chunk-overwrite-each-other",
-        "csrc/cpu/lif_bwd_kernel.h",
+        "csrc/cpu/lif/bwd_kernel.h",
         "partial += tile.chunk * tile.row + tile.column;",
         "partial += tile.column;",
         "tests/lif/test_lif_transforms.py",
@@ -148,7 +148,7 @@ BUGS = [
     ),
     Bug(
         "stream-cpu-tail-lost",
-        "csrc/cpu/stream.h",
+        "csrc/cpu/common/stream.h",
         "std::memcpy(out + i, in + i, bytes - i);",
         "static_cast<void>(in);",
         "tests/lif/test_streaming.py",
@@ -156,7 +156,7 @@ BUGS = [
     ),
     Bug(
         "lif-cpu-streamed-bits-of-a-short-group-lost",
-        "csrc/cpu/lif_fwd_kernel.h",
+        "csrc/cpu/lif/fwd_kernel.h",
         "(end % kLifBitsInterval == 0 || end == p.T)",
         "end % kLifBitsInterval == 0",
         "tests/lif/test_streaming.py",
@@ -164,7 +164,7 @@ BUGS = [
     ),
     Bug(
         "lif-cpu-streams-the-first-step-alone",
-        "csrc/cpu/lif_fwd_kernel.h",
+        "csrc/cpu/lif/fwd_kernel.h",
         "stream_copy(y + (t + k) * p.N, streamed[k],",
         "stream_copy(y + (t + k) * p.N, streamed[0],",
         "tests/lif/test_streaming.py",
@@ -172,7 +172,7 @@ BUGS = [
     ),
     Bug(
         "lif-packed-cpu-negative-spikes-are-the-positive",
-        "csrc/cpu/lif_packed_kernel.h",
+        "csrc/cpu/lif/packed_kernel.h",
         "Element::round(plane == 0 ? 1.0f : -1.0f)",
         "Element::round(1.0f)",
         "tests/lif/test_lif_packed.py",
@@ -180,7 +180,7 @@ BUGS = [
     ),
     Bug(
         "lif-packed-cpu-decay-of-the-first-row",
-        "csrc/cpu/lif_packed_kernel.h",
+        "csrc/cpu/lif/packed_kernel.h",
         "gather(p.decay, n + r * row_stride,",
         "gather(p.decay, n,",
         "tests/lif/test_lif_packed.py",
@@ -188,7 +188,7 @@ BUGS = [
     ),
     Bug(
         "bfloat16-ties-away-from-zero",
-        "csrc/cpu/element.h",
+        "csrc/cpu/common/element.h",
         "(bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16",
         "(bits + 0x8000u) >> 16",
         "tests/lif/test_lif.py",

@@ -109,7 +109,7 @@ BUGS = [
     ),
     Bug(
         "conv-spare-bits-accepted",
-        "csrc/cpu/pack_spikes_cpu.cpp",
+        "csrc/cpu/pack_spikes/launch.cpp",
         "any >> (channels % 32) != 0;",
         "any >> (channels % 32) > 1;",
         "tests/unshared_conv/test_unshared_conv_errors.py",
@@ -237,7 +237,7 @@ BUGS = [
     ),
     Bug(
         "threads-in-their-own-mode",
-        "csrc/cpu/parallel.cpp",
+        "csrc/cpu/common/parallel.cpp",
         "std::fesetenv(&work.mode);",
         "",
         "tests/ops/test_threads.py",
@@ -245,7 +245,7 @@ BUGS = [
     ),
     Bug(
         "sigmoid-slope-cancels",
-        "csrc/cpu/lif_step.h",
+        "csrc/cpu/lif/step.h",
         "return static_cast<float>(scale * e / ((1.0 + e) * (1.0 + e)));",
         "const float s = 1.0f / (1.0f + static_cast<float>(e));\n"
         "      return scale * s * (1.0f - s);",

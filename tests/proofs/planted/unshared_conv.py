@@ -5,7 +5,7 @@ from planted.bug import Bug
 BUGS = [
     Bug(
         "conv-cpu-group-loses-its-first-channel",
-        "csrc/cpu/unshared_conv_spikes.h",
+        "csrc/cpu/unshared_conv/decode.h",
         "mask &= ~0u << (first - word * 32);",
         "mask &= ~1u << (first - word * 32);",
         "tests/unshared_conv/test_unshared_conv.py",
@@ -13,7 +13,7 @@ BUGS = [
     ),
     Bug(
         "conv-cpu-last-row-taken-for-the-border",
-        "csrc/cpu/unshared_conv_passes.h",
+        "csrc/cpu/unshared_conv/passes.h",
         "ih() >= p_.H ||",
         "ih() >= p_.H - 1 ||",
         "tests/unshared_conv/test_unshared_conv.py",
@@ -21,7 +21,7 @@ BUGS = [
     ),
     Bug(
         "conv-cpu-tail-channels-lost",
-        "csrc/cpu/unshared_conv_kernel.h",
+        "csrc/cpu/unshared_conv/listed_kernel.h",
         "if (c < channels) f(Channels<0>{}, c);",
         "",
         "tests/unshared_conv/test_unshared_conv.py",
@@ -29,7 +29,7 @@ BUGS = [
     ),
     Bug(
         "conv-cpu-bias-of-neighbouring-positions",
-        "csrc/cpu/unshared_conv_output.h",
+        "csrc/cpu/unshared_conv/output.h",
         "bias[c * p.bias_stride_c]",
         "bias[c]",
         "tests/unshared_conv/test_unshared_conv.py",
@@ -37,7 +37,7 @@ BUGS = [
     ),
     Bug(
         "conv-cpu-second-pass-counts-rows-from-the-position",
-        "csrc/cpu/unshared_conv_passes.h",
+        "csrc/cpu/unshared_conv/passes.h",
         "pass->rows = weight_ + position_ * p_.weight_stride_p + first_row * p_.Cout_g;",
         "pass->rows = weight_ + position_ * p_.weight_stride_p;",
         "tests/unshared_conv/test_unshared_conv.py",
@@ -45,7 +45,7 @@ BUGS = [
     ),
     Bug(
         "conv-cpu-position-index-of-32-bits",
-        "csrc/cpu/unshared_conv_passes.h",
+        "csrc/cpu/unshared_conv/passes.h",
         "weight_ + position_ * p_.weight_stride_p +",
         "weight_ + static_cast<uint32_t>(position_ * p_.weight_stride_p) +",
         "tests/ops/test_huge_tensors.py",
@@ -53,14 +53,14 @@ BUGS = [
     ),
     Bug(
         "conv-cpu-reads-the-weight-after-the-last",
-        "csrc/cpu/unshared_conv_rows.h",
+        "csrc/cpu/unshared_conv/rows.h",
         "for (int i = 0; i < channels_; ++i) sums_[i] += Row::widen(row[i]);",
         "for (int i = 0; i <= channels_; ++i) sums_[i] += Row::widen(row[i]);",
         "tests/ops/test_cpu_sanitizers.py",
     ),
     Bug(
         "conv-cpu-amplitude-of-the-first-group",
-        "csrc/cpu/unshared_conv_kernel.h",
+        "csrc/cpu/unshared_conv/listed_kernel.h",
         "* p.G + tile.group) * p.Cin_g + first;",
         "* p.G) * p.Cin_g + first;",
         "tests/unshared_conv/test_unshared_conv_oracle.py",
@@ -68,7 +68,7 @@ BUGS = [
     ),
     Bug(
         "conv-cpu-gradient-of-the-first-channels",
-        "csrc/cpu/unshared_conv_grad_kernel.h",
+        "csrc/cpu/unshared_conv/grad_kernel.h",
         "tile.group * p.Cout_g + tile.first_channel;",
         "tile.group * p.Cout_g;",
         "tests/unshared_conv/test_unshared_conv_oracle.py",
@@ -76,7 +76,7 @@ BUGS = [
     ),
     Bug(
         "conv-cpu-bfloat16-channels-of-a-pair-swapped",
-        "csrc/cpu/unshared_conv_rows.h",
+        "csrc/cpu/unshared_conv/rows.h",
         "out[2 * (i * kLanes + lane) + 1] = sums[(2 * i + 1) * kLanes + lane];",
         "out[2 * (i * kLanes + lane) + 1] = sums[2 * i * kLanes + lane];",
         "tests/unshared_conv/test_unshared_conv_storage.py",
@@ -84,7 +84,7 @@ BUGS = [
     ),
     Bug(
         "conv-cpu-int8-lanes-overflow",
-        "csrc/cpu/unshared_conv_rows.h",
+        "csrc/cpu/unshared_conv/rows.h",
         "kMostRows = 65535 / 255;",
         "kMostRows = 65535 / 128;",
         "tests/unshared_conv/test_unshared_conv_storage.py",
@@ -92,7 +92,7 @@ BUGS = [
     ),
     Bug(
         "conv-cpu-amplitude-of-the-first-tap",
-        "csrc/cpu/unshared_conv_kernel.h",
+        "csrc/cpu/unshared_conv/listed_kernel.h",
         "std::memcpy(amplitude + tap.row, from, count * sizeof(float));",
         "std::memcpy(amplitude + tap.row, p.amplitude, count * sizeof(float));",
         "tests/unshared_conv/test_unshared_conv_storage.py",
@@ -100,7 +100,7 @@ BUGS = [
     ),
     Bug(
         "conv-cpu-scale-of-the-first-channels",
-        "csrc/cpu/unshared_conv_output.h",
+        "csrc/cpu/unshared_conv/output.h",
         "currents[c] *= p.scale[first + c];",
         "currents[c] *= p.scale[c];",
         "tests/unshared_conv/test_unshared_conv_storage.py",
@@ -108,7 +108,7 @@ BUGS = [
     ),
     Bug(
         "conv-cpu-unequal-passes",
-        "csrc/cpu/unshared_conv_tiles.cpp",
+        "csrc/cpu/unshared_conv/tiles.cpp",
         "tiles.blocks_per_pass = ceil_div(blocks, ceil_div(blocks, most));",
         "tiles.blocks_per_pass = most;",
         "tests/unshared_conv/test_unshared_conv_storage.py",
@@ -116,7 +116,7 @@ BUGS = [
     ),
     Bug(
         "conv-cpu-rows-of-the-first-tap",
-        "csrc/cpu/unshared_conv_kernel.h",
+        "csrc/cpu/unshared_conv/listed_kernel.h",
         "end[i + j] = tap.row + list[i + j];",
         "end[i + j] = list[i + j];",
         "tests/unshared_conv/test_unshared_conv.py",
@@ -124,7 +124,7 @@ BUGS = [
     ),
     Bug(
         "conv-cpu-kept-positions-in-one-place",
-        "csrc/cpu/unshared_conv_kernel.h",
+        "csrc/cpu/unshared_conv/listed_kernel.h",
         "of_sample + (now->position - kept.first) * tile.channels",
         "of_sample",
         "tests/unshared_conv/test_unshared_conv.py",
@@ -132,7 +132,7 @@ BUGS = [
     ),
     Bug(
         "conv-cpu-contiguous-outputs-of-the-first-position",
-        "csrc/cpu/unshared_conv_output.h",
+        "csrc/cpu/unshared_conv/output.h",
         "= currents[i * tile.channels + c];",
         "= currents[c];",
         "tests/unshared_conv/test_unshared_conv.py",
@@ -140,7 +140,7 @@ BUGS = [
     ),
     Bug(
         "conv-cpu-depthwise-upper-channels-fire-as-the-lower",
-        "csrc/cpu/unshared_conv_depthwise_kernel.h",
+        "csrc/cpu/unshared_conv/depthwise_kernel.h",
         "fired >> (i * kLanes)",
         "fired",
         "tests/unshared_conv/test_unshared_conv_depthwise.py",
@@ -148,7 +148,7 @@ BUGS = [
     ),
     Bug(
         "conv-cpu-depthwise-weights-of-the-first-channels",
-        "csrc/cpu/unshared_conv_depthwise_kernel.h",
+        "csrc/cpu/unshared_conv/depthwise_kernel.h",
         "tile_.first_channel * taps + tap;",
         "tap;",
         "tests/unshared_conv/test_unshared_conv_depthwise.py",
@@ -156,7 +156,7 @@ BUGS = [
     ),
     Bug(
         "conv-cpu-depthwise-amplitude-of-the-first-pixel",
-        "csrc/cpu/unshared_conv_depthwise_kernel.h",
+        "csrc/cpu/unshared_conv/depthwise_kernel.h",
         "p_.amplitude + pixel * p_.Cin_g",
         "p_.amplitude",
         "tests/unshared_conv/test_unshared_conv_depthwise.py",
@@ -164,7 +164,7 @@ BUGS = [
     ),
     Bug(
         "conv-cpu-depthwise-int8-128-too-large",
-        "csrc/cpu/unshared_conv_depthwise_kernel.h",
+        "csrc/cpu/unshared_conv/depthwise_kernel.h",
         "- Row::offset(1);",
         "- Row::offset(0);",
         "tests/unshared_conv/test_unshared_conv_depthwise.py",
@@ -172,7 +172,7 @@ BUGS = [
     ),
     Bug(
         "conv-cpu-masked-group-ends-with-its-first-word",
-        "csrc/cpu/unshared_conv_masked_kernel.h",
+        "csrc/cpu/unshared_conv/masked_kernel.h",
         "if (shift != 0 && word + 1 < count) bits",
         "if (shift != 0 && word + 1 > count) bits",
         "tests/unshared_conv/test_unshared_conv_few_channels.py",
@@ -181,7 +181,7 @@ BUGS = [
     ),
     Bug(
         "conv-cpu-masked-samples-fire-as-the-first-sixteen",
-        "csrc/cpu/unshared_conv_masked_kernel.h",
+        "csrc/cpu/unshared_conv/masked_kernel.h",
         "position.taps[k].fired + quad * p.Cin_g;",
         "position.taps[k].fired + 0 * quad * p.Cin_g;",
         "tests/unshared_conv/test_unshared_conv_few_channels.py",
@@ -190,7 +190,7 @@ BUGS = [
     ),
     Bug(
         "conv-cpu-masked-weights-of-the-first-group",
-        "csrc/cpu/unshared_conv_masked_kernel.h",
+        "csrc/cpu/unshared_conv/masked_kernel.h",
         "work.tile.group * p.KH * p.KW * p.Cin_g * p.Cout_g + work.tile.first_channel;",
         "work.tile.first_channel;",
         "tests/unshared_conv/test_unshared_conv_few_channels.py",
@@ -199,7 +199,7 @@ BUGS = [
     ),
     Bug(
         "conv-cpu-masked-last-column-taken-for-the-border",
-        "csrc/cpu/unshared_conv_masked_kernel.h",
+        "csrc/cpu/unshared_conv/masked_kernel.h",
         "iw < 0 || iw >= p_.W)",
         "iw < 0 || iw >= p_.W - 1)",
         "tests/unshared_conv/test_unshared_conv_few_channels.py",
@@ -208,7 +208,7 @@ BUGS = [
     ),
     Bug(
         "conv-cpu-masked-channels-after-the-sixteenth-are-the-first",
-        "csrc/cpu/unshared_conv_masked_kernel.h",
+        "csrc/cpu/unshared_conv/masked_kernel.h",
         "const float* row = position.taps[k].rows + channel;",
         "const float* row = position.taps[k].rows + channel % 16;",
         "tests/unshared_conv/test_unshared_conv_few_channels.py",
@@ -217,7 +217,7 @@ BUGS = [
     ),
     Bug(
         "pack-cpu-negative-zero-fires",
-        "csrc/cpu/pack_spikes_kernel.h",
+        "csrc/cpu/pack_spikes/kernel.h",
         "return (value & magnitude) != 0;",
         "return value != 0;",
         "tests/pack_spikes/test_pack_spikes.py",
@@ -225,7 +225,7 @@ BUGS = [
     ),
     Bug(
         "pack-cpu-check-sees-the-last-channel",
-        "csrc/cpu/pack_spikes_kernel.h",
+        "csrc/cpu/pack_spikes/kernel.h",
         "strange |= spike.strange(row[c * stride_c])",
         "strange = spike.strange(row[c * stride_c])",
         "tests/pack_spikes/test_pack_spikes.py",
@@ -233,7 +233,7 @@ BUGS = [
     ),
     Bug(
         "fork-not-noticed",
-        "csrc/cpu/parallel.cpp",
+        "csrc/cpu/common/parallel.cpp",
         "openmp() != nullptr && !forked.load(std::memory_order_relaxed)",
         "openmp() != nullptr",
         "tests/ops/test_threads.py",
@@ -241,7 +241,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-no-barrier-before-the-sum",
-        "csrc/cuda/unshared_conv_kernel.cuh",
+        "csrc/cuda/unshared_conv/listed_kernel.cuh",
         "lane * VEC, totals);\n    __syncthreads();",
         "lane * VEC, totals);",
         "tests/unshared_conv/test_unshared_conv_simt.py",
@@ -249,7 +249,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-no-barrier-after-the-sum",
-        "csrc/cuda/unshared_conv_kernel.cuh",
+        "csrc/cuda/unshared_conv/listed_kernel.cuh",
         "position, total);\n    }\n    __syncthreads();",
         "position, total);\n    }",
         "tests/unshared_conv/test_unshared_conv_simt.py",
@@ -257,7 +257,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-sums-overwrite-lists-in-use",
-        "csrc/cuda/unshared_conv_kernel.cuh",
+        "csrc/cuda/unshared_conv/listed_kernel.cuh",
         "    __syncthreads();\n    store_totals(partial",
         "    store_totals(partial",
         "tests/unshared_conv/test_unshared_conv_simt.py",
@@ -265,7 +265,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-shares-of-a-sample-use-one-list",
-        "csrc/cuda/unshared_conv_kernel.cuh",
+        "csrc/cuda/unshared_conv/listed_kernel.cuh",
         "dynamic_shared<uint32_t>() + stream * (",
         "dynamic_shared<uint32_t>() + sample * (",
         "tests/unshared_conv/test_unshared_conv_simt.py",
@@ -273,7 +273,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-scale-forgotten",
-        "csrc/cuda/unshared_conv_grid.cuh",
+        "csrc/cuda/unshared_conv/field.cuh",
         "if (p.scale != nullptr) out *= __ldg(p.scale + co);",
         "",
         "tests/unshared_conv/test_unshared_conv_simt.py",
@@ -281,7 +281,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-list-filled-up-with-a-row",
-        "csrc/cuda/unshared_conv_kernel.cuh",
+        "csrc/cuda/unshared_conv/listed_kernel.cuh",
         "if (left >= kGroup) {",
         "if (left >= 0) {",
         "tests/unshared_conv/test_unshared_conv_simt.py",
@@ -289,7 +289,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-next-list-has-the-rows-of-the-first",
-        "csrc/cuda/unshared_conv_kernel.cuh",
+        "csrc/cuda/unshared_conv/listed_kernel.cuh",
         "        row_of_word = at.row;",
         "        if (number < first + grid.lanes) row_of_word = at.row;",
         "tests/unshared_conv/test_unshared_conv_simt.py",
@@ -297,7 +297,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-list-takes-the-first-words-alone",
-        "csrc/cuda/unshared_conv_kernel.cuh",
+        "csrc/cuda/unshared_conv/listed_kernel.cuh",
         "done < share_words; done += grid.lanes) {",
         "done < share_words; done += share_words) {",
         "tests/unshared_conv/test_unshared_conv_simt.py",
@@ -305,7 +305,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-group-takes-bits-before-it",
-        "csrc/cuda/unshared_conv_grid.cuh",
+        "csrc/cuda/unshared_conv/field.cuh",
         "if (word == 0) bits <<= first_bit;",
         "",
         "tests/unshared_conv/test_unshared_conv_simt.py",
@@ -313,7 +313,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-group-takes-bits-after-it",
-        "csrc/cuda/unshared_conv_grid.cuh",
+        "csrc/cuda/unshared_conv/field.cuh",
         "if (beyond > 0) bits &= ~0u >> beyond;",
         "static_cast<void>(beyond);",
         "tests/unshared_conv/test_unshared_conv_simt.py",
@@ -321,7 +321,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-last-column-taken-for-the-border",
-        "csrc/cuda/unshared_conv_grid.cuh",
+        "csrc/cuda/unshared_conv/field.cuh",
         "(kw_1 - 1) * dilation_w >= p.W) --kw_1;",
         "(kw_1 - 1) * dilation_w >= p.W - 1) --kw_1;",
         "tests/unshared_conv/test_unshared_conv_simt.py",
@@ -329,7 +329,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-last-channel-not-written",
-        "csrc/cuda/unshared_conv_kernel.cuh",
+        "csrc/cuda/unshared_conv/listed_kernel.cuh",
         "channel >= Cout_g) continue;",
         "channel >= Cout_g - 1) continue;",
         "tests/unshared_conv/test_unshared_conv_simt.py",
@@ -337,7 +337,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-last-share-lost",
-        "csrc/cuda/unshared_conv_kernel.cuh",
+        "csrc/cuda/unshared_conv/listed_kernel.cuh",
         "for (int k = 1; k < shares; ++k) total",
         "for (int k = 1; k < shares - 1; ++k) total",
         "tests/unshared_conv/test_unshared_conv_simt.py",
@@ -345,7 +345,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-shared-bias-per-position",
-        "csrc/cuda/unshared_conv_grid.cuh",
+        "csrc/cuda/unshared_conv/field.cuh",
         "co * p.bias_stride_c + position * p.bias_stride_p",
         "co * p.bias_stride_c + 0 * position",
         "tests/unshared_conv/test_unshared_conv_simt.py",
@@ -353,7 +353,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-second-pass-drops-the-last-split",
-        "csrc/cuda/unshared_conv_second_pass.cuh",
+        "csrc/cuda/unshared_conv/second_pass.cuh",
         "for (int k = 1; k < grid.splits; ++k)",
         "for (int k = 1; k < grid.splits - 1; ++k)",
         "tests/unshared_conv/test_unshared_conv_simt.py",
@@ -361,7 +361,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-int8-never-emptied",
-        "csrc/cuda/unshared_conv_kernel.cuh",
+        "csrc/cuda/unshared_conv/listed_kernel.cuh",
         "rows_left -= kGroup;",
         "rows_left -= 0;",
         "tests/unshared_conv/test_unshared_conv_simt.py",
@@ -369,7 +369,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-int8-keeps-the-excess-of-its-bytes",
-        "csrc/cuda/unshared_conv_kernel.cuh",
+        "csrc/cuda/unshared_conv/listed_kernel.cuh",
         "totals[i] -= excess_of_bytes(fired_rows);",
         "totals[i] -= excess_of_bytes(0 * fired_rows);",
         "tests/unshared_conv/test_unshared_conv_simt.py",
@@ -377,7 +377,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-staged-int8-never-emptied",
-        "csrc/cuda/unshared_conv_staged_kernel.cuh",
+        "csrc/cuda/unshared_conv/staged_kernel.cuh",
         "if (left % (kMostRows / kStageRows) == 0) sums.empty();",
         "",
         "tests/unshared_conv/test_unshared_conv_simt.py",
@@ -385,7 +385,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-no-barrier-before-the-next-stage",
-        "csrc/cuda/unshared_conv_staged_kernel.cuh",
+        "csrc/cuda/unshared_conv/staged_kernel.cuh",
         "      stage = next_stage;\n      __syncthreads();",
         "      stage = next_stage;",
         "tests/unshared_conv/test_unshared_conv_simt.py",
@@ -393,7 +393,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-staged-odd-row-is-added-to-whatever-lies-before",
-        "csrc/cuda/unshared_conv_staged_kernel.cuh",
+        "csrc/cuda/unshared_conv/staged_kernel.cuh",
         "zeros[thread] = zeros[thread + stage_step] = Prepared{};",
         "zeros[thread] = Prepared{};",
         "tests/unshared_conv/test_unshared_conv_simt.py",
@@ -401,7 +401,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-staged-samples-of-the-next-word",
-        "csrc/cuda/unshared_conv_staged_kernel.cuh",
+        "csrc/cuda/unshared_conv/staged_kernel.cuh",
         "        put(next_stage);\n        next = fired(at);",
         "        put(next_stage);\n        now = next = fired(at);",
         "tests/unshared_conv/test_unshared_conv_simt.py",
@@ -409,7 +409,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-lif-bias-of-the-first-timestep",
-        "csrc/cuda/unshared_conv_lif_kernel.cuh",
+        "csrc/cuda/unshared_conv/lif_kernel.cuh",
         "if (p.bias != nullptr) x += bias;",
         "if (p.bias != nullptr && t == 0) x += bias;",
         "tests/unshared_conv/test_unshared_conv_lif_simt.py",
@@ -417,7 +417,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-lif-batch-before-time",
-        "csrc/cuda/unshared_conv_lif_kernel.cuh",
+        "csrc/cuda/unshared_conv/lif_kernel.cuh",
         "(t * grid.B + b) * lif.P + position",
         "(b * lif.T + t) * lif.P + position",
         "tests/unshared_conv/test_unshared_conv_lif_simt.py",
@@ -425,7 +425,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-lif-reset-to-zero",
-        "csrc/cuda/unshared_conv_lif_kernel.cuh",
+        "csrc/cuda/unshared_conv/lif_kernel.cuh",
         "v = spike ? lif.v_reset : h;",
         "v = spike ? 0.0f : h;",
         "tests/unshared_conv/test_unshared_conv_lif_simt.py",
@@ -433,7 +433,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-lif-delayed-reset-of-the-spike-to-come",
-        "csrc/cuda/unshared_conv_lif_kernel.cuh",
+        "csrc/cuda/unshared_conv/lif_kernel.cuh",
         "h = subtract_threshold(h, v, v_threshold",
         "h = subtract_threshold(h, h, v_threshold",
         "tests/unshared_conv/test_unshared_conv_lif_simt.py",
@@ -441,7 +441,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-weights-counted-in-32-bits",
-        "csrc/cuda/unshared_conv_kernel.cuh",
+        "csrc/cuda/unshared_conv/listed_kernel.cuh",
         "position * p.weight_stride_p +",
         "static_cast<uint32_t>(position * p.weight_stride_p) +",
         "tests/unshared_conv/test_unshared_conv_simt.py",
@@ -449,7 +449,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-staged-rows-of-the-next-word",
-        "csrc/cuda/unshared_conv_staged_kernel.cuh",
+        "csrc/cuda/unshared_conv/staged_kernel.cuh",
         "const int ci = field.channel(at.word) + stream;",
         "const int ci = field.channel(at.word + 1) + stream;",
         "tests/unshared_conv/test_unshared_conv_simt.py",
@@ -457,7 +457,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-depthwise-tap-after-a-row",
-        "csrc/cuda/unshared_conv_depthwise_kernel.cuh",
+        "csrc/cuda/unshared_conv/depthwise_kernel.cuh",
         "row_ends ? KW - taps_of_row + 1 : 1;",
         "1;",
         "tests/unshared_conv/test_unshared_conv_depthwise_simt.py",
@@ -465,7 +465,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-depthwise-stage-of-the-first-pixels",
-        "csrc/cuda/unshared_conv_depthwise_kernel.cuh",
+        "csrc/cuda/unshared_conv/depthwise_kernel.cuh",
         "at -= kStagePixels * 32;",
         "at -= 0;",
         "tests/unshared_conv/test_unshared_conv_depthwise_simt.py",
@@ -473,7 +473,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-depthwise-turns-words-while-others-read",
-        "csrc/cuda/unshared_conv_depthwise_kernel.cuh",
+        "csrc/cuda/unshared_conv/depthwise_kernel.cuh",
         "      __syncthreads();  // nobody reads what was there before\n      const int pixels",
         "      const int pixels",
         "tests/unshared_conv/test_unshared_conv_depthwise_simt.py",
@@ -481,7 +481,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-depthwise-no-barrier-after-turning",
-        "csrc/cuda/unshared_conv_depthwise_kernel.cuh",
+        "csrc/cuda/unshared_conv/depthwise_kernel.cuh",
         "        }\n      }\n      __syncthreads();\n",
         "        }\n      }\n",
         "tests/unshared_conv/test_unshared_conv_depthwise_simt.py",
@@ -489,7 +489,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-depthwise-positions-exchanged-with-channels",
-        "csrc/cuda/unshared_conv_depthwise_kernel.cuh",
+        "csrc/cuda/unshared_conv/depthwise_kernel.cuh",
         "w * grid.pitch + c]",
         "w * grid.pitch + (c ^ 1)]",
         "tests/unshared_conv/test_unshared_conv_depthwise_simt.py",
@@ -497,7 +497,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-depthwise-int8-keeps-its-excess",
-        "csrc/cuda/unshared_conv_depthwise_kernel.cuh",
+        "csrc/cuda/unshared_conv/depthwise_kernel.cuh",
         "static_cast<int32_t>(weight.prepared()) - 128;",
         "static_cast<int32_t>(weight.prepared());",
         "tests/unshared_conv/test_unshared_conv_depthwise_simt.py",
@@ -505,7 +505,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-grad-no-barrier-after-staging",
-        "csrc/cuda/unshared_conv_grad_kernel.cuh",
+        "csrc/cuda/unshared_conv/grad_kernel.cuh",
         "channel * p.out_stride_c);\n      }\n      __syncthreads();",
         "channel * p.out_stride_c);\n      }",
         "tests/unshared_conv/test_unshared_conv_grad_simt.py",
@@ -513,7 +513,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-grad-stages-while-others-read",
-        "csrc/cuda/unshared_conv_grad_kernel.cuh",
+        "csrc/cuda/unshared_conv/grad_kernel.cuh",
         "__syncthreads();  // nobody reads the lines of the tile before",
         "",
         "tests/unshared_conv/test_unshared_conv_grad_simt.py",
@@ -521,7 +521,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-grad-forgets-the-samples-before",
-        "csrc/cuda/unshared_conv_grad_kernel.cuh",
+        "csrc/cuda/unshared_conv/grad_kernel.cuh",
         "if (rest != 0 && !adds) row.load(to);",
         "",
         "tests/unshared_conv/test_unshared_conv_grad_simt.py",
@@ -529,7 +529,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-grad-silent-rows-not-written",
-        "csrc/cuda/unshared_conv_grad_kernel.cuh",
+        "csrc/cuda/unshared_conv/grad_kernel.cuh",
         "bool adds = n_0 == 0;",
         "bool adds = false;",
         "tests/unshared_conv/test_unshared_conv_grad_simt.py",
@@ -537,7 +537,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-bits-transposed-halfway",
-        "csrc/cuda/transpose_bits.cuh",
+        "csrc/cuda/common/transpose_bits.cuh",
         "distance > 0; distance /= 2",
         "distance > 1; distance /= 2",
         "tests/unshared_conv/test_unshared_conv_grad_simt.py",
@@ -545,7 +545,7 @@ BUGS = [
     ),
     Bug(
         "conv-cuda-grad-descending-samples",
-        "csrc/cuda/unshared_conv_grad_kernel.cuh",
+        "csrc/cuda/unshared_conv/grad_kernel.cuh",
         "const uint32_t bit = rest & (0u - rest);",
         "const uint32_t bit = 1u << (31 - __clz(static_cast<int>(rest)));",
         "tests/unshared_conv/test_unshared_conv_grad_simt.py",
@@ -554,7 +554,7 @@ BUGS = [
     # The convolution with neurons behind it
     Bug(
         "conv-lif-timesteps-a-sequence-apart",
-        "csrc/cpu/unshared_conv_lif_kernel.h",
+        "csrc/cpu/unshared_conv/emit_spikes.h",
         "neurons.x_stride_t = tile.sequences * tile.channels;",
         "neurons.x_stride_t = tile.channels;",
         "tests/unshared_conv/test_unshared_conv_lif.py",
@@ -562,7 +562,7 @@ BUGS = [
     ),
     Bug(
         "conv-lif-words-counted-from-the-tile",
-        "csrc/cpu/unshared_conv_lif_kernel.h",
+        "csrc/cpu/unshared_conv/emit_spikes.h",
         "(channel + c) / 32",
         "c / 32",
         "tests/unshared_conv/test_unshared_conv_lif.py",
@@ -570,7 +570,7 @@ BUGS = [
     ),
     Bug(
         "conv-lif-tile-of-neighbouring-samples",
-        "csrc/cpu/unshared_conv_lists.h",
+        "csrc/cpu/unshared_conv/lists.h",
         "f(s, t * all_sequences + run.first_sequence + b);",
         "f(s, run.first_sequence + s);",
         "tests/unshared_conv/test_unshared_conv_lif.py",
@@ -578,7 +578,7 @@ BUGS = [
     ),
     Bug(
         "conv-cpu-list-of-the-sixth-sample-is-empty",
-        "csrc/cpu/unshared_conv_spikes.h",
+        "csrc/cpu/unshared_conv/decode.h",
         "starts[s + 1] = static_cast<uint16_t>(list - begin);",
         "starts[s + 1] = s == 5 ? starts[s] : static_cast<uint16_t>(list - begin);",
         "tests/unshared_conv/test_unshared_conv.py",

@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <cstdio>
 
-#include "cuda/pack_spikes_kernel.cuh"
+#include "cuda/pack_spikes/kernel.cuh"
 
 namespace {
 

@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <cstdio>
 
-#include "cuda/unshared_conv_grad_config.h"
-#include "cuda/unshared_conv_grad_kernel.cuh"
+#include "cuda/unshared_conv/grad_config.h"
+#include "cuda/unshared_conv/grad_kernel.cuh"
 
 using realspike::UnsharedConvConfig;
 using realspike::UnsharedConvParams;

@@ -5,11 +5,11 @@
 #include <cstdio>
 #include <vector>
 
-#include "cuda/unshared_conv_depthwise_kernel.cuh"
-#include "cuda/unshared_conv_kernel.cuh"
-#include "cuda/unshared_conv_lif_kernel.cuh"
-#include "cuda/unshared_conv_second_pass.cuh"
-#include "cuda/unshared_conv_staged_kernel.cuh"
+#include "cuda/unshared_conv/depthwise_kernel.cuh"
+#include "cuda/unshared_conv/lif_kernel.cuh"
+#include "cuda/unshared_conv/listed_kernel.cuh"
+#include "cuda/unshared_conv/second_pass.cuh"
+#include "cuda/unshared_conv/staged_kernel.cuh"
 
 using realspike::UnsharedConvConfig;
 using realspike::UnsharedConvDepthwiseConfig;

@@ -1,0 +1,119 @@
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/lif/fwd_kernel.h"
+
+// Backward. q is the gradient that reaches v[t]; it enters a step as dL/dv[t] and leaves it as
+// decay * grad_h[t], which is dL/dv[t-1].
+
+namespace realspike {
+namespace {
+
+// Sums over time and rows for the columns of a tile.
+struct LaneSums {
+  alignas(64) float amplitude[kLifTileWidth];
+  alignas(64) float decay[kLifTileWidth];
+  alignas(64) float v_threshold[kLifTileWidth];
+};
+
+// What backward from bits is compiled for. Where the parameters do not vary, their gradient is not
+// wanted either.
+template <class Element, bool kTernary, ResetForm kReset, Vary kVary>
+using BitsForm = NeuronForm<Element, true, kTernary, kReset, kVary>;
+
+// kSteps timesteps from the saved bits; the reset is detached and the surrogate rectangular.
+template <class Form, int kSteps, class Storage = typename Form::Storage,
+          class Word = typename Form::Word>
+void lif_bwd_bits_steps(const LifBackward& p, int64_t count,
+                        const Storage* __restrict grad_y,  // [kSteps, count], N apart
+                        const Word* __restrict bits,       // [count]
+                        int first_bit,
+                        const Parameter<float, Form::kVary != Vary::kNothing> amplitude,  // [count]
+                        const Parameter<float, Form::kVary == Vary::kEverything> decay,   // [count]
+                        float* __restrict q,                                              // [count]
+                        float* __restrict grad_amplitude,  // [count], kVary alone
+                        Storage* __restrict grad_x,        // [kSteps, count], grad_x_stride apart
+                        int64_t grad_x_stride) {
+  using Element = typename Form::Element;
+  constexpr int kBits = SavedBits<Form::kTernary>::kPerStep;
+  constexpr bool kSum = Form::kVary != Vary::kNothing;
+  const float slope = 1.0f / p.surrogate_scale;
+  const int64_t stride = p.N;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t saved = static_cast<uint32_t>(bits[i]) >> first_bit;
+    const float amplitude_i = amplitude[i], decay_i = decay[i];
+    float q_i = q[i];
+    float sum = kSum ? grad_amplitude[i] : 0.0f;
+    for (int k = kSteps - 1; k >= 0; --k) {
+      const bool spike = saved & (1u << (kBits * k));
+      const bool window = saved & (2u << (kBits * k));
+      const float g = Element::widen(grad_y[k * stride + i]);
+      const float through_spike = window ? amplitude_i * g * slope : 0.0f;
+      const float through_state = Form::kReset == ResetForm::kHard && spike ? 0.0f : q_i;
+      const float grad_h = through_spike + through_state;
+      grad_x[k * grad_x_stride + i] = Element::round(grad_h);
+      q_i = decay_i * grad_h;
+      const uint32_t sign = Form::kTernary ? (saved >> (kBits * k + 2)) << 31 : 0u;
+      if (kSum) sum += spike ? with_sign(g, sign) : 0.0f;
+    }
+    q[i] = q_i;
+    if (kSum) grad_amplitude[i] = sum;
+  }
+}
+
+template <class Form>
+void lif_bwd_bits_block(const LifBackward& p, int64_t n, int64_t count, int64_t lane,
+                        const Lanes& lanes, float* q, LaneSums& sums, bool stream) {
+  using Storage = typename Form::Storage;
+  using Word = typename Form::Word;
+  const Storage* grad_y = static_cast<const Storage*>(p.grad_y) + n;
+  Storage* grad_x = static_cast<Storage*>(p.grad_x) + n;
+  const Word* saved = static_cast<const Word*>(p.saved) + n;
+  alignas(64) Storage streamed[kLifBitsInterval][kBlock];
+  for_each_stretch_reversed(p.T, [&](int64_t t, auto steps) {
+    lif_bwd_bits_steps<Form, steps.value>(
+        p, count, grad_y + t * p.N, saved + t / kLifBitsInterval * p.N,
+        static_cast<int>(t % kLifBitsInterval) * SavedBits<Form::kTernary>::kPerStep,
+        {lanes.amplitude, lane}, {lanes.decay, lane}, q, sums.amplitude + lane,
+        stream ? streamed[0] : grad_x + t * p.N, stream ? kBlock : p.N);
+    if (!stream) return;
+    for (int k = 0; k < steps.value; ++k) {
+      stream_copy(grad_x + (t + k) * p.N, streamed[k], count * sizeof(Storage));
+    }
+  });
+}
+
+using BackwardBlock = void (*)(const LifBackward&, int64_t n, int64_t count, int64_t lane,
+                               const Lanes&, float* q, LaneSums&, bool stream);
+
+// Which parameters backward treats as varying: those whose gradient is wanted, too.
+Vary what_varies(const LifBackward& p) {
+  if (p.grad_decay != nullptr || p.grad_v_threshold != nullptr) return Vary::kEverything;
+  const Vary vary = what_varies(static_cast<const LifParams&>(p));
+  return vary == Vary::kNothing && p.grad_amplitude != nullptr ? Vary::kAmplitude : vary;
+}
+
+template <class Element>
+BackwardBlock choose_bits(const LifBackward& p) {
+  constexpr Vary kEverything = Vary::kEverything;
+  constexpr ResetForm kHard = ResetForm::kHard, kShift = ResetForm::kShift;
+  // A detached reset that is not hard has no part in backward, whenever it comes.
+  if (p.reset != Reset::kHard) {
+    return p.ternary ? lif_bwd_bits_block<BitsForm<Element, true, kShift, kEverything>>
+                     : lif_bwd_bits_block<BitsForm<Element, false, kShift, kEverything>>;
+  }
+  if (p.ternary) return lif_bwd_bits_block<BitsForm<Element, true, kHard, kEverything>>;
+  switch (what_varies(p)) {
+    case Vary::kNothing:
+      return lif_bwd_bits_block<BitsForm<Element, false, kHard, Vary::kNothing>>;
+    case Vary::kAmplitude:
+      return lif_bwd_bits_block<BitsForm<Element, false, kHard, Vary::kAmplitude>>;
+    default:
+      return lif_bwd_bits_block<BitsForm<Element, false, kHard, kEverything>>;
+  }
+}
+
+}  // namespace
+}  // namespace realspike

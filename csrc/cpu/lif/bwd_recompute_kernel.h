@@ -1,0 +1,304 @@
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/lif/bwd_bits_kernel.h"
+
+// Backward from x and a potential every kLifPotentialInterval timesteps: every surrogate, attached
+// or detached reset, learnable decay and threshold.
+
+namespace realspike {
+namespace {
+
+// Timesteps whose recomputed potentials a register can hold for every lane.
+constexpr int kRecomputeSteps = 4;
+
+// The form of the neuron, uniform over a call.
+struct Form {
+  uint32_t ternary;
+  uint32_t soft;
+  uint32_t attached;
+  float v_reset;
+
+  explicit Form(const LifBackward& p)
+      : ternary(mask_if(p.ternary)),
+        soft(mask_if(p.reset == Reset::kSoft)),
+        attached(mask_if(!p.detach_reset)),
+        v_reset(p.v_reset) {}
+};
+
+// One timestep forward again.
+struct Recomputed {
+  float h;
+  float v;  // after the reset
+};
+
+template <ResetForm kReset>
+inline Recomputed recompute_step(const Form& form, float decay, float v_threshold, float v,
+                                 float x) {
+  const float h = charge<kReset>(decay, v, x, v_threshold, form.ternary);
+  const uint32_t sign = sign_of(h, form.ternary);
+  const bool spike = with_sign(h, sign) >= v_threshold;
+  return {h, reset<kReset>(h, spike, form.v_reset, reset_shift(form.soft, v_threshold, sign))};
+}
+
+// Carries v over one timestep.
+template <ResetForm kReset, Vary kVary>
+void advance(const LifBackward& p, int64_t count, const float* __restrict x, const Lanes& lanes,
+             int64_t lane, float* __restrict v) {
+  const Form form(p);
+  const Parameter<float, kVary == Vary::kEverything> decay(lanes.decay, lane);
+  const Parameter<float, kVary == Vary::kEverything> v_threshold(lanes.v_threshold, lane);
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i) {
+    v[i] = recompute_step<kReset>(form, decay[i], v_threshold[i], v[i], x[i]).v;
+  }
+}
+
+// Rows of timesteps in float32, each `count` neurons.
+struct Rows {
+  const float* x;  // x_stride apart
+  int64_t x_stride;
+  const float* grad_y;  // grad_y_stride apart
+  int64_t grad_y_stride;
+  float* grad_x;  // grad_x_stride apart
+  int64_t grad_x_stride;
+};
+
+// kSteps timesteps, recomputed from x and the potential before them. kLearn: decay and threshold
+// are learnable.
+template <Surrogate kSurrogate, ResetForm kReset, Vary kVary, bool kLearn, int kSteps>
+void lif_bwd_recompute_steps(const LifBackward& p, int64_t count, const Rows& rows,
+                             const Lanes& lanes, int64_t lane, const float* __restrict v,
+                             float* __restrict q, LaneSums& sums) {
+  constexpr bool kSum = kVary != Vary::kNothing;
+  constexpr bool kHardReset = kReset == ResetForm::kHard, kDelayed = kReset == ResetForm::kDelayed;
+  const Form form(p);
+  const float scale = p.surrogate_scale;
+  const float* __restrict x = rows.x;
+  const float* __restrict grad_y = rows.grad_y;
+  float* __restrict grad_x = rows.grad_x;
+  const int64_t x_stride = rows.x_stride, grad_y_stride = rows.grad_y_stride;
+  const int64_t grad_x_stride = rows.grad_x_stride;
+  const Parameter<float, kVary != Vary::kNothing> amplitude(lanes.amplitude, lane);
+  const Parameter<float, kVary == Vary::kEverything> decay(lanes.decay, lane);
+  const Parameter<float, kVary == Vary::kEverything> v_threshold(lanes.v_threshold, lane);
+  float* __restrict grad_amplitude = sums.amplitude + lane;
+  float* __restrict grad_decay = sums.decay + lane;
+  float* __restrict grad_v_threshold = sums.v_threshold + lane;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i) {
+    const float amplitude_i = amplitude[i], decay_i = decay[i], threshold_i = v_threshold[i];
+    float h[kSteps], v_before[kSteps];
+    float v_i = v[i];
+    for (int k = 0; k < kSteps; ++k) {
+      v_before[k] = v_i;
+      const Recomputed step =
+          recompute_step<kReset>(form, decay_i, threshold_i, v_i, x[k * x_stride + i]);
+      h[k] = step.h;
+      v_i = step.v;
+    }
+    float q_i = q[i];
+    float sum_amplitude = kSum ? grad_amplitude[i] : 0.0f;
+    // Sums of the stretch: one addition of many small ones keeps their precision.
+    float sum_decay = 0.0f, sum_threshold = 0.0f;
+    for (int k = kSteps - 1; k >= 0; --k) {
+      const uint32_t sign = sign_of(h[k], form.ternary);
+      const float magnitude = with_sign(h[k], sign);
+      const bool spike = magnitude >= threshold_i;
+      const float g = with_sign(grad_y[k * grad_y_stride + i], sign);
+      // Gradient that reaches whether the neuron fires, through the spike and through the reset.
+      const float by_reset = kHardReset ? form.v_reset - h[k] : with_sign(-threshold_i, sign);
+      const uint32_t attached = kDelayed ? 0u : form.attached;
+      const float grad_fires = amplitude_i * g + masked(by_reset * q_i, attached);
+      const float slope = surrogate_derivative<kSurrogate>(magnitude - threshold_i, scale);
+      const float through_spike = slope == 0.0f ? 0.0f : grad_fires * slope;
+      const float through_state = kHardReset && spike ? 0.0f : q_i;
+      const float grad_h = with_sign(through_spike, sign) + through_state;
+      grad_x[k * grad_x_stride + i] = grad_h;
+      if (kLearn) {
+        sum_decay += grad_h * v_before[k];
+        const float subtracted = masked(with_sign(q_i, sign), form.soft);
+        sum_threshold -= through_spike + (spike ? subtracted : 0.0f);
+      }
+      q_i = decay_i * grad_h;
+      if (kDelayed) {
+        // The timestep subtracted the threshold if the neuron had fired before.
+        const uint32_t sign_before = sign_of(v_before[k], form.ternary);
+        const float magnitude_before = with_sign(v_before[k], sign_before);
+        const float g_before = with_sign(grad_h, sign_before);
+        const float slope_before =
+            surrogate_derivative<kSurrogate>(magnitude_before - threshold_i, scale);
+        const float grad_fired = masked(-threshold_i * g_before, form.attached);
+        const float through_reset = slope_before == 0.0f ? 0.0f : grad_fired * slope_before;
+        q_i += with_sign(through_reset, sign_before);
+        sum_threshold -= through_reset + (magnitude_before >= threshold_i ? g_before : 0.0f);
+      }
+      if (kSum) sum_amplitude += spike ? g : 0.0f;
+    }
+    q[i] = q_i;
+    if (kSum) grad_amplitude[i] = sum_amplitude;
+    if (kLearn) {
+      grad_decay[i] += sum_decay;
+      grad_v_threshold[i] += sum_threshold;
+    }
+  }
+}
+
+// The functions of one form of the neuron.
+struct Recompute {
+  using Steps = void (*)(const LifBackward&, int64_t count, const Rows&, const Lanes&, int64_t lane,
+                         const float* v, float* q, LaneSums&);
+  Steps one, two, four;
+  void (*advance)(const LifBackward&, int64_t count, const float* x, const Lanes&, int64_t lane,
+                  float* v);
+};
+
+template <Surrogate kSurrogate, ResetForm kReset, Vary kVary, bool kLearn>
+constexpr Recompute kRecompute = {
+    lif_bwd_recompute_steps<kSurrogate, kReset, kVary, kLearn, 1>,
+    lif_bwd_recompute_steps<kSurrogate, kReset, kVary, kLearn, 2>,
+    lif_bwd_recompute_steps<kSurrogate, kReset, kVary, kLearn, 4>,
+    advance<kReset, kVary>,
+};
+
+template <Surrogate kSurrogate>
+const Recompute& recompute_with(const LifBackward& p) {
+  constexpr Vary kEverything = Vary::kEverything;
+  constexpr ResetForm kHard = ResetForm::kHard, kShift = ResetForm::kShift;
+  const bool learn = p.grad_decay != nullptr || p.grad_v_threshold != nullptr;
+  if (p.reset == Reset::kSoftDelayed) {
+    return kRecompute<kSurrogate, ResetForm::kDelayed, kEverything, true>;
+  }
+  if (p.reset != Reset::kHard) {
+    return learn ? kRecompute<kSurrogate, kShift, kEverything, true>
+                 : kRecompute<kSurrogate, kShift, kEverything, false>;
+  }
+  if (learn) return kRecompute<kSurrogate, kHard, kEverything, true>;
+  switch (what_varies(p)) {
+    case Vary::kNothing:
+      return kRecompute<kSurrogate, kHard, Vary::kNothing, false>;
+    case Vary::kAmplitude:
+      return kRecompute<kSurrogate, kHard, Vary::kAmplitude, false>;
+    default:
+      return kRecompute<kSurrogate, kHard, kEverything, false>;
+  }
+}
+
+const Recompute& recompute_for(const LifBackward& p) {
+  switch (p.surrogate) {
+    case Surrogate::kATan:
+      return recompute_with<Surrogate::kATan>(p);
+    case Surrogate::kSigmoid:
+      return recompute_with<Surrogate::kSigmoid>(p);
+    case Surrogate::kTriangle:
+      return recompute_with<Surrogate::kTriangle>(p);
+    default:
+      return recompute_with<Surrogate::kRectangular>(p);
+  }
+}
+
+// The rows of a stretch as float32: where they lie, or widened into buffers and rounded back.
+template <class Element>
+class RowBuffers {
+  using Storage = typename Element::Storage;
+
+ public:
+  const float* widen_x(const Storage* x, int64_t stride, int64_t count, int steps) {
+    return widen(x, stride, count, steps, x_);
+  }
+  const float* widen_grad_y(const Storage* grad_y, int64_t stride, int64_t count, int steps) {
+    return widen(grad_y, stride, count, steps, grad_y_);
+  }
+  static int64_t stride(int64_t) { return kBlock; }
+  float* grad_x(Storage*, bool) { return grad_x_[0]; }
+  static int64_t grad_x_stride(int64_t, bool) { return kBlock; }
+
+  void store(Storage* grad_x, int64_t stride, int64_t count, int steps, bool stream) {
+    alignas(64) Storage row[kBlock];
+    for (int k = 0; k < steps; ++k) {
+      Storage* to = stream ? row : grad_x + k * stride;
+      for (int64_t i = 0; i < count; ++i) to[i] = Element::round(grad_x_[k][i]);
+      if (stream) stream_copy(grad_x + k * stride, row, count * sizeof(Storage));
+    }
+  }
+
+ private:
+  using Buffer = float[kRecomputeSteps][kBlock];
+  static const float* widen(const Storage* rows, int64_t stride, int64_t count, int steps,
+                            Buffer& buffer) {
+    for (int k = 0; k < steps; ++k) {
+      for (int64_t i = 0; i < count; ++i) buffer[k][i] = Element::widen(rows[k * stride + i]);
+    }
+    return buffer[0];
+  }
+
+  alignas(64) Buffer x_;
+  alignas(64) Buffer grad_y_;
+  alignas(64) Buffer grad_x_;
+};
+
+template <>
+class RowBuffers<Float32> {
+ public:
+  const float* widen_x(const float* x, int64_t, int64_t, int) { return x; }
+  const float* widen_grad_y(const float* grad_y, int64_t, int64_t, int) { return grad_y; }
+  static int64_t stride(int64_t in_memory) { return in_memory; }
+  float* grad_x(float* in_memory, bool stream) { return stream ? streamed_[0] : in_memory; }
+  static int64_t grad_x_stride(int64_t in_memory, bool stream) {
+    return stream ? kBlock : in_memory;
+  }
+  void store(float* grad_x, int64_t stride, int64_t count, int steps, bool stream) {
+    if (!stream) return;
+    for (int k = 0; k < steps; ++k) {
+      stream_copy(grad_x + k * stride, streamed_[k], count * sizeof(float));
+    }
+  }
+
+ private:
+  alignas(64) float streamed_[kRecomputeSteps][kBlock];
+};
+
+template <class Element>
+void lif_bwd_recompute_block(const LifBackward& p, int64_t n, int64_t count, int64_t lane,
+                             const Lanes& lanes, float* q, LaneSums& sums, bool stream) {
+  using Storage = typename Element::Storage;
+  const Recompute& recompute = recompute_for(p);
+  const Storage* x = static_cast<const Storage*>(p.x) + n;
+  const Storage* grad_y = static_cast<const Storage*>(p.grad_y) + n;
+  Storage* grad_x = static_cast<Storage*>(p.grad_x) + n;
+  const float* saved = static_cast<const float*>(p.saved);
+  RowBuffers<Element> buffers;
+  alignas(64) float v[kBlock];
+  for_each_stretch_reversed(p.T, [&](int64_t t, auto steps) {
+    const int64_t kept = t / kLifPotentialInterval;
+    load_potential(kept == 0 ? p.v_init : saved + (kept - 1) * p.N, n, count, v);
+    const auto x_rows = [&](int64_t from, int how_many) {
+      return buffers.widen_x(x + from * p.x_stride_t, p.x_stride_t, count, how_many);
+    };
+    // The potentials between the one that was kept and this stretch.
+    for (int64_t before = kept * kLifPotentialInterval; before < t; ++before) {
+      recompute.advance(p, count, x_rows(before, 1), lanes, lane, v);
+    }
+    Storage* grad_x_t = grad_x + t * p.N;
+    const Rows rows = {
+        x_rows(t, steps),
+        buffers.stride(p.x_stride_t),
+        buffers.widen_grad_y(grad_y + t * p.N, p.N, count, steps),
+        buffers.stride(p.N),
+        buffers.grad_x(grad_x_t, stream),
+        buffers.grad_x_stride(p.N, stream),
+    };
+    const auto run = steps == 4 ? recompute.four : steps == 2 ? recompute.two : recompute.one;
+    run(p, count, rows, lanes, lane, v, q, sums);
+    buffers.store(grad_x_t, p.N, count, steps, stream);
+  });
+}
+
+template <class Element>
+BackwardBlock choose_recompute(const LifBackward&) {
+  return lif_bwd_recompute_block<Element>;
+}
+
+}  // namespace
+}  // namespace realspike

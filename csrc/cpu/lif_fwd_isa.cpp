@@ -1,8 +1,0 @@
-#include "cpu/isa_parts.h"
-#include "cpu/lif_fwd_kernel.h"
-
-namespace realspike::REALSPIKE_ISA {
-
-void enter_lif_fwd(IsaKernels* kernels) { kernels->lif_fwd = lif_fwd_tile; }
-
-}  // namespace realspike::REALSPIKE_ISA

@@ -1,0 +1,109 @@
+#include "cpu/unshared_conv/tiles.h"
+
+#include <algorithm>
+
+namespace realspike {
+namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+int64_t bytes_of(DType weight_dtype) {
+  switch (weight_dtype) {
+    case DType::kFloat32:
+      return 4;
+    case DType::kInt8:
+      return 1;
+    default:
+      return 2;
+  }
+}
+
+// Weights of one pass. They and those of the next pass share the L2 cache. With few samples a pass
+// is short work, so that a small one spreads the prefetches evenly; with many, the narrower a row,
+// the fewer cycles it takes, and the more rows a list must have to be worth its setup and loading
+// and storing the sums.
+int64_t pass_bytes(int64_t weight_bytes, bool few_samples) {
+  if (few_samples) return 48 * 1024;
+  switch (weight_bytes) {
+    case 4:
+      return 64 * 1024;
+    case 2:
+      return 128 * 1024;
+    default:
+      return 160 * 1024;
+  }
+}
+
+}  // namespace
+
+bool adds_all_rows(const UnsharedConvParams& p) {
+  constexpr int64_t kFewWeights = 2304;  // 3 x 3 taps, 16 channels to 16
+  const int64_t taps = p.KH * p.KW;
+  return p.weight_dtype == DType::kFloat32 && p.amplitude == nullptr && p.N >= kQuad &&
+         p.Cout_g % kQuad == 0 && taps <= kMostMaskedTaps &&
+         taps * p.Cin_g * p.Cout_g <= kFewWeights;
+}
+
+UnsharedConvTiles choose_unshared_conv_tiles(const UnsharedConvParams& p, int64_t timesteps,
+                                             int num_threads) {
+  constexpr int64_t kFewSamples = 16;
+  constexpr int64_t kNarrowTile = 128;
+  constexpr int64_t kWideTile = 512;
+  constexpr int64_t kPrefetchBytes = 8 * 1024 * 1024;  // below it the weights stay in the L3 cache
+  constexpr int64_t kKeptFloats = 64;
+  constexpr int64_t kTasksPerThread = 4;
+  constexpr int64_t kWordBits = 32;  // a tile's spikes fill whole words
+
+  UnsharedConvTiles tiles{};
+  tiles.blocks = ceil_div(p.Cin_g, kChannelBlock);
+
+  tiles.timesteps = timesteps;
+  const int64_t sequences = p.N / timesteps;
+  int64_t sequences_per_tile = std::min(sequences, kMostSamples / timesteps);
+  tiles.samples = sequences_per_tile * timesteps;
+
+  // With many samples, wide rows spread the setup of a list over more channels. With few, memory
+  // decides: narrow tiles of one position follow each other, and each finds in the L3 cache what
+  // the hardware fetched beyond the rows of the tile before.
+  const bool few_samples = p.N <= kFewSamples;
+  tiles.channels =
+      few_samples ? kNarrowTile : std::clamp(kMostSums / tiles.samples, kNarrowTile, kWideTile);
+  tiles.channels -= tiles.channels % kWordBits;
+  tiles.channels = std::min(p.Cout_g, tiles.channels);
+  tiles.channel_tiles = ceil_div(p.Cout_g, tiles.channels);
+
+  const int64_t wanted = num_threads == 1 ? 1 : kTasksPerThread * num_threads;
+  const int64_t positions = p.OH * p.OW;
+  const int64_t fixed_tasks = p.G * tiles.channel_tiles;
+  // Few positions (a linear layer has one): share out the samples as well.
+  if (positions * fixed_tasks * ceil_div(sequences, sequences_per_tile) < wanted) {
+    sequences_per_tile = std::max<int64_t>(1, sequences * positions * fixed_tasks / wanted);
+    tiles.samples = sequences_per_tile * timesteps;
+  }
+  tiles.sample_tiles = ceil_div(sequences, sequences_per_tile);
+  // A run of positions fills whole cache lines of a contiguous output.
+  tiles.positions = std::clamp<int64_t>(positions * fixed_tasks * tiles.sample_tiles / wanted, 1,
+                                        std::min(positions, kMostPositions));
+  tiles.position_tiles = ceil_div(positions, tiles.positions);
+  // The outputs of the next sample lie far away, and powers of two apart, which caches map to few
+  // places. So a sample's are written when they fill a line or, channels side by side, a few.
+  const int64_t side_by_side =
+      p.out_stride_c == 1 ? ceil_div(kKeptFloats, tiles.channels) : kMostPositions;
+  tiles.kept = std::min(tiles.positions, side_by_side);
+  tiles.tasks = tiles.position_tiles * p.G * tiles.channel_tiles * tiles.sample_tiles;
+
+  // Equal passes: a short one would leave too little time to fetch the rows of a long one.
+  const int64_t weight_bytes = bytes_of(p.weight_dtype);
+  const int64_t block_bytes = std::min(p.Cin_g, kChannelBlock) * tiles.channels * weight_bytes;
+  const int64_t blocks = std::max<int64_t>(1, p.KH * p.KW * tiles.blocks);
+  const int64_t most =
+      std::clamp<int64_t>(pass_bytes(weight_bytes, few_samples) / std::max<int64_t>(1, block_bytes),
+                          1, std::min(blocks, kMostTapsPerPass));
+  tiles.blocks_per_pass = ceil_div(blocks, ceil_div(blocks, most));
+
+  const int64_t weights = positions * p.G * p.KH * p.KW * p.Cin_g * p.Cout_g;
+  tiles.prefetch = p.weight_stride_p != 0 && weights * weight_bytes > kPrefetchBytes;
+  return tiles;
+}
+
+}  // namespace realspike
