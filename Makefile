@@ -25,7 +25,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: quickstart test bench lint docs figures plant-bugs proofs mutants wheel wheels gpu setup clean
+.PHONY: quickstart test bench lint peers docs figures plant-bugs proofs mutants wheel wheels gpu setup clean
 
 quickstart: $(VENV)/.built
 	$(BIN)/realspike quickstart --out runs/quickstart
@@ -41,8 +41,13 @@ lint: $(VENV)/.built
 	$(BIN)/ruff format --check .
 	find bench csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
 
+# The libraries that documentation and tests compare with. With their dependencies they bring torchvision and more.
+PEERS := import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['peers'], sep='\n')
+peers: $(VENV)/.built
+	$(BIN)/python -c "$(PEERS)" | xargs -d '\n' $(BIN)/python -m pip install --disable-pip-version-check -q --no-deps
+
 # Realspike itself is installed, so that pip adds what its extra names and builds nothing anew.
-docs: $(VENV)/.built
+docs: peers
 	$(BIN)/python -m pip install --disable-pip-version-check -q "realspike[docs]"
 	$(BIN)/python -m sphinx -W --keep-going -E -j 2 $(DOCS) -c docs . build/docs
 
