@@ -1,10 +1,12 @@
 """docs/performance.md and README's figures hold what bench/results and docs/results hold."""
 
+import math
 import re
 import sys
 from pathlib import Path
 
 import pytest
+from matplotlib.colors import to_rgba
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # bench and docs are no installed packages
@@ -100,6 +102,18 @@ def test_committed_charts_are_drawn_from_the_results(name, tmp_path):
         drawn = texts(path)
         assert len(drawn) > 20
         assert texts(draw.FIGURES / path.name) == drawn, f"run python -m docs.draw {name}"
+
+
+def test_bars_go_from_1_to_their_ratio_in_the_colour_of_who_is_faster():
+    theme = draw.THEMES["light"]
+    bars = draw.draw_speed(performance.CHART, theme).axes[0].patches
+    places = {text.get_text(): text.get_position()[0] for text in bars[0].axes.texts}
+    one, octave = places["1"], places["2"] - places["1"]
+    for bar, drawn in zip(performance.CHART, bars, strict=True):
+        assert drawn.get_x() == one
+        assert drawn.get_width() / octave == pytest.approx(math.log2(bar.ratio))
+        wins, loses = (to_rgba(color) for color in (theme.good, theme.bad))
+        assert drawn.get_facecolor() == (wins if bar.ratio > 1 else loses)
 
 
 def test_chart_of_speed_says_every_ratio():
