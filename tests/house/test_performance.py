@@ -6,13 +6,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import realspike  # noqa: F401 - the installed one, before the checkout is on the path
 from matplotlib.colors import to_rgba
+
+import realspike_ops  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # bench and docs are no installed packages
-
 from bench import performance
 from docs import draw
+
+sys.path.remove(str(ROOT))
 
 
 def ratios(stem: str, pattern: str, peer: str) -> dict[str, float]:
