@@ -20,7 +20,7 @@ from realspike.optional import require
 from realspike_ops import safe_files
 
 FORMAT = "realspike.checkpoint"
-FOLDED_FORMAT = "realspike.inspect.folded"  # of realspike_ops.save_folded
+FOLDED_FORMAT = "realspike.folded"  # of realspike_ops.save_folded
 FORMAT_VERSION = "3"
 
 

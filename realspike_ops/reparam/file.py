@@ -32,7 +32,7 @@ from realspike_ops.reparam.network import (
 from realspike_ops.reparam.trace.in_place import changed_copy
 from realspike_ops.reparam.trace.sizes import batch_size
 
-FORMAT = "realspike.inspect.folded"
+FORMAT = "realspike.folded"
 FORMAT_VERSION = "3"
 
 _REST = ("input_shape", "batch", "neurons")  # of the arguments of a FoldedNetwork

@@ -194,7 +194,7 @@ def test_trained_and_folded_files_are_not_confused(run, folded_file, capsys):
     message = output(capsys, "fold", folded_file, "-o", "x", code=2)
     assert "it holds a folded network, and a trained one is needed" in message
     message = output(capsys, "verify", run, run / "model.safetensors", code=2)
-    assert "not a realspike.inspect.folded" in message
+    assert "not a realspike.folded" in message
 
 
 def test_data_that_do_not_fit_are_refused(run, folded_file, capsys):
