@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-import realspike_ops.ops.lif
+import realspike_ops.ops.lif_autograd
 import realspike_ops.ops.lif_packed
 from realspike_ops import _checks as checks
 from realspike_ops.ops.lif_contract import SAVE_NOTHING, Neuron, what_to_save
@@ -138,7 +138,7 @@ def lif(
             x, decay, v_threshold, v_init, neuron, bool(return_state)
         )
         return (spikes, v_last) if return_state else spikes
-    y, v_last = realspike_ops.ops.lif.lif(
+    y, v_last = realspike_ops.ops.lif_autograd.lif(
         x, amplitude, decay, v_threshold, v_init, neuron, save, bool(return_state)
     )
     return (y, v_last) if return_state else y

@@ -53,7 +53,15 @@ def int8_scale(largest: Tensor) -> Tensor:
     return torch.where(largest > 0, largest / 127, 1.0).float()
 
 
+def in_steps(values: Tensor, scale: Tensor) -> Tensor:  # float64
+    """Return weights, biases, thresholds or potentials as numbers of steps.
+
+    All of them are divided by the size of a step, and the same spikes are fired.
+    """
+    return values.double() / scale.double()
+
+
 def int8_steps(weight: Tensor, scale: Tensor) -> Tensor:  # [..., G, KH, KW, Cin/G, Cout/G] uint8
     """Round to steps of scale [G, Cout/G] and add 128."""
-    steps = weight.double() / scale.double()[:, None, None, None, :]
+    steps = in_steps(weight, scale[:, None, None, None, :])
     return (steps.round_().clamp_(-127, 127) + 128).to(torch.uint8)

@@ -1,11 +1,16 @@
-"""What the ops of LIF neurons agree on: the form of the neuron, its schema, what backward keeps."""
+"""The contract of the ops of LIF neurons: form, parameters, schema, and what backward keeps.
 
+The kernels see N neurons side by side in memory order (csrc/core/lif.h).
+"""
+
+import functools
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from realspike_ops.ops.lif_parameters import PerNeuron, in_memory_order
+from realspike_ops.ops.layout import as_step
 
 # csrc/core/lif.h
 SAVE_NOTHING, SAVE_BITS, SAVE_POTENTIALS = 0, 1, 2
@@ -40,20 +45,94 @@ def what_to_save(neuron: Neuron, *learnable: Tensor | None) -> int:
     return SAVE_POTENTIALS
 
 
-def neuron_parameters(
+class PerNeuron(NamedTuple):
+    """One parameter as the kernels take it: neuron n has values[(n / inner) % size]."""
+
+    values: Tensor | None  # [size], float32
+    all: float  # the value of all neurons where values is None
+    inner: int
+    size: int
+
+
+@functools.lru_cache(maxsize=1024)
+def _for_all(value: float) -> PerNeuron:
+    return PerNeuron(None, value, 1, 1)
+
+
+def in_memory_order(
+    parameter: Tensor | None, otherwise: float, shape: tuple[int, ...], channels_last: bool
+) -> PerNeuron:
+    """View a parameter that broadcasts against the features `shape` as the neurons lie."""
+    if parameter is None:
+        return _for_all(otherwise)
+    size = parameter.numel()
+    if size == 1:
+        return PerNeuron(parameter, otherwise, 1, 1)
+    if channels_last:
+        C, H, W = shape
+        if size == C and parameter.shape == (C, 1, 1):
+            return PerNeuron(parameter.contiguous(), otherwise, 1, C)
+        values = parameter.expand(C, H, W).permute(1, 2, 0).contiguous()
+        return PerNeuron(values, otherwise, 1, C * H * W)
+    # The functional layer has expanded a parameter whose varying dimensions are not neighbours.
+    trailing_ones = 0
+    while parameter.shape[-1 - trailing_ones] == 1:
+        trailing_ones += 1
+    inner = math.prod(shape[len(shape) - trailing_ones :])
+    return PerNeuron(parameter.contiguous(), otherwise, inner, size)
+
+
+def period_of(parameters: tuple[PerNeuron, ...], shape: tuple[int, ...]) -> int:
+    """Return the number of neurons after which all parameters repeat; a sample has `shape`."""
+    for parameter in parameters:
+        if parameter.size > 1:
+            return math.prod(shape)
+    return 1
+
+
+class Neurons(NamedTuple):
+    """The neurons of a launch."""
+
+    form: Neuron
+    parameters: tuple[PerNeuron, PerNeuron, PerNeuron]  # amplitude, decay, v_threshold
+    period: int  # neurons after which all parameters repeat
+    v_init: Tensor | None  # [B, ...], in memory order
+
+
+def neurons_in_memory_order(
     amplitude: Tensor | None,
     decay: Tensor | None,
     v_threshold: Tensor | None,
-    neuron: Neuron,
+    v_init: Tensor | None,  # [B, ...]
+    form: Neuron,
     shape: tuple[int, ...],  # of one sample: [...]
     channels_last: bool,
-) -> tuple[PerNeuron, PerNeuron, PerNeuron]:
-    """View all parameters of the neurons as the neurons lie."""
-    return (
+) -> Neurons:
+    """View all that neurons of a sample of `shape` have as the neurons lie."""
+    parameters = (
         in_memory_order(amplitude, 1.0, shape, channels_last),
-        in_memory_order(decay, neuron.decay, shape, channels_last),
-        in_memory_order(v_threshold, neuron.v_threshold, shape, channels_last),
+        in_memory_order(decay, form.decay, shape, channels_last),
+        in_memory_order(v_threshold, form.v_threshold, shape, channels_last),
     )
+    v_init = None if v_init is None else as_step(v_init, channels_last)
+    return Neurons(form, parameters, period_of(parameters, shape), v_init)
+
+
+class Currents(NamedTuple):
+    """The input of a launch."""
+
+    x: Tensor | None  # [T, B, ...], each timestep dense; None where bits were kept instead
+    stride_t: int  # 0 where all timesteps are the same memory
+
+
+class Gradients(NamedTuple):
+    """The tensors that a backward pass reads and writes."""
+
+    y: Tensor  # [T, B, ...]; read
+    v_last: Tensor | None  # [B, ...]; read
+    x: Tensor  # [T, B, ...]
+    partials: list[Tensor | None]  # [chunks, row]: sums for amplitude, decay and v_threshold
+    v_init: Tensor | None  # [B, ...]
 
 
 def or_empty(like: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:

@@ -3,9 +3,10 @@
 import functools
 
 import torch
+from torch import Tensor
 
 from realspike_ops._native import DTYPES, extension, pointer
-from realspike_ops.ops.lif_parameters import PerNeuron
+from realspike_ops.ops.lif_contract import SAVE_NOTHING, Currents, Gradients, Neurons, PerNeuron
 from realspike_ops.surrogate import NAMES
 
 _SURROGATES = {name: index for index, name in enumerate(NAMES)}
@@ -14,10 +15,11 @@ _RESETS = {"hard": 0, "soft": 1, "none": 2, "soft_delayed": 3}
 
 @functools.lru_cache(maxsize=1024)
 def _form(neuron):
+    reset, surrogate = _RESETS[neuron.reset], _SURROGATES[neuron.surrogate]
     return extension().LifForm(
-        *(neuron.v_reset, _RESETS[neuron.reset], neuron.detach_reset, neuron.ternary),
-        *(_SURROGATES[neuron.surrogate], neuron.surrogate_scale),
-    )
+        neuron.v_reset, reset, neuron.detach_reset, neuron.ternary, surrogate,
+        neuron.surrogate_scale,
+    )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=1024)
@@ -31,38 +33,39 @@ def _per_neuron(parameter: PerNeuron):
     return extension().PerNeuron(parameter.values.data_ptr(), 0.0, parameter.inner, parameter.size)
 
 
-def _params(x, parameters, period, v_init, saved, y, neuron, save, x_stride_t):
-    amplitude, decay, v_threshold = parameters
+def _params(currents: Currents, neurons: Neurons, saved, save: int, like: Tensor):
+    """Return the parameters of T timesteps of N neurons, of the shape and dtype of `like`."""
+    T, N = like.shape[0], like.shape[1:].numel()
     return extension().LifParams(
-        *(_form(neuron), _per_neuron(amplitude), _per_neuron(decay), _per_neuron(v_threshold)),
-        *(pointer(x), pointer(v_init), pointer(saved), DTYPES[y.dtype], save),
-        *(y.shape[0], y.shape[1:].numel(), x_stride_t, period),
-    )
+        _form(neurons.form), *map(_per_neuron, neurons.parameters), pointer(currents.x),
+        pointer(neurons.v_init), pointer(saved), DTYPES[like.dtype], save, T, N, currents.stride_t,
+        neurons.period,
+    )  # fmt: skip
 
 
-def launch_fwd(x, parameters, period, v_init, y, v_last, saved, neuron, save, x_stride_t):
-    params = _params(x, parameters, period, v_init, saved, y, neuron, save, x_stride_t)
+def launch_fwd(currents: Currents, neurons: Neurons, y, v_last, saved, save: int) -> None:
+    params = _params(currents, neurons, saved, save, y)
     extension().lif_fwd_cpu(params, y.data_ptr(), pointer(v_last), torch.get_num_threads())
 
 
-def launch_packed(x, parameters, period, v_init, packed, v_last, neuron, x_stride_t, channels_last):
-    params = _params(x, parameters, period, v_init, None, x, neuron, 0, x_stride_t)
+def launch_packed(currents: Currents, neurons: Neurons, packed, v_last, channels_last) -> None:
+    x = currents.x
+    C, pixels = x.shape[2], x.shape[3:].numel()
     extension().lif_packed_cpu(
-        *(params, packed.data_ptr(), pointer(v_last), x.shape[2], x.shape[3:].numel()),
-        *(channels_last, torch.get_num_threads()),
-    )
+        _params(currents, neurons, None, SAVE_NOTHING, x), packed.data_ptr(), pointer(v_last),
+        C, pixels, channels_last, torch.get_num_threads(),
+    )  # fmt: skip
 
 
-def params_after_conv(parameters, v_init, neuron, T, N):
-    """The parameters of N neurons on currents that are nowhere in memory; any device's."""
-    amplitude, decay, v_threshold = map(_per_neuron, parameters)
+def params_after_conv(neurons: Neurons, T: int, N: int):
+    """Return the parameters of N neurons whose currents are nowhere in memory; for any device."""
     return extension().LifParams(
-        *(_form(neuron), amplitude, decay, v_threshold),
-        *(0, pointer(v_init), 0, DTYPES[torch.float32], 0, T, N, 0, 1),
-    )
+        _form(neurons.form), *map(_per_neuron, neurons.parameters), 0, pointer(neurons.v_init), 0,
+        DTYPES[torch.float32], SAVE_NOTHING, T, N, 0, 1,
+    )  # fmt: skip
 
 
-def launch_after_conv(conv, lif, packed, v_last):
+def launch_after_conv(conv, lif, packed, v_last) -> None:
     """Launch the convolution `conv` and the neurons `lif` that its currents go into."""
     extension().unshared_conv_lif_cpu(
         conv, lif, packed.data_ptr(), pointer(v_last), torch.get_num_threads()
@@ -74,25 +77,7 @@ def partial_shape(T, N, period, save, element_size) -> tuple[int, int]:
     return chunks, row
 
 
-def launch_bwd(
-    grad_y,
-    grad_v_last,
-    x,
-    parameters,
-    period,
-    v_init,
-    saved,
-    grad_x,
-    partials,
-    grad_v_init,
-    neuron,
-    save,
-    x_stride_t,
-):
-    params = _params(x, parameters, period, v_init, saved, grad_x, neuron, save, x_stride_t)
-    extension().lif_bwd_cpu(
-        params,
-        *(pointer(grad_y), pointer(grad_v_last), pointer(grad_x), pointer(grad_v_init)),
-        *map(pointer, partials),
-        torch.get_num_threads(),
-    )
+def launch_bwd(currents: Currents, neurons: Neurons, saved, save: int, grads: Gradients) -> None:
+    params = _params(currents, neurons, saved, save, grads.x)
+    written = (grads.y, grads.v_last, grads.x, grads.v_init, *grads.partials)
+    extension().lif_bwd_cpu(params, *map(pointer, written), torch.get_num_threads())

@@ -18,6 +18,9 @@ from realspike_ops.ops.lif_contract import (
     POTENTIAL_INTERVAL,
     SAVE_BITS,
     SAVE_POTENTIALS,
+    Currents,
+    Gradients,
+    Neurons,
 )
 
 NUM_WARPS = 4
@@ -107,18 +110,9 @@ def inverse(scale: float) -> float:
     return 1.0 / struct.unpack("f", struct.pack("f", scale))[0]
 
 
-def _is_wide(N, parameters) -> bool:
-    return N >= WIDE and any(parameter.inner * parameter.size >= WIDE for parameter in parameters)
-
-
-def _present(parameters, v_init) -> tuple[bool, bool, bool, bool]:
-    a, d, v = parameters
-    return a.values is not None, d.values is not None, v.values is not None, v_init is not None
-
-
 @looked_up
 def _form(neuron, wide, amplitude, decay, v_threshold, v_init) -> dict:
-    """Return what both passes know of the neuron: its kind, and the tensors that it has."""
+    """Return the constants of both passes: the kind of the neuron, and which tensors it has."""
     return {
         "WIDE": wide,
         "HAS_AMPLITUDE": amplitude,
@@ -130,22 +124,28 @@ def _form(neuron, wide, amplitude, decay, v_threshold, v_init) -> dict:
     }
 
 
-def launch_fwd(x, parameters, period, v_init, y, v_last, saved, neuron, save, x_stride_t):
-    amplitude, decay, v_threshold = parameters
+def _form_constants(N: int, neurons: Neurons) -> dict:
+    a, d, v = neurons.parameters
+    wide = N >= WIDE and any(p.inner * p.size >= WIDE for p in neurons.parameters)
+    tensors = (a.values, d.values, v.values, neurons.v_init)
+    return _form(neurons.form, wide, *(tensor is not None for tensor in tensors))
+
+
+def launch_fwd(currents: Currents, neurons: Neurons, y, v_last, saved, save: int) -> None:
+    (amplitude, decay, v_threshold), form = neurons.parameters, neurons.form
     T, N = y.shape[0], y.shape[1:].numel()
     constants = options(T, N, save, y.element_size())
-    tiles = tiling(N, period, constants["BLOCK"], PROGRAMS)
-    with torch.cuda.device_of(x):
+    tiles = tiling(N, neurons.period, constants["BLOCK"], PROGRAMS)
+    with torch.cuda.device_of(y):
         lif_fwd_kernel[(tiles.columns * tiles.chunks,)](
-            *(x, amplitude.values, decay.values, v_threshold.values, v_init, y, v_last, saved),
-            *(T, N, x_stride_t, tiles.row, tiles.rows_per_chunk, tiles.columns),
-            *(amplitude.inner, amplitude.size, decay.inner, decay.size),
-            *(v_threshold.inner, v_threshold.size),
-            *(neuron.decay, neuron.v_threshold, neuron.v_reset, neuron.surrogate_scale),
-            KEEP_STATE=v_last is not None,
-            **_form(neuron, _is_wide(N, parameters), *_present(parameters, v_init)),
-            **constants,
-        )
+            currents.x, amplitude.values, decay.values, v_threshold.values, neurons.v_init,
+            y, v_last, saved,
+            T, N, currents.stride_t, tiles.row, tiles.rows_per_chunk, tiles.columns,
+            amplitude.inner, amplitude.size, decay.inner, decay.size,
+            v_threshold.inner, v_threshold.size,
+            form.decay, form.v_threshold, form.v_reset, form.surrogate_scale,
+            KEEP_STATE=v_last is not None, **_form_constants(N, neurons), **constants,
+        )  # fmt: skip
 
 
 def partial_shape(T, N, period, save, element_size) -> tuple[int, int]:
@@ -154,45 +154,28 @@ def partial_shape(T, N, period, save, element_size) -> tuple[int, int]:
     return tiles.chunks, tiles.row
 
 
-def launch_bwd(
-    grad_y,
-    grad_v_last,
-    x,
-    parameters,
-    period,
-    v_init,
-    saved,
-    grad_x,
-    partials,
-    grad_v_init,
-    neuron,
-    save,
-    x_stride_t,
-):
-    amplitude, decay, v_threshold = parameters
-    T, N = grad_x.shape[0], grad_x.shape[1:].numel()
-    wanted = [partial is not None for partial in partials]
-    constants = options(T, N, save, grad_x.element_size(), True, any(wanted))
-    tiles = tiling(N, period, constants["BLOCK"], PROGRAMS)
-    scale = neuron.surrogate_scale
-    with torch.cuda.device_of(grad_y):
+def launch_bwd(currents: Currents, neurons: Neurons, saved, save: int, grads: Gradients) -> None:
+    (amplitude, decay, v_threshold), form = neurons.parameters, neurons.form
+    T, N = grads.x.shape[0], grads.x.shape[1:].numel()
+    wanted = [partial is not None for partial in grads.partials]
+    constants = options(T, N, save, grads.x.element_size(), True, any(wanted))
+    tiles = tiling(N, neurons.period, constants["BLOCK"], PROGRAMS)
+    scale = form.surrogate_scale
+    with torch.cuda.device_of(grads.y):
         lif_bwd_kernel[(tiles.columns * tiles.chunks,)](
-            *(grad_y, grad_v_last, x, amplitude.values, decay.values, v_threshold.values),
-            *(v_init, saved, grad_x, *partials, grad_v_init),
-            *(T, N, x_stride_t, tiles.row, tiles.rows_per_chunk, tiles.columns),
-            *(amplitude.inner, amplitude.size, decay.inner, decay.size),
-            *(v_threshold.inner, v_threshold.size),
-            *(neuron.decay, neuron.v_threshold, neuron.v_reset, scale, inverse(scale)),
-            HAS_GRAD_V_LAST=grad_v_last is not None,
-            WANT_AMPLITUDE=wanted[0],
-            WANT_DECAY=wanted[1],
-            WANT_V_THRESHOLD=wanted[2],
-            WANT_V_INIT=grad_v_init is not None,
-            DETACH_RESET=neuron.detach_reset,
-            SURROGATE=neuron.surrogate,
-            **_form(neuron, _is_wide(N, parameters), *_present(parameters, v_init)),
-            **constants,
-        )
+            grads.y, grads.v_last, currents.x,
+            amplitude.values, decay.values, v_threshold.values, neurons.v_init, saved,
+            grads.x, *grads.partials, grads.v_init,
+            T, N, currents.stride_t, tiles.row, tiles.rows_per_chunk, tiles.columns,
+            amplitude.inner, amplitude.size, decay.inner, decay.size,
+            v_threshold.inner, v_threshold.size,
+            form.decay, form.v_threshold, form.v_reset, scale, inverse(scale),
+            HAS_GRAD_V_LAST=grads.v_last is not None,
+            WANT_AMPLITUDE=wanted[0], WANT_DECAY=wanted[1], WANT_V_THRESHOLD=wanted[2],
+            WANT_V_INIT=grads.v_init is not None,
+            DETACH_RESET=form.detach_reset, SURROGATE=form.surrogate,
+            **_form_constants(N, neurons), **constants,
+        )  # fmt: skip
 
 
 @looked_up
@@ -209,23 +192,23 @@ def packed_options(pixels: int, words: int, channels_last: bool) -> dict:
     return {"PIXELS": PIXELS, "num_warps": warps, "enable_fp_fusion": False}
 
 
-def launch_packed(x, parameters, period, v_init, packed, v_last, neuron, x_stride_t, channels_last):
+def launch_packed(currents: Currents, neurons: Neurons, packed, v_last, channels_last) -> None:
+    x, form = currents.x, neurons.form
     T, B, C = x.shape[:3]
     P, words = x.shape[3:].numel(), packed.shape[-1]
     stride_c, stride_p = (1, C) if channels_last else (P, 1)
-    _, decay, v_threshold = parameters
+    _, decay, v_threshold = neurons.parameters
     constants = packed_options(B * P, words, channels_last)
     with torch.cuda.device_of(x):
         lif_packed_fwd_kernel[(B * -(-P // constants["PIXELS"]) * words,)](
-            *(x, decay.values, v_threshold.values, v_init, packed, v_last),
-            *(T, B * C * P, x_stride_t, C, P, words, stride_c, stride_p),
-            *(decay.inner, decay.size, v_threshold.inner, v_threshold.size),
-            *(neuron.decay, neuron.v_threshold, neuron.v_reset),
+            x, decay.values, v_threshold.values, neurons.v_init, packed, v_last,
+            T, B * C * P, currents.stride_t, C, P, words, stride_c, stride_p,
+            decay.inner, decay.size, v_threshold.inner, v_threshold.size,
+            form.decay, form.v_threshold, form.v_reset,
             HAS_DECAY=decay.values is not None,
             HAS_V_THRESHOLD=v_threshold.values is not None,
-            HAS_V_INIT=v_init is not None,
+            HAS_V_INIT=neurons.v_init is not None,
             KEEP_STATE=v_last is not None,
-            RESET=neuron.reset,
-            TERNARY=neuron.ternary,
+            RESET=form.reset, TERNARY=form.ternary,
             **constants,
-        )
+        )  # fmt: skip

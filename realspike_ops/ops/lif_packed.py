@@ -3,12 +3,17 @@
 import torch
 from torch import Tensor
 
-from realspike_ops.ops import LIBRARY, lif_cpu
+from realspike_ops.ops import LIBRARY, lif_cpu, lif_vmap
 from realspike_ops.ops.eager import is_plain_eager
-from realspike_ops.ops.layout import as_step, dense_over_time, empty_maps
-from realspike_ops.ops.lif import check_vmap, merge_batch, on_cuda
-from realspike_ops.ops.lif_contract import NEURON_SCHEMA, Neuron, neuron_parameters, or_empty
-from realspike_ops.ops.lif_parameters import period_of
+from realspike_ops.ops.layout import dense_over_time, empty_maps
+from realspike_ops.ops.lif import on_cuda
+from realspike_ops.ops.lif_contract import (
+    NEURON_SCHEMA,
+    Currents,
+    Neuron,
+    neurons_in_memory_order,
+    or_empty,
+)
 from realspike_ops.ops.pack_spikes import words_of
 
 LIBRARY.define(
@@ -27,17 +32,14 @@ def _packed_with(launch):
     """Make the forward pass of a device out of `launch`; v_last is None where it is not wanted."""
 
     def fwd(x, decay, v_threshold, v_init, neuron, keep_state):
-        x, channels_last, x_stride_t = dense_over_time(x)
+        x, channels_last, stride_t = dense_over_time(x)
         packed = _allocate(x, neuron.ternary)
         v_last = empty_maps(x.shape[1:], channels_last, x.device) if keep_state else None
         if x.numel() > 0:
-            shape = x.shape[2:]
-            parameters = neuron_parameters(None, decay, v_threshold, neuron, shape, channels_last)
-            v_init = None if v_init is None else as_step(v_init, channels_last)
-            period = period_of(parameters, shape)
-            launch(
-                *(x, parameters, period, v_init, packed, v_last, neuron, x_stride_t, channels_last)
+            neurons = neurons_in_memory_order(
+                None, decay, v_threshold, v_init, neuron, x.shape[2:], channels_last
             )
+            launch(Currents(x, stride_t), neurons, packed, v_last, channels_last)
         return packed, v_last
 
     return fwd
@@ -59,21 +61,6 @@ def _fake(x, decay, v_threshold, v_init, *form):
     return _allocate(x, Neuron(*neuron).ternary), *or_empty(x, v_last)
 
 
-def _vmap(info, in_dims, x, decay, v_threshold, v_init, *form):
-    x_dim, *parameter_dims, v_init_dim = in_dims[:4]
-    check_vmap(parameter_dims)
-    *neuron, keep_state = form
-    size = info.batch_size
-    packed, v_last = torch.ops.realspike.lif_packed(
-        *(merge_batch(x, x_dim, size, 1), decay, v_threshold),
-        *(merge_batch(v_init, v_init_dim, size, 0), *neuron, keep_state),
-    )
-    batch = 2 if Neuron(*neuron).ternary else 1
-    packed = packed.unflatten(batch, (size, -1))
-    v_last = v_last.unflatten(0, (size, -1)) if keep_state else v_last
-    return (packed, v_last), (batch, 0 if keep_state else None)
-
-
 _FWD = {
     "cpu": _packed_with(lif_cpu.launch_packed),
     "cuda": _packed_with(on_cuda("launch_packed")),
@@ -81,7 +68,7 @@ _FWD = {
 for device in _FWD:
     LIBRARY.impl("lif_packed", _registered(_FWD[device]), device.upper())
 torch.library.register_fake("realspike::lif_packed", _fake, lib=LIBRARY)
-torch.library.register_vmap("realspike::lif_packed", _vmap, lib=LIBRARY)
+torch.library.register_vmap("realspike::lif_packed", lif_vmap.lif_packed, lib=LIBRARY)
 
 
 def lif_packed(x, decay, v_threshold, v_init, neuron, keep_state):

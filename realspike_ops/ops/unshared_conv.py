@@ -10,7 +10,7 @@ from realspike_ops._native import DTYPES, cuda_extension, extension, pointer
 from realspike_ops.ops import LIBRARY
 from realspike_ops.ops.eager import is_plain_eager
 from realspike_ops.ops.layout import empty_maps
-from realspike_ops.ops.lif_parameters import sum_in_one_order
+from realspike_ops.ops.ordered_sum import sum_in_one_order
 from realspike_ops.ops.pack_spikes import allocate_packed, packed_words
 from realspike_ops.ops.unshared_conv_grad import gradients, not_through_spikes
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from realspike_ops._native import cuda_extension, pointer
 from realspike_ops.ops import LIBRARY, lif_cpu
 from realspike_ops.ops.eager import is_plain_eager
-from realspike_ops.ops.layout import as_step, empty_maps
-from realspike_ops.ops.lif_contract import NEURON_SCHEMA, Neuron, neuron_parameters, or_empty
+from realspike_ops.ops.layout import empty_maps
+from realspike_ops.ops.lif_contract import NEURON_SCHEMA, Neuron, neurons_in_memory_order, or_empty
 from realspike_ops.ops.pack_spikes import packed_words, words_of
 from realspike_ops.ops.unshared_conv import kernel_params
 
@@ -65,10 +65,9 @@ def _run(
         words, weight, bias, amplitude, scale, None, output_size, (stride, padding, dilation)
     )
     shape = (weight.shape[2] * weight.shape[6], *output_size)
-    neurons = neuron_parameters(None, decay, v_threshold, neuron, shape, True)
-    v_init = None if v_init is None else as_step(v_init, True)
+    neurons = neurons_in_memory_order(None, decay, v_threshold, v_init, neuron, shape, True)
     N = spikes.shape[0] // timesteps * math.prod(shape)
-    lif = lif_cpu.params_after_conv(neurons, v_init, neuron, timesteps, N)
+    lif = lif_cpu.params_after_conv(neurons, timesteps, N)
     launch = _launch_cuda if spikes.device.type == "cuda" else lif_cpu.launch_after_conv
     launch(params, lif, packed, v_last)
     del tensors
@@ -82,7 +81,7 @@ def _launch_cuda(params, lif, packed, v_last):
         workspace = torch.empty(size, dtype=torch.uint8, device=packed.device)
         stream = torch.cuda.current_stream().cuda_stream
         native.unshared_conv_lif_cuda(
-            *(params, lif, pointer(packed), pointer(v_last), pointer(workspace), stream)
+            params, lif, pointer(packed), pointer(v_last), pointer(workspace), stream
         )
 
 

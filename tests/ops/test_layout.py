@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from realspike_ops.ops import layout
-from realspike_ops.ops.lif_parameters import in_memory_order, period_of, sum_in_one_order
+from realspike_ops.ops.lif_contract import in_memory_order, period_of
+from realspike_ops.ops.ordered_sum import sum_in_one_order
 
 SHAPE = (3, 2, 5, 7, 11)  # T, B, C, H, W
 CONTIGUOUS, CHANNELS_LAST = (385, 77, 11, 1), (385, 1, 55, 5)  # of a timestep

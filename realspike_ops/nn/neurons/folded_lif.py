@@ -1,21 +1,21 @@
 """LIF neurons of a folded network: they emit 0 and 1, or -1, 0 and 1."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from realspike_ops import _checks as checks
 from realspike_ops import functional
+from realspike_ops.functional.quantize_weight import in_steps
 from realspike_ops.nn.neurons.lif import RealSpikeLIF
 from realspike_ops.nn.packed_spikes import PackedSpikes
 from realspike_ops.nn.time import split_time
-from realspike_ops.surrogate import as_surrogate
 
 
 class FoldedLIF(RealSpikeLIF):
     """LIF neurons without an amplitude, whose decay and threshold are numbers or buffers.
 
-    What `reparameterize` makes of a `RealSpikeLIF`. The dynamics stay those of training: buffers
-    are not cast by ``.half()`` and the like, only moved.
+    `reparameterize` makes them of `RealSpikeLIF` layers. The dynamics stay those of training:
+    ``.half()`` and the like move the buffers, but do not cast them.
 
     Args:
         timesteps: T. The leading dimension of the input is T*B, timestep outermost.
@@ -40,24 +40,23 @@ class FoldedLIF(RealSpikeLIF):
         surrogate: "str | tuple[str, float]" = "rectangular",
         current_scale: Tensor | None = None,
     ):
-        nn.Module.__init__(self)
-        self.timesteps = checks.check_positive_int("timesteps", timesteps)
-        v_reset, self.reset = checks.check_reset(v_reset, reset)
-        self.v_reset = v_reset if self.reset == "hard" else None
-        self.detach_reset = bool(detach_reset)
-        fixed = None if isinstance(v_threshold, Tensor) else v_threshold
-        self.emission = checks.check_emission(emission, fixed)
-        self.surrogate = as_surrogate(surrogate)
-        self.granularity, self.amplitude, self.decay_logit = "none", None, None
-        for name, value, limits in (
-            ("decay_factor", decay, (0.0, 1.0)),
-            ("v_threshold", v_threshold, ()),
-        ):
-            if isinstance(value, Tensor):
-                self.register_buffer(name, value.detach().clone())
-            else:
-                setattr(self, name, checks.check_number(name, value, *limits))
-
+        tensors = {"decay_factor": decay, "v_threshold": v_threshold}
+        tensors = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
+        super().__init__(
+            timesteps,
+            # A tensor takes the place of its number below.
+            decay=1.0 if isinstance(decay, Tensor) else decay,
+            v_threshold=1.0 if isinstance(v_threshold, Tensor) else v_threshold,
+            v_reset=v_reset,
+            detach_reset=detach_reset,
+            surrogate=surrogate,
+            reset=reset,
+            emission=emission,
+        )
+        self.decay_factor = self._fixed_decay
+        for name, value in tensors.items():
+            delattr(self, name)
+            self.register_buffer(name, value.detach().clone())
         self.register_buffer("current_scale", current_scale)
 
     def in_steps_of(self, scale: Tensor) -> "FoldedLIF":  # [C, 1, 1] or [F]
@@ -68,8 +67,8 @@ class FoldedLIF(RealSpikeLIF):
         """
         if self.reset == "hard" and self.v_reset != 0:
             raise ValueError(f"v_reset must be 0 to divide by a scale; got {self.v_reset:g}")
-        v_threshold = torch.as_tensor(self.v_threshold, device=scale.device).double()
-        form = self.form | {"v_threshold": (v_threshold / scale.double()).float()}
+        v_threshold = torch.as_tensor(self.v_threshold, device=scale.device)
+        form = self.form | {"v_threshold": in_steps(v_threshold, scale).float()}
         return FoldedLIF(self.timesteps, **form, current_scale=scale)
 
     @property
@@ -88,7 +87,7 @@ class FoldedLIF(RealSpikeLIF):
 
     @property
     def dynamics(self) -> dict:
-        """What of the form matters in inference."""
+        """The part of the form that matters in inference."""
         names = ("decay", "v_threshold", "v_reset", "reset", "emission")
         return {name: self.form[name] for name in names}
 

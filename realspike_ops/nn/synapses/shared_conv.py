@@ -1,4 +1,4 @@
-"""What channel-wise amplitudes fold to: one kernel for all positions, and the linear layer."""
+"""One kernel for all positions: the layers that channel-wise amplitudes fold to."""
 
 import math
 
@@ -8,15 +8,19 @@ from torch import Tensor, nn
 from realspike_ops import _checks as checks
 from realspike_ops.nn.packed_spikes import PackedSpikes
 from realspike_ops.nn.synapses import fold_into_weight
-from realspike_ops.nn.synapses.spike_conv import SpikeConv, allocate
-from realspike_ops.nn.synapses.storage import check_storage
+from realspike_ops.nn.synapses.spike_conv import Held, SpikeConv, allocate
 
 
 class SpikeConv2d(SpikeConv):
     """Convolution of binary spikes with one kernel for all positions, by additions alone.
 
-    What a re-parameterized convolution becomes when its amplitude is constant over space: the
+    A re-parameterized convolution becomes this layer when its amplitude is constant over space: the
     gather-accumulate of `UnsharedSpikeConv` with the weights of an ``nn.Conv2d``.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+            padding_mode, device, dtype: As in `UnsharedSpikeConv`.
+        settings: ``fold_scale``, ``algorithm`` and ``check_binary`` of `UnsharedSpikeConv`.
 
     Attributes:
         weight: [1, 1, groups, KH, KW, Cin/groups, Cout/groups] float32.
@@ -38,14 +42,15 @@ class SpikeConv2d(SpikeConv):
         padding_mode: str = "zeros",
         device=None,
         dtype: "torch.dtype | None" = None,
+        *,
+        held: "Held | None" = None,  # see from_weight
+        **settings,
     ):
-        check_storage("materialized", torch.float32 if dtype is None else dtype)
-        weight, bias, scale = allocate(
-            *((1, 1), in_channels, out_channels, kernel_size, groups, bias, padding_mode),
-            *(device, dtype),
-        )
-        super().__init__(weight, bias, stride, padding, dilation, scale=scale)
-        self.reset_parameters()
+        held = held or allocate(
+            (1, 1), in_channels, out_channels, kernel_size, groups, bias, padding_mode, device,
+            dtype,
+        )  # fmt: skip
+        super().__init__(held, stride, padding, dilation, **settings)
 
     @classmethod
     def from_conv2d(
@@ -106,13 +111,21 @@ class SpikeLinear(SpikeConv):
         bias: bool = True,
         device=None,
         dtype: "torch.dtype | None" = None,
+        *,
+        held: "Held | None" = None,  # see from_weight
+        **settings,
     ):
-        check_storage("materialized", torch.float32 if dtype is None else dtype)
-        weight, bias, scale = allocate(
-            (1, 1), in_features, out_features, 1, 1, bias, "zeros", device, dtype
+        held = held or allocate(
+            (1, 1), in_features, out_features, bias=bias, device=device, dtype=dtype
         )
-        super().__init__(weight, bias, scale=scale)
-        self.reset_parameters()
+        super().__init__(held, **settings)
+
+    @staticmethod
+    def _sizes(weight: Tensor) -> dict:  # [1, 1, 1, H, W, C, F]
+        return {
+            "in_features": math.prod(weight.shape[2:6]),
+            "out_features": weight.shape[2] * weight.shape[6],
+        }
 
     @property
     def in_features(self) -> int:

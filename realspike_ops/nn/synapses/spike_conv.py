@@ -1,37 +1,54 @@
-"""What the gather-accumulate layers share: their parameters, and the call of the op."""
+"""The gather-accumulate layer: the parameters that all of them have, and the call of the op."""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from realspike_ops import _checks as checks
 from realspike_ops import functional
+from realspike_ops.functional.quantize_weight import in_steps
 from realspike_ops.functional.unshared_conv_lif import unshared_spike_conv_lif
 from realspike_ops.nn.neurons.folded_lif import FoldedLIF
 from realspike_ops.nn.packed_spikes import PackedSpikes
-from realspike_ops.nn.synapses.storage import Stored, check_memory, initialise, parameter
+from realspike_ops.nn.synapses.storage import (
+    Stored,
+    check_memory,
+    check_storage,
+    initialise,
+    parameter,
+)
 from realspike_ops.ops.huge_pages import empty_in_huge_pages
 
 ALGORITHMS = ("gather", "matmul", "auto")
 
 
+class Held(NamedTuple):
+    """The tensors of a layer; `SpikeConv.from_weight` says what each of them is."""
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: Tensor | None = None
+    amplitude: Tensor | None = None
+    is_drawn: bool = False  # whether the numbers are still to be drawn
+
+
 class SpikeConv(Stored):
-    """What the layers share. `weight` is in kernel order: a spike selects one contiguous row."""
+    """Base of the layers. `weight` is in kernel order: a spike selects one contiguous row."""
 
     def __init__(
         self,
-        weight: Tensor,
-        bias: Tensor | None,
+        held: Held,
         stride=1,
         padding=0,
         dilation=1,
         *,
-        amplitude: Tensor | None = None,
-        scale: Tensor | None = None,
         fold_scale: bool = False,
         algorithm: str = "gather",
         check_binary: bool | None = None,
     ):
         super().__init__()
+        weight, bias, scale, amplitude, is_drawn = held
         self.stride = checks.pair("stride", stride, 1)
         self.dilation = checks.pair("dilation", dilation, 1)
         self.padding = padding if isinstance(padding, str) else checks.pair("padding", padding, 0)
@@ -39,11 +56,11 @@ class SpikeConv(Stored):
         self.kernel_size = tuple(weight.shape[3:5])
         self.in_channels = self.groups * weight.shape[5]
         self.out_channels = self.groups * weight.shape[6]
-        self.fold_scale = fold_scale
+        self.fold_scale = fold_scale and scale is not None
         self.algorithm = checks.check_choice("algorithm", algorithm, ALGORITHMS)
         self.check_binary = check_binary
         self.register_buffer("scale", scale)
-        if bias is not None and scale is not None and fold_scale:
+        if bias is not None and self.fold_scale:
             bias = self._in_steps(bias)
         if weight.dtype == torch.uint8:
             self.register_buffer("weight", weight)
@@ -51,17 +68,29 @@ class SpikeConv(Stored):
             self.weight = parameter(weight)
         self.bias = None if bias is None else parameter(bias)
         self.amplitude = None if amplitude is None else parameter(amplitude)
+        if is_drawn:
+            self.reset_parameters()
 
     @classmethod
-    def from_weight(cls, weight: Tensor, bias: Tensor | None = None, **settings) -> "SpikeConv":
+    def from_weight(
+        cls,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        scale: Tensor | None = None,
+        amplitude: Tensor | None = None,
+        **settings,
+    ) -> "SpikeConv":
         """Make a layer that holds a weight in kernel order, and a bias, as they are.
 
         Args:
             weight: [OH, OW, groups, KH, KW, Cin/groups, Cout/groups], or [1, 1, ...] where one
                 kernel serves all positions; uint8: int8 plus 128 (`quantize_weight`).
             bias: [Cout] or [Cout, OH, OW] float32, or None.
-            settings: stride, padding, dilation, amplitude, scale, fold_scale, algorithm,
-                check_binary and, for unshared weights, input_size.
+            scale: [Cout] float32, of a uint8 weight alone.
+            amplitude: [Cin, H, W] float32, of factored storage alone.
+            settings: stride, padding, dilation, fold_scale, algorithm, check_binary and, for
+                unshared weights, input_size.
 
         Raises:
             ValueError: if the weight has other dimensions, or a number is not finite.
@@ -72,11 +101,21 @@ class SpikeConv(Stored):
                 "weight must have shape [OH, OW, groups, KH, KW, Cin/groups, Cout/groups], all at "
                 f"least 1; got {checks.shape_text(weight)}"
             )
-        # The constructors of the layers make a weight of their own.
-        layer = cls.__new__(cls)
-        SpikeConv.__init__(layer, weight, bias, **settings)
+        held = Held(weight, bias, scale, amplitude)
+        layer = cls(**cls._sizes(weight), **settings, held=held)
         layer.check_finite()
         return layer
+
+    @staticmethod
+    def _sizes(weight: Tensor) -> dict:  # [OH, OW, G, KH, KW, Cin/G, Cout/G]
+        """Return the arguments of the constructor that a weight tells."""
+        G, KH, KW, Cin_g, Cout_g = weight.shape[2:]
+        return {
+            "in_channels": G * Cin_g,
+            "out_channels": G * Cout_g,
+            "kernel_size": (KH, KW),
+            "groups": G,
+        }
 
     def reset_parameters(self) -> None:
         """Initialise weight and bias as nn.Conv2d does, int8 weights over all steps; a = 1."""
@@ -92,7 +131,8 @@ class SpikeConv(Stored):
                 self.amplitude.fill_(1)
 
     def _in_steps(self, bias: Tensor) -> Tensor:  # [Cout] or [Cout, OH, OW]
-        return bias / (self.scale if bias.dim() == 1 else self.scale[:, None, None])
+        scale = self.scale if bias.dim() == 1 else self.scale[:, None, None]
+        return in_steps(bias, scale).to(torch.promote_types(bias.dtype, scale.dtype))
 
     def _apply(self, fn, recurse=True):
         scale = self.scale
@@ -146,7 +186,7 @@ class SpikeConv(Stored):
         )
 
     def _storage_repr(self) -> str:
-        """What differs from the default."""
+        """Return what differs from the default."""
         text = ""
         if self.weight.dtype != torch.float32:
             int8 = self.weight.dtype == torch.uint8
@@ -167,32 +207,34 @@ def _float32(tensor: Tensor | None) -> Tensor | None:
 
 
 def allocate(
-    position: tuple[int, int],
-    in_channels,
-    out_channels,
-    kernel_size,
-    groups,
-    bias,
-    padding_mode,
-    device,
-    dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return a weight and a bias, not initialised, and the scale of int8 weights."""
+    positions: tuple[int, int],
+    in_channels: int,
+    out_channels: int,
+    kernel_size=1,
+    groups: int = 1,
+    bias: bool = True,
+    padding_mode: str = "zeros",
+    device=None,
+    dtype: "torch.dtype | None" = None,
+) -> Held:
+    """Allocate a weight, a bias and the scale of an int8 weight; their numbers are to be drawn."""
+    # The kernels take these types whatever the default one is.
+    dtype = torch.float32 if dtype is None else dtype
+    check_storage("materialized", dtype)
     for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
         checks.check_positive_int(name, value)
         if value % checks.check_positive_int("groups", groups):
             raise ValueError(f"{name} must be divisible by groups ({groups}); got {value}")
     checks.check_choice("padding_mode", padding_mode, ("zeros",))
     KH, KW = checks.pair("kernel_size", kernel_size, 1)
-    shape = (*position, groups, KH, KW, in_channels // groups, out_channels // groups)
+    shape = (*positions, groups, KH, KW, in_channels // groups, out_channels // groups)
     device = torch.empty(0, device=device).device
-    # The kernels take these types whatever the default one is.
-    dtype = torch.float32 if dtype is None else dtype
-    check_memory(shape, dtype, device, position[0] * position[1])
+    check_memory(shape, dtype, device, positions[0] * positions[1])
     is_int8 = dtype == torch.int8
     weight = empty_in_huge_pages(shape, torch.uint8 if is_int8 else dtype, device)
 
     def by_channel():
         return torch.empty(out_channels, dtype=torch.float32, device=device)
 
-    return weight, by_channel() if bias else None, by_channel() if is_int8 else None
+    own_bias, scale = by_channel() if bias else None, by_channel() if is_int8 else None
+    return Held(weight, own_bias, scale, is_drawn=True)

@@ -10,7 +10,7 @@ from realspike_ops import _checks as checks
 from realspike_ops import functional
 from realspike_ops.nn.packed_spikes import PackedSpikes
 from realspike_ops.nn.synapses import fold_into_weight
-from realspike_ops.nn.synapses.spike_conv import SpikeConv, allocate
+from realspike_ops.nn.synapses.spike_conv import Held, SpikeConv, allocate
 from realspike_ops.nn.synapses.storage import check_storage, stored, unshared
 
 
@@ -88,42 +88,28 @@ class UnsharedSpikeConv(SpikeConv):
         fold_scale: bool = False,
         algorithm: str = "gather",
         check_binary: bool | None = None,
+        held: "Held | None" = None,  # see from_weight
     ):
-        check_storage(storage, torch.float32 if dtype is None else dtype)
         input_size = checks.pair("input_size", input_size, 1)
-        _, output_size = functional.output_size(
-            input_size, checks.pair("kernel_size", kernel_size, 1), stride, padding, dilation
-        )
-        factored = storage == "factored"
-        weight, bias, scale = allocate(
-            *((1, 1) if factored else output_size, in_channels, out_channels),
-            *(kernel_size, groups, bias, padding_mode, device, dtype),
-        )
-        amplitude = weight.new_empty((in_channels, *input_size), dtype=torch.float32)
+        if held is None:
+            check_storage(storage, torch.float32 if dtype is None else dtype)
+            _, positions = functional.output_size(
+                input_size, checks.pair("kernel_size", kernel_size, 1), stride, padding, dilation
+            )
+            factored = storage == "factored"
+            held = allocate(
+                (1, 1) if factored else positions, in_channels, out_channels, kernel_size, groups,
+                bias, padding_mode, device, dtype,
+            )  # fmt: skip
+            if factored:
+                shape = (in_channels, *input_size)
+                amplitude = held.weight.new_empty(shape, dtype=torch.float32)
+                held = held._replace(amplitude=amplitude)
         super().__init__(
-            *(weight, bias, stride, padding, dilation),
-            amplitude=amplitude if factored else None,
-            scale=scale,
-            fold_scale=fold_scale and scale is not None,
-            algorithm=algorithm,
+            held, stride, padding, dilation, fold_scale=fold_scale, algorithm=algorithm,
             check_binary=check_binary,
-        )
+        )  # fmt: skip
         self.input_size = input_size
-        self.reset_parameters()
-
-    @classmethod
-    def from_weight(
-        cls,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        *,
-        input_size: "int | tuple[int, int]",
-        **settings,
-    ) -> "UnsharedSpikeConv":
-        input_size = checks.pair("input_size", input_size, 1)
-        layer = super().from_weight(weight, bias, **settings)
-        layer.input_size = input_size
-        return layer
 
     @classmethod
     def from_conv2d(
@@ -210,7 +196,7 @@ class UnsharedSpikeConv(SpikeConv):
             input_size=input_size,
             amplitude=kept,
             scale=scale,
-            fold_scale=fold_scale and scale is not None,
+            fold_scale=fold_scale,
             **settings,
         )
 

@@ -42,15 +42,36 @@ class UnsharedSpikeConv1d(UnsharedSpikeConv):
         dtype: "torch.dtype | None" = None,
         *,
         input_size: int,
-        **storage,
+        **settings,
     ):
         super().__init__(
-            *(in_channels, out_channels, (1, _one("kernel_size", kernel_size, 1))),
-            *_geometry(stride, padding, dilation).values(),
-            *(groups, bias, padding_mode, device, dtype),
+            in_channels,
+            out_channels,
+            (1, _one("kernel_size", kernel_size, 1)),
+            **_geometry(stride, padding, dilation),
+            groups=groups,
+            bias=bias,
+            padding_mode=padding_mode,
+            device=device,
+            dtype=dtype,
             input_size=(1, _one("input_size", input_size, 1)),
-            **storage,
+            **settings,
         )
+
+    @classmethod
+    def from_weight(
+        cls, weight: Tensor, bias: Tensor | None = None, **settings
+    ) -> "UnsharedSpikeConv1d":
+        """Make a layer of a weight; `SpikeConv.from_weight`, with the pairs of a map of one row."""
+        for name in ("stride", "padding", "dilation", "input_size"):
+            if isinstance(settings.get(name), (tuple, list)):
+                settings[name] = settings[name][-1:]
+        return super().from_weight(weight, bias, **settings)
+
+    @staticmethod
+    def _sizes(weight: Tensor) -> dict:
+        sizes = UnsharedSpikeConv._sizes(weight)
+        return sizes | {"kernel_size": sizes["kernel_size"][1]}
 
     @classmethod
     def from_conv1d(
@@ -91,11 +112,10 @@ class UnsharedSpikeConv1d(UnsharedSpikeConv):
             input_size = amplitude.shape[-1]
         settings = _geometry(conv.stride, conv.padding, conv.dilation)
         return cls._folded(
-            *(weight.unsqueeze(2), bias, conv.groups, amplitude),
-            (1, _one("input_size", input_size, 1)),
-            *(dtype, storage, fold_scale),
+            weight.unsqueeze(2), bias, conv.groups, amplitude,
+            (1, _one("input_size", input_size, 1)), dtype, storage, fold_scale,
             settings | {"algorithm": algorithm, "check_binary": check_binary},
-        )
+        )  # fmt: skip
 
     def forward(self, spikes: "Tensor | PackedSpikes") -> Tensor:
         if isinstance(spikes, PackedSpikes):

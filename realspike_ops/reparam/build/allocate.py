@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from realspike_ops import _checks as checks
+from realspike_ops.functional.quantize_weight import in_steps
 from realspike_ops.nn import SynapticCurrent
 from realspike_ops.reparam.build.steps_of_scale import current_scale, refusal_of_steps
 from realspike_ops.reparam.build.walk import Folding, PlannedCurrent
@@ -139,7 +140,7 @@ def _built(planned: PlannedCurrent, dtype: torch.dtype, scale: "Tensor | None") 
     """One layer where that is all; else the sum of several, or of one and a bias."""
     bias = planned.bias
     if bias is not None and scale is not None:
-        bias = bias / scale.double().view(-1, 1, 1)
+        bias = in_steps(bias, scale.view(-1, 1, 1))
     layers = []
     for synapses in planned.synapses:
         own_bias = bias if synapses.takes_bias else None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from realspike_ops.functional.quantize_weight import int8_steps
+from realspike_ops.functional.quantize_weight import in_steps, int8_steps
 from realspike_ops.nn import (
     OneToOneSynapses,
     PiecewiseSpikeConv,
@@ -262,8 +262,8 @@ class PlannedOneToOne:
         # They tell the signs of ternary spikes apart by themselves.
         coefficient = self.coefficient
         if scale is not None:
-            own = scale[self.window.own_range.start : self.window.own_range.stop].double()
-            coefficient = coefficient / (own if self._is_flat else own[:, None, None])
+            own = scale[self.window.own_range.start : self.window.own_range.stop]
+            coefficient = in_steps(coefficient, own if self._is_flat else own[:, None, None])
         dtype = torch.float32 if dtype == torch.int8 else dtype
         layer = OneToOneSynapses(coefficient.to(dtype).contiguous())
         return Synapses(

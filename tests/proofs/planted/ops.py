@@ -5,7 +5,7 @@ from planted.bug import Bug
 BUGS = [
     Bug(
         "lif-op-amplitude-axes-swapped",
-        "realspike_ops/ops/lif_parameters.py",
+        "realspike_ops/ops/lif_contract.py",
         "parameter.expand(C, H, W).permute(1, 2, 0)",
         "parameter.expand(C, H, W).permute(2, 1, 0)",
         "tests/lif/test_lif.py",
@@ -21,7 +21,7 @@ BUGS = [
     ),
     Bug(
         "lif-op-input-kept-beside-the-bits",
-        "realspike_ops/ops/lif.py",
+        "realspike_ops/ops/lif_autograd.py",
         "x = v_init = None\n",
         "v_init = None\n",
         "tests/lif/test_lif.py",
@@ -29,7 +29,7 @@ BUGS = [
     ),
     Bug(
         "lif-op-bits-for-an-attached-reset",
-        "realspike_ops/ops/lif.py",
+        "realspike_ops/ops/lif_contract.py",
         'if neuron.detach_reset and neuron.surrogate == "rectangular" and not learns:',
         'if neuron.surrogate == "rectangular" and not learns:',
         "tests/lif/test_lif_by_hand.py",
@@ -37,7 +37,7 @@ BUGS = [
     ),
     Bug(
         "lif-op-bits-where-decay-is-learned",
-        "realspike_ops/ops/lif.py",
+        "realspike_ops/ops/lif_contract.py",
         '== "rectangular" and not learns:',
         '== "rectangular" and learns in (True, False):',
         "tests/lif/test_lif_forms.py",
@@ -45,7 +45,7 @@ BUGS = [
     ),
     Bug(
         "lif-op-vmapped-dimension-inside-the-batch",
-        "realspike_ops/ops/lif.py",
+        "realspike_ops/ops/lif_vmap.py",
         "tensor = tensor.movedim(dim, batch_axis)",
         "tensor = tensor.movedim(dim, batch_axis + 1)",
         "tests/lif/test_lif_transforms.py",
@@ -53,7 +53,7 @@ BUGS = [
     ),
     Bug(
         "lif-packed-op-vmapped-dimension-after-the-batch",
-        "realspike_ops/ops/lif_packed.py",
+        "realspike_ops/ops/lif_vmap.py",
         "batch = 2 if Neuron(*neuron).ternary else 1",
         "batch = 1",
         "tests/lif/test_lif_transforms.py",
@@ -229,7 +229,7 @@ BUGS = [
     ),
     Bug(
         "bias-gradient-in-torchs-order",
-        "realspike_ops/ops/lif_parameters.py",
+        "realspike_ops/ops/ordered_sum.py",
         "x.numel() >= _SUM_OF_ONE_THREAD",
         "x.numel() >= _SUM_OF_ONE_THREAD**3",
         "tests/ops/test_threads.py",

@@ -1,0 +1,106 @@
+"""The call of realspike::lif_fwd and its derivative, with the dispatcher or past it."""
+
+import torch
+
+from realspike_ops.ops import LIBRARY
+from realspike_ops.ops.compress_spikes import Rerun, SavedBits, note_spikes, spikes_are_dropped
+from realspike_ops.ops.eager import is_plain_eager
+from realspike_ops.ops.layout import is_channels_last
+from realspike_ops.ops.lif import BACKWARD, FORWARD
+from realspike_ops.ops.lif_contract import BITS_INTERVAL, SAVE_BITS, SAVE_NOTHING, Neuron
+
+
+def _keep_for_backward(ctx, x, parameters, v_init, y, saved, neuron, save, keep_state):
+    if save == SAVE_NOTHING:
+        raise RuntimeError(
+            "realspike::lif_fwd: save must not be 0 where a gradient is required; trace with an "
+            "input that requires one (torch.jit.trace, torch.export), and under torch.func.vmap, "
+            "which hides that, put the vmapped dimension into the batch"
+        )
+    if spikes_are_dropped():
+        note_spikes(y, _recipe_of(y, (x, *parameters, v_init), neuron, saved, save))
+    ctx.neuron, ctx.save, ctx.keep_state = neuron, save, keep_state
+    ctx.channels_last = is_channels_last(y)
+    if save == SAVE_BITS:
+        x = v_init = None
+    ctx.save_for_backward(x, *parameters, v_init, saved)
+    ctx.set_materialize_grads(False)
+    ctx.shape, ctx.dtype = y.shape, y.dtype
+
+
+def _recipe_of(y, inputs, neuron, saved, save):
+    """Return what makes y again, of what is kept for backward anyway."""
+    if save == SAVE_BITS:
+        width = 4 if neuron.ternary else 2
+        return SavedBits(y, inputs[1], saved, BITS_INTERVAL, width, neuron.ternary)
+    return Rerun(inputs, lambda inputs: lif(*inputs, neuron, SAVE_NOTHING, False)[0])
+
+
+def _gradients(ctx, grad_y, grad_v_last):
+    """Return the gradients of (x, amplitude, decay, v_threshold, v_init)."""
+    if grad_y is None:
+        if grad_v_last is None:
+            return (None,) * 5
+        grad_y = grad_v_last.new_zeros(ctx.shape, dtype=ctx.dtype)
+    tensors = (grad_y, grad_v_last, *ctx.saved_tensors)
+    wanted = list(ctx.needs_input_grad[1:5])
+    bwd = BACKWARD.get(grad_y.device.type)
+    # With create_graph=True the dispatcher records that this must not be differentiated again.
+    # What was saved was plain already.
+    if bwd and not torch.is_grad_enabled() and is_plain_eager(grad_y, grad_v_last):
+        return bwd(*tensors, ctx.channels_last, wanted, ctx.neuron, ctx.save)
+    grad_x, *grads = torch.ops.realspike.lif_bwd(
+        *tensors, ctx.channels_last, wanted, *ctx.neuron, ctx.save
+    )
+    return grad_x, *(grad if want else None for grad, want in zip(grads, wanted, strict=True))
+
+
+def _setup_context(ctx, inputs, output):
+    x, *parameters, v_init = inputs[:5]
+    *neuron, save, keep_state = inputs[5:]
+    y, _, saved = output
+    _keep_for_backward(ctx, x, parameters, v_init, y, saved, Neuron(*neuron), save, keep_state)
+
+
+def _backward(ctx, grad_y, grad_v_last, _):
+    return *_gradients(ctx, grad_y, grad_v_last if ctx.keep_state else None), *(None,) * 10
+
+
+def _refuse_second_derivative(ctx, *grads):
+    raise RuntimeError("lif has no second derivative: that of a surrogate gradient is not defined")
+
+
+class _EagerLif(torch.autograd.Function):
+    """What register_autograd below makes of the same functions, without the dispatcher."""
+
+    @staticmethod
+    def forward(ctx, x, amplitude, decay, v_threshold, v_init, neuron, save, keep_state):
+        y, v_last, saved = FORWARD[x.device.type](
+            x, amplitude, decay, v_threshold, v_init, neuron, save, keep_state
+        )
+        parameters = (amplitude, decay, v_threshold)
+        _keep_for_backward(ctx, x, parameters, v_init, y, saved, neuron, save, keep_state)
+        return (y, v_last) if keep_state else y
+
+    @staticmethod
+    def backward(ctx, grad_y, grad_v_last=None):
+        return *_gradients(ctx, grad_y, grad_v_last), None, None, None
+
+
+def lif(x, amplitude, decay, v_threshold, v_init, neuron, save, keep_state):
+    """Return (y, v_last or None); past the dispatcher where only autograd could intercept it."""
+    inputs = (x, amplitude, decay, v_threshold, v_init)
+    if x.device.type not in FORWARD or not is_plain_eager(*inputs):
+        y, v_last, _ = torch.ops.realspike.lif_fwd(*inputs, *neuron, save, keep_state)
+        return y, v_last
+    if save == SAVE_NOTHING:
+        y, v_last, _ = FORWARD[x.device.type](*inputs, neuron, save, keep_state)
+        return y, v_last
+    emitted = _EagerLif.apply(*inputs, neuron, save, keep_state)
+    return emitted if keep_state else (emitted, None)
+
+
+torch.library.register_autograd(
+    "realspike::lif_fwd", _backward, setup_context=_setup_context, lib=LIBRARY
+)
+torch.library.register_autograd("realspike::lif_bwd", _refuse_second_derivative, lib=LIBRARY)

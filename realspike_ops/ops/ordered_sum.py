@@ -1,0 +1,47 @@
+"""Sums to the gradient of a parameter, in an order that depends on sizes alone."""
+
+import torch
+from torch import Tensor
+
+from realspike_ops.ops.eager import is_plain_eager
+
+# A sum of so many numbers or more is shared out among threads by torch, on the CPU.
+_SUM_OF_ONE_THREAD = 32768
+
+
+def sum_in_one_order(x: Tensor, dims: list[int]) -> Tensor:
+    """Sum in an order that depends on sizes alone, also where torch would go by its threads.
+
+    Halves are added to each other until what is left is one thread's.
+    """
+    if x.device.type == "cpu" and is_plain_eager(x):
+        for dim in dims:
+            while x.shape[dim] > 1 and x.numel() >= _SUM_OF_ONE_THREAD:
+                half = x.shape[dim] // 2
+                odd = x.narrow(dim, 2 * half, x.shape[dim] % 2)
+                x = x.narrow(dim, 0, half) + x.narrow(dim, half, half)
+                x = torch.cat((x, odd), dim) if odd.numel() else x
+    return x.sum(dims)
+
+
+def sum_to_parameter(
+    partial: Tensor,  # [chunks, row]; a row holds the sums of a multiple of `period` columns
+    period: int,
+    parameter: Tensor,
+    shape: tuple[int, ...],  # of one sample: [...]
+    channels_last: bool,
+) -> Tensor:
+    """Add up a kernel's partial sums to a parameter's gradient: one sum, in a fixed order."""
+    if period == 1:
+        return sum_in_one_order(partial.flatten(), [0]).reshape(parameter.shape)
+    features = len(shape)
+    ones = features - parameter.dim()
+    dims = [0] + [
+        1 + d for d in range(features) if d < ones or parameter.shape[d - ones] != shape[d]
+    ]
+    if channels_last:
+        C, H, W = shape
+        partial = partial.view(-1, H, W, C).permute(0, 3, 1, 2)
+    else:
+        partial = partial.view(-1, *shape)
+    return sum_in_one_order(partial, dims).reshape(parameter.shape)
