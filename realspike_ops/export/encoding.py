@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from realspike_ops.nn import RealSpikeLIF
 from realspike_ops.reparam import FoldedNetwork, ReparameterizationError, reparameterize
-from realspike_ops.reparam.network import INPUT, EncodingCall, Step
+from realspike_ops.reparam.encoding_call import EncodingCall
+from realspike_ops.reparam.network import INPUT, Step
 
 
 class _Encoding(nn.Module):

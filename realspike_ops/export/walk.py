@@ -14,7 +14,8 @@ from realspike_ops.export.names import Names
 from realspike_ops.export.neurons import neuron_numbers
 from realspike_ops.export.synapse_map import SynapseMap, powers_of_two, synapse_map
 from realspike_ops.reparam import FoldedNetwork
-from realspike_ops.reparam.network import INPUT, bytes_text
+from realspike_ops.reparam.network import INPUT
+from realspike_ops.reparam.units import bytes_text
 
 OUTPUT = "output"
 _CURRENTS = (

@@ -1,6 +1,5 @@
 """A folded network: named steps that read the input or earlier steps."""
 
-import math
 from collections import Counter
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from realspike_ops import _checks as checks
 from realspike_ops import nn as layers
 from realspike_ops.nn.packed_spikes import PackedSpikes
 from realspike_ops.nn.synapses.storage import Stored
+from realspike_ops.reparam.network_text import as_text
 
 INPUT = "input"
 # Attributes of a FoldedNetwork, which no step may hide.
@@ -41,18 +41,6 @@ class Step:
 
     name: str
     inputs: tuple[str, ...]
-
-
-def bytes_of(module: nn.Module) -> int:
-    return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
-
-
-def bytes_text(count: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.4g} {unit}"
-        count /= 1024
-    return f"{count:.4g} GiB"
 
 
 class FoldedNetwork(Stored):
@@ -199,34 +187,7 @@ class FoldedNetwork(Stored):
         return tuple(names)
 
     def __repr__(self) -> str:
-        rows = [("kind", "step", "reads", "layer", "weights")]
-        for step in self.steps:
-            module = self.get_submodule(step.name)
-            kind, size = self.kind_of(step.name), bytes_text(bytes_of(module))
-            if isinstance(module, layers.SynapticCurrent):
-                rows.append((kind, step.name, "", "sum of", size))
-                readers = module.readers
-                for n, source in enumerate(step.inputs):
-                    inner = readers[n] if n < len(readers) else None
-                    layer = getattr(inner, "layer", inner)
-                    again = n > 0 and inner is not None and inner is readers[n - 1]
-                    weights = "" if layer is None or again else bytes_text(bytes_of(layer))
-                    shown = "a current" if layer is None else _line(layer)
-                    shown = "the same weights" if again else shown
-                    signed = "+-" if getattr(inner, "signed", False) else ""
-                    rows.append(("", "", signed + source, shown, weights))
-            else:
-                size = "" if bytes_of(module) == 0 else size
-                rows.append((kind, step.name, ", ".join(step.inputs), _line(module), size))
-        widths = [max(len(row[n]) for row in rows) for n in range(3)]
-        lines = [
-            "  " + "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[3]])
-            + (f"  [{row[4]}]" if row[4] else "")
-            for row in rows
-        ]  # fmt: skip
-        count = sum(math.prod(p.shape) for p in self.parameters())
-        total = f"  {count:,} parameters, {bytes_text(bytes_of(self))}; output: {self.output}"
-        return "\n".join(["FoldedNetwork(", *lines, total, ")"])
+        return as_text(self)
 
 
 def _can_fire(conv: nn.Module, spikes: "Tensor | PackedSpikes", neurons: nn.Module) -> bool:
@@ -255,57 +216,3 @@ def _is_seen(module: nn.Module, *, before: bool = True, after: bool = True) -> b
     hooks = before and (module._forward_pre_hooks or torch_module._global_forward_pre_hooks)
     hooks = hooks or (after and (module._forward_hooks or torch_module._global_forward_hooks))
     return bool(hooks) or "forward" in vars(module)
-
-
-def _line(module: nn.Module) -> str:
-    return f"{type(module).__name__}({module.extra_repr()})"
-
-
-class EncodingCall(nn.Module):
-    """A function, method or layer of the encoding with other arguments than one tensor.
-
-    Args:
-        target: A callable, the name of a method of the first argument, or a module.
-        args, kwargs: Its arguments; `Argument(n)` stands for the n-th input, `Argument("name")`
-            for the constant of that name.
-        constants: Tensors of the trained network.
-    """
-
-    def __init__(self, target, args: tuple, kwargs: dict, constants: "dict[str, Tensor]"):
-        super().__init__()
-        if isinstance(target, nn.Module):
-            self.module, target = target, "module"
-        self.target = target
-        self.args, self.kwargs = args, kwargs
-        for name, tensor in constants.items():
-            self.register_buffer(name, tensor)
-
-    def forward(self, *inputs):
-        def given(value):
-            if isinstance(value, Argument):
-                is_input = isinstance(value.which, int)
-                return inputs[value.which] if is_input else getattr(self, value.which)
-            if isinstance(value, (tuple, list)):
-                return type(value)(given(item) for item in value)
-            if isinstance(value, slice):
-                return slice(given(value.start), given(value.stop), given(value.step))
-            if isinstance(value, dict):
-                return {key: given(item) for key, item in value.items()}
-            return value
-
-        args, kwargs = given(tuple(self.args)), given(self.kwargs)
-        if self.target == "module":
-            return self.module(*args, **kwargs)
-        if isinstance(self.target, str):
-            return getattr(args[0], self.target)(*args[1:], **kwargs)
-        return self.target(*args, **kwargs)
-
-    def extra_repr(self) -> str:
-        return self.target if isinstance(self.target, str) else self.target.__name__
-
-
-@dataclass(frozen=True)
-class Argument:
-    """Stands for an input or a constant of an `EncodingCall`."""
-
-    which: "int | str"

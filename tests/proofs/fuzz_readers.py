@@ -26,6 +26,7 @@ INSTRUMENTED = [
     ),
     *("realspike.train.history", "realspike.inspect.trained", "realspike_ops.safe_files"),
     *("realspike_ops.reparam.check.bounded_run", "realspike_ops.reparam.file"),
+    "realspike_ops.reparam.layers_in_json",
 ]
 NEVER = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect")
 

@@ -177,7 +177,7 @@ def test_the_limit_counts_one_byte_per_rounded_weight():
         int8(network, x, max_bytes=size - 1)
     with pytest.raises(rso.ReparameterizationError) as refused:
         rso.reparameterize(network, x, max_bytes=size)
-    text = rso.reparam.network.bytes_text(size)
+    text = rso.reparam.units.bytes_text(size)
     assert f"torch.int8, which rounds the weights: {text}" in str(refused.value)
     resets = make("resnet19", Neurons("element", v_reset=-0.1))
     with pytest.raises(rso.ReparameterizationError) as refused:

@@ -21,6 +21,10 @@ from realspike_ops.nn.synapses.storage import (
 from realspike_ops.ops.huge_pages import empty_in_huge_pages
 
 ALGORITHMS = ("gather", "matmul", "auto")
+# The arguments of a layer that its weight does not tell.
+SETTINGS = (
+    "stride", "padding", "dilation", "fold_scale", "algorithm", "check_binary", "input_size",
+)  # fmt: skip
 
 
 class Held(NamedTuple):
@@ -101,6 +105,9 @@ class SpikeConv(Stored):
                 "weight must have shape [OH, OW, groups, KH, KW, Cin/groups, Cout/groups], all at "
                 f"least 1; got {checks.shape_text(weight)}"
             )
+        if unknown := [name for name in settings if name not in SETTINGS]:
+            accepted = ", ".join(SETTINGS)
+            raise TypeError(f"from_weight() has no argument {unknown[0]!r}; it has {accepted}")
         held = Held(weight, bias, scale, amplitude)
         layer = cls(**cls._sizes(weight), **settings, held=held)
         layer.check_finite()

@@ -9,15 +9,12 @@ from realspike_ops import _checks as checks
 from realspike_ops.functional.quantize_weight import in_steps
 from realspike_ops.nn import SynapticCurrent
 from realspike_ops.reparam.build.steps_of_scale import current_scale, refusal_of_steps
-from realspike_ops.reparam.build.walk import Folding, PlannedCurrent
+from realspike_ops.reparam.build.synapses import PlannedCurrent
+from realspike_ops.reparam.build.walk import Folding
+from realspike_ops.reparam.encoding_call import Argument, EncodingCall
 from realspike_ops.reparam.errors import ReparameterizationError
-from realspike_ops.reparam.network import (
-    Argument,
-    EncodingCall,
-    FoldedNetwork,
-    Step,
-    bytes_text,
-)
+from realspike_ops.reparam.network import FoldedNetwork, Step
+from realspike_ops.reparam.units import bytes_text
 
 
 def allocate(folding: Folding, dtype: torch.dtype) -> FoldedNetwork:

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from realspike_ops.functional.quantize_weight import int8_scale
 from realspike_ops.nn import FoldedLIF
-from realspike_ops.reparam.build.synapses import PlannedKernel
-from realspike_ops.reparam.build.walk import PlannedCurrent
+from realspike_ops.reparam.build.synapses import PlannedCurrent, PlannedKernel
 
 
 def kernels_of(planned: PlannedCurrent) -> list[PlannedKernel]:

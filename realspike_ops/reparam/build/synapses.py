@@ -282,6 +282,34 @@ class PlannedOneToOne:
 PlannedSynapses = PlannedKernel | PlannedOneToOne
 
 
+@dataclass(frozen=True)
+class PlannedNeurons:
+    """A LIF layer that reads a planned current."""
+
+    step: str
+    layer: str  # as an error names it
+
+
+@dataclass(frozen=True)
+class PlannedCurrent:
+    """The synapses of one step, before they are allocated."""
+
+    synapses: list[PlannedSynapses]  # in the order of the step's inputs
+    bias: "Tensor | None"  # [C, 1, 1] or [C, H, W] float64
+    grid: tuple[int, int, int]  # its map
+    rank: int  # of the current: [N, F] (the map flattened), [N, C, L] or [N, C, H, W]
+    has_real_part: bool  # the last input of the step, added as it is
+    neurons: list[PlannedNeurons]  # none: it becomes the output
+
+    @property
+    def flat(self) -> bool:
+        return self.rank == 2
+
+    @property
+    def is_alone(self) -> bool:
+        return len(self.synapses) == 1 and not self.has_real_part
+
+
 def _one_to_one(term: Term, rank: int) -> PlannedOneToOne:
     source, window = term.source, term.window
     coefficient = window.kernel[..., 0, 0, 0, 0].permute(2, 0, 1)  # [C, R, Q]

@@ -1,11 +1,7 @@
 """The walk over a traced network: what every tensor is made of, and the steps that compute it."""
 
-import math
-import re
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 
-import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
@@ -20,52 +16,24 @@ from realspike_ops.nn import (
 )
 from realspike_ops.reparam.algebra.layout import NoWindow, arranged, as_map
 from realspike_ops.reparam.algebra.value import Source, Term, Value, of_source
-from realspike_ops.reparam.build.synapses import PlannedSynapses, plan
-from realspike_ops.reparam.errors import ReparameterizationError
-from realspike_ops.reparam.network import (
-    INPUT,
-    RESERVED,
-    Argument,
-    EncodingCall,
-    FoldedNetwork,
-    Step,
+from realspike_ops.reparam.build.at_node import AtNode
+from realspike_ops.reparam.build.synapses import (
+    PlannedCurrent,
+    PlannedNeurons,
+    PlannedSynapses,
+    plan,
 )
+from realspike_ops.reparam.encoding_call import Argument, EncodingCall
+from realspike_ops.reparam.errors import ReparameterizationError
+from realspike_ops.reparam.network import INPUT, RESERVED, FoldedNetwork, Step
 from realspike_ops.reparam.rules import table
 from realspike_ops.reparam.trace.in_place import changed_copy
-from realspike_ops.reparam.trace.names import describe, function_name, layer_class
-from realspike_ops.reparam.trace.sizes import batch_size, is_of_batch, of_batch, size_of
+from realspike_ops.reparam.trace.names import describe, layer_class
+from realspike_ops.reparam.trace.sizes import batch_size
 from realspike_ops.reparam.trace.trace import unused
 
 
-@dataclass(frozen=True)
-class PlannedNeurons:
-    """A LIF layer that reads a planned current."""
-
-    step: str
-    layer: str  # as an error names it
-
-
-@dataclass(frozen=True)
-class PlannedCurrent:
-    """The synapses of one step, before they are allocated."""
-
-    synapses: list[PlannedSynapses]  # in the order of the step's inputs
-    bias: "Tensor | None"  # [C, 1, 1] or [C, H, W] float64
-    grid: tuple[int, int, int]  # its map
-    rank: int  # of the current: [N, F] (the map flattened), [N, C, L] or [N, C, H, W]
-    has_real_part: bool  # the last input of the step, added as it is
-    neurons: list[PlannedNeurons]  # none: it becomes the output
-
-    @property
-    def flat(self) -> bool:
-        return self.rank == 2
-
-    @property
-    def is_alone(self) -> bool:
-        return len(self.synapses) == 1 and not self.has_real_part
-
-
-class Folding:
+class Folding(AtNode):
     """Walks a graph from `trace`, and says of every tensor what it is made of.
 
     Args:
@@ -76,8 +44,8 @@ class Folding:
     """
 
     def __init__(self, graph: fx.GraphModule, batch: "int | None" = None, carries: bool = True):
-        self.graph, self.batch, self.carries = graph, batch, carries
-        self.values: dict[fx.Node, Value] = {}
+        super().__init__(graph)
+        self.batch, self.carries = batch, carries
         self.encoding: list[Step] = []
         self.steps: list[Step] = []
         self.modules: dict[str, nn.Module] = {}
@@ -90,91 +58,10 @@ class Folding:
         self.sums: dict[int, tuple[Value, Value, Value]] = {}
         self.names: set[str] = {INPUT}
         self.output = None  # the step of the output, or a structure of steps
-        self.node: fx.Node | None = None
         self.result_shape: tuple[int, ...] = ()
         self.input_shape: tuple[int, ...] = ()
 
-    # --- what the rules use
-
-    @property
-    def layer_name(self) -> str:
-        return str(self.node.target if self.node.op == "call_module" else self.node.name)
-
-    @property
-    def operation(self) -> str:
-        """What a function, operator or method is called; "" for a layer."""
-        return "" if self.node.op == "call_module" else function_name(self.node)
-
-    def refuse(self, reason: str):
-        # Sizes of the trace are those of a batch that nobody has: they are shown as the example's.
-        reason = re.sub(r"\b\d{8,}\b", lambda size: str(size_of(int(size[0]), 1, 1)), reason)
-        raise ReparameterizationError(
-            f"{describe(self.node)} reads the spikes of a LIF layer and cannot be folded: {reason}"
-        )
-
-    def shape_of(self, value: Value) -> tuple[int, ...]:
-        """The shape of the argument that is `value`, with its leading dimensions."""
-        node = next(n for n in self.node.all_input_nodes if self.values.get(n) is value)
-        return tuple(node.meta["val"].shape)
-
-    def dtype_of(self, value: Value) -> torch.dtype:
-        node = next(n for n in self.node.all_input_nodes if self.values.get(n) is value)
-        result = node.meta["val"]
-        return (result if isinstance(result, Tensor) else result[0]).dtype
-
-    @property
-    def small_batch(self) -> int:
-        """How many samples the stand-ins of this node's values have."""
-        read = (self.values.get(n) for n in self.node.all_input_nodes)
-        value = next(v for v in read if v is not None and v.terms)
-        rows = self.standin_shape(value)[0] if value.layout is None else value.layout.rows
-        return rows // value.timesteps if value.time == "steps" else rows
-
-    def standin_shape(self, value: Value) -> tuple[int, ...]:
-        """The same for a small batch: what a tensor for `rerun` has as its shape."""
-        return tuple(self._of_standin(size) for size in self.shape_of(value))
-
-    def rerun(self, standins: "dict[Value, Tensor]"):
-        """Do what the node does with other tensors in the place of values."""
-
-        def given(n: fx.Node):
-            value = self.values.get(n)
-            tensor = next((t for v, t in standins.items() if v is value), None)
-            if tensor is not None:
-                return tensor
-            return self._of_standin(n.meta["val"])
-
-        node = self.node
-        args, kwargs = (fx.node.map_arg(a, given) for a in (node.args, node.kwargs))
-        if node.op == "call_method":
-            return getattr(Tensor, node.target)(*args, **kwargs)
-        return (self._module(node) or node.target)(*args, **kwargs)
-
-    def _of_standin(self, number):
-        """What a number of the trace is in the batch of the stand-ins."""
-        return size_of(number, self.standin_batch, self.example_batch)
-
-    @cached_property
-    def example_batch(self) -> int:
-        node = next(n for n in self.graph.graph.nodes if n.op == "placeholder")
-        rows = node.meta["val"].shape[0]
-        return of_batch(rows, 1)[0] if is_of_batch(rows) else rows  # it takes no other batch
-
-    @cached_property
-    def standin_batch(self) -> int:
-        """Two samples, whether the network reads images [B, ...] or frames [T*B, ...]."""
-        samples = self.example_batch
-        for node in self.graph.graph.nodes:
-            shape = getattr(node.meta.get("val"), "shape", ())
-            for size in shape:
-                if is_of_batch(size):
-                    module = self._module(node)
-                    rows = of_batch(size, 1)[0]
-                    timesteps = getattr(module, "timesteps", 1)
-                    samples = math.gcd(samples, rows)
-                    if rows % timesteps == 0 and isinstance(module, RealSpikeLIF):
-                        samples = math.gcd(samples, rows // timesteps)
-        return 2 * self.example_batch // max(1, samples)
+    # --- steps
 
     def spikes(self, name: str, module: nn.Module, *inputs: str) -> str:
         """Add a step that moves spikes."""
@@ -227,9 +114,6 @@ class Folding:
                 value = self._value(node)
                 if value is not None:  # a constant, whatever it was told from
                     self.values[node] = value
-
-    def _module(self, node: fx.Node) -> "nn.Module | None":
-        return self.graph.get_submodule(node.target) if node.op == "call_module" else None
 
     def _value(self, node: fx.Node) -> "Value | None":
         read = [self.values[n] for n in node.all_input_nodes if n in self.values]
@@ -397,8 +281,9 @@ class Folding:
             bias = bias / value.timesteps if value.time == "averaged" else bias
         name = value.layer if len(synapses) == 1 and value.layer else f"{reader}_current"
         name = self.unique_name(name)
+        has_real_part = value.real is not None
         self.planned[name] = PlannedCurrent(
-            *(synapses, bias, value.grid, value.rank, value.real is not None, [])
+            synapses, bias, value.grid, value.rank, has_real_part, neurons=[]
         )
         sources = [source for planned in synapses for source in planned.sources]
         self.steps.append(Step(name, (*sources, *([value.real] if value.real else []))))

@@ -7,7 +7,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from realspike_ops import nn as layers
-from realspike_ops.reparam.network import EncodingCall, FoldedNetwork, bytes_text
+from realspike_ops.reparam.encoding_call import EncodingCall
+from realspike_ops.reparam.network import FoldedNetwork
+from realspike_ops.reparam.units import bytes_text
 
 LARGEST_NUMBER = 2**53
 

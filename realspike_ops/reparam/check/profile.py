@@ -11,7 +11,7 @@ from realspike_ops import functional
 from realspike_ops.nn import OneToOneSynapses, RealSpikeLIF
 from realspike_ops.reparam.check.batches import batches_of
 from realspike_ops.reparam.check.verify import eval_mode
-from realspike_ops.reparam.network import bytes_text
+from realspike_ops.reparam.units import bytes_text, count_text, joules_text
 
 # Horowitz, "Computing's Energy Problem", ISSCC 2014: float32 in 45 nm.
 ADDITION_PJ = 0.9
@@ -72,31 +72,16 @@ class ProfileReport:
         for layer in [*self.layers, total]:
             rate = "" if layer.firing_rate is None else f"{layer.firing_rate:.1%}"
             cells = (
-                *(_short(layer.synops), _short(layer.additions), _short(layer.multiplications)),
-                *(_joules(layer.energy_pj), _short(layer.ann_macs)),
-                *(_joules(layer.ann_energy_pj), bytes_text(layer.weight_bytes)),
-            )
+                count_text(layer.synops), count_text(layer.additions),
+                count_text(layer.multiplications), joules_text(layer.energy_pj),
+                count_text(layer.ann_macs), joules_text(layer.ann_energy_pj),
+                bytes_text(layer.weight_bytes),
+            )  # fmt: skip
             lines.append(
                 f"{layer.name:<{width}}{layer.kind:>10}{rate:>8}"
                 + "".join(f"{cell:>12}" for cell in cells)
             )
         return "\n".join(lines)
-
-
-def _short(count: float) -> str:
-    for unit in ("", " k", " M", " G"):
-        if count < 1000:
-            return f"{count:.4g}{unit}"
-        count /= 1000
-    return f"{count:.4g} T"
-
-
-def _joules(picojoules: float) -> str:
-    for unit in ("pJ", "nJ", "uJ"):
-        if picojoules < 1000:
-            return f"{picojoules:.4g} {unit}"
-        picojoules /= 1000
-    return f"{picojoules:.4g} mJ"
 
 
 @torch.no_grad()

@@ -158,8 +158,8 @@ BUGS = [
     Bug(
         "conv-int8-bias-not-in-steps",
         "realspike_ops/nn/synapses/spike_conv.py",
-        "return bias / (self.scale if bias.dim() == 1 else self.scale[:, None, None])",
-        "return bias * 1.0",
+        "return in_steps(bias, scale).to(",
+        "return (bias * 1.0).to(",
         "tests/unshared_conv/test_unshared_conv_storage.py",
         "folded_scale",
     ),
