@@ -39,7 +39,7 @@ class Conversion:
 
     Args:
         root: A copy of the network, whose parameters the result gets.
-        neuron: What takes the place of ReLU.
+        neuron: The neuron in the place of ReLU.
     """
 
     def __init__(self, root, timesteps: int, granularity: str, neuron: Neuron, norms: bool):
@@ -168,7 +168,7 @@ class Conversion:
     # --- time
 
     def _ends(self) -> "dict[fx.Node, fx.Node]":
-        """Return what outputs are before a softmax."""
+        """Return for every output the node that it is before a softmax."""
         ends = {}
         for output in self.graph.graph.output_node().all_input_nodes:
             end = output
@@ -221,7 +221,7 @@ class Conversion:
         )
 
     def _let_sizes_follow(self, encoding: fx.Node) -> None:
-        """Behind the encoding, sizes that follow the batch are T times as large."""
+        """Make the sizes that follow the batch T times as large behind the encoding."""
         passed, sizes = False, {}
         for node in [*self.graph.graph.nodes]:
             for size in [n for n in node.all_input_nodes if passed and n.target is batch_size]:
@@ -397,7 +397,7 @@ class Conversion:
         return self._free("" if self._was_made(path[0]) else path[0], "relu")
 
     def _was_made(self, name: str) -> bool:
-        """Whether a layer was made inside forward, which has no name of the network's."""
+        """Whether a layer was made inside forward: the network has no name for it."""
         try:
             self.root.get_submodule(name)
         except AttributeError:

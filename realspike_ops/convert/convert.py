@@ -30,7 +30,7 @@ def convert(
 ) -> fx.GraphModule:
     """Return a network of `RealSpikeLIF` layers from one of ReLU, or of another library's neurons.
 
-    ``forward`` is recorded, as `reparameterize` does it. Every call of ReLU (layers; ``F.relu``,
+    `convert` records ``forward``, as `reparameterize` does. Every call of ReLU (layers; ``F.relu``,
     ``torch.relu``, ``x.relu_()``, ``clamp(min=0)``; ReLU6, whose bound is dropped) and every neuron
     becomes a layer of its own, with the shape that the example has there. `DirectEncoding` is
     placed at the last tensor that everything goes through before the first neuron (behind the first
@@ -45,9 +45,10 @@ def convert(
             over [T, B, ...] (SpikingJelly's step mode "m"), also [T, B, ...]; the result then takes
             it as [T*B, ...], ``x.flatten(0, 1)``.
         timesteps: T.
-        granularity: What shares an amplitude, as in `RealSpikeLIF`. Where max pooling reads
+        granularity: Which neurons share an amplitude, as in `RealSpikeLIF`. Where max pooling reads
             neurons, "element" becomes "channel": the maximum picks one of several amplitudes.
-        surrogate: Of all neurons; default: as they have it, and rectangular in the place of ReLU.
+        surrogate: The surrogate gradient of all neurons. Default: the one that they have, and
+            rectangular in the place of ReLU.
         norms_at_threshold: Start the weights of batch norms in front of neurons at their threshold,
             and at 1/sqrt(2) of it where two of them are added.
         encode: False: inputs are frames, [T*B, ...] with the timestep outermost, and nothing is

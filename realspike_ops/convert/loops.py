@@ -18,11 +18,11 @@ class Unaligned(Exception):
 
 
 class Loops:
-    """Rolls up what forward does once per timestep.
+    """Rolls up the nodes that forward runs once per timestep.
 
     Everything that is read after the loop joins T tensors, one of each timestep: a stack, a
     concatenation or a sum. From there backwards, T nodes that do the same with what they read are
-    one node that reads [T*B, ...]; what is the same at all timesteps is repeated.
+    one node that reads [T*B, ...]. A value that is the same at all timesteps is repeated.
 
     Args:
         graph: The record, in which every neuron is called T times.
@@ -160,7 +160,7 @@ class Loops:
         return values[0]
 
     def _over_time(self, value):
-        """Repeat what is the same at all timesteps, where it meets what is not."""
+        """Repeat a value that is the same at all timesteps, where it meets one that is not."""
         if not _is_node(value) or value in self.timed or value.op == "get_attr":
             return value
         if value not in self.repeated and value.target is batch_size:
@@ -185,7 +185,7 @@ class Loops:
         )
 
     def _check_states(self, nodes: tuple) -> None:
-        """Every call must read the state of the call before, the first one none or zeros."""
+        """Raise unless each call reads the state of the one before, the first none or zeros."""
         if [n.meta["call"] for n in nodes] != [*range(1, self.timesteps + 1)]:
             raise Unaligned
         before = None
@@ -205,7 +205,7 @@ class Loops:
 
 
 def times(size: fx.Node, timesteps: int) -> fx.Node:
-    """Return the size that is so many times another one, which follows the batch.
+    """Return the size that is `timesteps` times another one, which follows the batch.
 
     Raises:
         Unaligned: for all rows but a number of them.

@@ -25,7 +25,7 @@ _NO_NEURONS = ("SequentialState", "Lift", "RegularizationCell", "SpikePooling")
 
 @dataclass(frozen=True)
 class Neuron:
-    """What a `RealSpikeLIF` needs to emit the spikes of a neuron.
+    """The arguments and first values that let a `RealSpikeLIF` emit the spikes of a neuron.
 
     Attributes:
         form: Arguments of `RealSpikeLIF`.
@@ -96,11 +96,11 @@ def stand_in(module: nn.Module, neuron: "Neuron | None") -> nn.Module:
 
 
 def neuron_of(name: str, module: nn.Module, surrogate=None) -> "Neuron | None":
-    """Return what equals a module, None if it is no neuron of another library.
+    """Return the neuron that equals a module, None if it is none of another library.
 
     Args:
-        name: What an error calls the module.
-        surrogate: In the place of its own, if given.
+        name: The name of the module in errors.
+        surrogate: The surrogate gradient in the place of its own; None: its own.
 
     Raises:
         ReparameterizationError: for a neuron that has no equal, with the difference.

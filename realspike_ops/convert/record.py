@@ -1,4 +1,4 @@
-"""What forward does, in both modes: where neurons are, and which layers depend on the mode."""
+"""The record of a forward in both modes: where neurons are, which layers depend on the mode."""
 
 import copy
 
@@ -32,7 +32,7 @@ _OTHERS = (
 
 
 def activation_name(graph: fx.GraphModule, node: fx.Node) -> str:
-    """Return the name of the function that a node computes, that of a layer's in small letters."""
+    """Return the name of the function that a node computes; a layer's is in small letters."""
     if node.op == "call_module":
         layer = graph.get_submodule(node.target)
         kind = layer_class(type(layer)) or type(layer)
@@ -99,7 +99,7 @@ def replace_modules(model: nn.Module, by_name: "dict[str, nn.Module]") -> None:
 
 
 def _refuse_mixed_rows(model: nn.Module, example: Tensor, timesteps: int) -> None:
-    """Timesteps become rows of the batch, so that no row may read another image's."""
+    """Refuse a model whose rows read each other: timesteps become rows of the batch."""
     if example.dim() == 0 or len(example) == 0 or not example.is_floating_point():
         return
 
@@ -113,7 +113,7 @@ def _refuse_mixed_rows(model: nn.Module, example: Tensor, timesteps: int) -> Non
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             both = [first & second for first, second in zip(read(0), read(1), strict=True)]
-    except Exception:  # what takes no batch of two is refused when it is recorded
+    except Exception:  # the record refuses a model that takes no batch of two
         return
     if any(met.any() for met in both):
         raise ReparameterizationError(

@@ -29,7 +29,7 @@ class _Encoding(nn.Module):
         values = {INPUT: self.image_(x)}
         for step in self.steps:
             module, inputs = self.get_submodule(step.name), [values[n] for n in step.inputs]
-            # What a call does is followed, not the layer that holds it.
+            # The function that a call runs is followed, not the layer that holds it.
             call = module.forward if type(module) is EncodingCall else module
             values[step.name] = call(*inputs)
         return values[self.steps[-1].name]
@@ -91,7 +91,7 @@ def folded_encoding(
     try:
         return reparameterize(_Encoding(folded, steps), example)
     except ReparameterizationError as error:
-        # What stands for the image here are spikes, which the user's network has not.
+        # Spikes stand for the image here; the user's network has no such layer of spikes.
         reason = str(error).replace(" reads the spikes of a LIF layer and cannot be folded", "")
         raise ValueError(
             f"{name!r} of the encoding has no equal in NIR, which computes convolutions, averages "

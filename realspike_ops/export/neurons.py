@@ -51,7 +51,7 @@ def neuron_numbers(
     Args:
         name: Of the layer, for errors.
         neurons: The layer.
-        scale: What its threshold is in steps of; None: 1.
+        scale: The size of the steps that its threshold is counted in; None: 1.
         dt: Of one timestep, in seconds.
 
     Raises:

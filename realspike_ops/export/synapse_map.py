@@ -1,4 +1,4 @@
-"""What a layer of synapses does to a map of spikes: as one convolution, or as a matrix."""
+"""A layer of synapses as an operator on maps of spikes: one convolution, or a matrix."""
 
 import itertools
 import math

@@ -48,7 +48,7 @@ def export_nir(
     ``realspike_version``, and the ``sha256`` of the folded network's layers and weights.
 
     Args:
-        folded: What `reparameterize` returned; exported as in eval mode.
+        folded: The network that `reparameterize` returned; exported as in eval mode.
         path: Of the file to write, which `nir.read` reads; None: none.
         dt: Of one timestep, in seconds. snnTorch reads every graph as if it were 1e-4.
         fold_r: Write ``r = 1`` and divide the weights by ``1 - decay``, for readers that ignore r

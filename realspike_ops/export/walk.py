@@ -28,7 +28,7 @@ _INSTEAD = {layers.SpikeMaxPool2d: "pool by averages (nn.AvgPool2d) where you tr
 
 @dataclass(frozen=True)
 class Signal:
-    """What flows along edges: the sum of what some nodes put out."""
+    """A value that flows along edges: the sum of the outputs of some nodes."""
 
     nodes: tuple[str, ...]
     shape: tuple[int, ...]  # of the map in the folded network, [C, H, W] or [F]
@@ -45,7 +45,7 @@ class PlannedNode:
 
     build: Callable  # () -> nir.NIRNode
     bytes: int = 0
-    shared_bytes: int = 0  # what it would take if one kernel served all positions
+    shared_bytes: int = 0  # its size if one kernel served all positions
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,13 @@ class Branch:
 class Walk:
     """Plans the nodes of a folded network.
 
-    A map stays a map as long as convolutions make and read it. What a dense layer makes is flat,
+    A map stays a map as long as convolutions make and read it. The output of a dense layer is flat,
     and so is all that reads it: NIR has no node that makes a map of features.
 
     Attributes:
         nodes: By name.
         edges: Between names.
-        metadata: What a reader needs beside them.
+        metadata: The numbers that a reader needs beside them.
         rounded_by_r: The LIF layers whose weights ``r = 1`` rounds.
     """
 

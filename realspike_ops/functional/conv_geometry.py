@@ -18,12 +18,13 @@ _cached_geometry = functools.lru_cache(maxsize=1024, typed=True)(_make_geometry)
 
 
 def geometry_of(*sizes_and_settings):
+    """Call `_make_geometry`, or return what it returned for the same arguments."""
     if torch.compiler.is_compiling():
         return _make_geometry(*sizes_and_settings)
     try:
         return _cached_geometry(*sizes_and_settings)
     except TypeError:
-        # A list cannot be looked up; what is no size has an error of its own.
+        # A list has no hash. Anything else without a hash is refused by the checks.
         return _make_geometry(*sizes_and_settings)
 
 

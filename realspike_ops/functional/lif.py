@@ -1,4 +1,4 @@
-"""The documented function of LIF neurons: the arguments are checked, then one op is called."""
+"""The documented function of LIF neurons: it checks the arguments, then calls one op."""
 
 import functools
 from typing import NamedTuple
@@ -63,8 +63,9 @@ def lif(
             o[t] = -1, which emits ``-amplitude`` and resets as a positive one does (the soft reset
             adds ``v_threshold``). It needs ``v_threshold > 0``. The surrogate is then that of the
             nearer threshold.
-        surrogate: What replaces the derivative of the spike: a name (``rectangular``, ``atan``,
-            ``sigmoid``, ``triangle``) or ``(name, scale)``; see `realspike_ops.Surrogate`.
+        surrogate: The function that replaces the derivative of the spike: a name (``rectangular``,
+            ``atan``, ``sigmoid``, ``triangle``) or ``(name, scale)``; see
+            `realspike_ops.Surrogate`.
         v_init: Potential before the first timestep, after the reset; with ``"soft_delayed"``
             before it, so that a potential which fires is reset. Default: zeros.
         return_state: Also return the potential after the last timestep, so that a long sequence
@@ -170,7 +171,7 @@ def check_neurons(
 
 
 def _make_neuron(decay, v_threshold, v_reset, reset, detach_reset, emission, surrogate, scale):
-    """Check the form of the neuron; None for a decay or a threshold that is a tensor."""
+    """Check the form of a neuron, whose decay or threshold is None where it is a tensor."""
     decay = 0.0 if decay is None else checks.check_number("decay", decay, 0.0, 1.0)
     if v_threshold is not None:
         v_threshold = checks.check_number("v_threshold", v_threshold)
@@ -197,12 +198,16 @@ def _neuron(*form_and_surrogate) -> Neuron:
     try:
         return _cached_neuron(*form, name, scale)
     except TypeError:
-        # What cannot be looked up has no place in a neuron: the checks say why.
+        # An argument without a hash cannot be looked up, and is no setting of a neuron: the checks
+        # say which setting it was given for.
         return _make_neuron(*form, name, scale)
 
 
 def _parameter(name: str, parameter: Tensor, x: Tensor) -> Tensor:
-    """Check a parameter of the neurons; return it in float32, its varying dimensions in a run."""
+    """Check a parameter of the neurons; return it in float32.
+
+    The dimensions along which the result varies are neighbours: the kernels read it as one run.
+    """
     checks.check_tensor(name, parameter)
     checks.check_dtype(name, parameter, checks.FLOATS)
     checks.check_device(name, parameter, "x", x)

@@ -53,9 +53,9 @@ def unshared_spike_conv(
         scale: float32, with uint8 weights alone: multiplies their sums, once per output. None
             leaves the currents in steps of the scale, so that bias and threshold are to be divided
             by it instead, and nothing is multiplied.
-        algorithm: "gather"; "matmul", a matrix product per position, which multiplies, and rounds
-            to the dtype of the weight; or "auto", the one that should be faster
-            (docs/unshared_conv.md).
+        algorithm: "gather" adds rows of weights. "matmul" is a matrix product per position: it
+            multiplies, and rounds to the dtype of the weight. "auto" is the one of the two that
+            should be faster (docs/unshared_conv.md).
         check_binary: Raise if a dense spike is neither 0 nor 1, or a packed word has bits beyond
             the last channel. Default: on the CPU, where it costs next to nothing; on a GPU it makes
             the host wait for the result, so there it is on request.

@@ -82,7 +82,7 @@ def unshared_spike_conv_lif(
             "unshared_spike_conv_lif is for inference: call it under torch.no_grad(), or detach "
             "what requires a gradient"
         )
-    # What stands for the currents takes no memory.
+    # One zero, expanded, has the shape of the currents: the checks of neurons read no more than it.
     currents = torch.zeros((), dtype=torch.float32, device=spikes.device).expand(
         timesteps, N // timesteps, channels, *conv.output_size
     )

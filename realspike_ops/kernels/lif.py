@@ -43,7 +43,7 @@ def _surrogate_derivative(distance, scale, inverse_scale, SURROGATE: tl.constexp
     elif SURROGATE == "atan":
         z = 1.5707963267948966 * (scale * distance)
         square = z * z
-        # What is squared may be too large where the quotient is not: 1 / (2 (pi/2)^2 alpha d^2).
+        # The square may overflow where the quotient does not, which is 1 / (2 (pi/2)^2 alpha d^2).
         far = 0.202642367284675 / distance / scale / distance
         slope = tl.where(square < float("inf"), 0.5 * scale / (1.0 + square), far)
     else:

@@ -53,7 +53,7 @@ class PackedSpikes:
 
 
 def padded(spikes: Tensor, widths) -> Tensor:
-    """F.pad, also where what is cut is more than the map: it then cuts what the other side adds."""
+    """Pad, then cut: F.pad by itself refuses to cut more than the map has."""
     for own in (tuple(max(0, n) for n in widths), tuple(min(0, n) for n in widths)):
         spikes = F.pad(spikes, own) if any(own) else spikes
     return spikes

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.nn.modules.lazy import LazyModuleMixin
 
-# What runs between the call of a module and its forward.
+# The methods that run between the call of a module and its forward.
 _CALLS = ("__call__", "_wrapped_call_impl", "_call_impl", "__getattribute__")
 
 
@@ -17,12 +17,12 @@ def why_not_plain(module: nn.Module, bases: "type | tuple[type, ...]") -> "str |
     """Return why ``module(x)`` may be anything but what its base's ``forward`` computes, or None.
 
     A subclass is plain if ``forward`` and every method and property that it calls are inherited.
-    What these read (weights, also parametrized ones, strides) may differ: it is the module's own.
+    The attributes that these read (weights, also parametrized ones, strides) are the module's own.
 
     Args:
         module: Any module.
-        bases: The classes whose computation is known; of those that the module's class comes from,
-            the nearest counts.
+        bases: The classes whose computation is known. The module's class is compared with the
+            nearest of them that it comes from.
     """
     bases = bases if isinstance(bases, tuple) else (bases,)
     kind = type(module)

@@ -9,11 +9,12 @@ from realspike_ops.nn.time import split_time
 class Rearrange(nn.Module):
     """Write the elements of a map, each any number of times, as another one.
 
-    What a channel shuffle, a transposition, a pixel shuffle or nearest upsampling becomes.
+    A channel shuffle, a transposition, a pixel shuffle and nearest upsampling become this layer.
 
     Args:
-        index: [E'] int64: for every element of the result the element of the map, flattened; -1: 0.
-        shape: Of the result, ``(C, H, W)``, ``(C, L)`` or ``(F,)``.
+        index: [E'] int64, for every element of the result the element of the flattened map that it
+            is; -1 stands for a zero.
+        shape: The shape of the result, ``(C, H, W)``, ``(C, L)`` or ``(F,)``.
 
     Shape: [N, ...] -> ``[N, *shape]``.
     """

@@ -35,7 +35,7 @@ class DirectEncoding(_Timed):
 
     def forward(self, x: Tensor) -> Tensor:
         checks.check_tensor("x", x)
-        # What expand and flatten make has strides that torch.export cannot follow over batches.
+        # torch.export cannot follow, over batches, the strides that expand and flatten make.
         return x.repeat(self.timesteps, *(1 for _ in x.shape[1:]))
 
 
@@ -47,7 +47,7 @@ class MeanOverTime(_Timed):
 
 
 class SumOverTime(_Timed):
-    """Add up the timesteps: [T*B, ...] -> [B, ...]; what the mean becomes once 1/T is folded."""
+    """Add up the timesteps: [T*B, ...] -> [B, ...]. A mean becomes this sum when 1/T is folded."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.sum(split_time(x, self.timesteps), 0)

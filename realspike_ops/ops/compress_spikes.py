@@ -1,7 +1,8 @@
 """Saved-tensor hooks that drop spikes which can be made again.
 
 A convolution behind a LIF layer saves its input, the real-valued spikes, for its own backward. The
-LIF layer keeps for its backward what they follow from: whether each neuron fired, or its input.
+LIF layer keeps for its backward whether each neuron fired, or its own input. Either is enough to
+make the spikes again.
 """
 
 import threading
@@ -20,11 +21,11 @@ def _copy(parameter: Tensor | None) -> Tensor | None:
 
 
 class SavedBits:
-    """Makes the output of a LIF layer of the bits that it keeps (csrc/core/lif.h).
+    """Makes the output of a LIF layer from the bits that it keeps (csrc/core/lif.h).
 
     Args:
         y: The output [T, B, ...].
-        amplitude: What a spike was multiplied by; None for 1.
+        amplitude: The factor of every spike; None for 1.
         words: [ceil(T / interval), N] integers, the neurons in the memory order of a timestep.
         interval: Timesteps per word.
         width: Bits per timestep: the first says whether the neuron fired, the third whether
@@ -65,8 +66,9 @@ class Rerun:
     """Makes the output of a LIF layer by running its neurons again.
 
     Args:
-        inputs: (x, amplitude, decay, v_threshold, v_init), of which x and v_init are referred to.
-        run: What makes y of the inputs.
+        inputs: (x, amplitude, decay, v_threshold, v_init). The parameters are copied; x and v_init
+            are not.
+        run: The function that makes y of the inputs.
     """
 
     def __init__(self, inputs, run):
@@ -89,7 +91,7 @@ class Rerun:
 
 @dataclass
 class _Emission:
-    """What a LIF layer emitted, found again by the storage of its output."""
+    """The output of a LIF layer, known by its storage: its version, and its recipe."""
 
     version: int
     recipe: "SavedBits | Rerun"
@@ -98,10 +100,10 @@ class _Emission:
 class compress_spikes(torch.autograd.graph.saved_tensors_hooks):
     """Drop the spikes that other layers save for backward, and make them again when it needs them.
 
-    Within this context, a tensor that a layer saves for its backward and that is the output of
-    `lif` (a view of it included) is not kept. Backward makes it again, bit for bit, from what `lif`
-    keeps for its own backward pass: the bits that say which neurons fired, or its input, from which
-    the neurons then run once more. Everything else is kept as it is.
+    Within this context, a tensor that a layer saves for its backward is not kept if it is the
+    output of `lif`, or a view of it. Backward makes it again, bit for bit, from the tensors that
+    `lif` keeps for its own backward pass. These are the bits that say which neurons fired, or the
+    input, from which the neurons run once more. Every other tensor is kept as it is.
 
     Example::
 

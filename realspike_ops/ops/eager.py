@@ -11,10 +11,10 @@ _CLASSES = (Tensor, torch.nn.Parameter)
 def is_plain_eager(*tensors: Tensor | None) -> bool:
     """Whether nothing but autograd would intercept a call with these tensors.
 
-    Tracing (torch.compile, torch.export, torch.jit.trace), torch.func transforms, the older vmap of
-    ``is_grads_batched=True``, function and dispatch modes, tensor subclasses and tensors whose
-    memory does not hold their values need the registered op. A default device is a function mode,
-    but has no say where every tensor names its device.
+    The registered op is needed by tracing (torch.compile, torch.export, torch.jit.trace),
+    torch.func transforms, the older vmap of ``is_grads_batched=True``, function and dispatch modes,
+    tensor subclasses, and tensors whose memory does not hold their values. A default device is a
+    function mode that changes nothing where every tensor names its device.
     """
     return (
         not torch.compiler.is_compiling()
@@ -27,7 +27,7 @@ def is_plain_eager(*tensors: Tensor | None) -> bool:
 
 
 def _is_plain(t: Tensor) -> bool:
-    """Whether the values are what the memory holds, and are one call's alone."""
+    """Whether the memory holds the values, and those of one call alone."""
     return type(t) in _CLASSES and not (
         t.is_neg()  # the imaginary part of a conjugate is the negative of what is stored
         or t._is_zerotensor()  # nothing is stored

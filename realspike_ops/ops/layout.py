@@ -84,7 +84,7 @@ def empty_over_time(
 
 
 def empty_like_over_time(x: Tensor, channels_last: bool) -> Tensor:
-    """Allocate what lies as the dense x [T, B, ...] does, over time too."""
+    """Allocate a tensor that lies as the dense x [T, B, ...] does, over time too."""
     if x.is_contiguous():
         return torch.empty_like(x)  # the quickest of the allocations
     return empty_over_time(x.shape, channels_last, x.dtype, x.device)

@@ -32,8 +32,8 @@ from realspike_ops.ops.lif_contract import (
 )
 from realspike_ops.ops.ordered_sum import sum_to_parameter
 
-# A decay or a threshold that is a tensor takes the place of its value. `save` says what is kept for
-# backward (SAVE_...), `keep_state` whether v_last is wanted; what is not wanted is empty.
+# A decay or a threshold that is a tensor takes the place of its value. `save` (SAVE_...) says what
+# backward needs, `keep_state` whether v_last is wanted. An output that is not wanted is empty.
 LIBRARY.define(
     "lif_fwd(Tensor x, Tensor? amplitude, Tensor? decay, Tensor? v_threshold, Tensor? v_init,"
     f" {NEURON_SCHEMA}, int save, bool keep_state) -> (Tensor y, Tensor v_last, Tensor saved)"

@@ -29,7 +29,7 @@ def _keep_for_backward(ctx, x, parameters, v_init, y, saved, neuron, save, keep_
 
 
 def _recipe_of(y, inputs, neuron, saved, save):
-    """Return what makes y again, of what is kept for backward anyway."""
+    """Return the recipe that makes y again from the tensors that backward keeps anyway."""
     if save == SAVE_BITS:
         width = 4 if neuron.ternary else 2
         return SavedBits(y, inputs[1], saved, BITS_INTERVAL, width, neuron.ternary)
@@ -46,7 +46,7 @@ def _gradients(ctx, grad_y, grad_v_last):
     wanted = list(ctx.needs_input_grad[1:5])
     bwd = BACKWARD.get(grad_y.device.type)
     # With create_graph=True the dispatcher records that this must not be differentiated again.
-    # What was saved was plain already.
+    # The saved tensors were plain when they were saved.
     if bwd and not torch.is_grad_enabled() and is_plain_eager(grad_y, grad_v_last):
         return bwd(*tensors, ctx.channels_last, wanted, ctx.neuron, ctx.save)
     grad_x, *grads = torch.ops.realspike.lif_bwd(
@@ -71,7 +71,7 @@ def _refuse_second_derivative(ctx, *grads):
 
 
 class _EagerLif(torch.autograd.Function):
-    """What register_autograd below makes of the same functions, without the dispatcher."""
+    """The function that register_autograd makes below, without the dispatcher."""
 
     @staticmethod
     def forward(ctx, x, amplitude, decay, v_threshold, v_init, neuron, save, keep_state):

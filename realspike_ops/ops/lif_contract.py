@@ -38,8 +38,8 @@ class Neuron(NamedTuple):
 def what_to_save(neuron: Neuron, *learnable: Tensor | None) -> int:
     """Return what backward needs, where decay and threshold are `learnable`."""
     learns = any(parameter is not None and parameter.requires_grad for parameter in learnable)
-    # With a detached reset and a window for a surrogate, whether it fired and whether it was in the
-    # window is all there is to know.
+    # With a detached reset and the rectangular surrogate, backward needs two bits of a neuron:
+    # whether it fired, and whether its potential was in the window.
     if neuron.detach_reset and neuron.surrogate == "rectangular" and not learns:
         return SAVE_BITS
     return SAVE_POTENTIALS
@@ -136,7 +136,7 @@ class Gradients(NamedTuple):
 
 
 def or_empty(like: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-    """An op's schema has a tensor for every output: an empty one stands for what is not wanted."""
+    """Put an empty tensor in the place of None: an op's schema has a tensor for every output."""
     return tuple(
         torch.empty((0,), dtype=torch.float32, device=like.device) if tensor is None else tensor
         for tensor in tensors

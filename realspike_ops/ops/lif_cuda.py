@@ -1,7 +1,7 @@
 """Launches of the Triton LIF kernels on dense CUDA tensors.
 
-A network of small layers is as quick as the host launches them: what follows from sizes and forms
-is looked up.
+A network of small layers is as quick as the host launches them. So the options that follow from
+sizes and forms are looked up.
 """
 
 import functools
@@ -29,7 +29,7 @@ THREADS = 32 * NUM_WARPS
 PROGRAMS = 2048
 # With fewer programs, multiprocessors of a large card have nothing to do, or little.
 FEW_PROGRAMS = 256
-# So many neurons of a sample, and those of a tile, are no longer counted in 32 bits.
+# From here on, the neurons of a sample and those of a tile are not counted in 32 bits.
 WIDE = 2**31 - 2**16
 
 looked_up = functools.lru_cache(maxsize=1024)
@@ -73,12 +73,13 @@ def tiling(N: int, period: int, block: int, programs: int) -> Tiling:
 
 
 def neurons_per_thread(T, N, save, element_size, backward=False, sums=False) -> int:
-    """Return the neurons of a row that a thread owns: what was quickest on an H100.
+    """Return the neurons of a row that a thread owns; the numbers were the quickest on an H100.
 
-    A thread moves 16 bytes of x per timestep, but fewer where that takes too many registers: where
-    it recomputes potentials, and in half precision (8 neurons) also where it writes words of bits
-    or adds up the `sums` that are parameters' gradients. Where that makes few programs it owns
-    less. Each answer is compiled for itself, so there are at most two as N alone varies.
+    A thread moves 16 bytes of x per timestep, and fewer where that takes too many registers. That
+    is so where it recomputes potentials. In half precision (8 neurons) it is also so where the
+    thread writes words of bits, or adds up the `sums` that are gradients of parameters. Where few
+    programs would run, a thread owns less. Each answer is compiled for itself, so that there are at
+    most two as N alone varies.
     """
     recompute = save == SAVE_POTENTIALS
     neurons = 16 // element_size
@@ -93,7 +94,8 @@ def neurons_per_thread(T, N, save, element_size, backward=False, sums=False) -> 
 @looked_up
 def options(T, N, save, element_size, backward=False, sums=False) -> dict:
     """Return the constants and options of a launch that follow from its sizes."""
-    # Steps that are unrolled: those between two things saved. Up to 4 steps save no potential.
+    # The steps from one saved word (or potential) to the next are unrolled. Up to 4 steps save no
+    # potential.
     steps = POTENTIAL_INTERVAL if save == SAVE_POTENTIALS and T > BITS_INTERVAL else BITS_INTERVAL
     return {
         "SAVE": save,
@@ -180,7 +182,7 @@ def launch_bwd(currents: Currents, neurons: Neurons, saved, save: int, grads: Gr
 
 @looked_up
 def packed_options(pixels: int, words: int, channels_last: bool) -> dict:
-    """Return the options of a launch on `pixels` of `words`: what was quickest on an H100.
+    """Return the options of a launch on `pixels` of `words`; they were the quickest on an H100.
 
     A tile is PIXELS by 32 channels. Where pixels are neighbours, one warp that holds a whole tile
     adds up its bits without a barrier, as long as there are enough programs to hide its waiting.

@@ -51,7 +51,7 @@ def _has_spare_bits(packed: Tensor, channels: int) -> bool:  # [..., words]
 
 
 def check_spare_bits(packed: Tensor, channels: int) -> None:
-    """Refuse bits beyond the last channel: whoever set them meant another number of channels."""
+    """Refuse bits beyond the last channel: they come from another number of channels."""
     if _has_spare_bits(packed, channels):
         raise ValueError(
             f"spikes must have no bits beyond {channels} channels; a last word has some"

@@ -1,7 +1,7 @@
 """Gradients of realspike::unshared_conv.
 
-That of unshared weights is gathered like the forward pass (realspike::unshared_conv_grad_weight);
-the others are dense products.
+The gradient of unshared weights is gathered like the forward pass
+(realspike::unshared_conv_grad_weight); the others are dense products.
 """
 
 import math
@@ -191,7 +191,7 @@ torch.library.register_autograd(
 
 
 class _NotThroughSpikes(torch.autograd.Function):
-    """Gradients that depend on spikes of which bits are left: not to be differentiated again."""
+    """Refuses to differentiate gradients that depend on spikes: backward kept their bits alone."""
 
     @staticmethod
     def forward(ctx, *grads):

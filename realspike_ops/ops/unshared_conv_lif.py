@@ -28,14 +28,14 @@ LIBRARY.define(
 
 
 def is_fused(spikes: Tensor, weight: Tensor, amplitude: Tensor | None, timesteps: int) -> bool:
-    """Whether the currents of such a convolution go into neurons without being an output."""
+    """Whether one op runs such a convolution and the neurons behind it."""
     if spikes.device.type == "cpu":
         return fits(weight, timesteps)
     return spikes.device.type == "cuda" and amplitude is None
 
 
 def fits(weight: Tensor, timesteps: int) -> bool:
-    """Whether the fused kernel of the CPU takes such weights and so many timesteps.
+    """Whether the fused kernel of the CPU takes these weights and this number of timesteps.
 
     unshared_conv_lif_fits in csrc/core/unshared_conv.h, in a form that can be traced.
     """

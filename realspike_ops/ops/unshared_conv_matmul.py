@@ -10,8 +10,8 @@ from torch import Tensor
 from realspike_ops.ops.unshared_conv import is_shared
 from realspike_ops.ops.unshared_conv_grad import as_float, window_of
 
-# Where the products overtake the additions on a GPU (docs/unshared_conv.md). One output channel
-# more is another addition for every spike, but the windows are copied once for all of them.
+# From these sizes on, the products are faster than the additions on a GPU (docs/unshared_conv.md).
+# Every output channel costs an addition per spike; the windows are copied once for all channels.
 GPU_CHANNELS_FOR_MATMUL = 256
 GPU_SUMS_FOR_MATMUL = 64 * 512  # samples x channels
 
@@ -36,8 +36,10 @@ def unshared_conv_matmul(
     output_size,
     *geometry,
 ) -> Tensor:  # [N, Cout, OH, OW] float32
-    """Multiply in the dtype of the weight, which also rounds the products; in float32 for int8
-    weights and wherever there is an amplitude."""
+    """Multiply in the dtype of the weight, which also rounds the products.
+
+    int8 weights, and weights with an amplitude, are multiplied in float32.
+    """
     _, _, G, KH, KW, Cin_g, Cout_g = weight.shape
     OH, OW = output_size
     if spikes.dtype == torch.int32:

@@ -20,7 +20,7 @@ def unshared_spike_conv(
     )
     N, _, H, W = spikes.shape
     if (OH, OW) == (1, 1):
-        # One kernel for all positions, of which there may be one.
+        # A weight [1, 1, ...] is one kernel for all positions.
         OH = (H + 2 * ph - (KH - 1) * dh - 1) // sh + 1
         OW = (W + 2 * pw - (KW - 1) * dw - 1) // sw + 1
         weight = weight.expand(OH, OW, -1, -1, -1, -1, -1)

@@ -1,4 +1,4 @@
-"""What folding raises."""
+"""The error that folding raises."""
 
 
 class ReparameterizationError(ValueError):

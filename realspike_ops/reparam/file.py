@@ -48,7 +48,7 @@ def save_folded(
     The same network gives the same bytes. A file that exists is replaced by the whole new one.
 
     Args:
-        folded: What `reparameterize` returned.
+        folded: The network that `reparameterize` returned.
         path: The file.
         metadata: More texts for the file's metadata, which `load_folded` passes over.
 

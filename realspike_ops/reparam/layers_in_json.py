@@ -76,7 +76,8 @@ _METHODS = frozenset(
     "flatten view reshape contiguous mean sum relu clone add sub mul div neg expand repeat "
     "unsqueeze squeeze transpose permute detach float clamp".split()
 )
-# What `changed_copy` may do; other changes in place become functions that return something new.
+# The methods that `changed_copy` may call. Other changes in place become functions that return
+# something new.
 _CHANGES = frozenset(
     "__setitem__ fill_ zero_ copy_ masked_fill_ index_fill_ index_copy_ index_add_".split()
 )

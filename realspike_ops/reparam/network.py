@@ -55,7 +55,7 @@ class FoldedNetwork(Stored):
         output: The step whose output is the network's; or tuples, lists and dicts of steps, as the
             model returns them.
         input_shape: The shape of the input without its batch, for which it was folded; None: any.
-        batch: The only batch size that the model takes, whose code says it as a number; None: any.
+        batch: The only batch size that the model takes: its code has it as a number. None: any.
         neurons: For steps that are LIF layers, the layer of the model and which of its calls it is.
     """
 
@@ -129,8 +129,8 @@ class FoldedNetwork(Stored):
     def steps_in_bits(self) -> frozenset[str]:
         """Return the LIF and pooling layers whose spikes travel as bits in inference.
 
-        Those whose readers all take bits. Where a hook, or a forward that replaces a layer's own,
-        is to see the spikes, they stay dense, as in training.
+        All readers of such a layer take bits. Spikes that a hook is to see, or a forward that
+        replaces a layer's own, stay dense, as in training.
         """
         in_bits: set[str] = set()
         read_dense = set(self.outputs)
@@ -148,9 +148,9 @@ class FoldedNetwork(Stored):
         return frozenset(in_bits)
 
     def fused_steps(self, in_bits: "frozenset[str]") -> "dict[str, str]":
-        """Return the convolutions that run as one op with the neurons behind them, and these.
+        """Return the convolutions that run as one op with neurons, and the neurons behind them.
 
-        Those whose current nobody else reads, and that no hook is to see.
+        Nothing else reads the current of such a convolution, and no hook is to see it.
         """
         read = Counter(name for step in self.steps for name in step.inputs)
         fused = {}

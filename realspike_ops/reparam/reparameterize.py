@@ -1,4 +1,4 @@
-"""Folding: what lies between LIF layers becomes synapses."""
+"""Folding: the layers between LIF layers become synapses."""
 
 import copy
 
@@ -36,8 +36,8 @@ def reparameterize(
     Amplitudes that are none, per layer or per channel give shared kernels (`SpikeConv2d`),
     element-wise ones a kernel per position (`UnsharedSpikeConv`), an identity shortcut one synapse
     per neuron (`OneToOneSynapses`), the classifier a `SpikeLinear` with the mean over time in its
-    weights. Max pooling is done on the spikes. What the image reaches without passing a LIF layer
-    (the encoding) is left as it is.
+    weights. Max pooling is done on the spikes. The encoding, which the image reaches before
+    any LIF layer, is left as it is.
 
     Args:
         model: A trained network; docs/reparam.md lists what it may hold, and how it is followed. It

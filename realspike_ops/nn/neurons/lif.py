@@ -40,17 +40,17 @@ class RealSpikeLIF(Stored):
 
     Args:
         timesteps: T. The leading dimension of the input is T*B, timestep outermost.
-        granularity: ``"none"`` (binary spikes), ``"layer"``, ``"channel"`` or ``"element"``: what
-            shares one amplitude (Eq. 16 to 18).
-        shape: Shape of one neuron map, ``(C, H, W)`` (or ``(C,)``, ``(features,)``). Of channel
-            granularity C alone is read: maps of C channels and of any size fit, and so do C
-            features. Without a shape, parameters per channel or element are lazy, as those of
-            ``nn.LazyConv2d``: the first input, or a state that is loaded, gives them theirs.
+        granularity: Which neurons share one amplitude (Eq. 16 to 18): ``"none"`` (binary spikes),
+            ``"layer"``, ``"channel"`` or ``"element"``.
+        shape: Shape of one neuron map, ``(C, H, W)`` (or ``(C,)``, ``(features,)``). Channel
+            granularity reads C alone: maps of C channels and of any size fit, and so do C features.
+            Without a shape, parameters per channel or element are lazy, as in ``nn.LazyConv2d``:
+            the first input, or a state that is loaded, tells their shape.
         decay, v_threshold, v_reset, reset, detach_reset, emission, surrogate: See
             `realspike_ops.lif`; ``decay`` and ``v_threshold`` are numbers.
-        decay_granularity: What shares one learnable decay, as ``granularity``; ``"none"`` keeps
-            ``decay`` as it is. A learnable decay is ``sigmoid(decay_logit)``, so that it stays
-            inside (0, 1) (the PLIF neuron), and starts at ``decay``.
+        decay_granularity: Which neurons share one learnable decay, as ``granularity``; ``"none"``
+            keeps ``decay`` as it is. A learnable decay is ``sigmoid(decay_logit)``, so that it
+            stays inside (0, 1) (the PLIF neuron), and starts at ``decay``.
         threshold_granularity: The same for the threshold, which starts at ``v_threshold`` (with a
             learnable decay: the Diet-SNN neuron).
         device, dtype: Of the parameters. Default dtype: torch's where the kernels take it, else
@@ -71,7 +71,7 @@ class RealSpikeLIF(Stored):
         threshold: Rathi and Roy, "DIET-SNN", 2020.
     """
 
-    # FoldedLIF's are numbers or buffers, of the shape that they need.
+    # The decay and the threshold of a FoldedLIF are numbers or buffers, which have their shapes.
     decay_granularity = threshold_granularity = "none"
     may_be_lazy = False
 
@@ -210,15 +210,15 @@ class RealSpikeLIF(Stored):
 class LazyRealSpikeLIF(LazyModuleMixin, RealSpikeLIF):
     """A `RealSpikeLIF` whose parameters get their shape from the first input, [T*B, C, ...].
 
-    What ``RealSpikeLIF(T, "element")`` is until it is called or a state is loaded into it; it then
-    becomes a `RealSpikeLIF`.
+    ``RealSpikeLIF(T, "element")`` makes one. The first call, or a state that is loaded into it,
+    turns it into a `RealSpikeLIF`.
     """
 
     cls_to_become = RealSpikeLIF
     may_be_lazy = True
 
     def _wait_for_shapes(self) -> None:
-        # What LazyModuleMixin does behind __init__.
+        # LazyModuleMixin registers these two hooks behind its own __init__.
         self._load_hook = self._register_load_state_dict_pre_hook(self._lazy_load_hook)
         self._initialize_hook = self.register_forward_pre_hook(
             self._infer_parameters, with_kwargs=True

@@ -18,12 +18,13 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def read(name: str, layer: nn.Module, kinds, *names: str) -> "list[Tensor | None]":
-    """Return what a layer computes with in eval mode, in float64, if it is all that it does.
+    """Return the tensors that a layer computes with in eval mode, in float64.
 
-    Parametrized weights are what they are now. The mode of the layer stays what it was.
+    The layer must do nothing else than its class. Parametrized weights have their present values.
+    The mode of the layer stays as it is.
 
     Args:
-        name: What the messages call the layer.
+        name: The name of the layer in messages.
         kinds: The torch classes whose computation is known.
         names: Parameters and buffers.
 

@@ -11,8 +11,10 @@ from realspike_ops.nn.synapses.storage import Stored
 
 
 class _Select(torch.autograd.Function):
-    """weight where a spike is positive, -weight where it is negative, else 0; backward as of the
-    product."""
+    """weight where a spike is positive, -weight where it is negative, else 0.
+
+    The gradients are those of the product of spike and weight.
+    """
 
     generate_vmap_rule = True
 
@@ -42,8 +44,8 @@ class OneToOneSynapses(Stored):
 
     .. math:: out[n, c, h, w] = W[c, h, w] \; o[n, c, h, w]
 
-    The weight is selected by the spike, not multiplied with it. What a weight is stored in is not
-    what it is added in: the current is float32, or float64 for spikes in float64.
+    The spike selects the weight; the two are not multiplied. Whatever type the weight is stored in,
+    the current is float32, or float64 for spikes in float64.
 
     Args:
         weight: A tensor that broadcasts against one map: ``[1]``, ``[C, 1, 1]``, ``[C, H, W]`` or,

@@ -13,10 +13,10 @@ from realspike_ops.nn.synapses.storage import Stored, initialise, parameter
 class PiecewiseSpikeConv(Stored):
     """Convolve binary spikes with a kernel shared by every run of rows and run of columns.
 
-    What two linear layers with nothing between them become: composed they are one convolution,
-    but where the outer one reads beyond the map of the inner one its kernel lacks taps. Output row
-    y, column x use kernel ``weight[rows[y], columns[x]]``. One gather-accumulate per rectangle of
-    equal kernels.
+    Two linear layers with nothing between them become this one. Composed, they are one convolution.
+    Where the outer layer reads beyond the map of the inner one, the composed kernel lacks taps.
+    Output row y, column x use kernel ``weight[rows[y], columns[x]]``. Every rectangle of equal
+    kernels is one gather-accumulate.
 
     Args:
         weight: [R, Q, groups, KH, KW, Cin/groups, Cout/groups] of a floating dtype, or uint8: int8

@@ -164,7 +164,7 @@ class SpikeConv(Stored):
         if isinstance(spikes, PackedSpikes):
             # A LIF layer made the words: they need no check.
             spikes, check_binary = spikes.binary_words(self.in_channels), False
-        # What .half() and .bfloat16() make of the weights is storage; the rest is float32.
+        # .half() and .bfloat16() change how weights are stored. Bias and amplitude stay float32.
         return {
             "spikes": spikes,
             "weight": self.weight,

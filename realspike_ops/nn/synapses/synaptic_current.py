@@ -23,15 +23,16 @@ class _Signs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_positive, grad_negative):
-        # o = o+ - o-: of a linear current both say the same about o.
+        # o = o+ - o-. A current is linear, so that both gradients say the same about o.
         return (grad_positive - grad_negative) / 2
 
 
 class Synapses(nn.Module):
     """Maps of spikes, and the layer that turns them into a current.
 
-    All binary maps that the layer reads, the positive and the negative part of ternary spikes among
-    them, run through the same weights as one batch, and their currents are added (subtracted).
+    The layer reads all its binary maps as one batch, through the same weights. Ternary spikes are
+    two of these maps, the positive and the negative ones. The currents of the maps are added; those
+    of negative spikes are subtracted.
 
     Args:
         layer: The gather-accumulate layer; it has a bias only if its output is the current.
@@ -40,7 +41,7 @@ class Synapses(nn.Module):
         pad: (left, right, top, bottom) silent pixels that the layer expects around the map;
             negative ones cut.
         channels: (first, all): the current is that of the channels from ``first`` on, of ``all``.
-            None: of all channels.
+            None: the current has all channels.
         flatten: Whether the current becomes features.
         reads: 3: the spikes are lines [N, C, L], 2: features [N, F], which the layer reads as maps
             of one row, or of one pixel. 4: they come as it reads them.

@@ -1,1 +1,1 @@
-"""Sums of linear operators on maps of spikes: what a tensor between two LIF layers is."""
+"""Sums of linear operators on maps of spikes: the values of tensors between two LIF layers."""

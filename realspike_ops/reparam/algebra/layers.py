@@ -1,4 +1,4 @@
-"""Linear layers as windows: the operator, and what the layer makes of a constant map.
+"""Linear layers as windows: the operator, and the layer on a constant map.
 
 Every function takes the shape [C, H, W] of the map that the layer reads, and the arguments of the
 torch function of the same name behind its input; it computes in float64.
@@ -20,7 +20,7 @@ from realspike_ops.reparam.algebra.window import Window, conv_window, scale_wind
 
 @dataclass(frozen=True)
 class Affine:
-    """A layer: `window` is its linear part, `of` the whole of it on one map [C, H, W]."""
+    """A layer: `window` is its linear part, `of` computes the whole layer on one map [C, H, W]."""
 
     window: Window
     of: Callable[[Tensor], Tensor]
@@ -226,7 +226,7 @@ def conv_transpose2d(
     def of(x):
         full = F.conv_transpose2d(x[None], weight, bias, s, p, extra, G, d)
         rest = [n * s[a] - out[a] for a, n in enumerate(steps)]
-        # What lies behind the map is read by nobody.
+        # Nobody reads the pixels behind the map.
         return _phases(F.pad(full, (0, rest[1], 0, rest[0]), mode="replicate")[0], s)
 
     return Affine(window, of, bias is not None), s, out
@@ -263,8 +263,10 @@ def separable(shape, rows: Tensor, columns: Tensor):  # [OH, H], [OW, W] float64
 
 
 def _axis_of_phases(matrix: Tensor):
-    """Return (phases, stride, padding, kernels [R, phases, K], index): rows y*phases ... of the
-    matrix are kernel index[y], from column y*stride - padding on."""
+    """Return (phases, stride, padding, kernels [R, phases, K], index).
+
+    The rows of the matrix from y*phases on are kernel index[y], from column y*stride - padding on.
+    """
     out, size = matrix.shape
     count = math.gcd(out, size)
     phases, stride = out // count, size // count

@@ -1,8 +1,8 @@
 """From a tensor that moves the elements of a value about to the maps that a layer reads.
 
-An operation that only moves elements is told by running it on their numbers (`Layout`). What it did
-matters once a layer reads the result: then it becomes part of the windows, or spikes are moved, or,
-in front of neurons, currents are.
+An operation that only moves elements is run on their numbers, and the result is its `Layout`. The
+layout matters once a layer reads the result. Then the operation becomes part of the windows, or a
+step moves the spikes, or, in front of neurons, the currents.
 """
 
 import math
@@ -58,11 +58,12 @@ def laid_out(value: Value, layout: Layout) -> Value:
 
 
 def arranged(folding, value: Value, dims: int, every_row: bool = False):
-    """Return (value, rows, elements): the last `dims` dimensions hold these elements of its maps,
-    -1 is a zero, and the dimensions before them the rows of a small batch.
+    """Return (value, rows, elements, count of the rows of a small batch).
 
-    The value has its timesteps side by side as one row where they do not stay apart, or where
-    not every row is there, in order, and this is asked for.
+    The last `dims` dimensions of the tensor hold these elements of the value's maps; -1 is a zero.
+    The dimensions before them hold these rows. The value has its timesteps side by side as one row
+    where they do not stay apart. With `every_row` it also has them so where the rows are not all
+    there, in order.
     """
     layout = layout_of(folding, value)
     ids = layout.ids

@@ -1,8 +1,8 @@
-"""What a tensor between two LIF layers is: a sum of linear operators on maps of spikes.
+"""The value of a tensor between two LIF layers: a sum of linear operators on maps of spikes.
 
     value = sum over terms of window(amplitude * spikes) + constant + real
 
-`real` is a part that the image reaches without passing a LIF layer: a step of the encoding.
+`real` is a step of the encoding: the part of the value that the image reaches past all LIF layers.
 """
 
 import math
@@ -81,7 +81,7 @@ class Value:
     rank: int = 4
     time: str = "steps"
     layer: "str | None" = None  # the last layer with weights on the way
-    average: "str | None" = None  # what averages over time
+    average: "str | None" = None  # the layer that averages over time
     layout: "Layout | None" = None
 
     @property

@@ -138,9 +138,9 @@ def placed(window: Window, first_channel: int, channels: int) -> Window:
 
 
 def reindexed(window: Window, channels: "list[int]") -> "Window | None":
-    """Return the window whose output channels are those `channels` of its own; -1: zeros.
+    """Return the window whose output channels are `channels` of the window's own; -1: zeros.
 
-    None: it writes none of them.
+    None: the window writes none of them.
     """
     own = window.own_range
     used = [n for n, channel in enumerate(channels) if channel in own]
@@ -246,7 +246,7 @@ def _channel_product(
 
 @dataclass(frozen=True)
 class _Axis:
-    """Rows (or columns) of a composition: what output row y reads of the inner window.
+    """Rows (or columns) of a composition: the taps of the inner window that an output row reads.
 
     A class is (row class of the outer kernel, for each of its taps the row class of the inner
     kernel); None is a tap outside the inner map.

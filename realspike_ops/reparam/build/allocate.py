@@ -47,7 +47,7 @@ def allocate(folding: Folding, dtype: torch.dtype) -> FoldedNetwork:
             for neurons in planned.neurons:
                 modules[neurons.step] = modules[neurons.step].in_steps_of(by_neuron)
             if planned.has_real_part:
-                # It is the encoding that multiplies: real values, before the first neurons.
+                # The step is part of the encoding, which computes with real values and may divide.
                 name = folding.unique_name(f"{step.name}_real_in_steps")
                 arguments = (Argument(0), Argument("scale"))
                 modules[name] = EncodingCall(operator.truediv, arguments, {}, {"scale": by_neuron})
@@ -68,7 +68,10 @@ def allocate(folding: Folding, dtype: torch.dtype) -> FoldedNetwork:
 
 
 def _dtype_of(planned: PlannedCurrent, dtype: torch.dtype) -> torch.dtype:
-    """What no neurons read, the class scores, has no threshold to take the scale of int8."""
+    """Return float32 in the place of int8 where no neurons read the current (the class scores).
+
+    int8 weights need a threshold that takes their scale.
+    """
     return torch.float32 if dtype == torch.int8 and not planned.neurons else dtype
 
 
@@ -134,7 +137,7 @@ def _check_finite(module: nn.Module, prefix: str = "") -> None:
 
 
 def _built(planned: PlannedCurrent, dtype: torch.dtype, scale: "Tensor | None") -> nn.Module:
-    """One layer where that is all; else the sum of several, or of one and a bias."""
+    """Return a layer if it is alone; else a sum of several layers, or of one and a bias."""
     bias = planned.bias
     if bias is not None and scale is not None:
         bias = in_steps(bias, scale.view(-1, 1, 1))

@@ -1,4 +1,4 @@
-"""What a rule may ask about the node that is folded: its arguments, and what it does to others."""
+"""The node that is folded, as a rule sees it: its name, its arguments, a run on other tensors."""
 
 import math
 import re
@@ -31,7 +31,7 @@ class AtNode:
 
     @property
     def operation(self) -> str:
-        """What a function, operator or method is called; "" for a layer."""
+        """The name of the function, operator or method that the node calls; "" for a layer."""
         return "" if self.node.op == "call_module" else function_name(self.node)
 
     def refuse(self, reason: str):
@@ -60,11 +60,11 @@ class AtNode:
         return rows // value.timesteps if value.time == "steps" else rows
 
     def standin_shape(self, value: Value) -> tuple[int, ...]:
-        """The same for a small batch: what a tensor for `rerun` has as its shape."""
+        """The shape of the argument in a small batch: that of a tensor for `rerun`."""
         return tuple(self._of_standin(size) for size in self.shape_of(value))
 
     def rerun(self, standins: "dict[Value, Tensor]"):
-        """Do what the node does with other tensors in the place of values."""
+        """Run the node on other tensors in the place of values."""
 
         def given(n: fx.Node):
             value = self.values.get(n)
@@ -80,7 +80,7 @@ class AtNode:
         return (self._module(node) or node.target)(*args, **kwargs)
 
     def _of_standin(self, number):
-        """What a number of the trace is in the batch of the stand-ins."""
+        """Return what a number of the trace is in the batch of the stand-ins."""
         return size_of(number, self.standin_batch, self.example_batch)
 
     @cached_property

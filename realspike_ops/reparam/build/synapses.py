@@ -85,7 +85,7 @@ class PlannedKernel:
 
     @property
     def shared_weights(self) -> int:
-        """What it would hold with an amplitude that does not vary over space."""
+        """The number of weights that an amplitude without variation over space would need."""
         return self.window.kernel.numel()
 
     def bytes(self, dtype: torch.dtype) -> int:
@@ -131,7 +131,7 @@ class PlannedKernel:
         return None
 
     def rows(self) -> Iterator[Tensor]:  # [OW, G, KH, KW, Cin/G, Cout/G] float64 each
-        """Yield the weight, one row of positions at a time: little more than it is ever held."""
+        """Yield the weight, one row of positions at a time, to hold little more than it."""
         window, amplitude = self.window, self.source.amplitude
         if self._is_unshared:
             yield from fold_into_weight.unshared_rows(
@@ -249,7 +249,7 @@ class PlannedOneToOne:
         return self.window.in_shape[0]
 
     def bytes(self, dtype: torch.dtype) -> int:
-        """Rounding one weight per neuron to steps of the scale would save little."""
+        """Return the size; int8 stores float32, since one weight per neuron is small."""
         return self.weights * (4 if dtype == torch.int8 else dtype.itemsize)
 
     def joined(self, other: "PlannedSynapses") -> None:
@@ -259,7 +259,7 @@ class PlannedOneToOne:
         return self.coefficient.abs().amax()
 
     def build(self, dtype: torch.dtype, bias: None, scale: "Tensor | None") -> Synapses:
-        # They tell the signs of ternary spikes apart by themselves.
+        # The layer tells the signs of ternary spikes apart by itself.
         coefficient = self.coefficient
         if scale is not None:
             own = scale[self.window.own_range.start : self.window.own_range.stop]

@@ -1,4 +1,4 @@
-"""The walk over a traced network: what every tensor is made of, and the steps that compute it."""
+"""The walk over a traced network: the value of every tensor, and the steps that compute it."""
 
 from dataclasses import replace
 
@@ -34,7 +34,7 @@ from realspike_ops.reparam.trace.trace import unused
 
 
 class Folding(AtNode):
-    """Walks a graph from `trace`, and says of every tensor what it is made of.
+    """Walks a graph from `trace`, and finds the value of every tensor.
 
     Args:
         graph: Its nodes have their values as ``meta["val"]``, without contents where they depend on
@@ -156,7 +156,7 @@ class Folding(AtNode):
         except AttributeError:
             self.refuse("an argument depends on the input, or on chance, that must be a constant")
         if value is not None and value.real is not None and rule not in table.ARITHMETIC:
-            # The layer is linear: of a sum, the real part passes it by itself.
+            # The layer is linear, so that the real part of a sum passes it by itself.
             value = replace(value, real=self._encode_node(node))
         return value
 
@@ -242,8 +242,10 @@ class Folding(AtNode):
         return name
 
     def _carried(self, value: Value) -> Value:
-        """Return what is added to a current that other neurons read, and that current as its real
-        part: of a shortcut through all blocks the synapses are there once."""
+        """Return what is added to a current of other neurons, with that current as its real part.
+
+        So the synapses of a shortcut through all blocks are there once.
+        """
         _, *parts = self.sums.get(id(value), (value,))
         if not self.carries or len(parts) < 2 or value.time != "steps":
             return value
@@ -277,7 +279,7 @@ class Folding(AtNode):
         bias = value.constant
         if bias is not None:
             bias = bias.expand(value.grid) if value.flat else bias
-            # What is added at every timestep, where the sum over time adds all of them.
+            # The sum over time adds the bias at every timestep.
             bias = bias / value.timesteps if value.time == "averaged" else bias
         name = value.layer if len(synapses) == 1 and value.layer else f"{reader}_current"
         name = self.unique_name(name)

@@ -1,1 +1,1 @@
-"""What is measured and proved of a folded network."""
+"""Measurements and proofs of a folded network."""

@@ -1,4 +1,4 @@
-"""What `verify` and `profile` run on: a batch, or whatever yields batches."""
+"""The data of `verify` and `profile`: a batch, or an iterable of batches."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -19,7 +19,7 @@ def batches_of(data, input_shape: "tuple[int, ...] | None" = None) -> Iterator[B
     """Yield the batches of ``data``.
 
     Args:
-        input_shape: What every batch must have behind its first dimension; None: anything.
+        input_shape: The shape of every batch behind its first dimension; None: any.
 
     Raises:
         TypeError: if ``data`` or one of its batches is of another kind (a dictionary, an array).
@@ -58,7 +58,7 @@ def batches_of(data, input_shape: "tuple[int, ...] | None" = None) -> Iterator[B
 
 
 def _hint(value) -> str:
-    """Say what to do with what is neither a tensor nor a collection of batches; "" for others."""
+    """Say how a mapping or an array becomes a tensor or batches; "" for other values."""
     if isinstance(value, Mapping):
         keys = ", ".join(map(repr, value))
         return f" with the keys {keys}: give the tensors, as in (b[key] for b in loader)"

@@ -1,10 +1,10 @@
 """How far float32 rounding alone can move the current of a folded network.
 
-A sum of products in which no path from a term to the result is rounded more than d times is off by
-at most ((1 + u)^d - 1) * sum |terms|, whatever the order of the sum; u = 2^-24 in float32. For the
-trained network the sum of absolute terms is what the same layers make of |a * o| with the absolute
-values of their weights, and d adds up along the layers; the folded network has the same terms, some
-of them already added up, and a d of its own. Their difference is at most the sum of both.
+Let every path from a term of a sum of products to the result be rounded at most d times. Then the
+sum is off by at most ((1 + u)^d - 1) * sum |terms|, whatever its order; u = 2^-24 in float32. The
+trained network with the absolute values of its weights computes the sum of absolute terms from
+|a * o|, and its d adds up along the layers. The folded network has the same terms, some of them
+already added up, and a d of its own. The two networks differ by at most the sum of both errors.
 """
 
 import copy
@@ -36,7 +36,8 @@ UNIT = {
 # Half of the distance between the smallest numbers, where the relative error has no bound.
 HALF_SUBNORMAL = {torch.float16: 2.0**-25}
 _SLACK = 1.02  # (1 + u)^d - 1 against d * u, for d up to 2^18
-# var + eps, its root, the quotient, the weight; the mean times that, the shift; scale and shift.
+# Of a batch norm: var + eps, its root, the quotient, the weight; the mean times that, the shift;
+# then scale and shift.
 _NORM_ROUNDINGS = 10
 # Of a current in steps of a scale: bias and real part over it, and the product that undoes it.
 _SCALE_ROUNDINGS = 3
@@ -51,8 +52,11 @@ class Magnitude:
 
 
 class _Magnitudes(fx.Interpreter):
-    """Runs the trained network on absolute values. What does not depend on spikes is computed as it
-    is, in its own dtype: both networks have it to the bit."""
+    """Runs the trained network on absolute values.
+
+    Values that do not depend on spikes are computed as they are, in their own dtype: both networks
+    have the same bits.
+    """
 
     def __init__(self, model: nn.Module, x: Tensor, spikes: list[Tensor]):
         graph = trace(copy_in_eval_mode(model), x)

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# Operators that move, compare, add or select, and ours, whose kernels are checked at the level of
-# the instructions. Whatever is not listed is refused, so that a new operator cannot slip through.
+# Operators that move, compare, add or select. The kernels of our own operators are checked at the
+# level of instructions. An operator that is not listed is refused: a new one cannot slip through.
 _FREE = frozenset(
     (
         "add add_ sum cumsum sub sub_ neg abs maximum minimum max min amax amin argmax argmin "

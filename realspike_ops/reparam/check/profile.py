@@ -1,4 +1,4 @@
-"""What a network computes: firing rates, synaptic operations, bytes and energy, layer by layer."""
+"""The cost of a network by layer: firing rates, synaptic operations, bytes and energy."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -209,7 +209,7 @@ class _Counter(TorchDispatchMode):
         return out
 
     def _weights(self, spikes: Tensor, dense: float, events: float) -> None:
-        """Count a layer of weights: `dense` connections, of which spikes used `events`."""
+        """Count a layer of weights that has `dense` connections; spikes used `events` of them."""
         kind = "synapses" if self.behind_encoding else "encoding"
         row = self._row(kind=kind)
         macs = dense / max(1, spikes.shape[0])
@@ -248,7 +248,7 @@ class _Counter(TorchDispatchMode):
         self._row().multiplications += out.numel() if scale is not None else 0
 
     def conv_and_neurons(self, args, out):
-        """As `unshared_conv`, then `neurons`; the currents are not in memory."""
+        """Count `unshared_conv`, then `neurons`; the currents are not in memory."""
         self.behind_encoding = True  # it reads spikes
         spikes, weight, *rest = args
         decay, timesteps, output_size, decay_value = (rest[n] for n in (3, 6, 7, 12))
@@ -307,7 +307,7 @@ class _Counter(TorchDispatchMode):
         row.multiplications += 0 if decay is None and fixed_decay in (0.0, 1.0) else x.numel()
 
     def packed_neurons(self, args, out):
-        """As `neurons`, without the amplitude."""
+        """Count `neurons`, which have no amplitude here."""
         self.neurons((args[0], None, *args[1:]), out)
 
 

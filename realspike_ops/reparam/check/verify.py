@@ -132,8 +132,10 @@ def binary_spikes(lif: RealSpikeLIF, current: Tensor) -> Tensor:  # [T*B, ...] -
 
 
 def samples_of(batch: Tensor, calls: "list[tuple[str, RealSpikeLIF, Tensor]]") -> int:
-    """Return B: what reaches the LIF layers has T*B rows, whether the network repeats images [B]
-    over time or reads frames [T*B]."""
+    """Return B, from the T*B rows that reach the first LIF layer.
+
+    A network may repeat images [B] over time, or read frames [T*B].
+    """
     if not calls:
         return batch.shape[0]
     _, lif, current = calls[0]
@@ -161,7 +163,7 @@ def verify(
 
     Args:
         model: The trained network; run in eval mode, restored afterwards.
-        folded: What `reparameterize` made of it.
+        folded: The network that `reparameterize` made of it.
         data: A batch, or an iterable of batches, or of (batch, labels) pairs such as a DataLoader.
         bounds: Also compute, for every neuron and timestep, the largest difference that rounding
             can make, and report the errors as fractions of it (docs/reparam.md). It costs a pass
@@ -261,12 +263,12 @@ def _predictions(out: Tensor) -> Tensor:  # [N, ...]
 
 
 def _larger(a: float, b: float) -> float:
-    """max, but NaN stays: a network that computes NaN must not look right."""
+    """Return the larger number, or NaN if `b` is NaN: a network that computes NaN is not right."""
     return b if b > a or math.isnan(b) else a
 
 
 class _Pair(NamedTuple):
-    """What reached one LIF layer in both networks, and what it emitted; [T*B, ...]."""
+    """The currents and the spikes of one LIF layer in both networks; [T*B, ...]."""
 
     current: Tensor
     folded_current: Tensor

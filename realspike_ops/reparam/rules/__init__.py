@@ -1,1 +1,1 @@
-"""Which operation makes which sum of linear operators out of its inputs."""
+"""The rules: which operation makes which sum of linear operators out of its inputs."""

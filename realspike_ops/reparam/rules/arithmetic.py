@@ -49,7 +49,7 @@ def add(folding, input, other, *, alpha=1):
 
 
 def _affine(folding, value: Value, scale: Tensor, shift: "Tensor | None") -> Value:
-    """Scale and shift all but the real part; of a shift nothing is left for the real part."""
+    """Scale and shift the spikes' part; the shift is added once, and not to the real part."""
     spiking = value if value.real is None else replace(value, real=None)
     result = scaled_and_shifted(folding, spiking, scale, shift)
     return replace(result, real=value.real)

@@ -51,7 +51,10 @@ adaptive_avg_pool1d = _of_maps(layers.adaptive_avg_pool1d, 3)
 
 @or_by_matrix
 def linear(folding, input, weight, bias=None):
-    """Of the last dimension; one or two dimensions between it and the rows are its positions."""
+    """Fold a linear layer on the last dimension.
+
+    One or two dimensions between it and the rows are positions of a 1 x 1 convolution.
+    """
     try:
         read, rows = mapped(folding, input, 2)
     except ReparameterizationError:
@@ -71,7 +74,7 @@ def linear(folding, input, weight, bias=None):
 
 
 def _linear_at(folding, input: Value, weight, bias, positions: int) -> Value:
-    """A 1 x 1 convolution of [..., positions, F]."""
+    """Fold a linear layer as a 1 x 1 convolution of [..., positions, F]."""
     last = positions + 1
     layout = layout_of(folding, input)
     to_front = layout.ids.movedim(-1, -last)
@@ -114,8 +117,11 @@ def max_pool2d(
     folding, input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False,
     return_indices=False,
 ):  # fmt: skip
-    """The largest a * o of a window is a times its largest spike (a < 0: its smallest), as long as
-    one a holds for the whole window."""
+    """Pool the spikes alone.
+
+    The largest a * o of a window is a times its largest spike (a < 0: its smallest), as long as one
+    a holds for the whole window.
+    """
     form = (kernel_size, stride or None, padding, dilation, ceil_mode)
     return _max_pool(folding, input, 4, SpikeMaxPool2d, form, return_indices)
 
@@ -226,7 +232,7 @@ conv_transpose2d, conv_transpose1d = _conv_transpose(4), _conv_transpose(3)
 
 @or_by_matrix
 def interpolate(folding, input, *args, **kwargs):
-    """Every axis by its own matrix; the nearest pixels by their numbers."""
+    """Fold every axis by a matrix of its own; the nearest pixels by their numbers."""
     rank = len(folding.shape_of(input))
     if rank not in (3, 4):
         folding.refuse(f"it reads {rank} dimensions; only lines and maps can be folded")

@@ -25,7 +25,7 @@ from realspike_ops.reparam.algebra.layout import (
 from realspike_ops.reparam.algebra.value import Value
 from realspike_ops.reparam.errors import ReparameterizationError
 
-# Of a flattened map that is written as features of its own, by a matrix.
+# The most features that a flattened map has where a matrix writes it.
 MOST_FEATURES = 4096
 
 
@@ -39,7 +39,7 @@ def values_in(arguments) -> list[Value]:
 
 
 def moved(folding, *args, **kwargs):
-    """Any way to move elements about: run it on their numbers."""
+    """Move elements about in any way: the operation is run on their numbers."""
     values = values_in([*args, *kwargs.values()])
     if len(values) > 1:
         return joined(folding, values)
@@ -71,7 +71,7 @@ def _tensors(tensors) -> "list[Tensor]":
 
 
 def joined(folding, values: list[Value]) -> Value:
-    """Several tensors as one: the sum of what each of them is in it, with zeros for the others."""
+    """Join tensors to one: a sum in which each stands with zeros in the place of the others."""
     if not all(v.terms and v.real is None for v in values):
         folding.refuse("it joins spikes with real values")
     return summed(folding, [laid_out(v, _moved_numbers(folding, v, values)) for v in values])
@@ -98,7 +98,11 @@ def summed(folding, parts: list[Value]) -> Value:
 
 
 def _summed_by_rows(folding, parts: list[Value], front, lead, every_row, most: int) -> Value:
-    """`most`: how many dimensions of their maps are told apart."""
+    """Return the sum of values whose rows stand together.
+
+    `front` is the dimension of the rows, `lead` their number of dimensions; `most` is how many
+    dimensions of the maps are told apart.
+    """
     read, shape = [], ()
     for part in parts:
         layout = layout_of(folding, part)
@@ -185,7 +189,7 @@ def as_features(folding, value: Value) -> Value:
 
 
 def cat(folding, tensors, dim=0):
-    """Of plain maps along their channels as they are; any other way by its numbers."""
+    """Join plain maps along their channels as they are, and other tensors by their numbers."""
     values = [v for v in tensors if isinstance(v, Value)] if not isinstance(tensors, Value) else []
     plain = (
         len(values) > 1
@@ -204,7 +208,7 @@ def unchanged(folding, input, *args, **kwargs):
 
 
 def cast(folding, input, *args, **kwargs):
-    """A cast to the type that the tensor has; of spikes or currents to another one it rounds."""
+    """Pass on a cast to the type that the tensor has; a cast to another type rounds."""
     if not isinstance(input, Value):
         # A constant, cast to the type of what depends on the input.
         like = {v: _zeros(folding, v) for v in values_in([*args, *kwargs.values()])}
@@ -230,7 +234,7 @@ def dropout(folding, input, p=0.5, training=True, inplace=False):
 
 
 def by_matrix(folding, *args, **kwargs):
-    """Any other linear operation on every sample, told by what it makes of a basis."""
+    """Fold any other linear operation on every sample: it is run on a basis."""
     values = values_in([*args, *kwargs.values()])
     if len(values) > 1:
         folding.refuse("a product of two values that depend on the input is not linear")
@@ -302,7 +306,7 @@ def _of_every_step(matrix: Tensor) -> "tuple[Tensor, Tensor] | None":  # [K, T, 
 
 
 def or_by_matrix(rule):
-    """Let a matrix do what no window of the maps that `rule` reads can do."""
+    """Fold by a matrix where no window of the maps that `rule` reads does."""
 
     def either(folding, input, *args, **kwargs):
         try:

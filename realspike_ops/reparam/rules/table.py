@@ -1,4 +1,4 @@
-"""Which rule folds which operation; what is in neither table is refused."""
+"""Which rule folds which operation; an operation in neither table is refused."""
 
 from torch import nn
 
@@ -31,10 +31,10 @@ from realspike_ops.reparam.rules.layer import (
 )
 from realspike_ops.reparam.rules.shape import by_matrix, cast, cat, dropout, moved, unchanged
 
-# These see to the real part of what they read; the others leave that to the `Folding`.
+# These rules compute the real part of their result; the others leave that to the `Folding`.
 ARITHMETIC = frozenset({add, sub, rsub, neg, mul, truediv})
 
-# Of elements: each of the result is one that was there, or 0.
+# Operations that move elements: each element of the result is one that was there, or 0.
 _MOVES = (
     "flatten view reshape squeeze unsqueeze unflatten permute transpose t T mT movedim moveaxis "
     "swapaxes swapdims view_as reshape_as chunk split split_with_sizes tensor_split unbind "

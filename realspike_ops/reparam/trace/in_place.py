@@ -9,8 +9,10 @@ from torch.nn import functional as F
 
 
 def without_change(op: str, target, args: tuple, kwargs: dict, changed: Tensor) -> "tuple | None":
-    """Return (op, target, args, kwargs) of a call that returns what the given one makes of the
-    tensor `changed`, and leaves that as it is; None: there is none."""
+    """Return (op, target, args, kwargs) of a call that changes nothing; None: there is none.
+
+    The call returns what the given one makes of the tensor `changed`.
+    """
     if op == "call_function" and (told := _not_told_to(target, args, kwargs)) is not None:
         return op, target, *told
     if not args or args[0] is not changed:

@@ -1,4 +1,4 @@
-"""What the nodes of a graph are called: layers by their class, functions by their name."""
+"""The names of nodes of a graph: layers by their class, functions by their name."""
 
 import torch
 from torch import fx, nn

@@ -1,7 +1,7 @@
 """The proof by execution that a graph computes what its model computes.
 
-Both run on the same images, and every LIF layer emits the same random spikes in both, half of
-which fire: so nothing stays hidden behind neurons that are silent on an example.
+Both run on the same images, and every LIF layer emits the same random spikes in both. Half of the
+neurons fire, so that nothing stays hidden behind neurons that are silent on an example.
 """
 
 import zlib

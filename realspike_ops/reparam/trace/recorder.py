@@ -1,8 +1,8 @@
 """Records what `forward` does to its input, by running it on tensors that have no values.
 
 Everything that PyTorch computes from the input passes the `Recorder`, whatever the Python around it
-looks like. What does not depend on the input is computed as the model computes it, and is a
-constant of the graph. Aliases are told by storages, changes in place by version counters.
+looks like. A value that does not depend on the input is computed as the model computes it, and is a
+constant of the graph. Storages tell aliases, version counters tell changes in place.
 """
 
 import logging
@@ -37,7 +37,7 @@ _SWAPPED = {
     f"__r{name}__": getattr(operator, name)
     for name in "add sub mul truediv floordiv mod pow matmul".split()
 } | {"__rdiv__": operator.truediv}
-# What may be set on a tensor without a change of its values.
+# The attributes that may be set on a tensor without a change of its values.
 _HARMLESS = frozenset({"requires_grad", "grad"})
 
 
@@ -54,7 +54,7 @@ class Recorder(TorchFunctionMode):
         self.root, self.graph = root, fx.Graph()
         self.example_batch = example_batch
         self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
-        # What was called and with which numbers, in order, whether it is recorded or not.
+        # All calls and their numbers, in order, whether they are recorded or not.
         self.called: list = []
         self._last = "forward"
         self._calls: Counter = Counter()

@@ -15,8 +15,10 @@ def batch_size(x: Tensor, numerator: int, denominator: int, offset: int) -> int:
 
 
 def size_of(number, rows: int, example: int):
-    """Return what a number of the trace is in a batch of ``rows``, where the example had
-    ``example``; one that is not of the batch is what it is."""
+    """Return what a number of the trace is in a batch of ``rows``; the example had ``example``.
+
+    A number that was not counted from the batch stays as it is.
+    """
     if not is_of_batch(number):
         return number
     try:

@@ -96,7 +96,7 @@ def _check_hooks(model: nn.Module) -> None:
 
 
 def _plain_tensors_of(model: nn.Module) -> "dict[int, Tensor]":
-    """Return what copy.deepcopy takes for tensors that are results, which it cannot copy."""
+    """Return the memo of copy.deepcopy for tensors that are results, which it cannot copy."""
     memo: dict[int, Tensor] = {}
     seen: set[int] = set()
 
@@ -139,7 +139,7 @@ def trace(model: nn.Module, example: Tensor, times: int = 1) -> fx.GraphModule:
 
     Returns:
         A graph over the modules of `model`, whose nodes have their values as ``meta["val"]``:
-        without contents where they depend on the input. What nobody reads is part of it.
+        without contents where they depend on the input. Nodes that nobody reads are part of it.
 
     Raises:
         ReparameterizationError: for what cannot be recorded, by name.
@@ -149,7 +149,7 @@ def trace(model: nn.Module, example: Tensor, times: int = 1) -> fx.GraphModule:
 
 
 def _recorded(model: nn.Module, example: Tensor, times: int):
-    # What runs forward without values takes PyTorch's compiler along: it is imported where needed.
+    # The recorder takes PyTorch's compiler along: it is imported where it is needed.
     from realspike_ops.reparam.trace.recorder import Recorder
 
     recorder = Recorder(model, example.shape[0])
@@ -261,7 +261,7 @@ def _few_rows(model: nn.Module, example: Tensor) -> Tensor:
 
 
 def unused(graph: fx.GraphModule) -> "set[fx.Node]":
-    """Return what nobody reads, or only what nobody reads."""
+    """Return the nodes that nobody reads, or that only such nodes read."""
     found: set[fx.Node] = set()
     for node in reversed(graph.graph.nodes):
         if node.op not in ("placeholder", "output") and found.issuperset(node.users):

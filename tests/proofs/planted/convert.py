@@ -12,7 +12,7 @@ def _bug(name: str, file: str, right: str, wrong: str, tests: str, test: str) ->
 BUGS = [
     _bug(
         "encoding-ignores-the-shortcut",
-        "convert.py",
+        "conversion.py",
         "if is_open == {node} and",
         "if",
         _ANN,
@@ -20,7 +20,7 @@ BUGS = [
     ),
     _bug(
         "one-layer-for-all-calls",
-        "convert.py",
+        "conversion.py",
         "if self.calls[node.target] == 1 and not",
         "if not",
         _ANN,
