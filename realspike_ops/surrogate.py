@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-# In the order of csrc/core/lif.h.
+# The order is that of csrc/core/lif.h.
 _DEFAULT_SCALE = {"rectangular": 1.0, "atan": 2.0, "sigmoid": 4.0, "triangle": 2.0}
 NAMES = tuple(_DEFAULT_SCALE)
 # The kernels divide by it in float32.

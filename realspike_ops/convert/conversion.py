@@ -53,7 +53,7 @@ class Conversion:
 
         Args:
             example: [B, ...], or [T*B, ...] if time is "split" or "frames".
-            neurons: Those of other libraries, by name; None for layers that read [T, B, ...].
+            neurons: Neurons of other libraries, by name; None for a layer that reads [T, B, ...].
             time: "encode": repeat images over time and average; "frames": average alone; "inside":
                 forward does both; "split": forward reads [T, B, ...].
         """
@@ -426,7 +426,7 @@ class Conversion:
                 value = getattr(self.graph, node.target).to(self.where["device"])
                 self.root.register_buffer(node.target, value, persistent=False)
         for name, module in self.graph.named_modules():
-            # The record reads what is changed in place, so nothing may be.
+            # The graph reads tensors that a layer would change in place.
             if getattr(module, "inplace", None) is False and not self._was_made(name):
                 self.root.get_submodule(name).inplace = False
         for node in graph.nodes:  # [T*B, ...] -> [T, B, ...] -> [T*B, ...]

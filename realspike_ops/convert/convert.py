@@ -10,7 +10,7 @@ from realspike_ops.nn.neurons.lif import GRANULARITIES
 from realspike_ops.reparam.errors import ReparameterizationError
 from realspike_ops.reparam.trace.trace import plain_copy
 
-# Arguments of RealSpikeLIF that are those of the neurons in the place of ReLU.
+# Arguments of RealSpikeLIF that the neurons in the place of ReLU may have.
 _FORM = (
     "decay", "v_threshold", "v_reset", "reset", "detach_reset", "emission", "decay_granularity",
     "threshold_granularity",
@@ -41,9 +41,9 @@ def convert(
     Args:
         model: Any module that `reparameterize` follows. It is not changed, and shares nothing with
             the result.
-        example_input: An input, [B, ...], whose batch size is free. Of a network that itself runs
-            over [T, B, ...] (SpikingJelly's step mode "m"), also [T, B, ...]; the result then takes
-            it as [T*B, ...], ``x.flatten(0, 1)``.
+        example_input: An input, [B, ...], whose batch size is free. A network that itself runs over
+            time (SpikingJelly's step mode "m") may have [T, B, ...]; the result then takes
+            [T*B, ...], ``x.flatten(0, 1)``.
         timesteps: T.
         granularity: Which neurons share an amplitude, as in `RealSpikeLIF`. Where max pooling reads
             neurons, "element" becomes "channel": the maximum picks one of several amplitudes.

@@ -29,8 +29,8 @@ class Neuron:
 
     Attributes:
         form: Arguments of `RealSpikeLIF`.
-        learned: The first values of what the neuron learns, or has per element: "amplitude",
-            "decay" and "v_threshold".
+        learned: The first values of parameters that the neuron learns, or has per element:
+            "amplitude", "decay" and "v_threshold".
         returns_state: Whether a call returns (spikes, state).
         splits_time: Whether it reads [T, B, ...]; else one timestep, [B, ...].
     """

@@ -49,9 +49,9 @@ def real_steps(folded: FoldedNetwork) -> dict[str, Step]:
 def repeated_steps(
     folded: FoldedNetwork, real: dict[str, Step], timesteps: int
 ) -> "dict[str, str]":
-    """Return the real values that repeat another one over time, and which.
+    """Return the real values that repeat another one over time, each with the one that it repeats.
 
-    However it is written: a run on random images shows it.
+    A run on random images shows it, whatever the code of the model looks like.
     """
     g = torch.Generator().manual_seed(0)
     values = {INPUT: torch.randn(folded.batch or timesteps, *folded.input_shape, generator=g)}

@@ -49,11 +49,11 @@ def import_nir(
     The result is an ordinary module: train it, `reparameterize` it. It is in training mode.
 
     Args:
-        path: Of the file, or a graph.
+        path: The path of the file, or a graph.
         timesteps: T; None: as `export_nir` noted in the graph.
-        dt: Of one timestep, in seconds; None: as noted in the graph, else 1e-4.
-        granularity: Of the amplitudes: "none", "layer", "channel" or "element". Of features,
-            "channel" gives each its own.
+        dt: Duration of a timestep in seconds; None: as noted in the graph, else 1e-4.
+        granularity: Which neurons share an amplitude: "none", "layer", "channel" or "element". With
+            "channel", every feature has its own.
         encoding: "repeat": the network reads [B, ...] and repeats it over time, "frames": [T*B,
             ...], timestep outermost; None: as noted in the graph, else "frames".
         readout: "sum" over the timesteps, [B, ...], or "none", [T*B, ...]; None: as noted in the

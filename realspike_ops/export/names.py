@@ -5,7 +5,7 @@ import re
 
 from torch import fx, nn
 
-# Of variables in the code that nirtorch generates.
+# The names of variables in the code that nirtorch generates.
 _VARIABLES = frozenset({"state", "is_none", "initialized_state"})
 _OWNERS = (nn.ModuleDict, fx.GraphModule)
 

@@ -49,10 +49,10 @@ def neuron_numbers(
     """Return tau and the NIR threshold of neurons whose current is in real units.
 
     Args:
-        name: Of the layer, for errors.
+        name: The name of the layer in errors.
         neurons: The layer.
         scale: The size of the steps that its threshold is counted in; None: 1.
-        dt: Of one timestep, in seconds.
+        dt: Duration of a timestep in seconds.
 
     Raises:
         ValueError: for a neuron that NIR, or its readers, have no numbers for.

@@ -1,4 +1,4 @@
-"""From a folded network to a NIR graph: the function, and what it writes beside the nodes."""
+"""From a folded network to a NIR graph: the function, and the notes beside the nodes."""
 
 import hashlib
 import json
@@ -49,8 +49,8 @@ def export_nir(
 
     Args:
         folded: The network that `reparameterize` returned; exported as in eval mode.
-        path: Of the file to write, which `nir.read` reads; None: none.
-        dt: Of one timestep, in seconds. snnTorch reads every graph as if it were 1e-4.
+        path: The file to write, which `nir.read` reads; None: no file is written.
+        dt: Duration of a timestep in seconds. snnTorch reads every graph as if it were 1e-4.
         fold_r: Write ``r = 1`` and divide the weights by ``1 - decay``, for readers that ignore r
             (norse). Readers then compute ``decay v + (1 - decay) x`` in roundings of their own: a
             potential that comes near the threshold may fire or not. A warning names the layers

@@ -79,8 +79,8 @@ class Walk:
     and so is all that reads it: NIR has no node that makes a map of features.
 
     Attributes:
-        nodes: By name.
-        edges: Between names.
+        nodes: The planned nodes, by name.
+        edges: Pairs of names.
         metadata: The numbers that a reader needs beside them.
         rounded_by_r: The LIF layers whose weights ``r = 1`` rounds.
     """

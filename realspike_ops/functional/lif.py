@@ -57,12 +57,12 @@ def lif(
         reset: ``"hard"``, ``"soft"``, ``"none"`` (a spike leaves the potential as it is) or
             ``"soft_delayed"``: the next timestep subtracts ``v_threshold``, after the decay,
             ``h[t] = decay * v[t-1] + x[t] - v_threshold * o[t-1]`` with ``v[t] = h[t]``, where
-            o[t-1] is what v[t-1] fires (snnTorch's default). Default: as ``v_reset`` says.
+            v[t-1] fires the spike o[t-1] (snnTorch's default). Default: as ``v_reset`` says.
         detach_reset: Stop the gradient through the reset.
         emission: ``"binary"``, or ``"ternary"``: ``h[t] <= -v_threshold`` fires a negative spike,
             o[t] = -1, which emits ``-amplitude`` and resets as a positive one does (the soft reset
-            adds ``v_threshold``). It needs ``v_threshold > 0``. The surrogate is then that of the
-            nearer threshold.
+            adds ``v_threshold``). It needs ``v_threshold > 0``. The surrogate then belongs to the
+            nearer of the two thresholds.
         surrogate: The function that replaces the derivative of the spike: a name (``rectangular``,
             ``atan``, ``sigmoid``, ``triangle``) or ``(name, scale)``; see
             `realspike_ops.Surrogate`.
@@ -148,7 +148,7 @@ def lif(
 class _Neurons(NamedTuple):
     """Neurons on currents x, checked; the tensors are float32."""
 
-    decay: Tensor | None  # None: that of the form
+    decay: Tensor | None  # None: the number in the form
     v_threshold: Tensor | None
     v_init: Tensor | None
     form: Neuron

@@ -35,11 +35,13 @@ def unshared_spike_conv_lif(
         o = lif(unshared\_spike\_conv(spikes, weight, bias))
 
     Equal, bit for bit, to ``lif(currents, packed=True)`` of the currents of `unshared_spike_conv`,
-    with T*B as one dimension, timestep outermost. On the CPU the currents are never in memory: as
-    soon as those of a position are known at all timesteps, its neurons run and their spikes are
-    packed. That takes up to 256 timesteps and, with groups, a multiple of 32 output channels in
-    each; otherwise the two run one after the other. On a GPU the neurons are the second pass over
-    what the convolution leaves; with an amplitude the two run one after the other.
+    with T*B as one dimension, timestep outermost.
+
+    On the CPU the currents are never in memory: as soon as the currents of a position are known at
+    all timesteps, its neurons run and their spikes are packed. This fused kernel takes up to 256
+    timesteps, and groups of a multiple of 32 output channels. On a GPU the neurons are the second
+    pass of the convolution's kernels, which take no amplitude. In all other cases the convolution
+    and the neurons run one after the other.
 
     Args:
         spikes, weight, bias, stride, padding, dilation, amplitude, scale, check_binary: See

@@ -16,9 +16,9 @@ def _in_window(distance, width):
     return tl.abs(distance) <= 0.5 * width
 
 
-# alpha * e / (1 + e)^2 for e = exp(-abs(alpha * d)), as the square of h = exp(-abs(alpha * d) / 2),
-# which is no denormal where the slope is not. An error of the exponent counts as often as it is
-# large, and tl.exp makes one: so whole powers of two are taken out of it first.
+# alpha * e / (1 + e)^2 with e = exp(-abs(alpha * d)), which is the square of
+# h = exp(-abs(alpha * d) / 2): h is no denormal where the slope is none. The error of tl.exp grows
+# with its argument, so whole powers of two are taken out of the argument first.
 @triton.jit
 def _sigmoid_slope(distance, alpha):
     z = tl.abs(alpha * distance)
@@ -31,7 +31,7 @@ def _sigmoid_slope(distance, alpha):
     return (alpha - alpha * lost) * h * h / ((1.0 + h * h) * (1.0 + h * h))
 
 
-# d spike / d h (docs/lif.md); distance to the threshold is that of h, of |h| for ternary spikes.
+# d spike / d h (docs/lif.md). distance is h - v_threshold; for ternary spikes |h| - v_threshold.
 # A division here is an approximation on a card, so 1 / width comes from the host.
 @triton.jit
 def _surrogate_derivative(distance, scale, inverse_scale, SURROGATE: tl.constexpr):
@@ -72,7 +72,7 @@ def _subtract(h, v, v_threshold, TERNARY: tl.constexpr):
     return tl.where(fires, h - _with_sign(v_threshold, v, TERNARY), h)
 
 
-# h[t] from v[t-1] and x[t]. Where the soft reset is delayed, v[t-1] still is h[t-1].
+# h[t] from v[t-1] and x[t]. With the delayed soft reset, v[t-1] is h[t-1].
 @triton.jit
 def _charge(decay, v, x, v_threshold, RESET: tl.constexpr, TERNARY: tl.constexpr):
     h = decay * v + x.to(tl.float32)

@@ -30,7 +30,7 @@ class PackedSpikes:
         if not self.signed:
             return self.words
         if torch.compiler.is_compiling():
-            # torch.export cannot follow, over batches, the strides of what is merged twice.
+            # torch.export cannot follow the strides of a tensor that is merged twice.
             return torch.cat(self.words.unbind())
         return self.words.flatten(0, 1)
 
@@ -42,7 +42,7 @@ class PackedSpikes:
         return positive - negative
 
     def binary_words(self, channels: int) -> Tensor:  # [N, ..., words]
-        """Return the words for a layer that reads binary maps of so many channels."""
+        """Return the words for a layer that reads binary maps of `channels` channels."""
         if self.signed or self.channels != channels:
             kind = "ternary" if self.signed else "binary"
             raise ValueError(

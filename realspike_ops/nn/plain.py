@@ -54,7 +54,7 @@ def why_not_plain(module: nn.Module, bases: "type | tuple[type, ...]") -> "str |
 
 
 def _methods(base: type) -> Iterator[tuple[str, bool]]:
-    """Yield the names of forward and of what it calls, and whether each is as its file has it."""
+    """Yield the methods that forward runs, by name, and whether each is as its file has it."""
     classes = [cls for cls in base.__mro__ if cls not in (nn.Module, object)]
     names, seen = ["forward"], set()
     while names:
@@ -70,7 +70,7 @@ def _methods(base: type) -> Iterator[tuple[str, bool]]:
 
 
 def _names(code: CodeType) -> Iterator[str]:
-    """Yield the names that a function reads, those of the functions inside it included."""
+    """Yield the names that a function, and the functions inside it, read."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):

@@ -13,7 +13,7 @@ class SpikeMaxPool2d(nn.Module):
     """Pool spikes so that ``a * pooled(o)`` is the largest ``a * o`` of every window.
 
     For ``a >= 0`` that is the largest spike, for ``a < 0`` the smallest; ``a`` must not vary inside
-    a map. Of packed spikes, whose words stay packed, these are OR and AND.
+    a map. Packed spikes stay packed: the largest of bits is OR, the smallest is AND.
 
     Args:
         negative: [C] bool: the channels with ``a < 0``. None: there is none.

@@ -29,7 +29,7 @@ def is_plain_eager(*tensors: Tensor | None) -> bool:
 def _is_plain(t: Tensor) -> bool:
     """Whether the memory holds the values, and those of one call alone."""
     return type(t) in _CLASSES and not (
-        t.is_neg()  # the imaginary part of a conjugate is the negative of what is stored
+        t.is_neg()  # the memory of the imaginary part of a conjugate holds the negative values
         or t._is_zerotensor()  # nothing is stored
         or _functorch.is_legacy_batchedtensor(t)
     )

@@ -51,7 +51,7 @@ def is_channels_last(x: Tensor) -> bool:  # [T, B, ...]
 def dense_over_time(x: Tensor) -> tuple[Tensor, bool, int]:  # [T, B, ...]
     """Return x (copied only if it must be), whether it is channels_last, and its stride over time.
 
-    The stride is that of a dense timestep, or 0 when all timesteps are one and the same memory.
+    The stride is the size of a dense timestep, or 0 where all timesteps are the same memory.
     """
     step = math.prod(x.shape[1:])
     if x.is_contiguous():

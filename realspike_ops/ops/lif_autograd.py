@@ -45,7 +45,7 @@ def _gradients(ctx, grad_y, grad_v_last):
     tensors = (grad_y, grad_v_last, *ctx.saved_tensors)
     wanted = list(ctx.needs_input_grad[1:5])
     bwd = BACKWARD.get(grad_y.device.type)
-    # With create_graph=True the dispatcher records that this must not be differentiated again.
+    # With create_graph=True the dispatcher records the pass, and refuses a second derivative.
     # The saved tensors were plain when they were saved.
     if bwd and not torch.is_grad_enabled() and is_plain_eager(grad_y, grad_v_last):
         return bwd(*tensors, ctx.channels_last, wanted, ctx.neuron, ctx.save)

@@ -27,7 +27,7 @@ NUM_WARPS = 4
 THREADS = 32 * NUM_WARPS
 # Enough programs to fill the largest card once; more neurons than that are walked row by row.
 PROGRAMS = 2048
-# With fewer programs, multiprocessors of a large card have nothing to do, or little.
+# With fewer programs, some multiprocessors of a large card have little or nothing to do.
 FEW_PROGRAMS = 256
 # From here on, the neurons of a sample and those of a tile are not counted in 32 bits.
 WIDE = 2**31 - 2**16

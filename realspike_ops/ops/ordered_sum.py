@@ -5,14 +5,14 @@ from torch import Tensor
 
 from realspike_ops.ops.eager import is_plain_eager
 
-# A sum of so many numbers or more is shared out among threads by torch, on the CPU.
+# From this many numbers on, torch shares a sum out among threads, on the CPU.
 _SUM_OF_ONE_THREAD = 32768
 
 
 def sum_in_one_order(x: Tensor, dims: list[int]) -> Tensor:
-    """Sum in an order that depends on sizes alone, also where torch would go by its threads.
+    """Sum in an order that depends on sizes alone, also where torch's depends on its threads.
 
-    Halves are added to each other until what is left is one thread's.
+    Halves are added to each other until the rest is a sum of one thread.
     """
     if x.device.type == "cpu" and is_plain_eager(x):
         for dim in dims:

@@ -33,7 +33,7 @@ class _Spike(torch.autograd.Function):
     def backward(ctx, grad_o):
         (distance,) = ctx.saved_tensors
         derivative, scale = ctx.surrogate
-        # In float64, whatever the state: rounded once.
+        # The slope is computed in float64 and rounded to the dtype of the state once.
         slope = derivative(distance.double(), scale.double())
         return grad_o * slope.to(grad_o.dtype), None, None
 

@@ -117,7 +117,7 @@ def load_folded(path: "str | Path", *, memory_limit: int = 2**30) -> FoldedNetwo
                 raise ValueError(f"it has {len(names)} tensors; at most {MOST_TENSORS} are read")
             shapes = {name: _shape_alone(name, file.get_slice(name)) for name in names}
             check_run(_network(content, shapes), memory_limit)
-            # Copies: what is read is a view of the file, and changes with it.
+            # A tensor that is read is a view of the file, and would change with it.
             tensors = {name: file.get_tensor(name).clone() for name in names}
         for name, tensor in tensors.items():
             checks.check_finite(name, tensor)

@@ -93,7 +93,7 @@ def by_first_name(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]
 
 
 def layer_in_json(name: str, module: nn.Module) -> dict:
-    """Write a layer without its tensors; `name` is that of its step."""
+    """Write a layer without its tensors, for the step `name`."""
     kind = type(module)
     described = {"kind": kind.__name__}
     if kind in _BY_ARGUMENTS:
@@ -127,7 +127,7 @@ def layer_from_json(described: dict, tensors: dict[str, Tensor]) -> nn.Module:
     described = dict(described)
     kind = described.pop("kind")
     for key, value in described.items():
-        # The numbers of features, channels and classes are those of tensors.
+        # Tensors tell the numbers of features, channels and classes.
         if key.endswith(("features", "_channels")):
             if type(value) is not int or value < 1:
                 raise ValueError(f"{key} of a {kind} must be at least 1; got {value!r:.80}")

@@ -1,1 +1,1 @@
-"""LIF neurons: those that are trained, and those of a folded network."""
+"""LIF neurons: layers that are trained, and layers of a folded network."""

@@ -22,7 +22,7 @@ class FoldedLIF(RealSpikeLIF):
         decay, v_threshold: A number, or a tensor that broadcasts against the neuron map.
         v_reset, reset, emission, detach_reset, surrogate: See `realspike_ops.lif`.
         current_scale: The current and the threshold are in steps of it, ``[C, 1, 1]`` or ``[F]``
-            (int8 synapses). Nothing is multiplied by it here: it tells what a step is worth.
+            (int8 synapses). Nothing is multiplied by it here: it tells the size of a step.
 
     Shape: [T*B, ...] of currents -> the same of spikes, or `PackedSpikes`.
     """

@@ -53,8 +53,8 @@ class RealSpikeLIF(Stored):
             stays inside (0, 1) (the PLIF neuron), and starts at ``decay``.
         threshold_granularity: The same for the threshold, which starts at ``v_threshold`` (with a
             learnable decay: the Diet-SNN neuron).
-        device, dtype: Of the parameters. Default dtype: torch's where the kernels take it, else
-            float32.
+        device, dtype: Place and type of the parameters. Default dtype: torch's if the kernels take
+            it, else float32.
 
     Attributes:
         amplitude: The parameter, of shape ``[1]``, ``[C, 1, 1]`` or ``[C, H, W]``, initialised to
@@ -136,7 +136,7 @@ class RealSpikeLIF(Stored):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the amplitude to 1, a learnable decay and threshold to what they start at."""
+        """Set the amplitude to 1, a learnable decay and threshold to their first values."""
         for name in ("amplitude", "decay_logit", "v_threshold"):
             self._reset_parameter(name)
 
@@ -168,7 +168,7 @@ class RealSpikeLIF(Stored):
         }
 
     def fitted(self, dims: int) -> dict:
-        """Return `form` and the amplitude for neuron maps of so many dimensions.
+        """Return `form` and the amplitude for neuron maps of `dims` dimensions.
 
         A parameter of channels, [C, 1, 1], becomes [C] for features: dims = 1.
         """
@@ -229,7 +229,7 @@ class LazyRealSpikeLIF(LazyModuleMixin, RealSpikeLIF):
             super()._reset_parameter(name)
 
     def initialize_parameters(self, x: "Tensor | None" = None) -> None:  # [T*B, C, ...]
-        """Give the parameters that have no shape yet that of a map of x, and their first values."""
+        """Give parameters without a shape the shape of a map of x, and their first values."""
         granularities = {
             "amplitude": self.granularity,
             "decay_logit": self.decay_granularity,

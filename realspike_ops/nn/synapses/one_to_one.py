@@ -1,4 +1,4 @@
-"""One synapse per neuron: what an identity shortcut becomes."""
+"""One synapse per neuron: an identity shortcut becomes this layer."""
 
 import torch
 from torch import Tensor, nn

@@ -30,7 +30,7 @@ class Stored(nn.Module):
     """A module whose numbers stay finite: a cast or a state that they overflow is refused."""
 
     def _apply(self, fn, recurse=True):
-        # All are checked before one is changed: what is refused stays as it is.
+        # All parameters are checked before one is changed: a refused module stays as it is.
         for name, parameter in self.named_parameters(recurse=recurse):
             if is_lazy(parameter):
                 continue

@@ -40,11 +40,11 @@ class Synapses(nn.Module):
         signed: The spikes are ternary.
         pad: (left, right, top, bottom) silent pixels that the layer expects around the map;
             negative ones cut.
-        channels: (first, all): the current is that of the channels from ``first`` on, of ``all``.
+        channels: (first, all): the layer computes the channels from ``first`` on, of ``all``.
             None: the current has all channels.
         flatten: Whether the current becomes features.
-        reads: 3: the spikes are lines [N, C, L], 2: features [N, F], which the layer reads as maps
-            of one row, or of one pixel. 4: they come as it reads them.
+        reads: 3: the spikes are lines [N, C, L], which the layer reads as maps of one row. 2: they
+            are features [N, F], which it reads as maps of one pixel. 4: it reads them as they come.
         line: Whether the current, of a map with one row, becomes a line [N, C, L].
         sums: The number of positions whose currents are added up to one (an average over the map,
             whose divisor is part of the weights); 0: they stay apart.
@@ -114,7 +114,7 @@ class Synapses(nn.Module):
 
     def _added(self, current: Tensor) -> Tensor:
         count = self.maps * (2 if self.signed else 1)
-        # The size as a quotient is one that torch.export can follow; that of a chunk is not.
+        # torch.export can follow a size that is a quotient, but not the size of a chunk.
         parts = current.unflatten(0, (count, current.shape[0] // count))
         if self.signed:
             parts = [p - n for p, n in zip(parts[::2], parts[1::2], strict=True)]

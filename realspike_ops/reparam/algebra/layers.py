@@ -50,7 +50,7 @@ def conv2d(shape, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) 
 
 
 def linear(shape, weight, bias=None) -> Affine:
-    """Of the flattened map: one position, with a kernel as large as the map."""
+    """Return a linear layer on the flattened map: one position, a kernel as large as the map."""
     weight, bias = _double(weight), _double(bias)
     kernel = weight.view(-1, *shape).permute(2, 3, 1, 0)[None]  # [1, H, W, C, F]
 

@@ -57,8 +57,8 @@ class Term:
 class Layout:
     """Where the elements of a value stand in a tensor, for a small batch.
 
-    `ids` has the shape of the tensor (several where an operation returned several): 0 where it is
-    0, else 1 + row * elements + element of the value's grid.
+    `ids` has the shape of the tensor. It is 0 where the tensor is 0, and elsewhere
+    1 + row * elements + element of the value's grid. Several tensors have several `ids`.
     """
 
     ids: "Tensor | tuple[Tensor, ...]"  # int64
@@ -138,7 +138,7 @@ def compressed(constant: "Tensor | None") -> "Tensor | None":
 
 
 def apply(layer: Affine, value: Value) -> Value:
-    """Return layer(value). Where there is a real part, the layer's shift is part of that."""
+    """Return layer(value). The shift of the layer belongs to the real part, if there is one."""
     constant = value.constant
     shifts = layer.shifts and value.real is None
     if constant is not None or shifts:
@@ -225,7 +225,7 @@ def by_timestep(value: Value) -> Value:
 
 
 def unrolled(value: Value) -> Value:  # grid [C, H, W] -> [T*C, H, W]
-    """Return what has a row for every timestep as one row: the timesteps side by side."""
+    """Return a value with a row for every timestep as one with the timesteps side by side."""
     T, C = value.timesteps, value.grid[0]
     terms = []
     for t in range(T):

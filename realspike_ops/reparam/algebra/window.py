@@ -196,7 +196,7 @@ def _reading_channels(window: Window, first: int, count: int) -> Window:
     g, end = first // Ci, -(-(first + count) // Ci)
     kernel = window.kernel[:, :, g:end]
     if first % Ci or count % Ci:
-        # The channels cut through a group: what they reach, as one group.
+        # The channels cut through a group: all groups that they reach become one.
         kernel = block_diagonal(kernel, 1)[..., first - g * Ci : first - g * Ci + count, :]
     return replace(
         window,

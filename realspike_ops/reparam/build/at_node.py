@@ -35,7 +35,7 @@ class AtNode:
         return "" if self.node.op == "call_module" else function_name(self.node)
 
     def refuse(self, reason: str):
-        # Sizes of the trace are those of a batch that nobody has: they are shown as the example's.
+        # The trace has a batch that nobody has: its sizes are shown as those of the example.
         reason = re.sub(r"\b\d{8,}\b", lambda size: str(size_of(int(size[0]), 1, 1)), reason)
         raise ReparameterizationError(
             f"{describe(self.node)} reads the spikes of a LIF layer and cannot be folded: {reason}"
@@ -60,7 +60,7 @@ class AtNode:
         return rows // value.timesteps if value.time == "steps" else rows
 
     def standin_shape(self, value: Value) -> tuple[int, ...]:
-        """The shape of the argument in a small batch: that of a tensor for `rerun`."""
+        """The shape of the argument in a small batch: a tensor for `rerun` has it."""
         return tuple(self._of_standin(size) for size in self.shape_of(value))
 
     def rerun(self, standins: "dict[Value, Tensor]"):

@@ -44,7 +44,10 @@ def _kernel(kind: type, term: Term, rank: int, sums: int = 0) -> "PlannedKernel"
 
 
 def _average(term: Term, rank: int) -> "PlannedKernel":
-    """An average over the map and what follows it: a 1 x 1 kernel, whose currents are added up."""
+    """Plan an average over the map and the layers behind it.
+
+    It is a 1 x 1 kernel whose currents are added up.
+    """
     source, window = term.source, term.window
     pixel = Term(source, replace(window, kernel=window.kernel[:, :, :, :1, :1]))
     return _kernel(SpikeConv2d, pixel, rank, sums=math.prod(source.shape[1:]))
@@ -197,7 +200,7 @@ class PlannedKernel:
         return self.kind is UnsharedSpikeConv1d or (self.kind is SpikeLinear and self.source.flat)
 
     def _padding(self):
-        """Return what `Synapses` pads, and what the layer pads by itself."""
+        """Return the padding of `Synapses`, and the padding of the layer itself."""
         window = self.window
         nothing, padding = (0, 0, 0, 0), window.padding
         if self.kind in (PiecewiseSpikeConv, SpikeLinear):

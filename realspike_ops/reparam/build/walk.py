@@ -161,7 +161,7 @@ class Folding(AtNode):
         return value
 
     def _encode_node(self, node: fx.Node) -> str:
-        """Add a step to the encoding that does what the node does to the real parts it reads."""
+        """Add a step to the encoding that runs the node on the real parts of its arguments."""
         inputs: list[str] = []
         constants: dict[str, Tensor] = {}
 

@@ -34,10 +34,10 @@ def warn_if_images_meet(
     """Warn, in one sentence, where the outputs of an image depend on what else is in its batch.
 
     Args:
-        model: In eval mode; it is run on a few rows.
-        x: A batch for it, [B, ...] or [T*B, ...]; what is in it does not matter.
-        labels: Of the batch, if they are known: they tell images from frames.
-        stacklevel: Of the caller, as in ``warnings.warn``.
+        model: A network in eval mode; it is run on a few rows.
+        x: A batch for it, [B, ...] or [T*B, ...]; its numbers do not matter.
+        labels: The labels of the batch, if they are known: they tell images from frames.
+        stacklevel: The level of the caller, as in ``warnings.warn``.
     """
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:

@@ -36,10 +36,10 @@ UNIT = {
 # Half of the distance between the smallest numbers, where the relative error has no bound.
 HALF_SUBNORMAL = {torch.float16: 2.0**-25}
 _SLACK = 1.02  # (1 + u)^d - 1 against d * u, for d up to 2^18
-# Of a batch norm: var + eps, its root, the quotient, the weight; the mean times that, the shift;
-# then scale and shift.
+# A batch norm: var + eps, its root, the quotient, the weight; the mean times that, the shift; then
+# scale and shift.
 _NORM_ROUNDINGS = 10
-# Of a current in steps of a scale: bias and real part over it, and the product that undoes it.
+# A current in steps of a scale: bias and real part over it, and the product that undoes it.
 _SCALE_ROUNDINGS = 3
 
 

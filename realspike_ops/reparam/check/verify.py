@@ -44,10 +44,10 @@ class VerificationReport:
 
     samples: int = 0  # see `samples_of`
     max_logit_error: float = 0.0  # largest difference of the outputs
-    # One per row of the output (sample, or sample and timestep); of maps, one per pixel.
+    # One per row of the output (sample, or sample and timestep), or per pixel of output maps.
     predictions: int = 0
     agreement: float = 1.0  # fraction of equal predictions
-    # As for the layers: of the outputs, over the samples without a flip.
+    # The same ratio as that of a layer, for the outputs of the samples without a flip.
     error_over_bound: float | None = None
     layers: list[LayerReport] = field(default_factory=list)
 

@@ -48,7 +48,7 @@ def moved(folding, *args, **kwargs):
 
 
 def _moved_numbers(folding, value: Value, values: list[Value]) -> Layout:
-    """Return where the elements of one value are in the result, 0 where those of others are."""
+    """Return where the elements of one value are in the result; elements of others are 0."""
     layouts = {v: layout_of(folding, v) for v in values}
     zeros = {v: tensor_of(at, torch.zeros(at.rows, v.elements)) for v, at in layouts.items()}
     zeros = {v: _double(tensor) for v, tensor in zeros.items()}
@@ -295,7 +295,7 @@ def by_matrix(folding, *args, **kwargs):
 
 
 def _of_every_step(matrix: Tensor) -> "tuple[Tensor, Tensor] | None":  # [K, T, E]
-    """Return the matrix of one timestep, and which rows are those of every timestep."""
+    """Return the matrix of one timestep, and its rows at every timestep."""
     read = matrix.abs().amax(2) > 0  # [K, T]
     order = [r.nonzero()[:, 0] for r in read.T]
     if (read.sum(1) != 1).any() or len({len(o) for o in order}) > 1:

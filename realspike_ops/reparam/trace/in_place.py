@@ -11,7 +11,7 @@ from torch.nn import functional as F
 def without_change(op: str, target, args: tuple, kwargs: dict, changed: Tensor) -> "tuple | None":
     """Return (op, target, args, kwargs) of a call that changes nothing; None: there is none.
 
-    The call returns what the given one makes of the tensor `changed`.
+    The call returns the tensor that the given one makes of `changed`.
     """
     if op == "call_function" and (told := _not_told_to(target, args, kwargs)) is not None:
         return op, target, *told

@@ -3,7 +3,7 @@
 import torch
 from torch import fx, nn
 
-# Where the functions come from whose names say what they do.
+# The packages whose functions are known by their names.
 _KNOWN = frozenset({"torch", "realspike_ops", "_operator", "builtins"})
 _CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
 

@@ -15,7 +15,7 @@ from realspike_ops.nn import RealSpikeLIF
 from realspike_ops.reparam.errors import ReparameterizationError
 from realspike_ops.reparam.trace.trace import OTHER_VALUES
 
-# Of the largest value: the order of sums may differ, where a layout does.
+# A part of the largest value: the order of sums differs where a layout does.
 _TOLERANCE = 1e-4
 _SEED = 8_403_017_265
 
@@ -24,7 +24,7 @@ def prove(model: nn.Module, graph: fx.GraphModule, example: Tensor, batch_is_fre
     """Raise `ReparameterizationError` unless `graph` gives what `model` gives, a copy of it.
 
     Args:
-        model: In eval mode; run, and left as it was but for what its forward changes.
+        model: A network in eval mode; its forward is run, and nothing else changes it.
         example: The rows that the graph was recorded for.
         batch_is_free: Whether twice as many rows are tried as well.
     """
@@ -37,7 +37,7 @@ def prove(model: nn.Module, graph: fx.GraphModule, example: Tensor, batch_is_fre
         try:
             expected = _run(model, model, x)
         except Exception as error:
-            # Some models take no single image: a change in place of what is repeated over time.
+            # Some models take no single image: they change in place what they repeat over time.
             reason = reason or error
             continue
         got = _run(graph, fx.Interpreter(graph).run, x)

@@ -130,7 +130,7 @@ class Recorder(TorchFunctionMode):
         return self._run("call_method", name, args, kwargs)
 
     def call_module(self, module: nn.Module, args, kwargs, forward):
-        """Run a module that is called: a layer as a whole, all others through what they call."""
+        """Run a module that is called: a layer as a whole, any other through its own calls."""
         name = self._names.get(id(module))
         if name is None:
             name = self._names[id(module)] = self._unused(f"_{type(module).__name__}")
@@ -146,7 +146,7 @@ class Recorder(TorchFunctionMode):
             self._path.pop()
 
     def _is_layer(self, module: nn.Module) -> bool:
-        """Whether a module is one node of the graph: what it computes is told by its class."""
+        """Whether a module is one node of the graph: its class tells its computation."""
         base = layer_class(type(module))
         if base is None:
             return False
@@ -276,7 +276,7 @@ class Recorder(TorchFunctionMode):
                 self._stale[id(tensor)] = f"{self.place} changes {what}"
 
     def _argument(self, value):
-        """Return what stands in the graph for a tensor, or for a size of the batch."""
+        """Return the node of a tensor, or of a size of the batch; other values as they are."""
         if isinstance(value, Tensor):
             return self._nodes[id(value)] if id(value) in self._nodes else self._constant(value)
         if isinstance(value, torch.Generator):
@@ -377,7 +377,7 @@ def _fire(lif: RealSpikeLIF, x: Tensor) -> Tensor:
 
 
 def _leaves(args, kwargs) -> list:
-    """Return what is in the arguments of a call, also inside slices."""
+    """Return the values in the arguments of a call, also inside slices."""
     found: list = []
     fx.node.map_aggregate((tuple(args), kwargs), found.append)
     return found

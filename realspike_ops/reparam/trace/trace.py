@@ -134,8 +134,8 @@ def trace(model: nn.Module, example: Tensor, times: int = 1) -> fx.GraphModule:
     """Record what `model`, from `copy_in_eval_mode`, makes of a batch like `example`.
 
     Args:
-        times: How many times the example's batch it is. With `PRIME`, sizes of the graph follow the
-            batch; else they are what they are in a batch of this size.
+        times: The batch is this many times that of the example. With `PRIME`, sizes of the graph
+            follow the batch; with other numbers they are constants.
 
     Returns:
         A graph over the modules of `model`, whose nodes have their values as ``meta["val"]``:
