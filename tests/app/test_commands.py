@@ -10,15 +10,15 @@ import torch
 for package in ("sklearn", "safetensors", "rich", "lightning", "yaml", "matplotlib"):
     pytest.importorskip(package)
 
+from digit_images import test_part
 from realspike import checkpoint, cli, train
 from realspike.config.network_config import NetworkConfig
 from realspike.config.run_config import RunConfig
-from realspike.data.digits import load_digits
-from realspike.inspect import activity, folded, kernels, trained
+from realspike.inspect import activity, folded_file, kernels, trained_file
 from realspike.inspect.activity import LayerActivity
+from realspike.inspect.classify import predict
 from realspike.inspect.spikes import record_spikes
 from realspike.networks import build
-from realspike.quickstart.training import predict
 
 import realspike_ops as rso
 
@@ -60,7 +60,7 @@ def binary_run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def folded_file(run, tmp_path_factory):
+def folded_path(run, tmp_path_factory):
     path = tmp_path_factory.mktemp("folded") / "sub" / "folded.safetensors"
     assert cli.main(["fold", str(run), "-o", str(path)]) == 0
     return path
@@ -93,11 +93,11 @@ def test_eval_of_frames(events_run, capsys):
     assert result["accuracy"] == record["test_accuracy"]
 
 
-def test_eval_of_a_quickstart_checkpoint(tmp_path, capsys):
+def test_eval_of_a_checkpoint_without_a_configuration(tmp_path, capsys):
     network = build(NetworkConfig("element", width=4, timesteps=2), seed=0).eval()
     checkpoint.save(tmp_path / "a.safetensors", network, {"seed": 0})
-    digits = load_digits()
-    correct = (predict(network, digits.test_images).argmax(1) == digits.test_labels).sum()
+    images, labels = test_part()
+    correct = (predict(network, images).argmax(1) == labels).sum()
     result = json.loads(output(capsys, "eval", tmp_path / "a.safetensors", "--json"))
     assert result["correct"] == int(correct)
 
@@ -118,20 +118,20 @@ def test_overrides_are_for_the_data(run, capsys):
 # fold, verify
 
 
-def test_fold_says_how_large_and_writes_whole_files(run, folded_file, capsys, tmp_path):
+def test_fold_says_how_large_and_writes_whole_files(run, folded_path, capsys, tmp_path):
     printed = output(capsys, "fold", run, "-o", tmp_path / "a")
     assert re.search(r"\d MiB of folded weights \(0\.\d MiB trained\), free of mult", printed)
-    expected = folded.load(folded_file).network.state_dict()
-    for name, tensor in folded.load(tmp_path / "a").network.state_dict().items():
+    expected = folded_file.load(folded_path).network.state_dict()
+    for name, tensor in folded_file.load(tmp_path / "a").network.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
     (tmp_path / "file").touch()
     assert "cannot write" in output(capsys, "fold", run, "-o", tmp_path / "file" / "b", code=2)
 
 
-def test_a_folded_file_is_the_folded_network(run, folded_file):
-    network = trained.load(run)
-    expected = folded.fold(network)
-    loaded = folded.load(folded_file)
+def test_a_folded_file_is_the_folded_network(run, folded_path):
+    network = trained_file.load(run)
+    expected = folded_file.fold(network)
+    loaded = folded_file.load(folded_path)
     inputs = torch.cat([inputs for inputs, _ in network.test_batches()])
     with torch.no_grad():
         assert torch.equal(loaded.network(inputs), expected(inputs))
@@ -139,30 +139,30 @@ def test_a_folded_file_is_the_folded_network(run, folded_file):
     rso.assert_multiplication_free(loaded.network, inputs[:4])
 
 
-def test_a_folded_file_needs_neither_the_application_nor_the_architecture(folded_file, capsys):
-    network = rso.load_folded(folded_file)
+def test_a_folded_file_needs_neither_the_application_nor_the_architecture(folded_path, capsys):
+    network = rso.load_folded(folded_path)
     with torch.no_grad():
         assert network(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
-    plain = folded_file.with_name("plain.safetensors")
+    plain = folded_path.with_name("plain.safetensors")
     rso.save_folded(network, plain)
     message = output(capsys, "eval", plain, code=2)
     assert "has no 'trained_network'" in message
 
 
-def test_eval_of_a_folded_network(run, folded_file, capsys):
+def test_eval_of_a_folded_network(run, folded_path, capsys):
     expected = json.loads(output(capsys, "eval", run, "--json"))
-    result = json.loads(output(capsys, "eval", folded_file, "--json"))
+    result = json.loads(output(capsys, "eval", folded_path, "--json"))
     assert result["samples"] == 450
     assert abs(result["correct"] - expected["correct"]) <= 1
     assert result["loss"] == pytest.approx(expected["loss"], rel=1e-2)
 
 
-def test_verify(run, folded_file, capsys):
-    report = json.loads(output(capsys, "verify", run, folded_file, "--json"))
+def test_verify(run, folded_path, capsys):
+    report = json.loads(output(capsys, "verify", run, folded_path, "--json"))
     assert report["samples"] == 450
     assert report["agreement"] >= 0.99
     assert [layer["name"] for layer in report["layers"]] == ["lif1", "lif2", "lif3"]
-    assert "flipped spikes" in output(capsys, "verify", run, folded_file, "--samples", 64)
+    assert "flipped spikes" in output(capsys, "verify", run, folded_path, "--samples", 64)
 
 
 def test_verify_of_frames_counts_samples(tmp_path, capsys):
@@ -176,37 +176,37 @@ def test_verify_of_frames_counts_samples(tmp_path, capsys):
 
 
 def test_verify_notices_other_weights(run, tmp_path, capsys):
-    network = trained.load(run)
-    binary = folded.fold(network)
+    network = trained_file.load(run)
+    binary = folded_file.fold(network)
     with torch.no_grad():
         for parameter in binary.parameters():
             parameter.mul_(-1)
-    folded.save(tmp_path / "a", network, binary)
+    folded_file.save(tmp_path / "a", network, binary)
     assert "of the predictions agree" in output(capsys, "verify", run, tmp_path / "a", code=1)
 
 
-def test_verify_of_another_network(binary_run, folded_file, capsys):
-    message = output(capsys, "verify", binary_run, folded_file, code=2)
+def test_verify_of_another_network(binary_run, folded_path, capsys):
+    message = output(capsys, "verify", binary_run, folded_path, code=2)
     assert "was folded from another network" in message
 
 
-def test_trained_and_folded_files_are_not_confused(run, folded_file, capsys):
-    message = output(capsys, "fold", folded_file, "-o", "x", code=2)
+def test_trained_and_folded_files_are_not_confused(run, folded_path, capsys):
+    message = output(capsys, "fold", folded_path, "-o", "x", code=2)
     assert "it holds a folded network, and a trained one is needed" in message
     message = output(capsys, "verify", run, run / "model.safetensors", code=2)
     assert "not a realspike.folded" in message
 
 
-def test_data_that_do_not_fit_are_refused(run, folded_file, capsys):
-    for file in (run, folded_file):
+def test_data_that_do_not_fit_are_refused(run, folded_path, capsys):
+    for file in (run, folded_path):
         message = output(capsys, "eval", file, "data.name=digits-events", code=2)
         assert "digits-events does not fit this network: in_channels is 2" in message
 
 
 @pytest.mark.parametrize("text", ["2", "-0.1", "nan", "most"])
-def test_agreement_is_a_share(run, folded_file, text, capsys):
+def test_agreement_is_a_share(run, folded_path, text, capsys):
     with pytest.raises(SystemExit) as raised:
-        cli.main(["verify", str(run), str(folded_file), f"--agreement={text}"])
+        cli.main(["verify", str(run), str(folded_path), f"--agreement={text}"])
     assert raised.value.code == 2
     assert f"must be a number from 0 to 1; got {text!r}" in capsys.readouterr().err
 
@@ -216,8 +216,8 @@ def test_a_run_without_an_epoch_says_so(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("keep", [0, 20, 0.5, 0.99])
-def test_truncated_folded_files(folded_file, tmp_path, keep, capsys):
-    content = folded_file.read_bytes()
+def test_truncated_folded_files(folded_path, tmp_path, keep, capsys):
+    content = folded_path.read_bytes()
     size = keep if isinstance(keep, int) else int(keep * len(content))
     (tmp_path / "a").write_bytes(content[:size])
     message = output(capsys, "eval", tmp_path / "a", code=2)
@@ -227,9 +227,9 @@ def test_truncated_folded_files(folded_file, tmp_path, keep, capsys):
 # profile
 
 
-def test_profile(run, folded_file, capsys):
+def test_profile(run, folded_path, capsys):
     assert "lif1" in output(capsys, "profile", run, "--samples", 64)
-    json.loads(output(capsys, "profile", folded_file, "--samples", 64, "--json"))
+    json.loads(output(capsys, "profile", folded_path, "--samples", 64, "--json"))
 
 
 # Activity and entropy
@@ -264,7 +264,7 @@ def test_entropy_by_hand():
 
 
 def test_activity_counts_every_spike(run):
-    network = trained.load(run)
+    network = trained_file.load(run)
     batches = [inputs for inputs, _ in network.test_batches(150)]
     layers = activity.record_activity(network.network, batches)
     spikes = [record_spikes(network.network, batch) for batch in batches]
@@ -284,7 +284,7 @@ def test_activity_counts_every_spike(run):
 
 
 def test_binary_spikes_carry_what_firing_carries(binary_run):
-    network = trained.load(binary_run)
+    network = trained_file.load(binary_run)
     for layer in activity.record_activity(network.network, [network.example_input()]):
         assert layer.emitted_entropy() == pytest.approx(layer.binary_entropy())
         assert layer.capacity == 1
@@ -304,7 +304,7 @@ def test_plot_entropy(run, capsys):
 
 
 def test_unshared_kernels_are_those_of_the_folded_layer(run):
-    network = trained.load(run)
+    network = trained_file.load(run)
     readings = kernels.find_readings(network.network, network.example_input())
     assert [(r.conv_name, r.lif_name) for r in readings] == [("conv2", "lif1"), ("conv3", "lif2")]
     for reading in readings:
@@ -377,8 +377,8 @@ def test_export_of_a_trained_and_of_a_folded_network(run, tmp_path, capsys):
     assert graphs[0].metadata["sha256"] == graphs[1].metadata["sha256"]
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["net.nir"]
     network = rso.import_nir(graphs[0]).eval()
-    digits = load_digits().test_images[:20]
-    expected = predict(trained.load(run).network, digits)
+    digits = test_part()[0][:20]
+    expected = predict(trained_file.load(run).network, digits)
     assert torch.allclose(predict(network, digits), expected, atol=1e-5)
 
 

@@ -15,7 +15,7 @@ from realspike.config import datasets, run_config
 from realspike.config.network_config import NetworkConfig
 from realspike.config.run_config import ConfigError, RunConfig
 from realspike.errors import DataError
-from realspike.inspect import trained
+from realspike.inspect import trained_file
 
 
 def of_file(tmp_path, text):
@@ -166,7 +166,7 @@ def test_keys_are_given_once(tmp_path):
         with pytest.raises(ConfigError, match=r"training\.epochs is given twice: '3' and"):
             run_config.read(None, overrides)
         with pytest.raises(ConfigError, match="given twice"):
-            trained.config_of(NetworkConfig(), {}, overrides)
+            trained_file.config_of(NetworkConfig(), {}, overrides)
         assert cli.main(["table", "1", "--data", "digits", *overrides]) == 2
     path = tmp_path / "c.yaml"
     path.write_text("training: {epochs: 3}")

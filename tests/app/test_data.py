@@ -14,8 +14,7 @@ for package in ("sklearn", "kornia", "PIL", "yaml"):
 
 from PIL import Image
 from realspike.config.run_config import DataSection, RunConfig
-from realspike.data import DataError, cifar, cifar10_dvs, events, load
-from realspike.data.digits import load_digits
+from realspike.data import DataError, cifar, cifar10_dvs, digits, events, load
 from realspike.data.image_folder import ImageFolder
 from realspike.data.loader import ResumableLoader, evaluation_loader
 from realspike.data.preprocess import Preprocess
@@ -29,22 +28,41 @@ def config_of(name, root="", /, **changes):
 # Digits
 
 
-def test_digits_are_those_of_the_quickstart():
-    splits, quickstart = load(config_of("digits")), load_digits()
-    for part, images, labels in (
-        (splits.train, quickstart.train_images, quickstart.train_labels),
-        (splits.test, quickstart.test_images, quickstart.test_labels),
-    ):
-        assert torch.equal(part.labels, labels)
-        preprocess = Preprocess(DataSection(), splits.mean, splits.std, 8)
-        torch.testing.assert_close(preprocess(part.samples), images)
+def test_digits_are_split_by_class_and_normalised_by_the_training_part():
+    raw = pytest.importorskip("sklearn.datasets").load_digits()
+    splits = load(config_of("digits"))
+    both = torch.cat([splits.train.samples, splits.test.samples])
+    labels = torch.cat([splits.train.labels, splits.test.labels])
+    # Every image is there once, beside its label.
+    given = sorted(zip(raw.images.reshape(1797, -1).tolist(), raw.target.tolist(), strict=True))
+    found = sorted(zip((both * 16).flatten(1).tolist(), labels.tolist(), strict=True))
+    assert found == given
+    share = splits.test.labels.bincount() / labels.bincount()
+    assert len(share) == 10
+    assert (share - 0.25).abs().max() < 0.005
+    assert splits.mean == [pytest.approx(splits.train.samples.mean().item())]
+    assert splits.std == [pytest.approx(splits.train.samples.std().item())]
+    assert abs(both.mean().item() - splits.mean[0]) > 1e-6
+
+
+def test_another_seed_is_another_split():
+    pixels, labels = digits.read_pixels()
+    first, again, other = (digits.split(pixels, labels, seed) for seed in (0, 0, 1))
+    assert torch.equal(first.test.samples, again.test.samples)
+    assert not torch.equal(first.test.samples, other.test.samples)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0])
+def test_split_without_a_part_is_refused(fraction):
+    with pytest.raises(ValueError, match="test_fraction"):
+        digits.stratified_split(np.array([0, 0, 1, 1]), fraction, 0)
 
 
 def test_digit_events_are_in_the_same_split_and_deterministic():
     config = config_of("digits-events", timesteps=6)
     splits, again = load(config), load(config)
     assert splits.train.samples.shape == (1347, 6, 2, 16, 16)
-    assert torch.equal(splits.test.labels, load_digits().test_labels)
+    assert torch.equal(splits.test.labels, load(config_of("digits")).test.labels)
     assert torch.equal(splits.test.samples, again.test.samples)
     share = (splits.test.samples > 0).float().mean().item()
     assert 0.02 < share < 0.4, "events are sparse, and there are some"

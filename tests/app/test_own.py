@@ -14,10 +14,10 @@ from realspike import checkpoint, cli, own
 from realspike.config import run_config
 from realspike.config.run_config import ConfigError, RunConfig
 from realspike.errors import UserError
-from realspike.inspect import trained
+from realspike.inspect import trained_file
 from realspike.networks import build
 from realspike.networks.build import try_out
-from realspike.optimizer import adamw
+from realspike.train.optimizer import adamw
 from torch import nn
 
 import realspike_ops as rso
@@ -246,7 +246,7 @@ def test_the_command_is_a_user_of_fit(tmp_path):
     assert cli.main(["train", "--out", str(tmp_path / "a"), "threads=1", *arguments]) == 0
     network = build(config.network_config(), seed=0)
     realspike.fit(network, data.load(config), tmp_path / "b", config=config)
-    loaded = trained.load(tmp_path / "a").network.state_dict()
+    loaded = trained_file.load(tmp_path / "a").network.state_dict()
     assert all(torch.equal(tensor, loaded[n]) for n, tensor in network.state_dict().items())
 
 
@@ -272,3 +272,13 @@ def test_trying_out_leaves_modes_and_statistics():
     try_out(network, NetworkConfig(architecture="a:B"), torch.ones(1, 1, 8, 8))
     assert [m.training for m in network] == [True, False, True, True]
     assert all(torch.equal(t, before[n]) for n, t in network.state_dict().items())
+
+
+def test_a_network_in_eval_mode_is_trained_in_training_mode(tmp_path):
+    """Batch norms must take statistics: Lightning leaves the mode as it is."""
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 2))
+    samples = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)) + 5
+    data = (samples, torch.arange(8) % 2)
+    realspike.fit(network.eval(), (data, data), tmp_path / "run", epochs=1, batch_size=4)
+    assert network[1].num_batches_tracked == 2
+    assert not network.training

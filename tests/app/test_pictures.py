@@ -18,7 +18,6 @@ from realspike.config.run_config import RunConfig
 from realspike.inspect import kernels
 from realspike.inspect.activity import LayerActivity
 from realspike.networks import build
-from realspike.quickstart.training import EpochRecord
 from realspike.records import RecordError
 from realspike.report import plots, run_plots, run_report
 from realspike.report.plots import Curve, spike_maps, training_curves
@@ -173,7 +172,10 @@ def test_kernels_without_a_difference_are_white(tmp_path):
 
 
 def history(*accuracies):
-    return [EpochRecord(i + 1, 1.0 / (i + 1), a, a) for i, a in enumerate(accuracies)]
+    return [
+        {"epoch": i + 1, "train_loss": 1.0 / (i + 1), "test_accuracy": a}
+        for i, a in enumerate(accuracies)
+    ]
 
 
 def test_a_line_style_means_the_same_in_every_order(tmp_path):

@@ -7,23 +7,22 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from digit_images import test_part
 
 import realspike_ops as rso
 
-for package in ("sklearn", "matplotlib", "safetensors", "rich"):
+for package in ("sklearn", "matplotlib", "safetensors", "rich", "lightning", "kornia"):
     pytest.importorskip(package)
 
 import realspike
 from realspike import checkpoint, cli, quickstart
-from realspike.data.digits import load_digits, stratified_split
+from realspike.inspect.classify import predict
 from realspike.inspect.spikes import record_spikes
 from realspike.networks import GRANULARITIES, NetworkConfig, build
 from realspike.quickstart import report
 from realspike.quickstart.timing import time_interleaved
-from realspike.quickstart.training import TrainingSettings, predict, random_shift, train
 from realspike.quickstart.unfold_bmm import UnfoldBmm, with_unfold_bmm
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -39,8 +38,8 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def digits():
-    return load_digits()
+def images():
+    return test_part()[0]
 
 
 @pytest.fixture(scope="module")
@@ -66,53 +65,6 @@ def results(finished):
     return json.loads((finished[0] / "results.json").read_text())
 
 
-# The data
-
-
-def test_split_is_disjoint_complete_and_stratified(digits):
-    train_indices, test_indices = digits.train_indices, digits.test_indices
-    together = torch.cat([train_indices, test_indices]).sort().values
-    assert torch.equal(together, torch.arange(1797))
-    whole = torch.cat([digits.train_labels, digits.test_labels]).bincount()
-    assert len(whole) == 10
-    parts = digits.test_labels.bincount() / whole
-    assert (parts - 0.25).abs().max() < 0.005
-
-
-def test_split_is_deterministic_and_follows_its_seed(digits):
-    again = load_digits()
-    assert torch.equal(again.test_indices, digits.test_indices)
-    assert torch.equal(again.train_images, digits.train_images)
-    other = load_digits(split_seed=1)
-    assert not torch.equal(other.test_indices, digits.test_indices)
-
-
-def test_images_and_labels_belong_together(digits):
-    raw = pytest.importorskip("sklearn.datasets").load_digits()
-    for images, labels, indices in (
-        (digits.train_images, digits.train_labels, digits.train_indices),
-        (digits.test_images, digits.test_labels, digits.test_indices),
-    ):
-        assert images.shape == (len(labels), 1, 8, 8)
-        assert images.dtype == torch.float32
-        np.testing.assert_array_equal(labels.numpy(), raw.target[indices.numpy()])
-        pixels = images[:, 0].double().numpy() * digits.pixel_std + digits.pixel_mean
-        np.testing.assert_allclose(pixels, raw.images[indices.numpy()] / 16, atol=1e-5)
-
-
-def test_normalisation_knows_the_training_part_alone(digits):
-    assert abs(digits.train_images.mean().item()) < 1e-4
-    assert abs(digits.train_images.std().item() - 1) < 1e-4
-    assert abs(digits.test_images.mean().item()) > 1e-4
-    assert digits.background == pytest.approx(digits.train_images.min().item(), abs=1e-5)
-
-
-@pytest.mark.parametrize("fraction", [0.0, 1.0])
-def test_split_without_a_part_is_refused(fraction):
-    with pytest.raises(ValueError, match="test_fraction"):
-        stratified_split(np.array([0, 0, 1, 1]), fraction, 0)
-
-
 # Networks and training
 
 
@@ -131,82 +83,21 @@ def test_the_four_networks_start_alike():
     assert not torch.equal(other.conv1.weight, networks["none"].conv1.weight)
 
 
-def test_the_four_networks_compute_alike_at_the_start(digits):
-    logits = [
-        predict(build(NetworkConfig(g, width=4), seed=7), digits.test_images[:8])
-        for g in GRANULARITIES
-    ]
+def test_the_four_networks_compute_alike_at_the_start(images):
+    logits = [predict(build(NetworkConfig(g, width=4), seed=7), images[:8]) for g in GRANULARITIES]
     for other in logits[1:]:
         torch.testing.assert_close(other, logits[0], rtol=0, atol=0)
 
 
-def short_training(digits, granularity="element", **settings):
-    network = build(NetworkConfig(granularity, width=4, timesteps=2), seed=3)
-    settings = {"epochs": 2, "batch_size": 256, "seed": 3} | settings
-    return list(train(network, digits, TrainingSettings(**settings))), network
-
-
-def test_same_seed_same_history(digits):
-    torch.manual_seed(0)
-    first, network = short_training(digits)
-    torch.manual_seed(1)  # the global state must not matter
-    second, other = short_training(digits)
-    assert first == second
-    assert [record.epoch for record in first] == [1, 2]
-    for name, tensor in network.state_dict().items():
-        assert torch.equal(other.state_dict()[name], tensor)
-    third, _ = short_training(digits, seed=4)
-    assert third != first
-
-
-def test_training_learns_also_the_amplitudes(digits):
-    history, network = short_training(digits, epochs=5, batch_size=64)
-    assert history[-1].train_loss < history[0].train_loss / 2
-    assert history[-1].test_accuracy > 0.6
-    assert not network.training
-    for lif in (network.lif1, network.lif2, network.lif3):
-        assert lif.amplitude.std() > 1e-4
-
-
-def test_every_network_sees_the_same_batches(digits):
-    seen = {}
-    for granularity in ("none", "element"):
-        network = build(NetworkConfig(granularity, width=2, timesteps=1), seed=0)
-        seen[granularity] = []
-        network.register_forward_pre_hook(
-            lambda module, args, to=seen[granularity]: to.append(args[0].clone())
-        )
-        list(train(network, digits, TrainingSettings(epochs=1, batch_size=512)))
-    assert len(seen["none"]) == len(seen["element"])
-    assert all(torch.equal(a, b) for a, b in zip(seen["none"], seen["element"], strict=True))
-
-
-def test_predict_is_in_eval_mode_and_restores_the_mode(digits):
+def test_predict_is_in_eval_mode_and_restores_the_mode(images):
     network = build(NetworkConfig(width=4, timesteps=2), seed=0)
-    images = digits.test_images[:200]  # more than one batch of the evaluation
+    images = images[:200]  # more than one batch of the evaluation
     with torch.no_grad():
         expected = network.eval()(images)
     network.train()
     torch.testing.assert_close(predict(network, images), expected)
     assert network.training
     assert network.bn1.num_batches_tracked == 0
-
-
-def test_random_shift_moves_every_pixel_of_an_image_alike():
-    images = torch.arange(1.0, 13.0).view(1, 1, 3, 4).repeat(200, 2, 1, 1)
-    shifted = random_shift(images, 1, -1.0, torch.Generator().manual_seed(0))
-    padded = torch.nn.functional.pad(images[0], (1, 1, 1, 1), value=-1.0)
-    windows = [padded[:, y : y + 3, x : x + 4] for y in range(3) for x in range(3)]
-    which = [[torch.equal(image, window) for window in windows].index(True) for image in shifted]
-    assert set(which) == set(range(9))
-    assert torch.equal(random_shift(images, 0, -1.0, torch.Generator()), images)
-
-
-@pytest.mark.parametrize("name", ["epochs", "batch_size", "max_shift", "seed"])
-@pytest.mark.parametrize("value", [-1, 1.5])
-def test_bad_training_settings(name, value):
-    with pytest.raises(ValueError, match=name):
-        TrainingSettings(**{name: value})
 
 
 # What the network is compared with
@@ -232,12 +123,12 @@ def test_unfold_bmm_equals_unshared_spike_conv(geometry):
         torch.testing.assert_close(out, conv(given), rtol=1e-5, atol=1e-5)
 
 
-def test_unfold_bmm_replaces_every_unshared_layer(digits):
+def test_unfold_bmm_replaces_every_unshared_layer(images):
     network = build(NetworkConfig("element", width=4), seed=0).eval()
     with torch.no_grad():
         for lif in (network.lif1, network.lif2, network.lif3):
             lif.amplitude.uniform_(0.5, 1.5)
-    images = digits.test_images[:16]
+    images = images[:16]
     folded = rso.reparameterize(network, images)
     unfolded = with_unfold_bmm(folded)
     kinds = [type(module) for module in unfolded.modules()]
@@ -266,11 +157,11 @@ def test_timing_is_relative_to_the_first():
         time_interleaved(networks, torch.zeros(1), rounds=0)
 
 
-def test_recorded_spikes_are_amplitude_times_binary(digits):
+def test_recorded_spikes_are_amplitude_times_binary(images):
     network = build(NetworkConfig("channel", width=4, timesteps=3), seed=0).eval()
     with torch.no_grad():
         network.lif2.amplitude.uniform_(0.5, 1.5)
-    images = digits.test_images[:2]
+    images = images[:2]
     real = record_spikes(network, images)
     binary = record_spikes(rso.reparameterize(network, images), images)
     assert [*real] == [*binary] == ["lif1", "lif2", "lif3"]
@@ -286,12 +177,14 @@ def test_recorded_spikes_are_amplitude_times_binary(digits):
 def test_quickstart_writes_its_files_in_time(finished):
     out, _, seconds = finished
     names = {"binary", "layer", "channel", "element"}
-    pictures = {"training_curves.png", "spike_maps.png"}
-    expected = {f"{name}.safetensors" for name in names} | pictures | {"results.json"}
+    expected = {f"{name}.safetensors" for name in names} | {"results.json", "report.html", "plots"}
     assert {path.name for path in out.iterdir()} == expected
+    pictures = {"accuracy", "kernels", "channels", "amplitudes", "firing_rates"}
+    assert {path.stem for path in (out / "plots").iterdir()} == pictures
     for picture in pictures:
-        assert (out / picture).read_bytes().startswith(PNG)
-        assert (out / picture).stat().st_size > 10_000
+        content = (out / "plots" / f"{picture}.png").read_bytes()
+        assert content.startswith(PNG)
+        assert len(content) > 10_000
     assert seconds < 60
 
 
@@ -367,50 +260,54 @@ def test_quickstart_names_the_environment(results):
     assert results["reloaded"]["same_predictions"] == results["data"]["test_images"]
 
 
-def test_quickstart_checkpoints_classify_as_reported(finished, results, digits):
+def test_quickstart_checkpoints_classify_as_reported(finished, results):
+    images, labels = test_part()
     for network in results["networks"].values():
         loaded = checkpoint.load(finished[0] / network["checkpoint"])
         assert loaded.network.config.to_dict() == network["config"]
-        assert loaded.training["pixel_mean"] == digits.pixel_mean
-        correct = predict(loaded.network, digits.test_images).argmax(1) == digits.test_labels
+        assert loaded.training["history"] == network["history"]
+        correct = predict(loaded.network, images).argmax(1) == labels
         assert int(correct.sum()) == network["correct_trained"]
 
 
-def test_the_ops_that_run_are_the_real_ones(digits, monkeypatch):
+def test_the_ops_that_run_are_the_real_ones(images, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("the application ran the reference")
 
     for name in ("lif", "unshared_spike_conv", "pack_spikes", "unpack_spikes"):
         monkeypatch.setattr(rso.reference, name, refuse)
-    _, network = short_training(digits, epochs=1, batch_size=512)
-    predict(rso.reparameterize(network, digits.test_images[:1]), digits.test_images[:8])
+    network = build(NetworkConfig("element", width=4, timesteps=2), seed=3)
+    network(images[:8]).sum().backward()
+    predict(rso.reparameterize(network.eval(), images[:1]), images[:8])
 
 
-def test_a_checkpoint_that_classifies_otherwise_is_an_error(digits, tmp_path):
+def test_a_checkpoint_that_classifies_otherwise_is_an_error(tmp_path):
     trained = build(NetworkConfig("element", width=4), seed=0).eval()
     other = build(NetworkConfig("element", width=4), seed=1).eval()
-    checkpoint.save(tmp_path / quickstart.checkpoint_name("element"), other, {})
+    path = tmp_path / quickstart.checkpoint_name("element")
+    checkpoint.save(path, other, {})
     with pytest.raises(quickstart.QuickstartError, match="classifies"):
-        quickstart._reload(tmp_path, trained, digits)
+        quickstart._reload(path, trained)
 
 
-def test_trained_and_folded_are_examined_apart(digits):
+def test_trained_and_folded_are_examined_apart():
+    images, labels = test_part()
     trained = build(NetworkConfig("element", width=4), seed=0).eval()
     other = build(NetworkConfig("element", width=4), seed=1).eval()
-    folded = rso.reparameterize(other, digits.test_images[:1])
-    examined = quickstart._examine(trained, folded, digits)
+    folded = rso.reparameterize(other, images[:1])
+    examined = quickstart._examine(trained, folded, images, labels)
     for name, network in (("trained", trained), ("folded", other)):
-        correct = predict(network, digits.test_images).argmax(1) == digits.test_labels
+        correct = predict(network, images).argmax(1) == labels
         assert examined[f"correct_{name}"] == int(correct.sum())
     assert examined["correct_trained"] != examined["correct_folded"]
     assert examined["flipped_spikes"] > 0
     assert examined["max_logit_difference"] > 0.01
 
 
-def test_a_network_that_multiplies_is_an_error(digits):
+def test_a_network_that_multiplies_is_an_error():
     trained = build(NetworkConfig("element", width=4), seed=0).eval()
     with pytest.raises(rso.MultiplicationError):
-        quickstart._examine(trained, trained, digits)
+        quickstart._examine(trained, trained, *test_part())
 
 
 @pytest.mark.parametrize(
@@ -445,7 +342,7 @@ def test_interrupt_ends_with_one_line(tmp_path, monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(quickstart, "train", interrupt)
+    monkeypatch.setattr(quickstart, "_train", interrupt)
     torch.set_num_threads(2)
     try:
         assert cli.main(["quickstart", "--threads", "3", "--out", str(tmp_path)]) == 130
@@ -459,7 +356,7 @@ def test_failure_while_running_ends_with_one_line(tmp_path, monkeypatch, capsys)
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(quickstart, "train", fail)
+    monkeypatch.setattr(quickstart, "_train", fail)
     assert cli.main(["quickstart", "--out", str(tmp_path)]) == 1
     [line] = capsys.readouterr().err.splitlines()
     assert "No space left" in line
@@ -472,6 +369,8 @@ def test_failure_while_running_ends_with_one_line(tmp_path, monkeypatch, capsys)
         ("matplotlib", "matplotlib"),
         ("safetensors", "safetensors"),
         ("rich", "rich"),
+        ("lightning", "lightning"),
+        ("kornia", "kornia"),
     ],
 )
 def test_missing_package_says_what_to_install(module, package, tmp_path, monkeypatch, capsys):
@@ -481,7 +380,8 @@ def test_missing_package_says_what_to_install(module, package, tmp_path, monkeyp
     assert cli.main(["quickstart", "--out", str(tmp_path)]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert package in line
-    assert "pip install '.[app]'" in line
+    extra = {"lightning": "train", "kornia": "data"}.get(module, "app")
+    assert f"pip install '.[{extra}]'" in line
 
 
 def run_python(code):
@@ -503,10 +403,10 @@ def test_the_modules_need_no_optional_package_to_be_imported():
     rooms = ("*", "quickstart/*", "inspect/*", "report/*", "config/*")
     files = {p for room in rooms for p in package.glob(room + ".py") if p.stem != "__main__"}
     names = sorted(".".join(p.relative_to(package).with_suffix("").parts) for p in files)
-    assert "quickstart.training" in names
+    assert "quickstart.report" in names
     imports = ", ".join(f"realspike.{name}".removesuffix(".__init__") for name in names)
     loaded = run_python(f"import sys, {imports}; print(*sys.modules)").split()
-    assert not {"sklearn", "matplotlib", "rich", "safetensors"} & set(loaded)
+    assert not {"sklearn", "matplotlib", "rich", "safetensors", "lightning"} & set(loaded)
 
 
 def test_help_and_version(capsys):

@@ -19,11 +19,11 @@ for package in ("sklearn", "safetensors", "rich", "lightning", "tensorboard", "k
 from realspike import checkpoint, cli, train
 from realspike.config.network_config import NetworkConfig
 from realspike.config.run_config import RunConfig
-from realspike.inspect import trained
+from realspike.inspect import classify, trained_file
 from realspike.networks import build
-from realspike.optimizer import sgd
 from realspike.train import module
 from realspike.train.history import read_csv
+from realspike.train.optimizer import sgd
 from torch import nn
 
 import realspike_ops as rso
@@ -117,8 +117,8 @@ def test_the_checkpoint_holds_configuration_and_commit(whole):
 
 def test_the_saved_network_classifies_as_the_last_epoch_says(whole):
     out, result = whole
-    loaded = trained.load(out)
-    evaluated = trained.evaluate(loaded.network, loaded.test_batches())
+    loaded = trained_file.load(out)
+    evaluated = classify.evaluate(loaded.network, loaded.test_batches())
     assert evaluated["samples"] == 450
     assert evaluated["accuracy"] == result.records[-1]["test_accuracy"]
     # Lightning's loss is a sum of float32 means.
@@ -194,8 +194,8 @@ def test_variants_continue_exactly(tmp_path, monkeypatch, changes):
 
 def test_the_average_of_the_weights_is_what_is_saved_and_evaluated(tmp_path):
     result = train.start(config_of(ema=0.95), tmp_path)
-    loaded = trained.load(tmp_path)
-    evaluated = trained.evaluate(loaded.network, loaded.test_batches())
+    loaded = trained_file.load(tmp_path)
+    evaluated = classify.evaluate(loaded.network, loaded.test_batches())
     assert evaluated["accuracy"] == result.records[-1]["test_accuracy"]
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)
     current = state["current_model_state"]["network.conv1.weight"]
@@ -259,8 +259,8 @@ def test_two_processes_train_stop_and_continue_together(tmp_path):
         assert result["whole"] == results[0]["whole"]
         assert result["resumed"] == result["whole"]
         assert result["same_weights"]
-    loaded = trained.load(tmp_path / "whole")
-    evaluated = trained.evaluate(loaded.network, loaded.test_batches())
+    loaded = trained_file.load(tmp_path / "whole")
+    evaluated = classify.evaluate(loaded.network, loaded.test_batches())
     assert evaluated["accuracy"] == results[0]["whole"][-1]["test_accuracy"]
 
 
@@ -268,7 +268,7 @@ def test_training_learns(tmp_path):
     config = config_of(width=8, epochs=5, batch_size=32)
     result = train.start(config, tmp_path)
     assert result.records[-1]["test_accuracy"] > 0.8
-    network = trained.load(tmp_path).network
+    network = trained_file.load(tmp_path).network
     assert network.lif1.amplitude.std() > 1e-4
 
 

@@ -18,13 +18,13 @@ ROOT = Path(__file__).resolve().parents[2]
 FOUND = Path(__file__).parent / "found"
 SECONDS, MEGABYTES = 10, 2048  # that one input may take
 INSTRUMENTED = [
-    *("pickletools", "realspike.checkpoint", "realspike.data", "realspike.inspect.folded"),
+    *("pickletools", "realspike.checkpoint", "realspike.data", "realspike.inspect.folded_file"),
     *(
         "realspike.config.network_config",
         "realspike.config.run_config",
         "realspike.config.strict_yaml",
     ),
-    *("realspike.train.history", "realspike.inspect.trained", "realspike_ops.safe_files"),
+    *("realspike.train.history", "realspike.inspect.trained_file", "realspike_ops.safe_files"),
     *("realspike_ops.reparam.check.bounded_run", "realspike_ops.reparam.file"),
     "realspike_ops.reparam.layers_in_json",
 ]

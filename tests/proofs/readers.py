@@ -17,8 +17,8 @@ from realspike.config import run_config
 from realspike.config.network_config import NetworkConfig
 from realspike.data import cifar, cifar10_dvs
 from realspike.errors import UserError
-from realspike.inspect import folded, trained
-from realspike.inspect.trained import Trained, example_input
+from realspike.inspect import folded_file, trained_file
+from realspike.inspect.trained_file import Trained, example_input
 from realspike.networks import build
 from realspike.train.history import FIELDS, read_csv
 
@@ -81,19 +81,19 @@ def _trained(scratch: Path) -> list[bytes]:
 
 
 def _read_trained(content: bytes, scratch: Path):
-    return trained.load(_written(content, scratch / "a"))
+    return trained_file.load(_written(content, scratch / "a"))
 
 
 def _folded(scratch: Path) -> list[bytes]:
     network = build(NetworkConfig("channel", timesteps=2, width=2), seed=0).eval()
     config, made = run_config.RunConfig(), scratch / "folded"
     of = Trained(network, network.config, config, {"seed": 0}, scratch)
-    folded.save(made, of, rso.reparameterize(network, example_input(network.config)))
+    folded_file.save(made, of, rso.reparameterize(network, example_input(network.config)))
     return [made.read_bytes()]
 
 
 def _read_folded(content: bytes, scratch: Path):
-    return folded.load(_written(content, scratch / "a"))
+    return folded_file.load(_written(content, scratch / "a"))
 
 
 def _steps(scratch: Path) -> list[bytes]:
@@ -118,7 +118,7 @@ def _read_steps(content: bytes, scratch: Path):
     metadata, tensors = _parts_of_folded(scratch)
     text = content.decode("utf-8", "replace")
     packed = rso.safe_files.to_bytes(tensors, metadata | {"network": text})
-    return folded.load(_written(packed, scratch / "a"))
+    return folded_file.load(_written(packed, scratch / "a"))
 
 
 # Texts and events

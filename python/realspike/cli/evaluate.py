@@ -23,10 +23,10 @@ def add(commands) -> None:
 
 
 def run(arguments) -> int:
-    from realspike.inspect import folded, trained
+    from realspike.inspect import classify, folded_file
 
-    network = folded.load_either(arguments.checkpoint, arguments.overrides, arguments.allow)
-    result = trained.evaluate(network.network, network.test_batches(arguments.samples))
+    network = folded_file.load_either(arguments.checkpoint, arguments.overrides, arguments.allow)
+    result = classify.evaluate(network.network, network.test_batches(arguments.samples))
     if arguments.json:
         print(json.dumps({"checkpoint": str(network.source)} | result, indent=2))
     else:

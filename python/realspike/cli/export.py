@@ -60,15 +60,15 @@ def _seconds(text: str) -> float:
 def run(arguments) -> int:
     import realspike_ops as rso
     from realspike.files import write_atomically
-    from realspike.inspect import folded
+    from realspike.inspect import folded_file
     from realspike.optional import require
 
     nir = require("nir")
-    network = folded.load_either(arguments.checkpoint, allow=arguments.allow)
+    network = folded_file.load_either(arguments.checkpoint, allow=arguments.allow)
     try:
         binary = network.network
         if not isinstance(binary, rso.FoldedNetwork):
-            binary = folded.fold(network)
+            binary = folded_file.fold(network)
         graph = rso.export_nir(
             binary, dt=arguments.dt, fold_r=arguments.fold_r, max_bytes=arguments.max_bytes
         )

@@ -47,17 +47,17 @@ def add(commands) -> None:
 
 def run(arguments) -> int:
     import realspike_ops as rso
-    from realspike.inspect import folded, trained
+    from realspike.inspect import folded_file, trained_file
 
-    network = trained.load(arguments.checkpoint, allow=arguments.allow)
+    network = trained_file.load(arguments.checkpoint, allow=arguments.allow)
     try:
-        binary = folded.fold(network)
+        binary = folded_file.fold(network)
         rso.assert_multiplication_free(binary, network.example_input())
     except (rso.ReparameterizationError, rso.MultiplicationError) as error:
         return common.fail(1, f"{network.source}: {error}")
     try:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        folded.save(arguments.out, network, binary)
+        folded_file.save(arguments.out, network, binary)
     except OSError as error:
         return common.fail(2, f"cannot write {arguments.out}: {error.strerror or error}")
     print(
@@ -73,10 +73,10 @@ def _mebibytes(network) -> float:
 
 def run_verify(arguments) -> int:
     import realspike_ops as rso
-    from realspike.inspect import folded, trained
+    from realspike.inspect import folded_file, trained_file
 
-    network = trained.load(arguments.checkpoint, arguments.overrides, arguments.allow)
-    binary = folded.load(arguments.folded)
+    network = trained_file.load(arguments.checkpoint, arguments.overrides, arguments.allow)
+    binary = folded_file.load(arguments.folded)
     if binary.network_config != network.network_config:
         return common.fail(
             2, f"{arguments.folded} was folded from another network than {network.source} holds"

@@ -43,7 +43,7 @@ def add(commands) -> None:
 def run(arguments) -> int:
     console = output.console()
 
-    from realspike.inspect import trained
+    from realspike.inspect import trained_file
     from realspike.inspect.activity import entropy_table, record_activity
     from realspike.report import run_report
 
@@ -53,7 +53,7 @@ def run(arguments) -> int:
         )
         console.print(f"Files: {page}, {page.parent / run_report.FOLDER}/", soft_wrap=True)
         return 0
-    network = trained.load(arguments.run_folder, arguments.overrides, arguments.allow)
+    network = trained_file.load(arguments.run_folder, arguments.overrides, arguments.allow)
     batches = network.test_batches(arguments.samples or run_report.SAMPLES)
     rows = entropy_table(record_activity(network.network, (inputs for inputs, _ in batches)))
     if arguments.json:

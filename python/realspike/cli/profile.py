@@ -19,9 +19,9 @@ def add(commands) -> None:
 
 def run(arguments) -> int:
     import realspike_ops as rso
-    from realspike.inspect import folded
+    from realspike.inspect import folded_file
 
-    network = folded.load_either(arguments.checkpoint, arguments.overrides, arguments.allow)
+    network = folded_file.load_either(arguments.checkpoint, arguments.overrides, arguments.allow)
     report = rso.profile(network.network, network.test_batches(arguments.samples))
     print(report.to_json() if arguments.json else report)
     return 0

@@ -28,8 +28,8 @@ def add(commands) -> None:
         type=common.path,
         default=Path("runs/quickstart"),
         metavar="FOLDER",
-        help="for checkpoints, results.json and pictures; those of an earlier run are replaced "
-        "(default: %(default)s)",
+        help="for checkpoints, results.json, report.html and pictures; those of an earlier run are "
+        "replaced (default: %(default)s)",
     )
     for name, limits, default, metavar, text in (
         ("--epochs", (1, 10_000), 25, "N", "passes over the data"),
@@ -60,14 +60,14 @@ def run(arguments: argparse.Namespace) -> int:
     from realspike import files, quickstart
     from realspike.networks import GRANULARITIES
     from realspike.quickstart import report
-    from realspike.quickstart.training import TrainingSettings
     from realspike_ops import MultiplicationError
 
     settings = quickstart.QuickstartSettings(
         out=arguments.out,
         timesteps=arguments.timesteps,
         threads=getattr(arguments, "threads", None),
-        training=TrainingSettings(epochs=arguments.epochs, seed=arguments.seed),
+        epochs=arguments.epochs,
+        seed=arguments.seed,
     )
     try:
         files.make_writable_folder(arguments.out)
@@ -93,8 +93,8 @@ def run(arguments: argparse.Namespace) -> int:
             def on_epoch(granularity, record):
                 name = report.NAMES[granularity]
                 progress.update(task, advance=1, description=f"training {name}")
-                if record.epoch == epochs and not console.is_terminal:
-                    console.print(f"  {name}: test accuracy {100 * record.test_accuracy:.2f} %")
+                if record["epoch"] == epochs and not console.is_terminal:
+                    console.print(f"  {name}: test accuracy {100 * record['test_accuracy']:.2f} %")
 
             results = quickstart.run(settings, on_epoch)
     except (OSError, quickstart.QuickstartError, MultiplicationError) as error:

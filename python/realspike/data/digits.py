@@ -1,39 +1,25 @@
 """The handwritten digits that scikit-learn ships: 1,797 images of 8 x 8 pixels, ten classes."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from realspike.data.sets import InMemory, Splits
 from realspike.optional import require
 
-CLASSES = 10
-SIZE = 8  # pixels
+TEST_FRACTION = 0.25
 _WHITE = 16.0  # the largest pixel value in the data
 
 
-@dataclass(frozen=True)
-class Digits:
-    """A training and a test part, both normalised by the mean and deviation of the training part.
+def read_pixels() -> tuple[Tensor, Tensor]:
+    """Return all images [1797, 1, 8, 8] with values in [0, 1] and their labels [1797].
 
-    ``train_indices`` and ``test_indices`` are positions in scikit-learn's data set. A raw pixel p
-    in [0, 1] became ``(p - pixel_mean) / pixel_std``.
+    Raises:
+        MissingPackageError: if scikit-learn is not installed.
     """
-
-    train_images: Tensor  # [N, 1, 8, 8] float32
-    train_labels: Tensor  # [N] int64
-    test_images: Tensor  # [M, 1, 8, 8] float32
-    test_labels: Tensor  # [M] int64
-    train_indices: Tensor  # [N] int64
-    test_indices: Tensor  # [M] int64
-    pixel_mean: float
-    pixel_std: float
-
-    @property
-    def background(self) -> float:
-        """The normalised value of an empty pixel."""
-        return -self.pixel_mean / self.pixel_std
+    raw = require("sklearn.datasets").load_digits()
+    pixels = torch.from_numpy(raw.images / _WHITE).float().unsqueeze(1)
+    return pixels, torch.from_numpy(raw.target).long()
 
 
 def stratified_split(labels: np.ndarray, test_fraction: float, seed: int):  # [N] -> [N'], [M]
@@ -56,37 +42,12 @@ def stratified_split(labels: np.ndarray, test_fraction: float, seed: int):  # [N
     return np.flatnonzero(~test), np.flatnonzero(test)
 
 
-def read_pixels() -> tuple[Tensor, Tensor]:
-    """Return all images [1797, 1, 8, 8] with values in [0, 1] and their labels [1797].
-
-    Raises:
-        MissingPackageError: if scikit-learn is not installed.
-    """
-    raw = require("sklearn.datasets").load_digits()
-    pixels = torch.from_numpy(raw.images / _WHITE).float().unsqueeze(1)
-    return pixels, torch.from_numpy(raw.target).long()
-
-
-def load_digits(test_fraction: float = 0.25, split_seed: int = 0) -> Digits:
-    """Load the digits and split them, the same way for the same arguments.
-
-    Raises:
-        MissingPackageError: if scikit-learn is not installed.
-        ValueError: for a ``test_fraction`` that leaves a class without images.
-    """
-    pixels, labels = read_pixels()
-    train, test = stratified_split(labels.numpy(), test_fraction, split_seed)
-    train, test = torch.from_numpy(train), torch.from_numpy(test)
-    # Of the training part alone: nothing of the test images may reach the network.
-    mean, std = pixels[train].mean().item(), pixels[train].std().item()
-    images = (pixels - mean) / std
-    return Digits(
-        train_images=images[train],
-        train_labels=labels[train],
-        test_images=images[test],
-        test_labels=labels[test],
-        train_indices=train,
-        test_indices=test,
-        pixel_mean=mean,
-        pixel_std=std,
+def split(samples: Tensor, labels: Tensor, seed: int = 0) -> Splits:  # [N, ..., C, H, W], [N]
+    """Return the two parts, with the mean and the deviation of every channel of the training part
+    alone: nothing of the test part may reach the network."""
+    parts = stratified_split(labels.numpy(), TEST_FRACTION, seed)
+    train, test = (
+        InMemory(samples[indices], labels[indices]) for indices in map(torch.from_numpy, parts)
     )
+    by_channel = train.samples.movedim(-3, 0).flatten(1)
+    return Splits(train, test, by_channel.mean(1).tolist(), by_channel.std(1).tolist())

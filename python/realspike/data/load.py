@@ -1,14 +1,10 @@
 """From a configuration to a data set."""
 
-import torch
-
 from realspike.config.datasets import check_present, facts_of
 from realspike.config.run_config import RunConfig
 from realspike.data import cifar, cifar10_dvs, digits, events, image_folder, own
-from realspike.data.sets import DataError, InMemory, Splits
+from realspike.data.sets import DataError, Splits
 from realspike.own import is_own
-
-TEST_FRACTION = 0.25  # of the digits, drawn with seed 0
 
 
 def load(config: RunConfig) -> Splits:
@@ -35,18 +31,7 @@ def load(config: RunConfig) -> Splits:
     samples, labels = digits.read_pixels()
     if name == "digits-events":
         samples = events.saccades(samples, network.timesteps, network.image_size)
-    train, test = (
-        torch.from_numpy(indices)
-        for indices in digits.stratified_split(labels.numpy(), TEST_FRACTION, seed=0)
-    )
-    # Per channel, of the training part alone: nothing of the test part may reach the network.
-    by_channel = samples[train].movedim(-3, 0).flatten(1)
-    return Splits(
-        InMemory(samples[train], labels[train]),
-        InMemory(samples[test], labels[test]),
-        by_channel.mean(1).tolist(),
-        by_channel.std(1).tolist(),
-    )
+    return digits.split(samples, labels)
 
 
 def fitted(config: RunConfig, splits: Splits) -> RunConfig:

@@ -13,7 +13,7 @@ def neurons(
 ) -> RealSpikeLIF:
     """Return the LIF layer of ``channels`` maps of ``size`` x ``size`` neurons.
 
-    It knows its ``neurons_per_amplitude``, which `realspike.optimizer.sgd` wants.
+    It knows its ``neurons_per_amplitude``, which `realspike.train.optimizer.sgd` wants.
     """
     lif = RealSpikeLIF(
         config.timesteps,

@@ -1,37 +1,29 @@
 """The whole path on the digits: train, fold, verify, time, save, reload, draw."""
 
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 import realspike_ops as rso
-from realspike import checkpoint, environment, files
-from realspike.data.digits import Digits, load_digits
-from realspike.inspect.spikes import record_spikes
-from realspike.networks import GRANULARITIES, NetworkConfig, SpikingNetwork, build
+from realspike import data, environment, files
+from realspike.config.network_config import GRANULARITIES
+from realspike.config.run_config import RunConfig
+from realspike.inspect import trained_file
+from realspike.inspect.classify import BATCH, predict
+from realspike.networks import SpikingNetwork, build
 from realspike.optional import require
 from realspike.quickstart import report
 from realspike.quickstart.timing import time_interleaved
-from realspike.quickstart.training import (
-    EVALUATION_BATCH,
-    EpochRecord,
-    TrainingSettings,
-    count_correct,
-    predict,
-    train,
-)
 from realspike.quickstart.unfold_bmm import with_unfold_bmm
-from realspike.report import plots
+from realspike.report import run_report
 
 BATCH_SIZES = (1, 64)  # images, of the timed forward passes
-SHOWN_LAYER = "lif2"
-SHOWN_DIGIT = 3
-SHOWN_CHANNELS = 6
 
 
 @dataclass(frozen=True)
@@ -44,7 +36,20 @@ class QuickstartSettings:
     out: Path = Path("runs/quickstart")
     timesteps: int = 4
     threads: "int | None" = None
-    training: TrainingSettings = field(default_factory=TrainingSettings)
+    epochs: int = 25
+    seed: int = 0
+
+    def config(self, granularity: str) -> RunConfig:
+        """Return how one of the networks is trained."""
+        return RunConfig().replaced(
+            **{"architecture": "digits", "granularity": granularity, "timesteps": self.timesteps},
+            **{"threshold_norm": False, "name": "digits", "batch_size": 128, "crop": 1},
+            **{"epochs": self.epochs, "learning_rate": 0.05, "weight_decay": 5e-4},
+            **{"scale_amplitudes": False, "seed": self.seed},
+            # Layers this small gain little from more threads, and the order of the sums, hence the
+            # accuracy that a seed gives, would depend on their number.
+            threads=1,
+        )
 
 
 class QuickstartError(RuntimeError):
@@ -68,7 +73,7 @@ def _threads(count: int):
 
 def run(
     settings: QuickstartSettings,
-    on_epoch: "Callable[[str, EpochRecord], None]" = lambda granularity, record: None,
+    on_epoch: "Callable[[str, dict], None]" = lambda granularity, record: None,
 ) -> dict:
     """Train and examine the four networks, and write everything into ``settings.out``.
 
@@ -81,12 +86,13 @@ def run(
 
     Raises:
         OSError: if the folder cannot be written to; raised before anything is trained.
-        MissingPackageError: likewise, if a package of the ``app`` extra is missing.
+        MissingPackageError: likewise, if a package is missing.
         QuickstartError: if the checkpoint does not classify as the network that was saved.
         realspike_ops.MultiplicationError: if a folded network multiplies.
     """
     start = time.perf_counter()
-    for module in ("sklearn.datasets", "safetensors.torch", "matplotlib.figure", "rich.table"):
+    modules = ("lightning.pytorch", "kornia.augmentation", "sklearn.datasets", "safetensors.torch")
+    for module in (*modules, "matplotlib.figure", "rich.table"):
         require(module)
     files.make_writable_folder(settings.out)
     with _threads(settings.threads or torch.get_num_threads()):
@@ -96,68 +102,77 @@ def run(
     return results
 
 
-def _run(settings: QuickstartSettings, on_epoch: Callable[[str, EpochRecord], None]) -> dict:
-    data = load_digits()
+def _run(settings: QuickstartSettings, on_epoch: Callable[[str, dict], None]) -> dict:
+    splits = data.load(settings.config("none"))
     trained: dict[str, SpikingNetwork] = {}
     folded: dict[str, nn.Module] = {}
-    histories: dict[str, list[EpochRecord]] = {}
     networks: dict[str, dict] = {}
     for granularity in GRANULARITIES:
-        config = NetworkConfig(granularity, timesteps=settings.timesteps)
-        network = trained[granularity] = build(config, settings.training.seed)
+        config, path = settings.config(granularity), settings.out / checkpoint_name(granularity)
+        network = trained[granularity] = build(config.network_config(), settings.seed)
         began = time.perf_counter()
-        histories[granularity] = []
-        # Layers this small gain little from more threads, and the order of the sums, hence the
-        # accuracy that a seed gives, would depend on their number.
         with _threads(1):
-            for record in train(network, data, settings.training):
-                histories[granularity].append(record)
-                on_epoch(granularity, record)
+            history = _train(network, splits, config, path, on_epoch)
         seconds = time.perf_counter() - began
-        folded[granularity] = rso.reparameterize(network, data.test_images[:1])
-        networks[granularity] = _examine(network, folded[granularity], data) | {
-            "config": config.to_dict(),
+        images, labels = _test_images(path)
+        folded[granularity] = rso.reparameterize(network, images[:1])
+        networks[granularity] = _examine(network, folded[granularity], images, labels) | {
+            "config": network.config.to_dict(),
             "amplitudes": _amplitudes(network),
-            "history": [asdict(record) for record in histories[granularity]],
+            "history": history,
             "training_seconds": seconds,
-            "checkpoint": checkpoint_name(granularity),
+            "checkpoint": path.name,
         }
-        record_of_training = asdict(settings.training) | {
-            "test_accuracy": networks[granularity]["accuracy_trained"],
-            "pixel_mean": data.pixel_mean,
-            "pixel_std": data.pixel_std,
-        }
-        checkpoint.save(settings.out / checkpoint_name(granularity), network, record_of_training)
-    curves = [plots.Curve(report.NAMES[name], name, records) for name, records in histories.items()]
-    spikes = _draw_spikes(trained["element"], folded["element"], data)
-    plots.write_png(plots.training_curves(curves), settings.out / "training_curves.png")
-    plots.write_png(spikes, settings.out / "spike_maps.png")
+    paths = [settings.out / checkpoint_name(granularity) for granularity in GRANULARITIES]
+    run_report.write(paths[-1], paths[:-1])
     return {
         "format": "realspike.quickstart",
-        "format_version": 1,
-        "training": asdict(settings.training),
+        "format_version": 2,
+        "training": asdict(settings.config("element"))["training"],
         "data": {
             "name": "scikit-learn digits",
-            "train_images": len(data.train_labels),
-            "test_images": len(data.test_labels),
-            "pixel_mean": data.pixel_mean,
-            "pixel_std": data.pixel_std,
+            "train_images": len(splits.train),
+            "test_images": len(splits.test),
+            "pixel_mean": splits.mean[0],
+            "pixel_std": splits.std[0],
         },
         "networks": networks,
-        "inference": _compare_inference(trained["element"], folded["element"], data),
-        "reloaded": _reload(settings.out, trained["element"], data),
+        "inference": _compare_inference(trained["element"], folded["element"], images, labels),
+        "reloaded": _reload(paths[-1], trained["element"]),
         "environment": environment.describe(),
     }
 
 
-def _examine(network: SpikingNetwork, folded: nn.Module, data: Digits) -> dict:
+def _train(network, splits, config: RunConfig, path: Path, on_epoch) -> list[dict]:
+    """Train a network in place as `realspike train` does, and keep its checkpoint of the run."""
+    from realspike import train  # needs Lightning
+
+    with tempfile.TemporaryDirectory(prefix=".training-", dir=path.parent) as folder:
+        result = train.fit(
+            *(network, splits, folder),
+            config=config,
+            on_epoch=lambda record: on_epoch(config.network.granularity, record),
+        )
+        if result.stopped_by:
+            raise KeyboardInterrupt(result.stopped_by)
+        files.write_atomically(path, (Path(folder) / trained_file.RUN_FILE).read_bytes())
+    return result.records
+
+
+def _test_images(path: Path) -> tuple[Tensor, Tensor]:  # [N, 1, 8, 8], [N]
+    """Return the test data as the network in a file reads them."""
+    batches = trained_file.load(path).test_batches()
+    images, labels = zip(*batches, strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+def _examine(network: SpikingNetwork, folded: nn.Module, images: Tensor, labels: Tensor) -> dict:
     """Compare the trained and the folded network on the test images."""
-    images, labels = data.test_images, data.test_labels
-    verification = rso.verify(network, folded, images.split(EVALUATION_BATCH))
-    rso.assert_multiplication_free(folded, images[:EVALUATION_BATCH])
+    verification = rso.verify(network, folded, images.split(BATCH))
+    rso.assert_multiplication_free(folded, images[:BATCH])
     correct = {
-        "trained": count_correct(predict(network, images), labels),
-        "folded": count_correct(predict(folded, images), labels),
+        "trained": _count_correct(predict(network, images), labels),
+        "folded": _count_correct(predict(folded, images), labels),
     }
     return {
         "correct_trained": correct["trained"],
@@ -174,6 +189,10 @@ def _examine(network: SpikingNetwork, folded: nn.Module, data: Digits) -> dict:
     }
 
 
+def _count_correct(logits: Tensor, labels: Tensor) -> int:  # [B, classes], [B]
+    return int((logits.argmax(1) == labels).sum())
+
+
 def _amplitudes(network: nn.Module) -> dict[str, dict[str, float]]:
     return {
         name: {
@@ -187,17 +206,17 @@ def _amplitudes(network: nn.Module) -> dict[str, dict[str, float]]:
     }
 
 
-def _compare_inference(trained: SpikingNetwork, folded: nn.Module, data: Digits) -> dict:
+def _compare_inference(trained: nn.Module, folded: nn.Module, images, labels) -> dict:
     """Run the element-wise network in three ways: are they right, and how long do they take?"""
     ways = {
         "unshared_spike_conv": folded,
         "unfold_bmm": with_unfold_bmm(folded),
         "shared_conv2d": trained.eval(),
     }
-    logits = {name: predict(network, data.test_images) for name, network in ways.items()}
+    logits = {name: predict(network, images) for name, network in ways.items()}
     batches = []
     for size in BATCH_SIZES:
-        timings = time_interleaved(ways, data.test_images[:size])
+        timings = time_interleaved(ways, images[:size])
         runs = {name: asdict(timing) for name, timing in timings.items()}
         batches.append({"batch_size": size, "runs": runs})
     return {
@@ -205,7 +224,7 @@ def _compare_inference(trained: SpikingNetwork, folded: nn.Module, data: Digits)
         "ways": {
             name: {
                 "folded": name != "shared_conv2d",
-                "accuracy": count_correct(value, data.test_labels) / len(data.test_labels),
+                "accuracy": _count_correct(value, labels) / len(labels),
                 "max_logit_difference": _difference(value, logits["shared_conv2d"]),
             }
             for name, value in logits.items()
@@ -218,40 +237,20 @@ def _difference(a: Tensor, b: Tensor) -> float:
     return (a - b).abs().max().item()
 
 
-def _reload(out: Path, trained: SpikingNetwork, data: Digits) -> dict:
+def _reload(path: Path, trained: SpikingNetwork) -> dict:
     """Load the element-wise checkpoint, fold it and compare it with the network in memory."""
-    name = checkpoint_name("element")
-    network = checkpoint.load(out / name).network
-    folded = rso.reparameterize(network, data.test_images[:1])
-    expected = predict(trained, data.test_images)
-    logits = predict(network, data.test_images)
+    network = trained_file.load(path).network
+    images, labels = _test_images(path)
+    folded = rso.reparameterize(network, images[:1])
+    expected, logits = predict(trained, images), predict(network, images)
     same = int((logits.argmax(1) == expected.argmax(1)).sum())
     if same != len(expected):
         raise QuickstartError(
-            f"{out / name} classifies {same} of {len(expected)} test images as the network that "
-            "was saved"
+            f"{path} classifies {same} of {len(expected)} test images as the network that was saved"
         )
     return {
-        "checkpoint": name,
+        "checkpoint": path.name,
         "same_predictions": same,
         "max_logit_difference": _difference(logits, expected),
-        "accuracy_folded": count_correct(predict(folded, data.test_images), data.test_labels)
-        / len(data.test_labels),
+        "accuracy_folded": _count_correct(predict(folded, images), labels) / len(labels),
     }
-
-
-def _draw_spikes(trained: SpikingNetwork, folded: nn.Module, data: Digits):
-    image = data.test_images[data.test_labels == SHOWN_DIGIT][:1]
-    timestep = trained.config.timesteps - 1
-    binary = record_spikes(folded, image)[SHOWN_LAYER][timestep, 0]  # [C, H, W]
-    real = record_spikes(trained, image)[SHOWN_LAYER][timestep, 0]
-    # The channels with most to see: neither silent nor firing everywhere.
-    busiest = binary.flatten(1).var(1).topk(min(SHOWN_CHANNELS, len(binary))).indices
-    return plots.spike_maps(
-        image[0, 0].numpy(),
-        binary.numpy(),
-        real.numpy(),
-        sorted(busiest.tolist()),
-        f"Element-wise Real Spike: layer {SHOWN_LAYER} on a test image of a {SHOWN_DIGIT}, "
-        f"timestep {timestep + 1} of {trained.config.timesteps} (grey: silent)",
-    )

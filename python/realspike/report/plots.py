@@ -13,7 +13,6 @@ import numpy as np
 
 from realspike.files import write_atomically
 from realspike.optional import require
-from realspike.quickstart.training import EpochRecord
 
 INK = "#333333"
 SILENT = "#e9e9e9"
@@ -34,7 +33,7 @@ class Curve:
 
     name: str
     granularity: str
-    history: Sequence[EpochRecord]
+    history: Sequence[dict]  # records, epoch by epoch
 
 
 def new_figure(width: float, height: float):
@@ -106,14 +105,14 @@ def training_curves(curves: Sequence[Curve]):
     alike: dict[str, int] = {}
     for curve in curves:
         number = alike[curve.granularity] = alike.get(curve.granularity, -1) + 1
-        epochs = [record.epoch for record in curve.history]
-        accuracy = [100 * record.test_accuracy for record in curve.history]
+        epochs = [record["epoch"] for record in curve.history]
+        accuracy = [100 * record["test_accuracy"] for record in curve.history]
         marker = _MARKERS[number % len(_MARKERS)] or ("o" if len(epochs) == 1 else "")
         style = STYLES[curve.granularity] | {"linewidth": 1.8, "marker": marker, "markersize": 5}
         style["markevery"] = max(1, len(epochs) // 10)
         name = curve.name
         accuracy_axes.plot(epochs, accuracy, label=f"{name}  {accuracy[-1]:.1f} %", **style)
-        loss_axes.plot(epochs, [r.train_loss for r in curve.history], label=name, **style)
+        loss_axes.plot(epochs, [r["train_loss"] for r in curve.history], label=name, **style)
         # The first epochs climb from chance; the scale is for what follows.
         lowest = min(lowest, *accuracy[len(accuracy) // 6 :])
     accuracy_axes.set_ylim(max(0.0, np.floor(lowest) - 1), 100.15)

@@ -10,12 +10,11 @@ import torch
 
 from realspike import environment, records
 from realspike.files import make_writable_folder, write_atomically
-from realspike.inspect import trained
+from realspike.inspect import trained_file
 from realspike.inspect.activity import entropy_table, record_activity
 from realspike.inspect.kernels import find_readings, kernel_differences
 from realspike.inspect.spikes import record_spikes
-from realspike.inspect.trained import Trained
-from realspike.quickstart.training import EpochRecord
+from realspike.inspect.trained_file import Trained
 from realspike.report import plots, run_plots
 
 SAMPLES = 256  # of the test data, behind rates and entropies
@@ -39,11 +38,12 @@ def write(
     overrides: Sequence[str] = (),
     allow: Collection[str] = (),
 ) -> Path:
-    """Draw the pictures of a run into ``run/plots`` and write ``run/report.html``.
+    """Draw the pictures of a run into ``plots`` in its folder, and write ``report.html``.
 
     Args:
-        run: A run's folder.
-        others: Runs whose curves are drawn beside its own, such as the binary network's (Fig. 5).
+        run: A run's folder, or a checkpoint, whose report is written beside it.
+        others: Runs or checkpoints whose curves are drawn beside its own, such as the binary
+            network's (Fig. 5).
         overrides: Changes of the data's keys, such as ``data.root=...``.
         allow: What of the user's own may be imported, see `realspike.checkpoint.load`.
 
@@ -51,12 +51,13 @@ def write(
         The page.
 
     Raises:
-        CheckpointError, DataError, MissingPackageError: see `realspike.inspect.trained.load`.
+        CheckpointError, DataError, MissingPackageError: see `realspike.inspect.trained_file.load`.
     """
     run_plots.require_matplotlib()
-    network = trained.load(run, overrides, allow)
-    beside = [trained.load(other, allow=allow) for other in others]
-    folder = run / FOLDER
+    network = trained_file.load(run, overrides, allow)
+    beside = [trained_file.load(other, allow=allow) for other in others]
+    out = network.source.parent
+    folder = out / FOLDER
     make_writable_folder(folder)
     batches = list(network.test_batches(SAMPLES))
     layers = record_activity(network.network, (inputs for inputs, _ in batches))
@@ -76,7 +77,7 @@ def write(
         if figure is not None:
             pictures[f"{name}.png"] = caption
             plots.write_png(figure, folder / f"{name}.png")
-    page = run / PAGE
+    page = out / PAGE
     content = _page(
         network, pictures, folder, entropy_table(layers), sum(len(b) for _, b in batches)
     )
@@ -96,12 +97,7 @@ def _curves(runs: Sequence[Trained]):
         name = f"{config.architecture} {plots_name(config.granularity)} T={config.timesteps}"
         if name in (curve.name for curve in curves):
             name = f"{name}, {run.source.parent.name}"
-        history = [
-            EpochRecord(
-                *(r[key] for key in ("epoch", "train_loss", "train_accuracy", "test_accuracy"))
-            )
-            for r in _history(run)
-        ]
+        history = _history(run)
         if history:
             curves.append(plots.Curve(name, config.granularity, history))
     return plots.training_curves(curves) if curves else None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from realspike.config.run_config import RunConfig
 from realspike.data.preprocess import Preprocess
-from realspike.optimizer import adamw, sgd
+from realspike.train.optimizer import adamw, sgd
 from realspike_ops import compress_spikes
 
 

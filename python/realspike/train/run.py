@@ -24,7 +24,7 @@ from realspike.data.loader import ResumableLoader, WorkerDied, evaluation_loader
 from realspike.data.own import splits_of
 from realspike.data.sets import Splits
 from realspike.errors import UserError
-from realspike.inspect.trained import example_input
+from realspike.inspect.trained_file import example_input
 from realspike.names import shown
 from realspike.networks import build
 from realspike.networks.build import try_out
@@ -379,6 +379,7 @@ def _fit(
         steps = -(-len(train_loader) // training.accumulate)
         _try_own(config, network)  # before a step, so that its amplitudes know their neurons
         module = SpikingClassifier(config, network, splits.mean, splits.std, steps)
+        module.train()  # which Lightning leaves to us
         try:
             trainer.fit(module, train_loader, test_loader, ckpt_path=last, weights_only=True)
         except Stopped as stopped:

@@ -221,7 +221,7 @@ BUGS = [
     ),
     Bug(
         "other-classes-are-evaluated",
-        "python/realspike/inspect/trained.py",
+        "python/realspike/inspect/trained_file.py",
         "if classes and classes != list(splits.classes):",
         "if classes and len(classes) != len(splits.classes):",
         "tests/app/test_stopping.py",

@@ -1,11 +1,10 @@
 """A trained network with the test data that belongs to it, from a checkpoint."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from realspike import checkpoint, data, own
@@ -125,21 +124,3 @@ def config_of(network: NetworkConfig, record: dict, overrides: Sequence[str]) ->
                 f"the network was trained with {wants}"
             )
     return config
-
-
-@torch.inference_mode()
-def evaluate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict:
-    """Return ``samples``, ``correct``, ``accuracy`` and the mean cross-entropy ``loss``."""
-    samples = correct = 0
-    loss = 0.0
-    for inputs, labels in batches:
-        logits = network(inputs)
-        samples += len(labels)
-        correct += int((logits.argmax(1) == labels).sum())
-        loss += F.cross_entropy(logits.double(), labels, reduction="sum").item()
-    return {
-        "samples": samples,
-        "correct": correct,
-        "accuracy": correct / samples,
-        "loss": loss / samples,
-    }

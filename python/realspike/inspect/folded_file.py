@@ -15,8 +15,8 @@ import realspike_ops as rso
 from realspike import checkpoint
 from realspike.checkpoint import FOLDED_FORMAT, CheckpointError
 from realspike.config.network_config import NetworkConfig
-from realspike.inspect import trained
-from realspike.inspect.trained import Trained
+from realspike.inspect import trained_file
+from realspike.inspect.trained_file import Trained
 from realspike.optional import require
 
 _CONFIG, _RECORD = "trained_network", "training"  # of the metadata, in JSON
@@ -61,11 +61,11 @@ def load(path: Path, overrides: Sequence[str] = (), allow: Collection[str] = ())
         config = NetworkConfig.from_dict(checkpoint.json_object(metadata, _CONFIG))
         record = checkpoint.json_object(metadata, _RECORD)
         network = rso.load_folded(path)
-        _try(network, trained.example_input(config), config.classes)
+        _try(network, trained_file.example_input(config), config.classes)
     except (ValueError, OSError) as error:
         raise CheckpointError(f"cannot load the folded network {path}: {error}") from error
-    run = trained.config_of(config, record, overrides)
-    return Trained(network, config, run, record, path, trained.allowed(overrides, allow))
+    run = trained_file.config_of(config, record, overrides)
+    return Trained(network, config, run, record, path, trained_file.allowed(overrides, allow))
 
 
 @torch.inference_mode()
@@ -83,4 +83,4 @@ def _try(network: nn.Module, example: Tensor, classes: int) -> None:
 
 def load_either(path: Path, overrides: Sequence[str] = (), allow: Collection[str] = ()) -> Trained:
     """Read a folded network, or a trained one (or that of a run's folder), whichever it is."""
-    return (load if is_folded(path) else trained.load)(path, overrides, allow)
+    return (load if is_folded(path) else trained_file.load)(path, overrides, allow)
