@@ -290,3 +290,24 @@ def test_one_of_the_names_is_enough(tmp_path):
     with pytest.raises(DataError, match=r"neither .*/val nor .*/test"):
         datasets.check_present("images", tmp_path)
     datasets.check_present("digits", Path("absent"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("timesteps", 65, "timesteps must be at least 1 and at most 64; got 65"),
+        ("width", 0, "width must be at least 1 and at most 512; got 0"),
+        ("decay", 1.5, "decay must be at least 0 and at most 1; got 1.5"),
+        ("v_threshold", 0.0, "v_threshold must be above 0 and at most 100; got 0.0"),
+        ("granularity", "pixel", "granularity must be one of none, layer, channel, element"),
+    ],
+)
+def test_a_network_and_a_run_accept_the_same(key, value, says):
+    with pytest.raises(ValueError, match=f"^{says}"):
+        NetworkConfig(**{key: value})
+    with pytest.raises(ConfigError, match=rf"^network\.{says}"):
+        RunConfig().replaced(**{key: value})
+    smallest = RunConfig().replaced(v_threshold=1e-9)
+    assert smallest.network_config() == NetworkConfig(
+        "element", architecture="resnet20", v_threshold=1e-9, threshold_norm=True
+    )

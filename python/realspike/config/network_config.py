@@ -1,8 +1,9 @@
 """What rebuilds a network; every value is one that JSON can hold. Imports no torch."""
 
-import math
 from dataclasses import asdict, dataclass, fields
 
+from realspike.config import options
+from realspike.config.options import option
 from realspike.names import check_choice, check_known, shown
 from realspike.own import is_own
 
@@ -22,7 +23,7 @@ _ARCHITECTURES = {
     "sew_resnet10": (16, ("max", "average")),
 }
 ARCHITECTURES = tuple(_ARCHITECTURES)
-_OWN = (None, (None, "max", "average", "none"))
+_OWN = (None, (None,))
 
 
 @dataclass(frozen=True)
@@ -30,82 +31,54 @@ class NetworkConfig:
     """The architecture of a network, its neurons, and the input that it reads.
 
     Args:
-        granularity: What shares one amplitude: ``"none"`` (binary spikes), ``"layer"``,
-            ``"channel"`` or ``"element"``.
-        timesteps: T, 1 to 64.
-        width: Channels of the first convolution, 1 to 512; the others are in proportion. None: the
-            published number.
-        decay: Factor in [0, 1] by which the membrane potential decays per timestep; 1 is IF.
-        v_threshold: Membrane potential at which a neuron fires, above 0, at most 100.
-        detach_reset: Stop the gradient through the reset.
-        architecture: One of `ARCHITECTURES`, or ``package.module:Class``, any `nn.Module` whose
-            class takes those of these fields that it wants by keyword. Its ``width`` and
-            ``pooling`` may stay None.
-        classes: Of the classifier, 1 to 100,000.
-        in_channels: Of the input, 1 to 1,024.
-        image_size: Height and width of the input in pixels, 1 to 4,096.
+        width: The other convolutions are in proportion.
+        architecture: Or ``package.module:Class``, any `nn.Module` whose class takes those of these
+            fields that it wants by keyword. Its ``width`` and ``pooling`` may stay None.
         encoding: ``"direct"``: an image is convolved once and its current repeated T times;
             ``"frames"``: every timestep has an input of its own (event cameras).
-        pooling: Between the convolutions of a VGG and behind the stem of a SEW-ResNet. None: as
-            published, ``"max"``, which a network of granularity ``"element"`` cannot fold.
-        zero_init_residual: Start the last batch norm of every residual branch at 0, so that every
-            block starts as its shortcut.
-        threshold_norm: Start the weights of the batch norms at the threshold instead of 1 (the
-            initial scale of Zheng et al., AAAI 2021).
+        pooling: Between the convolutions of a VGG and behind the stem of a SEW-ResNet. A network of
+            granularity ``"element"`` cannot fold ``"max"``.
+        threshold_norm: The initial scale of Zheng et al., AAAI 2021.
 
     Raises:
         ValueError: naming the field, its value and what is accepted.
     """
 
-    granularity: str = "none"
-    timesteps: int = 4
-    width: "int | None" = None
-    decay: float = 0.25
-    v_threshold: float = 0.5
-    detach_reset: bool = False
-    architecture: str = "digits"
-    classes: int = 10
-    in_channels: int = 1
-    image_size: int = 8
-    encoding: str = "direct"
-    pooling: "str | None" = None
-    zero_init_residual: bool = False
-    threshold_norm: bool = False
+    granularity: str = option(
+        "none", "what shares one amplitude; none: binary spikes", choices=GRANULARITIES
+    )
+    timesteps: int = option(4, "T", 1, 64)
+    width: int | None = option(
+        None, "channels of the first convolution; null: as published", 1, 512
+    )
+    decay: float = option(0.25, "of the membrane potential per timestep; 1: IF neurons", 0, 1)
+    v_threshold: float = option(0.5, "potential at which a neuron fires", high=100, above=0)
+    detach_reset: bool = option(False, "stop the gradient through the reset")
+    architecture: str = option(
+        "digits", "the network", choices=ARCHITECTURES, own="package.module:Class"
+    )
+    classes: int = option(10, "of the classifier", 1, 100_000)
+    in_channels: int = option(1, "of the input", 1, 1024)
+    image_size: int = option(8, "height and width of the input in pixels", 1, 4096)
+    encoding: str = option("direct", "of the input", choices=ENCODINGS)
+    pooling: str | None = option(
+        None, "of VGG and SEW-ResNet; null: as published (max)", choices=("max", "average", "none")
+    )
+    zero_init_residual: bool = option(
+        False, "start the last batch norm of every residual branch at 0"
+    )
+    threshold_norm: bool = option(False, "start batch norms at the threshold instead of 1")
 
     def __post_init__(self):
+        options.check(self)
         own = is_own(self.architecture)
-        if not own:
-            check_choice("architecture", self.architecture, ARCHITECTURES)
         width, poolings = _ARCHITECTURES.get(self.architecture, _OWN)
         if self.width is None:
             object.__setattr__(self, "width", width)
         if self.pooling is None:
             object.__setattr__(self, "pooling", poolings[0])
-        check_choice("granularity", self.granularity, GRANULARITIES)
-        check_choice("encoding", self.encoding, ENCODINGS)
-        if self.pooling is not None or not own:
-            check_choice(f"pooling of {self.architecture}", self.pooling, poolings[-3:])
-        for name, largest in (
-            *(("timesteps", 64), ("width", 512), ("classes", 100_000)),
-            *(("in_channels", 1024), ("image_size", 4096)),
-        ):
-            value = getattr(self, name)
-            if own and name == "width" and value is None:
-                continue
-            if type(value) is not int or not 1 <= value <= largest:
-                raise ValueError(
-                    f"{name} must be an integer from 1 to {largest}; got {shown(value)}"
-                )
-        if not _is_number(self.decay) or not 0.0 <= self.decay <= 1.0:
-            raise ValueError(f"decay must be a number in [0, 1]; got {shown(self.decay)}")
-        if not _is_number(self.v_threshold) or not 0.0 < self.v_threshold <= 100.0:
-            raise ValueError(
-                f"v_threshold must be a number in (0, 100]; got {shown(self.v_threshold)}"
-            )
-        for name in ("detach_reset", "zero_init_residual", "threshold_norm"):
-            value = getattr(self, name)
-            if type(value) is not bool:
-                raise ValueError(f"{name} must be true or false; got {shown(value)}")
+        elif not own:
+            check_choice(f"pooling of {self.architecture}", self.pooling, poolings)
         if self.zero_init_residual and "resnet" not in self.architecture and not own:
             raise ValueError(
                 f"zero_init_residual needs a residual network; {self.architecture} is none"
@@ -128,7 +101,3 @@ class NetworkConfig:
         if missing := sorted(set(names) - set(values)):
             raise ValueError(f"the configuration key {missing[0]!r} is missing")
         return cls(**values)
-
-
-def _is_number(value) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)

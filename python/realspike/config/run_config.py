@@ -5,21 +5,18 @@ Everything is checked before torch or any data is loaded.
 
 import dataclasses
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
-from typing import get_args, get_type_hints
 
-from realspike.config import strict_yaml
+from realspike.config import options, strict_yaml
 from realspike.config.datasets import DATASETS, facts_of
-from realspike.config.network_config import ARCHITECTURES, ENCODINGS, GRANULARITIES, NetworkConfig
+from realspike.config.network_config import NetworkConfig
+from realspike.config.options import option, same
 from realspike.errors import UserError
 from realspike.files import path_of
-from realspike.names import check_choice, check_known, nearest, shown
+from realspike.names import check_known, nearest, shown
 from realspike.optional import require
-from realspike.own import is_own
 
 FILE = "config.yaml"  # in the folder of a run
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -30,56 +27,42 @@ class ConfigError(UserError, ValueError):
     """A configuration cannot be used; the message names the key, its value and what is accepted."""
 
 
-def _option(default, text: str, low=None, high=None, choices=None, own: str = ""):
-    """``own``: what ``package.module:name`` may be instead of one of the choices."""
-    return field(
-        default=default,
-        metadata={"help": text, "low": low, "high": high, "choices": choices, "own": own},
-    )
-
-
 @dataclass(frozen=True)
 class NetworkSection:
-    architecture: str = _option(
-        "resnet20", "the network", choices=ARCHITECTURES, own="package.module:Class"
-    )
-    granularity: str = _option(
-        "element", "what shares one amplitude; none: binary spikes", choices=GRANULARITIES
-    )
-    timesteps: int = _option(4, "T", 1, 64)
-    width: int | None = _option(
-        None, "channels of the first convolution; null: as published", 1, 512
-    )
-    decay: float = _option(0.25, "of the membrane potential per timestep; 1: IF neurons", 0, 1)
-    v_threshold: float = _option(0.5, "potential at which a neuron fires", 1e-6, 100)
-    detach_reset: bool = _option(False, "stop the gradient through the reset")
-    pooling: str | None = _option(
-        None, "of VGG and SEW-ResNet; null: as published (max)", choices=("max", "average", "none")
-    )
-    zero_init_residual: bool = _option(
-        False, "start the last batch norm of every residual branch at 0"
-    )
-    threshold_norm: bool = _option(True, "start batch norms at the threshold instead of 1")
+    architecture: str = same(NetworkConfig, "architecture", "resnet20")
+    granularity: str = same(NetworkConfig, "granularity", "element")
+    timesteps: int = same(NetworkConfig, "timesteps")
+    width: int | None = same(NetworkConfig, "width")
+    decay: float = same(NetworkConfig, "decay")
+    v_threshold: float = same(NetworkConfig, "v_threshold")
+    detach_reset: bool = same(NetworkConfig, "detach_reset")
+    pooling: str | None = same(NetworkConfig, "pooling")
+    zero_init_residual: bool = same(NetworkConfig, "zero_init_residual")
+    threshold_norm: bool = same(NetworkConfig, "threshold_norm", True)
 
 
 @dataclass(frozen=True)
 class DataSection:
-    name: str = _option(
+    name: str = option(
         "digits", "the data set", choices=tuple(DATASETS), own="package.module:function"
     )
-    root: str = _option("data", "folder with the data set's files")
-    batch_size: int = _option(128, "images per step and process", 1, 10**6)
-    workers: int = _option(2, "processes that read images from files", 0, 256)
-    crop: int = _option(0, "padding of the random crop in pixels (0: none)", 0, 64)
-    flip: bool = _option(False, "random horizontal flip")
-    autoaugment: bool = _option(False, "AutoAugment, the policy found on CIFAR-10")
-    cutout: int = _option(0, "side of the square that Cutout blanks (0: none)", 0, 224)
-    image_size: int | None = _option(
-        None, "pixels, of cifar10-dvs and images; null: 48 and 224", 1, 4096
+    root: str = option("data", "folder with the data set's files")
+    batch_size: int = option(128, "images per step and process", 1, 10**6)
+    workers: int = option(2, "processes that read images from files", 0, 256)
+    crop: int = option(0, "padding of the random crop in pixels (0: none)", 0, 64)
+    flip: bool = option(False, "random horizontal flip")
+    autoaugment: bool = option(False, "AutoAugment, the policy found on CIFAR-10")
+    cutout: int = option(0, "side of the square that Cutout blanks (0: none)", 0, 224)
+    image_size: int | None = same(
+        NetworkConfig, "image_size", None, "pixels, of cifar10-dvs and images; null: 48 and 224"
     )
-    classes: int | None = _option(None, "of images or your own data; null: as read", 1, 100_000)
-    channels: int | None = _option(None, "of your own data; null: as read", 1, 1024)
-    encoding: str | None = _option(None, "of your own data; null: as read", choices=ENCODINGS)
+    classes: int | None = same(
+        NetworkConfig, "classes", None, "of images or your own data; null: as read"
+    )
+    channels: int | None = same(
+        NetworkConfig, "in_channels", None, "of your own data; null: as read"
+    )
+    encoding: str | None = same(NetworkConfig, "encoding", None, "of your own data; null: as read")
 
     @property
     def folder(self) -> Path:
@@ -88,26 +71,24 @@ class DataSection:
 
 @dataclass(frozen=True)
 class TrainingSection:
-    epochs: int = _option(400, "passes over the training data", 1, 10**6)
-    optimizer: str = _option("sgd", "what steps the weights", choices=OPTIMIZERS)
-    learning_rate: float = _option(0.1, "at its highest", 0)
-    momentum: float = _option(0.9, "of SGD; the first beta of AdamW", 0, 1)
-    weight_decay: float = _option(1e-4, "of convolutions and linear layers", 0)
-    scale_amplitudes: bool = _option(
+    epochs: int = option(400, "passes over the training data", 1, 10**6)
+    optimizer: str = option("sgd", "what steps the weights", choices=OPTIMIZERS)
+    learning_rate: float = option(0.1, "at its highest", 0)
+    momentum: float = option(0.9, "of SGD; the first beta of AdamW", 0, 1)
+    weight_decay: float = option(1e-4, "of convolutions and linear layers", 0)
+    scale_amplitudes: bool = option(
         True, "learning rate of an amplitude over the root of how many neurons share it"
     )
-    warmup_epochs: float = _option(0.0, "of a linear rise before the cosine to 0", 0)
-    accumulate: int = _option(1, "batches per step of the optimizer", 1, 10**6)
-    clip_gradient: float = _option(0.0, "largest norm of the gradient (0: any)", 0)
-    device: str = _option("auto", "to train on", choices=("auto", "cpu", "cuda"))
-    precision: str = _option("32-true", "of the computation", choices=PRECISIONS)
-    ema: float = _option(0.0, "decay of an average of the weights (0: none)", 0, 1)
-    compress_spikes: bool = _option(False, "keep spikes for backward as bits: less memory, slower")
-    sync_batchnorm: bool = _option(True, "batch norm over all GPUs of a run")
-    seed: int = _option(0, "of weights, batches and augmentation", 0, 2**31 - 1)
-    threads: int | None = _option(
-        None, "CPU threads per process; null: as PyTorch chooses", 1, 1024
-    )
+    warmup_epochs: float = option(0.0, "of a linear rise before the cosine to 0", 0)
+    accumulate: int = option(1, "batches per step of the optimizer", 1, 10**6)
+    clip_gradient: float = option(0.0, "largest norm of the gradient (0: any)", 0)
+    device: str = option("auto", "to train on", choices=("auto", "cpu", "cuda"))
+    precision: str = option("32-true", "of the computation", choices=PRECISIONS)
+    ema: float = option(0.0, "decay of an average of the weights (0: none)", 0, 1)
+    compress_spikes: bool = option(False, "keep spikes for backward as bits: less memory, slower")
+    sync_batchnorm: bool = option(True, "batch norm over all GPUs of a run")
+    seed: int = option(0, "of weights, batches and augmentation", 0, 2**31 - 1)
+    threads: int | None = option(None, "CPU threads per process; null: as PyTorch chooses", 1, 1024)
 
 
 @dataclass(frozen=True)
@@ -120,9 +101,10 @@ class RunConfig:
 
     def __post_init__(self):
         for section in dataclasses.fields(self):
-            values = getattr(self, section.name)
-            for option in dataclasses.fields(values):
-                _check_range(f"{section.name}.{option.name}", getattr(values, option.name), option)
+            try:
+                options.check(getattr(self, section.name), f"{section.name}.")
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
         data, facts = self.data, facts_of(self.data.name)
         for key in ("image_size", "classes", "channels", "encoding"):
             fixed = not facts.resizable or key not in ("image_size", "classes")
@@ -180,7 +162,7 @@ class RunConfig:
                 if not isinstance(given, Mapping):
                     raise ConfigError(f"{name} must be a section of keys; got {shown(given)}")
                 check_known(f"key of {name}", given, _SECTIONS[name])
-                kinds = get_type_hints(known[name])
+                kinds = {field.name: field for field in dataclasses.fields(known[name])}
                 sections[name] = known[name](
                     **{k: _convert(f"{name}.{k}", v, kinds[k]) for k, v in given.items()}
                 )
@@ -246,49 +228,30 @@ def _text(text: str) -> str:
     return text
 
 
-_READERS: dict[type, tuple[Callable[[str], object], str]] = {
-    bool: (lambda text: _BOOLEANS[text.lower()], "true or false"),
-    int: (_integer, "an integer"),
-    float: (_number, "a number"),
-    str: (_text, "a text"),
+_READERS: dict[type, Callable[[str], object]] = {
+    bool: lambda text: _BOOLEANS[text.lower()],
+    int: _integer,
+    float: _number,
+    str: _text,
 }
 
 
-def _convert(key: str, value, kind):
-    """Return ``value`` as ``kind``, which alone decides what a text means."""
-    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
-    is_optional, kind = type(None) in kinds, kinds[0]
+def _convert(key: str, value, field: dataclasses.Field):
+    """Return ``value`` as the kind of the option, which alone decides what a text means."""
+    kind, is_optional = options.kind_of(field)
     if is_optional and (value is None or str(value).lower() in _NULLS):
         return None
-    read, wanted = _READERS[kind]
     try:
         if type(value) is str:
-            return read(value)
+            return _READERS[kind](value)
         if type(value) is kind:
             return value
         if kind is float and type(value) is int:
             return float(value)
     except (ValueError, KeyError, OverflowError):
         pass
-    raise ConfigError(f"{key} must be {wanted}{' or null' * is_optional}; got {shown(value)}")
-
-
-def _check_range(key: str, value, option: dataclasses.Field) -> None:
-    low, high, choices = (option.metadata[k] for k in ("low", "high", "choices"))
-    if value is None:
-        return
-    if choices and not (option.metadata["own"] and is_own(value)):
-        try:
-            check_choice(key, value, choices)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-    too_low = low is not None and not value >= low
-    too_high = high is not None and not value <= high
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{key} must be finite; got {shown(value)}")
-    if too_low or too_high:
-        limits = [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
-        raise ConfigError(f"{key} must be {' and '.join(limits)}; got {shown(value)}")
+    wanted = f"{options.WANTED[kind]}{' or null' * is_optional}"
+    raise ConfigError(f"{key} must be {wanted}; got {shown(value)}")
 
 
 def read(path: "Path | None", overrides: Iterable[str] = ()) -> RunConfig:
@@ -339,11 +302,11 @@ def describe() -> str:
     """Return one line per key: its name, its default, what it means and what it accepts."""
     lines = []
     for section in dataclasses.fields(RunConfig):
-        for option in dataclasses.fields(section.type):
-            choices = option.metadata["choices"]
-            own = (option.metadata["own"],) if option.metadata["own"] else ()
+        for field in dataclasses.fields(section.type):
+            choices = field.metadata["choices"]
+            own = (field.metadata["own"],) if field.metadata["own"] else ()
             accepted = f" [{', '.join((*choices, *own))}]" if choices else ""
-            default = json.dumps(option.default).strip('"')
-            text = f"{option.metadata['help']}{accepted}"
-            lines.append(f"  {section.name}.{option.name}={default}\n      {text}")
+            default = json.dumps(field.default).strip('"')
+            text = f"{field.metadata['help']}{accepted}"
+            lines.append(f"  {section.name}.{field.name}={default}\n      {text}")
     return "\n".join(lines)
