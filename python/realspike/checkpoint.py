@@ -103,6 +103,30 @@ def load(
     return Checkpoint(network.eval(), training, config)
 
 
+def begin_with(path: Path, network: nn.Module) -> None:
+    """Give a network the weights in a checkpoint of whatever network; names and shapes must fit.
+
+    Amplitudes that a file does not have, as that of a binary network, stay 1: it had none.
+
+    Raises:
+        CheckpointError: as `load` does.
+    """
+    expected = network.state_dict()
+    try:
+        with open_file(path) as file:
+            _read_metadata(file.metadata())
+            found = set(file.keys())
+            expected = {
+                name: tensor
+                for name, tensor in expected.items()
+                if name in found or not name.endswith("amplitude")
+            }
+            tensors = _read_tensors(file, expected)
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"cannot begin with the weights in {path}: {error}") from error
+    network.load_state_dict(tensors, strict=False)
+
+
 def format_of(path: "str | Path") -> "str | None":
     """Return the format that a file claims to have, None if it has no such claim."""
     try:

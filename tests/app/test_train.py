@@ -377,7 +377,7 @@ def test_a_stopped_command_says_how_to_continue(tmp_path, monkeypatch, capsys):
     ("arguments", "reason"),
     [
         (["--resume", "absent"], "there is no run in absent"),
-        (["--resume", "absent", "epochs=3"], "no other arguments"),
+        (["--resume", "absent", "seed=3"], "no other arguments"),
         (["--config", "absent.yaml"], "absent.yaml"),
         (["epoch=3"], "did you mean 'epochs'"),
         (["network.time=3"], "unknown key 'network.time'"),

@@ -33,7 +33,20 @@ def add(commands) -> None:
         epilog=f"keys, with their defaults (the section may be left out):\n{run_config.describe()}",
     )
     parser.add_argument(
-        "--config", type=common.path, metavar="FILE", help="a YAML file, see configs/"
+        "--config",
+        type=common.path,
+        metavar="FILE|NAME",
+        help="a YAML file, or one of the paper's configurations by its name",
+    )
+    parser.add_argument(
+        "--configs", action="store_true", help="print the names of the paper's configurations"
+    )
+    parser.add_argument(
+        "--from",
+        dest="start_from",
+        type=common.path,
+        metavar="WEIGHTS",
+        help="begin with the weights of this .safetensors file or run, by name and shape",
     )
     parser.add_argument(
         *("--out", "-o"),
@@ -42,7 +55,10 @@ def add(commands) -> None:
         help="of the run (default: runs/ and the name of the configuration)",
     )
     parser.add_argument(
-        "--resume", type=common.path, metavar="FOLDER", help="continue the run in this folder"
+        "--resume",
+        type=common.path,
+        metavar="FOLDER",
+        help="continue the run in this folder; epochs=N lets it go on to more of them",
     )
     parser.add_argument(
         "--print-config", action="store_true", help="print the whole configuration and exit"
@@ -53,16 +69,31 @@ def add(commands) -> None:
 
 
 def run(arguments) -> int:
+    if arguments.configs:
+        print(*run_config.shipped(), sep="\n")
+        return 0
+    overrides = [*arguments.overrides]
+    if arguments.start_from is not None:
+        if not arguments.start_from.exists():
+            raise ConfigError(f"--from: there is no {arguments.start_from}")
+        overrides.append(f"training.start_from={arguments.start_from.absolute()}")
     if arguments.resume is not None:
-        if arguments.config or arguments.overrides or arguments.out:
+        changes = run_config.parse_overrides(overrides)
+        if arguments.config or arguments.out or changes.keys() - {"training.epochs"}:
             raise ConfigError(
-                "--resume continues a run as it was configured: no other arguments with it"
+                "--resume continues a run as it was configured: no other arguments with it than "
+                "epochs=N; --from begins another run with its weights"
             )
         if not (arguments.resume / run_config.FILE).exists():
             raise ConfigError(f"there is no run in {arguments.resume}: it has no {run_config.FILE}")
         config = run_config.read(arguments.resume / run_config.FILE)
+        if changes:
+            more = config.replaced(**changes).training.epochs
+            config = config.extended(more)
     else:
-        config = run_config.read(arguments.config, arguments.overrides)
+        if arguments.config is not None:
+            arguments.config = run_config.find(arguments.config)
+        config = run_config.read(arguments.config, overrides)
         if arguments.print_config:
             print(config.to_yaml(), end="")
             return 0
@@ -76,7 +107,7 @@ def run(arguments) -> int:
     options = {"on_epoch": lambda record: _print(console, record), "console": console}
     if arguments.resume is not None:
         out = arguments.resume
-        result = train.resume(out, on_note=_note, **options)
+        result = train.resume(out, _note, config.training.epochs, **options)
     else:
         out = arguments.out or Path("runs") / (
             arguments.config.stem if arguments.config else config.data.name

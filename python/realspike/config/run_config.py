@@ -4,6 +4,7 @@ Everything is checked before torch or any data is loaded.
 """
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -48,6 +49,9 @@ class DataSection:
     )
     root: str = option("data", "folder with the data set's files")
     batch_size: int = option(128, "images per step and process", 1, 10**6)
+    fraction: float = option(
+        1.0, "of the training samples, drawn with the seed, of every class alike", high=1, above=0
+    )
     workers: int = option(2, "processes that read images from files", 0, 256)
     crop: int = option(0, "padding of the random crop in pixels (0: none)", 0, 64)
     flip: bool = option(False, "random horizontal flip")
@@ -72,6 +76,13 @@ class DataSection:
 @dataclass(frozen=True)
 class TrainingSection:
     epochs: int = option(400, "passes over the training data", 1, 10**6)
+    max_steps: int | None = option(
+        None, "of the optimizer, which end a run; null: those of its epochs", 1, 10**9
+    )
+    restarts: str = option("", "epochs after which the cosine begins anew, such as 30,60")
+    start_from: str | None = option(
+        None, "a trained network, or its run, with whose weights to begin (--from)"
+    )
     optimizer: str = option("sgd", "what steps the weights", choices=OPTIMIZERS)
     learning_rate: float = option(0.1, "at its highest", 0)
     momentum: float = option(0.9, "of SGD; the first beta of AdamW", 0, 1)
@@ -89,6 +100,24 @@ class TrainingSection:
     sync_batchnorm: bool = option(True, "batch norm over all GPUs of a run")
     seed: int = option(0, "of weights, batches and augmentation", 0, 2**31 - 1)
     threads: int | None = option(None, "CPU threads per process; null: as PyTorch chooses", 1, 1024)
+
+    def restart_epochs(self) -> tuple[int, ...]:
+        """Return the numbers in ``restarts``.
+
+        Raises:
+            ConfigError: if they are none, or do not rise from the warm-up to the end.
+        """
+        try:
+            epochs = tuple(int(text) for text in self.restarts.split(",")) if self.restarts else ()
+        except ValueError:
+            epochs = (0,)
+        limits = (max(0, self.warmup_epochs), *epochs, self.epochs)
+        if any(not a < b for a, b in itertools.pairwise(limits)):
+            raise ConfigError(
+                "training.restarts must be rising epochs behind the warm-up and before the last, "
+                f"such as 30,60; got {shown(self.restarts)} with {self.epochs} epochs"
+            )
+        return epochs
 
 
 @dataclass(frozen=True)
@@ -117,6 +146,8 @@ class RunConfig:
                 f"training.warmup_epochs must be below training.epochs ({self.training.epochs}); "
                 f"got {self.training.warmup_epochs}"
             )
+        if self.training.restart_epochs() and self.training.max_steps:
+            raise ConfigError("training.restarts and training.max_steps cannot be given together")
         if self.training.optimizer == "adamw" and self.training.momentum == 1:
             raise ConfigError("training.momentum must be below 1 for adamw; got 1.0")
         if self.training.ema == 1:
@@ -138,6 +169,31 @@ class RunConfig:
             )
         except ValueError as error:
             raise ConfigError(f"network: {error}") from error
+
+    def extended(self, epochs: int) -> "RunConfig":
+        """Return the configuration of a run that goes on to more epochs.
+
+        The cosine of the epochs before is as it was, and another one follows: so that the run is
+        what one that was configured so from the start would have been.
+
+        Raises:
+            ConfigError: for fewer epochs, or if another key ends the run.
+        """
+        training = self.training
+        if epochs == training.epochs:
+            return self
+        if epochs < training.epochs or training.max_steps:
+            reason = (
+                f"training.max_steps={training.max_steps} ends it"
+                if training.max_steps
+                else f"it was begun with {training.epochs}, and its learning rate follows them"
+            )
+            raise ConfigError(
+                f"a run goes on as it was configured, or to more epochs: not to {epochs} "
+                f"({reason}); --from begins another run with its weights"
+            )
+        restarts = [*([training.restarts] if training.restarts else []), str(training.epochs)]
+        return self.replaced(epochs=epochs, restarts=",".join(restarts))
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
@@ -252,6 +308,30 @@ def _convert(key: str, value, field: dataclasses.Field):
         pass
     wanted = f"{options.WANTED[kind]}{' or null' * is_optional}"
     raise ConfigError(f"{key} must be {wanted}; got {shown(value)}")
+
+
+def shipped() -> dict[str, Path]:
+    """Return the files of the configurations of the paper's tables, by name."""
+    package = Path(__file__).parents[1]  # installed; in a checkout they lie beside python/
+    folders = package / "configs", package.parents[1] / "configs"
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+
+
+def find(path: Path) -> Path:
+    """Return the file that a user means, who may give the name of a shipped configuration.
+
+    Raises:
+        ConfigError: for a name that neither a file nor a shipped configuration has.
+    """
+    if path.name != str(path) or path.suffix or path.is_file():
+        return path
+    known = shipped()
+    if path.name not in known:
+        raise ConfigError(
+            f"there is neither a file {path} nor a configuration of this name"
+            f"{nearest(path.name, known)}; `realspike train --configs` lists them"
+        )
+    return known[path.name]
 
 
 def read(path: "Path | None", overrides: Iterable[str] = ()) -> RunConfig:

@@ -83,16 +83,26 @@ def load(path: Path, overrides: Sequence[str] = (), allow: Collection[str] = ())
         CheckpointError: if it is none, or a folder without one.
         ConfigError: for a bad override, or one that changes the network.
     """
-    if path.is_dir():
-        if not (path / RUN_FILE).exists():
-            raise CheckpointError(
-                f"{path} is a folder without {RUN_FILE}, which a run has after its first epoch"
-            )
-        path = path / RUN_FILE
+    path = file_of(path)
     loaded = checkpoint.load(path, allow=allow)
     record = loaded.training
     config = config_of(loaded.config, record, overrides)
     return Trained(loaded.network, loaded.config, config, record, path, allowed(overrides, allow))
+
+
+def file_of(path: Path) -> Path:
+    """Return the checkpoint that a path names: itself, or that of a run's folder.
+
+    Raises:
+        CheckpointError: for a folder without one.
+    """
+    if not path.is_dir():
+        return path
+    if not (path / RUN_FILE).exists():
+        raise CheckpointError(
+            f"{path} is a folder without {RUN_FILE}, which a run has after its first epoch"
+        )
+    return path / RUN_FILE
 
 
 def allowed(overrides: Sequence[str], allow: Collection[str]) -> tuple[str, ...]:

@@ -1,6 +1,8 @@
 """What is trained: the loss, the optimizer and its schedule."""
 
 import math
+import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import lightning.pytorch as lightning
@@ -15,11 +17,20 @@ from realspike.train.optimizer import adamw, sgd
 from realspike_ops import compress_spikes
 
 
-def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
-    """Return what the learning rate is multiplied by: a linear rise, then a cosine to 0."""
+def learning_rate_factor(step: int, steps: int, warmup: int, restarts: Sequence[int] = ()) -> float:
+    """Return what the learning rate is multiplied by: a linear rise, then cosines to 0.
+
+    Args:
+        step: From 0.
+        steps: Of the run.
+        warmup: Steps of the rise.
+        restarts: Steps at which a cosine begins anew (Loshchilov and Hutter, ICLR 2017).
+    """
     if step < warmup:
         return (step + 1) / warmup
-    return (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
+    begin = max((warmup, *(restart for restart in restarts if restart <= step)))
+    end = min((steps, *(restart for restart in restarts if restart > step)))
+    return (1 + math.cos(math.pi * (step - begin) / max(1, end - begin))) / 2
 
 
 class SpikingClassifier(lightning.LightningModule):
@@ -55,6 +66,20 @@ class SpikingClassifier(lightning.LightningModule):
         logits = self.network(self.preprocess(samples)).float()
         return {"sums": _sums(F.cross_entropy(logits, labels), logits, labels)}
 
+    def on_train_start(self) -> None:
+        # A run that goes on to more epochs than its checkpoint knew of has another rate here.
+        schedule = self.lr_schedulers()
+        rates = [
+            base * factor(schedule.last_epoch)
+            for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+        ]
+        for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    def on_train_batch_end(self, outputs, batch, batch_idx) -> None:
+        if self.trainer.global_step == self.config.training.max_steps:
+            self.trainer.should_stop = True  # with the test of an epoch's end
+
     def configure_optimizers(self):
         training = self.config.training
         optimizer = {"sgd": sgd, "adamw": adamw}[training.optimizer](
@@ -64,10 +89,11 @@ class SpikingClassifier(lightning.LightningModule):
             scale_amplitudes=training.scale_amplitudes,
             momentum=training.momentum,
         )
-        steps = self.steps_per_epoch * training.epochs
+        steps = min(self.steps_per_epoch * training.epochs, training.max_steps or sys.maxsize)
         warmup = round(self.steps_per_epoch * training.warmup_epochs)
+        restarts = [self.steps_per_epoch * epoch for epoch in training.restart_epochs()]
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_factor(step, steps, warmup)
+            optimizer, lambda step: learning_rate_factor(step, steps, warmup, restarts)
         )
         return {
             "optimizer": optimizer,

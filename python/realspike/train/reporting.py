@@ -56,9 +56,14 @@ class Reporting(lightning.Callback):
             progress = require("rich.progress")
             columns = progress.BarColumn(20), progress.TextColumn("{task.description}")
             self._bar = progress.Progress(*columns, console=self.console, transient=True)
-            total = self.config.training.epochs * trainer.num_training_batches
-            self._task = self._bar.add_task("", total=total)
+            self._task = self._bar.add_task("", total=self._total(trainer))
             self._bar.start()
+
+    def _total(self, trainer) -> int:
+        """Return the batches of the whole run."""
+        training = self.config.training
+        total = training.epochs * trainer.num_training_batches
+        return min(total, (training.max_steps or total) * training.accumulate)
 
     def on_train_epoch_start(self, trainer, module) -> None:
         self._epoch_began, self._images = self.clock(), 0
@@ -69,9 +74,10 @@ class Reporting(lightning.Callback):
         if not self._is_due():
             return
         now = self._shown
-        epochs, batches = self.config.training.epochs, trainer.num_training_batches
+        total, batches = self._total(trainer), trainer.num_training_batches
+        epochs = -(-total // batches)
         done = trainer.current_epoch * batches + batch_idx + 1
-        left = (now - self._began) / self._batches * (epochs * batches - done)
+        left = (now - self._began) / self._batches * (total - done)
         text = status(
             *(trainer.current_epoch + 1, epochs, batch_idx + 1, batches),
             self._images / (now - self._epoch_began),

@@ -15,15 +15,16 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
+from realspike import checkpoint, environment, files
 from realspike import data as data_module
-from realspike import environment, files
 from realspike.config import run_config
 from realspike.config.network_config import NetworkConfig
-from realspike.config.run_config import RunConfig
+from realspike.config.run_config import ConfigError, RunConfig
 from realspike.data.loader import ResumableLoader, WorkerDied, evaluation_loader
 from realspike.data.own import splits_of
 from realspike.data.sets import Splits
 from realspike.errors import UserError
+from realspike.inspect import trained_file
 from realspike.inspect.trained_file import example_input
 from realspike.names import shown
 from realspike.networks import build
@@ -137,6 +138,7 @@ def fit(
     elif settings:
         raise TypeError(f"config and {min(settings)} must not be given together")
     _try_own(config, network)  # before there is a folder
+    _begin_with_weights(config, network)
     _placement(config.training.device)
     options = {"on_epoch": on_epoch, "console": console}
     try:
@@ -145,9 +147,13 @@ def fit(
         raise RunError(f"cannot write to {out}: {error.strerror or error}") from error
     with _alone_in(out):
         _check_free(out)
-        if _rank() == 0:
-            files.write_atomically(out / CONFIG_FILE, config.to_yaml().encode())
+        _write_config(config, out)
         return _fit(config, network, splits, out, None, **options)
+
+
+def _write_config(config: RunConfig, out: Path) -> None:
+    if _rank() == 0:
+        files.write_atomically(out / CONFIG_FILE, config.to_yaml().encode())
 
 
 def _config_of(network: nn.Module, settings: dict) -> RunConfig:
@@ -174,17 +180,29 @@ def _try_own(config: RunConfig, network: nn.Module) -> None:
         try_out(network, wanted, example_input(wanted))
 
 
+def _begin_with_weights(config: RunConfig, network: nn.Module) -> None:
+    if config.training.start_from is not None:
+        path = trained_file.file_of(files.path_of(config.training.start_from))
+        checkpoint.begin_with(path, network)
+
+
 def _network_of(config: RunConfig) -> nn.Module:
     return build(config.network_config(), config.training.seed)
 
 
-def resume(out: Path, on_note: Callable[[str], None] = lambda note: None, **options) -> RunResult:
+def resume(
+    out: Path,
+    on_note: Callable[[str], None] = lambda note: None,
+    epochs: "int | None" = None,
+    **options,
+) -> RunResult:
     """Continue the run in ``out`` from its last checkpoint, exactly as if it had never stopped.
 
     A run that was stopped before its first checkpoint starts again.
 
     Args:
         out: The run's folder.
+        epochs: More than it was configured with, see `RunConfig.extended`; None: as many.
         on_note: Called with what may make the run another than if it had never stopped.
         options: As of `start`.
 
@@ -198,14 +216,19 @@ def resume(out: Path, on_note: Callable[[str], None] = lambda note: None, **opti
     with _alone_in(out):
         last = out / RESUME_FILE
         config = run_config.read(out / CONFIG_FILE)
+        config = config if epochs is None else config.extended(epochs)
         if not last.exists():
             _check_free(out)
             config, splits = _data_of(config)
-            return _fit(config, _network_of(config), splits, out, None, **options)
+            network = _network_of(config)
+            _begin_with_weights(config, network)
+            _write_config(config, out)
+            return _fit(config, network, splits, out, None, **options)
         state = _resumable(last, config)
         config, splits = _data_of(config)
         if _rank() == 0:
-            if state["realspike"].get("data") not in (None, splits.digest()):
+            digest = _share(config, splits).digest()
+            if state["realspike"].get("data") not in (None, digest):
                 on_note("the run goes on with other data: samples were added, removed or renamed")
             for name, now in environment.versions().items():
                 before = state["realspike"].get(name)
@@ -219,6 +242,7 @@ def resume(out: Path, on_note: Callable[[str], None] = lambda note: None, **opti
                 write_results(out, state)
             except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
                 raise _unreadable(last) from error
+        _write_config(config, out)
         return _fit(config, _network_of(config), splits, out, last, **options)
 
 
@@ -267,7 +291,7 @@ def _resumable(last: Path, config: RunConfig) -> dict:
         checked(state["callbacks"]["History"]["records"], last)
     except Exception as error:  # whatever a damaged archive, or another version, provokes
         raise _unreadable(last) from error
-    if stored != config:
+    if stored != config and not _is_extended(stored, config):
         raise RunError(
             f"{last.parent / CONFIG_FILE} was changed since {last.name} was written: a run goes on "
             "as it was configured; change it back, or start another"
@@ -275,12 +299,23 @@ def _resumable(last: Path, config: RunConfig) -> dict:
     return state
 
 
+def _is_extended(stored: RunConfig, config: RunConfig) -> bool:
+    try:
+        return stored.extended(config.training.epochs) == config
+    except ConfigError:
+        return False
+
+
+def _share(config: RunConfig, splits: Splits) -> Splits:
+    return splits.share(config.data.fraction, config.training.seed)
+
+
 def _data_of(config: RunConfig) -> tuple[RunConfig, Splits]:
     """Read the data of a run that can be trained as configured; what they say is configured."""
     _placement(config.training.device)
     splits = data_module.load(config)
     config = data_module.fitted(config, splits)
-    if min(config.data.batch_size, len(splits.train)) == 1:
+    if min(config.data.batch_size, len(_share(config, splits).train)) == 1:
         _check_single_samples(config)
     return config, splits
 
@@ -346,7 +381,7 @@ def _fit(
     on_epoch: Callable[[dict], None] = lambda record: None,
     console=None,
 ) -> RunResult:
-    training = config.training
+    training, splits = config.training, _share(config, splits)
     placement = _placement(training.device)
     placement["sync_batchnorm"] &= training.sync_batchnorm
     if training.threads is not None:
@@ -359,6 +394,7 @@ def _fit(
         trainer = lightning.Trainer(
             **placement,
             max_epochs=training.epochs,
+            max_steps=training.max_steps or -1,
             precision=training.precision,
             accumulate_grad_batches=training.accumulate,
             gradient_clip_val=training.clip_gradient or None,

@@ -87,7 +87,7 @@ class Saving(lightning.Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         # Half-accumulated gradients are in no checkpoint, and the end of an epoch has its own.
         whole_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if trainer.is_last_batch or not whole_step:
+        if trainer.is_last_batch or trainer.global_step == trainer.max_steps or not whole_step:
             return
         if signum := self._asked_to_stop(trainer, module):
             self.divergence.check(trainer, module)
@@ -99,9 +99,8 @@ class Saving(lightning.Callback):
         self._save(trainer, epoch_ended=True)
         if trainer.is_global_zero:
             write_results(self.out, sealed.read(self.out / RESUME_FILE))
-        if trainer.current_epoch + 1 < trainer.max_epochs and (
-            signum := self._asked_to_stop(trainer, module)
-        ):
+        goes_on = trainer.current_epoch + 1 < trainer.max_epochs and not trainer.should_stop
+        if goes_on and (signum := self._asked_to_stop(trainer, module)):
             raise Stopped(signum)
 
     def on_save_checkpoint(self, trainer, module, state: dict) -> None:
