@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from realspike.data.digits import load_digits
+from realspike.data import digits
 from realspike.networks import NetworkConfig, build
 from torch import Tensor
 
@@ -74,7 +75,14 @@ def squares(axes, colors: np.ndarray, x: float, y: float, step: float, gap: floa
 
 def trained_network(epochs: int):
     """A network with an amplitude per element, trained on the digits; and the digits."""
-    data = load_digits()
+    parts = digits.split(*digits.read_pixels())
+    mean, std = parts.train.samples.mean().item(), parts.train.samples.std().item()
+    data = SimpleNamespace(
+        train_images=(parts.train.samples - mean) / std,  # [N, 1, 8, 8]
+        train_labels=parts.train.labels,
+        test_images=(parts.test.samples - mean) / std,  # [M, 1, 8, 8]
+        test_labels=parts.test.labels,
+    )
     network = build(NetworkConfig("element", timesteps=4, width=16), seed=0)
     amplitudes = [p for name, p in network.named_parameters() if name.endswith("amplitude")]
     others = [p for name, p in network.named_parameters() if not name.endswith("amplitude")]
