@@ -1,5 +1,6 @@
 """A version at once, examples that are right, completion, and the doctor."""
 
+import io
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from helpers import run_python
 for package in ("rich", "shtab", "yaml"):
     pytest.importorskip(package)
 
-from realspike import cli
+from realspike import cli, progress
 from realspike.inspect import doctor
 
 import realspike_ops as rso
@@ -83,6 +85,25 @@ def test_completion_is_for_shells_that_there_are(capsys):
         cli.main(["--print-completion", "fish"])
     assert raised.value.code == 2
     assert "must be one of bash, zsh, tcsh" in capsys.readouterr().err
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_has_one_style(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    assert list(progress.track(["a", "b", "c"], "test samples")) == ["a", "b", "c"]
+    assert re.search(r"━.* test samples \d/3 .*left", terminal.getvalue())
+    monkeypatch.setattr(sys, "stderr", pipe := io.StringIO())
+    assert list(progress.track(["a", "b"], "test samples")) == ["a", "b"]
+    assert pipe.getvalue() == ""
+    # Whoever shows how far it is takes the bar from there.
+    application = Path(progress.__file__).parent
+    makers = [p for p in application.rglob("*.py") if "rich.progress" in p.read_text()]
+    assert makers == [application / "progress.py"]
 
 
 def doctor_says(capsys, *arguments, code=0) -> str:

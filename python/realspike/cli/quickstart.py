@@ -5,7 +5,7 @@ from pathlib import Path
 
 from realspike import output
 from realspike.cli import common
-from realspike.optional import require
+from realspike.progress import bar
 
 
 def add(commands) -> None:
@@ -55,7 +55,6 @@ def add(commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     console = output.console()
-    progress_module = require("rich.progress")
 
     from realspike import files, quickstart
     from realspike.networks import GRANULARITIES
@@ -73,26 +72,21 @@ def run(arguments: argparse.Namespace) -> int:
         files.make_writable_folder(arguments.out)
     except OSError as error:
         return common.fail(2, f"cannot write to --out {arguments.out}: {error.strerror or error}")
-    progress = progress_module.Progress(
-        progress_module.TextColumn("{task.description:<22}"),
-        progress_module.BarColumn(),
-        progress_module.MofNCompleteColumn(),
-        progress_module.TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
     epochs = arguments.epochs
     console.print(
         f"Training {len(GRANULARITIES)} networks, {epochs} epoch{'s' * (epochs > 1)} each"
     )
     try:
-        with progress:
+        with bar(console) as progress:
             task = progress.add_task("", total=len(GRANULARITIES) * epochs)
 
             def on_epoch(granularity, record):
                 name = report.NAMES[granularity]
-                progress.update(task, advance=1, description=f"training {name}")
+                progress.update(
+                    task,
+                    advance=1,
+                    description=f"training {name}, epoch {record['epoch']}/{epochs}",
+                )
                 if record["epoch"] == epochs and not console.is_terminal:
                     console.print(f"  {name}: test accuracy {100 * record['test_accuracy']:.2f} %")
 

@@ -6,7 +6,7 @@ import lightning.pytorch as lightning
 import torch
 
 from realspike.config.run_config import RunConfig
-from realspike.optional import require
+from realspike.progress import bar
 from realspike.train.history import History
 
 _EVERY = {True: 0.5, False: 30.0}  # seconds, by whether somebody looks at a terminal
@@ -53,9 +53,7 @@ class Reporting(lightning.Callback):
         self._began = self._shown = self._epoch_began = self.clock()
         self._images = 0
         if self.console.is_terminal:
-            progress = require("rich.progress")
-            columns = progress.BarColumn(20), progress.TextColumn("{task.description}")
-            self._bar = progress.Progress(*columns, console=self.console, transient=True)
+            self._bar = bar(self.console, says_time_left=False)  # `status` says it
             self._task = self._bar.add_task("", total=self._total(trainer))
             self._bar.start()
 
