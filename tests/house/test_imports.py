@@ -267,3 +267,13 @@ def test_the_package_imports_without_triton_and_without_the_extension():
     )
     loaded = ast.literal_eval(run_python("-c", program))
     assert not [name for name in loaded if inside(name, "triton", "realspike_ops._C")]
+
+
+def test_importing_takes_a_tenth_of_a_second_beyond_torch():
+    program = (
+        "import time, torch\nbegan = time.process_time()\nimport realspike_ops\n"
+        "print(time.process_time() - began)"
+    )
+    # The first one may compile the sources, as installing them does; the best is the quietest.
+    seconds = [float(run_python("-c", program, PYTHONDONTWRITEBYTECODE="")) for _ in range(3)]
+    assert min(seconds[1:]) <= 0.1, seconds
