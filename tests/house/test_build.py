@@ -1,10 +1,12 @@
 """What configuring the build decides and says, without compiling."""
 
+import json
 import os
 import runpy
 import shutil
 import subprocess
 import sys
+import sysconfig
 import venv
 from pathlib import Path
 
@@ -73,6 +75,21 @@ def test_windows_is_refused_before_anything_is_compiled(tmp_path):
     assert not ok
     assert "realspike: Windows is not supported" in said
     assert "building CPU kernels" not in said
+
+
+def test_only_the_bindings_know_python(tmp_path):
+    """setup.py keeps the objects of all else for every Python, and for every way to install."""
+    ok, printed = configure(tmp_path, "-DREALSPIKE_CUDA=off", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON")
+    assert ok, printed
+    commands = json.loads((tmp_path / "compile_commands.json").read_text())
+    environments = (pybind11.get_include(), sysconfig.get_path("include"), sys.prefix)
+    dependent = {
+        Path(entry["file"]).name
+        for entry in commands
+        if any(folder in entry["command"] for folder in environments)
+    }
+    assert dependent == {"bindings.cpp"}
+    assert len(commands) > 10
 
 
 def test_unknown_choice(tmp_path):
