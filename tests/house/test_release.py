@@ -80,6 +80,12 @@ def test_the_matrix_has_the_ends_of_the_ranges():
     assert wheels == ", ".join(f'"cp{python.replace(".", "")}-*"' for python in pythons)
 
 
+def test_wheels_are_tried_by_the_same_program():
+    program = re.search(r'^test-command = "python \{project\}/(.*)"$', PYPROJECT, re.MULTILINE)[1]
+    assert (ROOT / program).exists()
+    assert f"/python {program}\n" in MAKEFILE
+
+
 @pytest.mark.parametrize("path", HOST_FILES, ids=lambda path: path.stem)
 def test_files_of_the_host_are_yaml_mappings(path):
     assert isinstance(load(path), dict)
