@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from helpers import SLACK, U, assert_within, binary, grid, normal
+from helpers import SLACK, U, assert_within, binary, grid, in_float64, normal, random_batch_norm
 from torch import nn
 
 import realspike_ops as rso
@@ -18,21 +18,6 @@ AMPLITUDES = {
     "columns": (6, 1, 4),
     "map": (1, 5, 4),
 }
-
-
-def random_batch_norm(norm: nn.Module, seed: int) -> nn.Module:
-    """Statistics and an affine part that are far from trivial; the scale may be negative."""
-    channels = (norm.num_features,)
-    with torch.no_grad():
-        norm.running_mean.copy_(normal(channels, seed, 0.3))
-        norm.running_var.copy_(0.3 + normal(channels, seed + 1).abs())
-        norm.weight.copy_(normal(channels, seed + 2).sign() * (0.5 + binary(channels, seed + 3)))
-        norm.bias.copy_(normal(channels, seed + 4, 0.3))
-    return norm.eval()
-
-
-def in_float64(module: nn.Module | None) -> nn.Module:
-    return nn.Identity() if module is None else copy.deepcopy(module).double().eval()
 
 
 def trained_in_float64(layer, batch_norm, amplitude, spikes):

@@ -11,8 +11,7 @@ from collections import OrderedDict
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import SLACK, U, assert_within, binary, normal
-from test_nn import in_float64, random_batch_norm
+from helpers import SLACK, U, assert_within, binary, in_float64, normal, random_batch_norm
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 

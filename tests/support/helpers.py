@@ -3,6 +3,7 @@
 Nothing here calls realspike_ops; the equations are those of docs and paper, written once more.
 """
 
+import copy
 import math
 import os
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 ROOT = Path(__file__).parents[2]
 HALF_ULP = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -360,3 +361,18 @@ def kernel_order(weight: Tensor, groups: int) -> Tensor:
     """[Cout, Cin/G, KH, KW] -> [G, KH, KW, Cin/G, Cout/G]"""
     Cout, Cin_g, KH, KW = weight.shape
     return weight.reshape(groups, Cout // groups, Cin_g, KH, KW).permute(0, 3, 4, 2, 1)
+
+
+def random_batch_norm(norm: nn.Module, seed: int) -> nn.Module:
+    """Statistics and an affine part that are far from trivial; the scale may be negative."""
+    channels = (norm.num_features,)
+    with torch.no_grad():
+        norm.running_mean.copy_(normal(channels, seed, 0.3))
+        norm.running_var.copy_(0.3 + normal(channels, seed + 1).abs())
+        norm.weight.copy_(normal(channels, seed + 2).sign() * (0.5 + binary(channels, seed + 3)))
+        norm.bias.copy_(normal(channels, seed + 4, 0.3))
+    return norm.eval()
+
+
+def in_float64(module: nn.Module | None) -> nn.Module:
+    return nn.Identity() if module is None else copy.deepcopy(module).double().eval()
