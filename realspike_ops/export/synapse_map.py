@@ -244,6 +244,7 @@ def powers_of_two(name: str, scale: Tensor) -> Tensor:
         raise ValueError(
             f"{name!r} has int8 weights in steps of scales that are not powers of two: with them "
             "its thresholds differ from channel to channel, which readers of NIR refuse, and "
-            "without them weights are rounded anew; fold with weight_dtype=torch.float32"
+            "without them weights are rounded anew; fold with scales='power_of_two', or with "
+            "weight_dtype=torch.float32"
         )
     return scale

@@ -1,5 +1,6 @@
 """Re-parameterization of whole networks: real-valued spikes in, binary spikes and additions out."""
 
+from .check.exact_sums import assert_exact_sums
 from .check.multiplication_free import MultiplicationError, assert_multiplication_free
 from .check.profile import LayerProfile, ProfileReport, profile
 from .check.verify import LayerReport, VerificationReport, verify
@@ -16,6 +17,7 @@ __all__ = [
     "ProfileReport",
     "ReparameterizationError",
     "VerificationReport",
+    "assert_exact_sums",
     "assert_multiplication_free",
     "load_folded",
     "profile",

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from realspike_ops import _checks as checks
+from realspike_ops.functional.quantize_weight import SCALES
 from realspike_ops.reparam.build.allocate import allocate, check_plan
 from realspike_ops.reparam.build.walk import Folding
 from realspike_ops.reparam.check.batch_check import warn_if_images_meet
@@ -24,6 +25,7 @@ def reparameterize(
     example_input: Tensor,
     *,
     weight_dtype: "torch.dtype | None" = None,
+    scales: str = "largest",
     max_bytes: int = MAX_BYTES,
 ) -> FoldedNetwork:
     r"""Return a network that emits only 0 and 1 and whose weight layers only add.
@@ -48,6 +50,10 @@ def reparameterize(
             approximation, whose currents, thresholds and potentials are in steps of that scale, so
             that nothing is multiplied (docs/reparam.md). Default: float32, and float64 for a model
             in float64.
+        scales: Of int8 weights. "largest": a step is the largest magnitude of the channel over 127.
+            "power_of_two": the next power of two from there on, and all that is added to the
+            weights, with the class scores, is rounded so that sums of spikes are exact in float32,
+            in any order: bit-equal on every backend, and in other programs (docs/reparam.md).
         max_bytes: The most that the synapses may take; default 8 GiB.
 
     Returns:
@@ -61,7 +67,9 @@ def reparameterize(
     Raises:
         TypeError: if an argument is of the wrong type.
         ReparameterizationError: for anything that it cannot fold exactly, named; and if the
-            synapses would take more than ``max_bytes``, before they are allocated.
+            synapses would take more than ``max_bytes``, before they are allocated; with powers of
+            two, for a layer whose sums can reach 2^24 steps.
+        ValueError: if ``scales`` is no choice, or powers of two are asked of other types than int8.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module; got {type(model).__name__}")
@@ -80,6 +88,12 @@ def reparameterize(
     if weight_dtype not in STORAGE:
         names = ", ".join(str(dtype) for dtype in STORAGE)
         raise TypeError(f"weight_dtype must be one of {names}; got {weight_dtype}")
+    checks.check_choice("scales", scales, SCALES)
+    if scales != "largest" and weight_dtype != torch.int8:
+        raise ValueError(
+            f"scales={scales!r} is of weight_dtype=torch.int8, the only weights that have scales; "
+            f"got weight_dtype={weight_dtype}"
+        )
     # A copy, so that neither the mode of the model nor its encoding layers are shared; whatever the
     # default device is, it is folded on the CPU.
     with torch.device("cpu"):
@@ -95,6 +109,6 @@ def reparameterize(
         folding.run()
         check_plan(folding, weight_dtype, max_bytes)  # before anything that takes memory or time
         prove(as_written, graph, rows, batch_is_free)
-        folded = allocate(folding, weight_dtype)
+        folded = allocate(folding, weight_dtype, scales)
         warn_if_images_meet(as_written, example, stacklevel=3)
     return folded.to(example_input.device)

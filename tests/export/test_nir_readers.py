@@ -93,6 +93,22 @@ def test_trained_weights(exact_reader, family, granularity, tmp_path, one_thread
     assert_equal_spikes(exact_reader, folded, x, graph, output_bound=1e-6)
 
 
+@pytest.mark.parametrize("granularity", ["channel", "element"])
+@pytest.mark.parametrize("name", ["vgg", "residual", "depthwise", "tall-dilated"])
+def test_int8_in_steps_of_powers_of_two_is_exact(exact_reader, name, granularity, one_thread):
+    """Weights of any size behind an encoding on a grid: outputs too are equal to the last bit."""
+    T = 5
+    model, x = nir_networks.network(name, T, granularity=granularity, decay=0.3)
+    g = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not name.startswith(("0.", "encode.")):
+                parameter.mul_(0.5 + torch.rand(parameter.shape, generator=g))
+    folded = rso.reparameterize(model, x, weight_dtype=torch.int8, scales="power_of_two")
+    rso.assert_exact_sums(folded, x)
+    assert_equal_spikes(exact_reader, folded, x, rso.export_nir(folded))
+
+
 def test_frames_and_spikes_as_output(exact_reader, one_thread):
     T = 3
 

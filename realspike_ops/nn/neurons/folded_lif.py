@@ -86,6 +86,12 @@ class FoldedLIF(RealSpikeLIF):
         return PackedSpikes(words, x.shape[2], signed)
 
     @property
+    def counts_in_powers_of_two(self) -> bool:
+        """Whether the current is in steps of powers of two: products with them are exact."""
+        scale = self.current_scale
+        return scale is not None and bool((torch.frexp(scale).mantissa == 0.5).all())
+
+    @property
     def dynamics(self) -> dict:
         """The part of the form that matters in inference."""
         names = ("decay", "v_threshold", "v_reset", "reset", "emission")
@@ -117,5 +123,6 @@ class FoldedLIF(RealSpikeLIF):
         )
         parts.append(f"emission={self.emission!r}")
         if self.current_scale is not None:
-            parts.append(f"current_scale={checks.shape_text(self.current_scale)}")
+            shape, powers = checks.shape_text(self.current_scale), self.counts_in_powers_of_two
+            parts.append(f"current_scale={shape}" + (" of powers of two" if powers else ""))
         return ", ".join(parts)

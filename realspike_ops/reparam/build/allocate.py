@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from realspike_ops import _checks as checks
-from realspike_ops.functional.quantize_weight import in_steps
-from realspike_ops.nn import SynapticCurrent
-from realspike_ops.reparam.build.steps_of_scale import current_scale, refusal_of_steps
+from realspike_ops.nn import FoldedLIF, SynapticCurrent
+from realspike_ops.reparam.build.steps import Steps
+from realspike_ops.reparam.build.steps_of_scale import refusal_of_steps, steps_of
 from realspike_ops.reparam.build.synapses import PlannedCurrent
 from realspike_ops.reparam.build.walk import Folding
 from realspike_ops.reparam.encoding_call import Argument, EncodingCall
@@ -17,14 +17,20 @@ from realspike_ops.reparam.network import FoldedNetwork, Step
 from realspike_ops.reparam.units import bytes_text
 
 
-def allocate(folding: Folding, dtype: torch.dtype) -> FoldedNetwork:
+def allocate(folding: Folding, dtype: torch.dtype, scales: str = "largest") -> FoldedNetwork:
     """Build the network that `folding` planned, with synapses of `dtype`.
+
+    Args:
+        folding: What is planned.
+        dtype: Of the synapses.
+        scales: Of int8 ones: "largest" or "power_of_two".
 
     Raises:
         ReparameterizationError: if the synapses cannot be of this type.
     """
     modules = dict(folding.modules)
     encoding, steps = [*folding.encoding], []
+    timesteps = max(m.timesteps for m in modules.values() if isinstance(m, FoldedLIF))
     for step in folding.steps:
         if step.name not in folding.planned:
             steps.append(step)
@@ -32,8 +38,11 @@ def allocate(folding: Folding, dtype: torch.dtype) -> FoldedNetwork:
         planned = folding.planned[step.name]
         own_dtype = _dtype_of(planned, dtype)
         try:
-            scale = current_scale(planned) if own_dtype == torch.int8 else None  # [C]
-            modules[step.name] = _built(planned, own_dtype, scale)
+            # Sums over time follow the class scores alone: spikes stand behind the others.
+            added = 1 if planned.neurons else timesteps
+            units = steps_of(planned, scales, own_dtype == torch.int8, added)
+            scale = units.scale  # [C]
+            modules[step.name] = _built(planned, own_dtype, units)
             _check_finite(modules[step.name])
         except ValueError as error:
             largest = max(synapses.largest().max().item() for synapses in planned.synapses)
@@ -136,15 +145,13 @@ def _check_finite(module: nn.Module, prefix: str = "") -> None:
         checks.check_finite(prefix + name, tensor)
 
 
-def _built(planned: PlannedCurrent, dtype: torch.dtype, scale: "Tensor | None") -> nn.Module:
+def _built(planned: PlannedCurrent, dtype: torch.dtype, steps: Steps) -> nn.Module:
     """Return a layer if it is alone; else a sum of several layers, or of one and a bias."""
-    bias = planned.bias
-    if bias is not None and scale is not None:
-        bias = in_steps(bias, scale.view(-1, 1, 1))
+    bias = None if planned.bias is None else steps.of(planned.bias)
     layers = []
     for synapses in planned.synapses:
         own_bias = bias if synapses.takes_bias else None
-        layers.append(synapses.build(dtype, own_bias, scale))
+        layers.append(synapses.build(dtype, own_bias, steps))
         bias = bias if own_bias is None else None
     if planned.is_alone and layers[0].is_plain and bias is None:
         return layers[0].layer

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from realspike_ops.functional.quantize_weight import in_steps, int8_steps
 from realspike_ops.nn import (
     OneToOneSynapses,
     PiecewiseSpikeConv,
@@ -21,6 +20,7 @@ from realspike_ops.nn.synapses import fold_into_weight
 from realspike_ops.ops.huge_pages import empty_in_huge_pages
 from realspike_ops.reparam.algebra.value import Source, Term
 from realspike_ops.reparam.algebra.window import Window, block_diagonal
+from realspike_ops.reparam.build.steps import Steps
 
 
 def plan(term: Term, rank: int) -> "PlannedSynapses":
@@ -155,20 +155,27 @@ class PlannedKernel:
         rows = [row.abs().amax((0, 2, 3, 4)) for row in self.rows()]  # [G, Cout/G] each
         return torch.stack(rows).amax(0).flatten()
 
-    def build(
-        self,
-        dtype: torch.dtype,
-        bias: "Tensor | None",
-        scale: "Tensor | None",  # [Cout] of the whole current, for int8
-    ) -> Synapses:
-        """Allocate the layer; its currents, and the bias, are in steps of the scale, if any."""
-        if scale is not None:
-            own = scale[self.window.own_range.start : self.window.own_range.stop]
-            by_group = own.view(self.window.groups, -1)
+    def total(self, steps: Steps) -> Tensor:  # [Cout] float64, of its own output channels
+        """Return the most that all its synapses, as they are stored, add to one neuron."""
+        own = steps.own(self.window.own_range)
+        totals = []
+        for row in self.rows():
+            stored = own.of_weights(row).double() - (0 if own.scale is None else 128)
+            totals.append(stored.abs().sum((2, 3, 4)).amax(0))  # [G, Cout/G]
+        return torch.stack(totals).amax(0).flatten() * len(self.sources) * max(1, self.sums)
+
+    @property
+    def synapses_of_a_neuron(self) -> int:
+        """How many there are, at most."""
+        return math.prod(self.window.kernel.shape[3:6]) * len(self.sources) * max(1, self.sums)
+
+    def build(self, dtype: torch.dtype, bias: "Tensor | None", steps: Steps) -> Synapses:
+        """Allocate the layer; the bias is in these steps already."""
+        own = steps.own(self.window.own_range)
         stored = torch.uint8 if dtype == torch.int8 else dtype
         weight = empty_in_huge_pages(self.shape, stored, self.window.kernel.device)
         for out, row in zip(weight, self.rows(), strict=True):
-            out.copy_(row if scale is None else int8_steps(row, by_group))
+            out.copy_(own.of_weights(row))
         pad, padding = self._padding()
         geometry = {"stride": self.window.stride, "dilation": self.window.dilation}
         if self.sums:
@@ -261,12 +268,20 @@ class PlannedOneToOne:
     def largest(self) -> Tensor:
         return self.coefficient.abs().amax()
 
-    def build(self, dtype: torch.dtype, bias: None, scale: "Tensor | None") -> Synapses:
+    def total(self, steps: Steps) -> Tensor:  # [Cout] float64, of its own output channels
+        return self._in(steps).abs().expand(self.window.in_shape).amax((1, 2))
+
+    synapses_of_a_neuron = 1
+
+    def _in(self, steps: Steps) -> Tensor:
+        numbers = self.coefficient
+        if steps.scale is not None and not self._is_flat:
+            numbers = numbers.view(-1, 1, 1) if numbers.dim() == 1 else numbers
+        return steps.own(self.window.own_range).of(numbers)
+
+    def build(self, dtype: torch.dtype, bias: None, steps: Steps) -> Synapses:
         # The layer tells the signs of ternary spikes apart by itself.
-        coefficient = self.coefficient
-        if scale is not None:
-            own = scale[self.window.own_range.start : self.window.own_range.stop]
-            coefficient = in_steps(coefficient, own if self._is_flat else own[:, None, None])
+        coefficient = self._in(steps)
         dtype = torch.float32 if dtype == torch.int8 else dtype
         layer = OneToOneSynapses(coefficient.to(dtype).contiguous())
         return Synapses(

@@ -265,7 +265,7 @@ def current_bounds(
         [*magnitudes.currents, *outputs],
         [*[1] * len(currents), *[max(timesteps, default=1)] * len(outputs)],
         [*currents, *[output] * len(outputs)],
-        [*quantization_bounds(folded, x), *[None] * len(outputs)],
+        quantization_bounds(folded, x),
         strict=True,
     ):
         own += 0 if steps is None else _SCALE_ROUNDINGS
