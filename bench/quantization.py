@@ -5,8 +5,9 @@
 For every seed (of split, weights and batches) an element-wise Real Spike network is trained and
 folded in float32, in int8 with ordinary scales, and in int8 with scales that are powers of two,
 whose sums are exact. Then the folded network is fine-tuned knowing what its weights will be rounded
-to: forward on the grid of the power-of-two scales, backward straight through the rounding. The
-control is trained for as many epochs without the rounding, and rounded to the same grid in the end.
+to: forward on the grid of the power-of-two scales, backward straight through the rounding; also on
+the 3-bit part of that grid, every 32nd step. The control is trained for as many epochs without the
+rounding, and rounded to the same grid in the end.
 Accuracies are those of the last epoch on test images that chose nothing.
 """
 
@@ -26,27 +27,32 @@ from torch.nn.utils import parametrize
 
 import realspike_ops as rso
 
-COLUMNS = ("float32", "int8", "exact int8", "exact int8, control", "exact int8, fine-tuned")
+COLUMNS = ("float32", "int8", "exact int8")
+GRIDS = {"8 bits": 1, "3 bits": 32}  # every how many int8 steps
+TUNED = [f"{bits}, {kind}" for bits in GRIDS for kind in ("control", "fine-tuned")]
 # What is added to int8 steps, and the class scores: coarse enough for sums below 2^24 of them.
 PART_OF_A_STEP = 2.0**-6
 PART_OF_A_SCORE = 2.0**-14
 
 
 class OnSteps(nn.Module):
-    """Round weights to 255 steps of a scale; the gradient passes as if they were not."""
+    """Round weights to int8 steps of a scale, or to every few of them; the gradient passes as if
+    they were not."""
 
-    def __init__(self, scale: Tensor):  # [G, 1, 1, 1, Cout/G]
+    def __init__(self, scale: Tensor, every: int):  # [G, 1, 1, 1, Cout/G]
         super().__init__()
+        self.every = every
         self.register_buffer("scale", scale)
 
     def steps(self, weight: Tensor) -> Tensor:  # [OH, OW, G, KH, KW, Cin/G, Cout/G]
-        return (weight / self.scale).round().clamp(-127, 127)
+        largest = 127 // self.every
+        return (weight / (self.scale * self.every)).round().clamp(-largest, largest) * self.every
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight + (self.steps(weight) * self.scale - weight).detach()
 
 
-def grids(exact: rso.FoldedNetwork) -> dict[str, OnSteps]:
+def grids(exact: rso.FoldedNetwork, every: int) -> dict[str, OnSteps]:
     """Return for every step with int8 weights the grid that they are on."""
     found = {}
     for step in exact.steps:
@@ -54,14 +60,14 @@ def grids(exact: rso.FoldedNetwork) -> dict[str, OnSteps]:
         if scale is not None:
             (current,) = step.inputs
             groups = exact.get_submodule(current).groups
-            found[current] = OnSteps(scale.view(groups, 1, 1, 1, -1))
+            found[current] = OnSteps(scale.view(groups, 1, 1, 1, -1), every)
     return found
 
 
 @torch.no_grad()
-def rounded(folded: rso.FoldedNetwork, exact: rso.FoldedNetwork) -> rso.FoldedNetwork:
+def rounded(folded: rso.FoldedNetwork, exact: rso.FoldedNetwork, every: int) -> rso.FoldedNetwork:
     """Return `exact` with the numbers of a float32 network, rounded to its grids."""
-    result, of = copy.deepcopy(exact), grids(exact)
+    result, of = copy.deepcopy(exact), grids(exact, every)
     for step in exact.steps:
         module, target = folded.get_submodule(step.name), result.get_submodule(step.name)
         if step.name in of:
@@ -78,15 +84,14 @@ def rounded(folded: rso.FoldedNetwork, exact: rso.FoldedNetwork) -> rso.FoldedNe
     return result
 
 
-def fine_tuned(folded, exact, data, settings: TrainingSettings, aware: bool) -> rso.FoldedNetwork:
-    """Train a float32 network on, and round it."""
+def trained_on(folded, data, settings: TrainingSettings, on=()) -> rso.FoldedNetwork:
+    """Return a float32 network, trained on, with weights on these grids."""
     folded = copy.deepcopy(folded)
-    if aware:
-        for name, grid in grids(exact).items():
-            parametrize.register_parametrization(folded.get_submodule(name), "weight", grid)
+    for name, grid in dict(on).items():
+        parametrize.register_parametrization(folded.get_submodule(name), "weight", grid)
     for _ in train(folded, data, settings):
         pass
-    return rounded(folded, exact)
+    return folded
 
 
 def run_seed(seed: int, width: int, epochs: int, more: int, learning_rate: float) -> dict:
@@ -100,17 +105,16 @@ def run_seed(seed: int, width: int, epochs: int, more: int, learning_rate: float
     ordinary = rso.reparameterize(network, example, weight_dtype=torch.int8)
     exact = rso.reparameterize(network, example, weight_dtype=torch.int8, scales="power_of_two")
     further = replace(settings, epochs=more, seed=seed + 1000, learning_rate=learning_rate)
-    networks = {
-        "float32": folded,
-        "int8": ordinary,
-        "exact int8": exact,
-        "exact int8, control": fine_tuned(folded, exact, data, further, aware=False),
-        "exact int8, fine-tuned": fine_tuned(folded, exact, data, further, aware=True),
-    }
+    networks = {"float32": folded, "int8": ordinary, "exact int8": exact}
+    control = trained_on(folded, data, further)
+    for bits, every in GRIDS.items():
+        aware = trained_on(folded, data, further, grids(exact, every))
+        networks[f"{bits}, control"] = rounded(control, exact, every)
+        networks[f"{bits}, fine-tuned"] = rounded(aware, exact, every)
     result = {"seed": seed, "width": width, "test_images": len(data.test_labels)}
     for name, one in networks.items():
         result[name] = accuracy(one, data)
-        if name.startswith("exact"):
+        if name not in ("float32", "int8"):
             rso.assert_exact_sums(one, example)
     for name in COLUMNS[1:3]:
         report = rso.verify(network, networks[name], data.test_images)
@@ -132,25 +136,32 @@ def table(results: list[dict], arguments: argparse.Namespace) -> str:
         f"convolutions, {arguments.epochs} epochs of training; fine-tuning and its control: "
         f"{arguments.more} more at a learning rate of {arguments.learning_rate:g}; "
         f"{results[0]['test_images']} test images per seed. *Exact*: scales that are powers of "
-        'two, whose sums are exact (`scales="power_of_two"`). Test accuracy in %.',
+        'two, whose sums are exact (`scales="power_of_two"`), as in all columns behind it. Test '
+        "accuracy in %.",
     ]
     for width in arguments.widths:
         own = [r for r in results if r["width"] == width]
-        lines += ["", f"## {width} channels", "", "| seed | " + " | ".join(COLUMNS) + " |"]
-        lines.append("|" + " --- |" * (len(COLUMNS) + 1))
+        lines += [
+            "",
+            f"## {width} channels",
+            "",
+            "| seed | " + " | ".join([*COLUMNS, *TUNED]) + " |",
+        ]
+        lines.append("|" + " --- |" * (1 + len(COLUMNS) + len(TUNED)))
         for r in own:
-            cells = (f"{100 * r[name]:.2f}" for name in COLUMNS)
+            cells = (f"{100 * r[name]:.2f}" for name in (*COLUMNS, *TUNED))
             lines.append(f"| {r['seed']} | " + " | ".join(cells) + " |")
         for label, function in (("mean", statistics.mean), ("deviation", statistics.stdev)):
-            cells = (f"{100 * function([r[name] for r in own]):.2f}" for name in COLUMNS)
+            cells = (f"{100 * function([r[name] for r in own]):.2f}" for name in (*COLUMNS, *TUNED))
             lines.append(f"| {label} | " + " | ".join(cells) + " |")
         lines += ["", "Differences in points, with the standard error over the seeds:", ""]
         for better, than in (
             ("int8", "float32"),
             ("exact int8", "float32"),
             ("exact int8", "int8"),
-            ("exact int8, fine-tuned", "exact int8"),
-            ("exact int8, fine-tuned", "exact int8, control"),
+            ("8 bits, fine-tuned", "exact int8"),
+            ("8 bits, fine-tuned", "8 bits, control"),
+            ("3 bits, fine-tuned", "3 bits, control"),
         ):
             points = [100 * (r[better] - r[than]) for r in own]
             lines.append(f"- {better}, over {than}: {mean_and_error(points)}")
@@ -177,7 +188,7 @@ def main() -> None:
         for seed in range(arguments.seeds):
             settings = (width, arguments.epochs, arguments.more, arguments.learning_rate)
             results.append(run_seed(seed, *settings))
-            shown = (f"{name} {100 * results[-1][name]:.2f} %" for name in COLUMNS)
+            shown = (f"{name} {100 * results[-1][name]:.2f} %" for name in (*COLUMNS, *TUNED))
             print(f"{width} channels, seed {seed}: " + ", ".join(shown), flush=True)
     text = table(results, arguments)
     print("\n" + text)

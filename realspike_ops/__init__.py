@@ -4,7 +4,7 @@ from realspike_ops import nn, reference, safe_files
 from realspike_ops._native import build_info
 from realspike_ops._version import __version__
 from realspike_ops.convert import convert
-from realspike_ops.export import export_nir, import_nir
+from realspike_ops.export import export_nir, export_onnx, import_nir, without_custom_ops
 from realspike_ops.functional import (
     compress_spikes,
     lif,
@@ -78,6 +78,7 @@ __all__ = [
     "compress_spikes",
     "convert",
     "export_nir",
+    "export_onnx",
     "import_nir",
     "lif",
     "load_folded",
@@ -93,4 +94,5 @@ __all__ = [
     "unshared_spike_conv",
     "unshared_spike_conv_lif",
     "verify",
+    "without_custom_ops",
 ]
