@@ -92,7 +92,7 @@ def frames():
     class Frames(nn.Sequential):
         pass
 
-    return Frames(*layers, rso.RealSpikeLIF(3)).eval(), normal((6, 2, 5, 5), 1)
+    return Frames(*layers, rso.RealSpikeLIF(3)).eval(), 4 * normal((6, 2, 5, 5), 1)
 
 
 @pytest.mark.filterwarnings("ignore:an image's outputs depend")
