@@ -15,13 +15,12 @@ import argparse
 import copy
 import json
 import statistics
-from dataclasses import replace
 from pathlib import Path
 
 import torch
-from fine_tuning import accuracy, make_network
-from realspike.data.digits import load_digits
-from realspike.quickstart.training import TrainingSettings, train
+from fine_tuning import fit, make_network
+from realspike.data import digits
+from realspike.inspect.classify import evaluate
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -84,40 +83,42 @@ def rounded(folded: rso.FoldedNetwork, exact: rso.FoldedNetwork, every: int) -> 
     return result
 
 
-def trained_on(folded, data, settings: TrainingSettings, on=()) -> rso.FoldedNetwork:
+def trained_on(folded, data, on=(), **settings) -> rso.FoldedNetwork:
     """Return a float32 network, trained on, with weights on these grids."""
     folded = copy.deepcopy(folded)
     for name, grid in dict(on).items():
         parametrize.register_parametrization(folded.get_submodule(name), "weight", grid)
-    for _ in train(folded, data, settings):
-        pass
-    return folded
+    fit(folded, data, **settings)
+    return folded.eval()
 
 
 def run_seed(seed: int, width: int, epochs: int, more: int, learning_rate: float) -> dict:
-    data = load_digits(split_seed=seed)
+    data = digits.split(*digits.read_pixels(), seed)
     network = make_network(width, seed)
-    settings = TrainingSettings(epochs=epochs, seed=seed)
-    for _ in train(network, data, settings):
-        pass
-    example = data.test_images[:1]
-    folded = rso.reparameterize(network.eval(), example)
-    ordinary = rso.reparameterize(network, example, weight_dtype=torch.int8)
-    exact = rso.reparameterize(network, example, weight_dtype=torch.int8, scales="power_of_two")
-    further = replace(settings, epochs=more, seed=seed + 1000, learning_rate=learning_rate)
-    networks = {"float32": folded, "int8": ordinary, "exact int8": exact}
-    control = trained_on(folded, data, further)
+    fit(network, data, epochs=epochs, learning_rate=0.05, seed=seed)
+    network.eval()
+    images = (data.test.samples - data.mean[0]) / data.std[0]
+    int8 = {"weight_dtype": torch.int8}
+    folded = rso.reparameterize(network, images[:1])
+    exact = rso.reparameterize(network, images[:1], **int8, scales="power_of_two")
+    networks = {
+        "float32": folded,
+        "int8": rso.reparameterize(network, images[:1], **int8),
+        "exact int8": exact,
+    }
+    further = {"epochs": more, "learning_rate": learning_rate, "seed": seed + 1000}
+    control = trained_on(folded, data, **further)
     for bits, every in GRIDS.items():
-        aware = trained_on(folded, data, further, grids(exact, every))
+        aware = trained_on(folded, data, grids(exact, every), **further)
         networks[f"{bits}, control"] = rounded(control, exact, every)
         networks[f"{bits}, fine-tuned"] = rounded(aware, exact, every)
-    result = {"seed": seed, "width": width, "test_images": len(data.test_labels)}
+    result = {"seed": seed, "width": width, "test_images": len(images)}
     for name, one in networks.items():
-        result[name] = accuracy(one, data)
+        result[name] = evaluate(one, [(images, data.test.labels)])["accuracy"]
         if name not in ("float32", "int8"):
-            rso.assert_exact_sums(one, example)
+            rso.assert_exact_sums(one, images[:1])
     for name in COLUMNS[1:3]:
-        report = rso.verify(network, networks[name], data.test_images)
+        report = rso.verify(network, networks[name], images)
         all_spikes = sum(layer.neuron_timesteps for layer in report.layers)
         result[f"{name}: flipped spikes"] = report.flipped_spikes / all_spikes
     return result
@@ -182,7 +183,6 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=0.01)
     parser.add_argument("--results", type=Path, help="folder for the table and the numbers")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)  # small layers; and the accuracy of a seed depends on their number
     results = []
     for width in arguments.widths:
         for seed in range(arguments.seeds):
