@@ -23,12 +23,11 @@ _DROPOUTS = {
 _RELUS = ("relu", "relu_", "relu6")
 # Functions of one tensor that class scores go through last: the mean over time is taken before.
 AT_THE_END = ("softmax", "log_softmax", "sigmoid", "logsigmoid", "softmin", "tanh")
-_OTHERS = (
-    *("gelu", "silu", "mish", "leaky_relu", "leaky_relu_", "elu", "elu_", "selu", "selu_", "celu"),
-    *("hardswish", "hardsigmoid", "hardtanh", "hardtanh_", "prelu", "rrelu", "softplus", "glu"),
-    *("threshold", "threshold_", "softsign", "hardshrink", "softshrink", "tanhshrink"),
-    *("celu_", "rrelu_", "sigmoid_", "tanh_", *AT_THE_END),
-)
+_OTHERS = frozenset(
+    "gelu silu mish leaky_relu leaky_relu_ elu elu_ selu selu_ celu celu_ hardswish hardsigmoid "
+    "hardtanh hardtanh_ prelu rrelu rrelu_ softplus glu threshold threshold_ softsign hardshrink "
+    "softshrink tanhshrink sigmoid_ tanh_".split()
+).union(AT_THE_END)
 
 
 def activation_name(graph: fx.GraphModule, node: fx.Node) -> str:

@@ -212,10 +212,11 @@ class _Reader:
     def _conv2d(self, name: str, node) -> nn.Conv2d:
         weight = _tensor(node.weight)
         padding = node.padding if isinstance(node.padding, str) else _pair(node.padding)
+        groups = int(node.groups)
         conv = nn.Conv2d(
-            *(weight.shape[1] * int(node.groups), weight.shape[0], tuple(weight.shape[2:])),
-            *(_pair(node.stride), padding, _pair(node.dilation), int(node.groups)),
-        )
+            weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]),
+            _pair(node.stride), padding, _pair(node.dilation), groups,
+        )  # fmt: skip
         conv.weight.copy_(weight)
         conv.bias.copy_(_tensor(node.bias))
         return conv

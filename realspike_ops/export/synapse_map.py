@@ -56,13 +56,7 @@ class SynapseMap:
         """
         if not self.is_shared:
             return None
-        axes = [
-            *zip(
-                *(self.weight.shape[3:5], self.stride, self.dilation, self.padding),
-                *(self.in_shape[1:], self.out_shape[1:]),
-                strict=True,
-            )
-        ]
+        axes = self._axes(self.weight.shape[3:5])
         largest = max(self.weight.shape[3:5])
         for K in range(largest, 2 * largest + 2 * max(0, *(-p for p in self.padding)) + 3):
             starts = [_start_in(K, *axis) for axis in axes]
@@ -87,18 +81,16 @@ class SynapseMap:
         out = torch.zeros(*self.out_shape, *self.in_shape)
         rows, columns = torch.tensor(self.rows), torch.tensor(self.columns)
         for kh, kw in itertools.product(range(KH), range(KW)):
-            (oh, y), (ow, x) = (
-                _taps(*axis)
-                for axis in zip(
-                    *((kh, kw), self.stride, self.dilation, self.padding),
-                    *(self.in_shape[1:], self.out_shape[1:]),
-                    strict=True,
-                )
-            )
+            (oh, y), (ow, x) = (_taps(*axis) for axis in self._axes((kh, kw)))
             kernels = self.weight[:, :, :, kh, kw][rows[oh]][:, columns[ow]].transpose(3, 4)
             for g, (outputs, inputs) in enumerate(self._groups()):
                 out[outputs, oh[:, None], ow, inputs, y[:, None], x] = kernels[:, :, g]
         return out.view(math.prod(self.out_shape), math.prod(self.in_shape))
+
+    def _axes(self, taps) -> list:
+        """Return (taps, stride, dilation, padding, input size, output size) for both axes."""
+        sizes = self.in_shape[1:], self.out_shape[1:]
+        return list(zip(taps, self.stride, self.dilation, self.padding, *sizes, strict=True))
 
     def _groups(self) -> Iterator[tuple[slice, slice]]:
         """Yield the channels that a group writes, and those that it reads."""
@@ -161,16 +153,16 @@ def synapse_map(name: str, layer: nn.Module, shape: tuple[int, ...]) -> SynapseM
         if type(layer) is layers.SpikeLinear:
             in_shape = (layer.in_channels, *layer.kernel_size)
         padding, (OH, OW) = functional.output_size(
-            *(in_shape[1:], layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+            in_shape[1:], layer.kernel_size, layer.stride, layer.padding, layer.dilation
         )
         is_shared = tuple(weight.shape[:2]) == (1, 1)
         rows, columns = ((0,) * OH, (0,) * OW) if is_shared else (range(OH), range(OW))
     else:
         raise ValueError(f"{name!r} is a {type(layer).__name__}, which NIR has no node for")
     return SynapseMap(
-        *(weight, tuple(rows), tuple(columns), layer.stride, layer.dilation, tuple(padding)),
-        *(in_shape, 0, layer.out_channels, bias),
-    )
+        weight, tuple(rows), tuple(columns), layer.stride, layer.dilation, tuple(padding),
+        in_shape, 0, layer.out_channels, bias,
+    )  # fmt: skip
 
 
 def _of_synapses(name: str, synapses: nn.Module, shape: tuple[int, ...]) -> SynapseMap:
@@ -207,9 +199,8 @@ def _of_one_to_one(name: str, layer: nn.Module, in_shape: tuple[int, int, int]) 
     weight = weight[:, :1, :1] if shared else weight.expand(in_shape)
     weight = weight.permute(1, 2, 0)[:, :, :, None, None, None, None]
     rows, columns = ((0,) * H, (0,) * W) if shared else (range(H), range(W))
-    return SynapseMap(
-        *(weight, tuple(rows), tuple(columns), (1, 1), (1, 1), (0, 0)), in_shape, 0, C, None
-    )
+    rows, columns = tuple(rows), tuple(columns)
+    return SynapseMap(weight, rows, columns, (1, 1), (1, 1), (0, 0), in_shape, 0, C, None)
 
 
 def _of_spike_conv(name: str, layer: nn.Module) -> tuple[Tensor, "Tensor | None"]:

@@ -19,10 +19,9 @@ from realspike_ops.reparam.units import bytes_text
 
 OUTPUT = "output"
 _CURRENTS = (
-    *(layers.SpikeConv2d, layers.UnsharedSpikeConv, layers.SpikeLinear),
-    *(layers.PiecewiseSpikeConv, layers.OneToOneSynapses, layers.Synapses),
-    layers.SynapticCurrent,
-)
+    layers.SpikeConv2d, layers.UnsharedSpikeConv, layers.SpikeLinear, layers.PiecewiseSpikeConv,
+    layers.OneToOneSynapses, layers.Synapses, layers.SynapticCurrent,
+)  # fmt: skip
 _INSTEAD = {layers.SpikeMaxPool2d: "pool by averages (nn.AvgPool2d) where you train"}
 
 

@@ -169,17 +169,17 @@ def lif_fwd_kernel(
     lane = tl.arange(0, BLOCK)
     live_columns = lane < tl.minimum(row - column, BLOCK).to(tl.int32)
     amplitude = _load_parameter(
-        *(amplitude_ptr, 1.0, column, lane, live_columns),
-        *(amplitude_inner, amplitude_size, HAS_AMPLITUDE, WIDE),
-    )
+        amplitude_ptr, 1.0, column, lane, live_columns,
+        amplitude_inner, amplitude_size, HAS_AMPLITUDE, WIDE,
+    )  # fmt: skip
     decay = _load_parameter(
-        *(decay_ptr, decay_value, column, lane, live_columns),
-        *(decay_inner, decay_size, HAS_DECAY, WIDE),
-    )
+        decay_ptr, decay_value, column, lane, live_columns,
+        decay_inner, decay_size, HAS_DECAY, WIDE,
+    )  # fmt: skip
     v_threshold = _load_parameter(
-        *(v_threshold_ptr, v_threshold_value, column, lane, live_columns),
-        *(v_threshold_inner, v_threshold_size, HAS_V_THRESHOLD, WIDE),
-    )
+        v_threshold_ptr, v_threshold_value, column, lane, live_columns,
+        v_threshold_inner, v_threshold_size, HAS_V_THRESHOLD, WIDE,
+    )  # fmt: skip
     BITS: tl.constexpr = 4 if TERNARY else 2
     for r in range(row_begin, row_end):
         first = r * row + column
@@ -284,17 +284,17 @@ def lif_bwd_kernel(
     lane = tl.arange(0, BLOCK)
     live_columns = lane < tl.minimum(row - column, BLOCK).to(tl.int32)
     amplitude = _load_parameter(
-        *(amplitude_ptr, 1.0, column, lane, live_columns),
-        *(amplitude_inner, amplitude_size, HAS_AMPLITUDE, WIDE),
-    )
+        amplitude_ptr, 1.0, column, lane, live_columns,
+        amplitude_inner, amplitude_size, HAS_AMPLITUDE, WIDE,
+    )  # fmt: skip
     decay = _load_parameter(
-        *(decay_ptr, decay_value, column, lane, live_columns),
-        *(decay_inner, decay_size, HAS_DECAY, WIDE),
-    )
+        decay_ptr, decay_value, column, lane, live_columns,
+        decay_inner, decay_size, HAS_DECAY, WIDE,
+    )  # fmt: skip
     v_threshold = _load_parameter(
-        *(v_threshold_ptr, v_threshold_value, column, lane, live_columns),
-        *(v_threshold_inner, v_threshold_size, HAS_V_THRESHOLD, WIDE),
-    )
+        v_threshold_ptr, v_threshold_value, column, lane, live_columns,
+        v_threshold_inner, v_threshold_size, HAS_V_THRESHOLD, WIDE,
+    )  # fmt: skip
     BITS: tl.constexpr = 4 if TERNARY else 2
     LEARN: tl.constexpr = WANT_DECAY or WANT_V_THRESHOLD
     grad_amplitude = tl.zeros([BLOCK], tl.float32)

@@ -81,9 +81,9 @@ def _pack_params(spikes: Tensor, packed: Tensor, not_binary: Tensor | None):
     N, C, P = spikes.shape
     one, sign = _PATTERNS[spikes.dtype]
     return extension().PackSpikesParams(
-        *(pointer(spikes), pointer(packed), N, C, P, *spikes.stride(), spikes.element_size()),
-        *(one, sign, pointer(not_binary)),
-    )
+        pointer(spikes), pointer(packed), N, C, P, *spikes.stride(), spikes.element_size(),
+        one, sign, pointer(not_binary),
+    )  # fmt: skip
 
 
 def _raise_unless_binary(not_binary: Tensor) -> None:
@@ -140,10 +140,11 @@ def _pack_cuda(spikes, check_binary):
 def _unpack_cuda(packed, channels, channels_last):
     with torch.cuda.device_of(packed):
         stream = torch.cuda.current_stream().cuda_stream
-        return _unpack(
-            *(packed, channels, channels_last),
-            lambda p: cuda_extension().unpack_spikes_cuda(p, stream),
-        )
+
+        def launch(params):
+            cuda_extension().unpack_spikes_cuda(params, stream)
+
+        return _unpack(packed, channels, channels_last, launch)
 
 
 def pack_spikes(spikes: Tensor, check_binary: bool) -> Tensor:

@@ -144,9 +144,9 @@ def adaptive_avg_pool2d(shape, output_size) -> Affine:
     def of(x):
         return F.adaptive_avg_pool2d(x[None], out)[0]
 
-    window = Window(
-        *(tuple(shape), kernel, *indices, tuple(strides), tuple(paddings), (1, 1), 0, C)
-    )
+    rows, columns = indices
+    strides, paddings = tuple(strides), tuple(paddings)
+    window = Window(tuple(shape), kernel, rows, columns, strides, paddings, (1, 1), 0, C)
     return Affine(window, of, False)
 
 
@@ -252,8 +252,7 @@ def separable(shape, rows: Tensor, columns: Tensor):  # [OH, H], [OW, W] float64
     R, Q, KH, KW = kernel.shape[:4]
     kernel = kernel.reshape(R, Q, 1, KH, KW, 1, a * b).expand(-1, -1, C, -1, -1, -1, -1)
     window = Window(
-        *(tuple(shape), kernel, row_index, column_index),
-        *(stride, padding, (1, 1), 0, C * a * b),
+        tuple(shape), kernel, row_index, column_index, stride, padding, (1, 1), 0, C * a * b
     )
 
     def of(x):

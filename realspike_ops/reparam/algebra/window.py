@@ -106,9 +106,15 @@ def conv_window(
 ) -> Window:
     """Return the window of a kernel that all positions share."""
     return Window(
-        *(tuple(in_shape), kernel[None, None], (0,) * out_size[0], (0,) * out_size[1]),
-        *(tuple(stride), tuple(padding), tuple(dilation)),
-        *(0, kernel.shape[0] * kernel.shape[4]),
+        in_shape=tuple(in_shape),
+        kernel=kernel[None, None],
+        rows=(0,) * out_size[0],
+        columns=(0,) * out_size[1],
+        stride=tuple(stride),
+        padding=tuple(padding),
+        dilation=tuple(dilation),
+        first_channel=0,
+        channels=kernel.shape[0] * kernel.shape[4],
     )
 
 
@@ -181,9 +187,15 @@ def compose(second: Window, first: Window) -> Window:
                     taps = kernel[r, q][:, axes[0].slice_of(i), axes[1].slice_of(j)]
                     taps += block
     return Window(
-        *(first.in_shape, kernel, rows, columns),
-        *(tuple(getattr(a, name) for a in axes) for name in ("stride", "padding", "dilation")),
-        *(second.first_channel, second.channels),
+        in_shape=first.in_shape,
+        kernel=kernel,
+        rows=rows,
+        columns=columns,
+        stride=tuple(a.stride for a in axes),
+        padding=tuple(a.padding for a in axes),
+        dilation=tuple(a.dilation for a in axes),
+        first_channel=second.first_channel,
+        channels=second.channels,
     )
 
 
@@ -308,7 +320,8 @@ def _compose_axis(second: Window, first: Window, axis: int) -> _Axis:
     classes = [(outer, [None if r == _ANY else r for r in reads]) for outer, reads in classes]
     dilation = math.gcd(d2 * s1 if K2 > 1 else 0, d1 if K1 > 1 else 0) or 1
     return _Axis(
-        *(classes, tuple(index)),
+        classes=classes,
+        index=tuple(index),
         taps=((K2 - 1) * d2 * s1 + (K1 - 1) * d1) // dilation + 1,
         stride=s1 * s2,
         padding=p2 * s1 + p1,

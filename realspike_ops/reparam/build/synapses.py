@@ -138,8 +138,14 @@ class PlannedKernel:
         window, amplitude = self.window, self.source.amplitude
         if self._is_unshared:
             yield from fold_into_weight.unshared_rows(
-                *(window.kernel, amplitude.expand(window.in_shape), window.out_shape[1:]),
-                *(window.stride, window.padding, window.dilation, window.rows, window.columns),
+                window.kernel,
+                amplitude.expand(window.in_shape),
+                output_size=window.out_shape[1:],
+                stride=window.stride,
+                padding=window.padding,
+                dilation=window.dilation,
+                rows=window.rows,
+                columns=window.columns,
             )
             return
         kernel = window.kernel
@@ -214,13 +220,10 @@ class PlannedKernel:
             return nothing, padding
         if self.sums:
             return nothing, (0, 0)
-        axes = [
-            *zip(
-                *(window.out_shape[1:], window.stride, window.kernel_size, window.dilation),
-                *(window.in_shape[1:], padding),
-                strict=True,
-            )
-        ]
+        axes = list(zip(
+            window.out_shape[1:], window.stride, window.kernel_size, window.dilation,
+            window.in_shape[1:], padding, strict=True,
+        ))  # fmt: skip
         # The layers pad both sides alike; a window that ends elsewhere pads or cuts by itself.
         if all(
             p >= 0 and (size + 2 * p - (k - 1) * d - 1) // s + 1 == n

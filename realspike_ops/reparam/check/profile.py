@@ -328,9 +328,9 @@ _COUNTS = {
     **{
         ("aten", name): _Counter.multiply_and_add
         for name in (
-            *("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm"),
-            *("_native_batch_norm_legit", "_batch_norm_no_update"),
-        )
+            "native_batch_norm _native_batch_norm_legit_no_training cudnn_batch_norm "
+            "_native_batch_norm_legit _batch_norm_no_update"
+        ).split()
     },
 }
 

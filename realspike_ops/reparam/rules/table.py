@@ -86,28 +86,18 @@ def _batch_norm_arguments(m):
     return m.running_mean, m.running_var, m.weight, m.bias, False, 0.0, m.eps
 
 
-def _max_pool2d_arguments(m):
-    return m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode, m.return_indices
+def _read(names: str):
+    """Make the function that returns these attributes of a layer."""
+    return lambda m: tuple(getattr(m, name) for name in names.split())
 
 
-def _avg_pool2d_arguments(m):
-    return (
-        *(m.kernel_size, m.stride, m.padding),
-        *(m.ceil_mode, m.count_include_pad, m.divisor_override),
-    )
-
-
-def _conv_transpose_arguments(m):
-    return m.weight, m.bias, m.stride, m.padding, m.output_padding, m.groups, m.dilation
-
-
-def _avg_pool1d_arguments(m):
-    return m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad
-
-
-def _nothing(m):
-    return ()
-
+_max_pool_arguments = _read("kernel_size stride padding dilation ceil_mode return_indices")
+_avg_pool1d_arguments = _read("kernel_size stride padding ceil_mode count_include_pad")
+_avg_pool2d_arguments = _read(
+    "kernel_size stride padding ceil_mode count_include_pad divisor_override"
+)
+_conv_transpose_arguments = _read("weight bias stride padding output_padding groups dilation")
+_nothing = _read("")
 
 _UPSAMPLING = (interpolate, _nothing)
 _MOVED = (moved, _nothing)
@@ -119,17 +109,17 @@ MODULES = {
     nn.ConvTranspose2d: (conv_transpose2d, _conv_transpose_arguments),
     nn.ConvTranspose1d: (conv_transpose1d, _conv_transpose_arguments),
     **dict.fromkeys((nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d), _UPSAMPLING),
-    nn.Linear: (linear, lambda m: (m.weight, m.bias)),
+    nn.Linear: (linear, _read("weight bias")),
     nn.BatchNorm1d: (batch_norm, _batch_norm_arguments),
     nn.BatchNorm2d: (batch_norm, _batch_norm_arguments),
     nn.SyncBatchNorm: (batch_norm, _batch_norm_arguments),
     nn.AvgPool1d: (avg_pool1d, _avg_pool1d_arguments),
-    nn.AdaptiveAvgPool1d: (adaptive_avg_pool1d, lambda m: (m.output_size,)),
-    nn.MaxPool1d: (max_pool1d, _max_pool2d_arguments),
+    nn.AdaptiveAvgPool1d: (adaptive_avg_pool1d, _read("output_size")),
+    nn.MaxPool1d: (max_pool1d, _max_pool_arguments),
     nn.AvgPool2d: (avg_pool2d, _avg_pool2d_arguments),
-    nn.AdaptiveAvgPool2d: (adaptive_avg_pool2d, lambda m: (m.output_size,)),
-    nn.MaxPool2d: (max_pool2d, _max_pool2d_arguments),
-    nn.AdaptiveMaxPool2d: (adaptive_max_pool2d, lambda m: (m.output_size, m.return_indices)),
+    nn.AdaptiveAvgPool2d: (adaptive_avg_pool2d, _read("output_size")),
+    nn.MaxPool2d: (max_pool2d, _max_pool_arguments),
+    nn.AdaptiveMaxPool2d: (adaptive_max_pool2d, _read("output_size return_indices")),
     **dict.fromkeys((nn.ZeroPad1d, nn.ConstantPad1d, nn.ZeroPad2d, nn.ConstantPad2d), _MOVED),
     **dict.fromkeys((nn.ReflectionPad1d, nn.ReplicationPad1d, nn.CircularPad1d), _MOVED),
     **dict.fromkeys((nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d), _MOVED),
