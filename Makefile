@@ -70,7 +70,7 @@ mutants: $(VENV)/.built
 # The wheel runs on systems as old as the one that auditwheel names.
 wheel: $(VENV)/.built
 	rm -rf dist build/wheel
-	$(BIN)/python -c "from setuptools.build_meta import build_sdist; build_sdist('dist')"
+	$(BIN)/python -c "from setuptools.build_meta import build_sdist; build_sdist('dist')" > /dev/null
 	@echo "realspike: compiling a wheel from the source distribution: two to three minutes on two cores"
 	$(BIN)/python -m pip wheel --disable-pip-version-check -q --no-deps -w build/wheel dist/*.tar.gz
 	$(BIN)/python -m venv build/wheel/fresh
@@ -83,7 +83,7 @@ wheel: $(VENV)/.built
 wheels: $(VENV)/.created
 	rm -rf dist
 	$(BIN)/python -m pip install --disable-pip-version-check -q "setuptools>=77" cibuildwheel
-	$(BIN)/python -c "from setuptools.build_meta import build_sdist; build_sdist('dist')"
+	$(BIN)/python -c "from setuptools.build_meta import build_sdist; build_sdist('dist')" > /dev/null
 	$(BIN)/python -m cibuildwheel --output-dir dist
 
 setup: $(VENV)/.built

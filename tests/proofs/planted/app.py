@@ -371,4 +371,20 @@ BUGS = [
         "tests/app/test_config.py",
         "leave_no_folder",
     ),
+    Bug(
+        "doctor-compares-nothing",
+        "python/realspike/inspect/doctor.py",
+        "wrong = int((actual.cpu() != expected).sum())",
+        "wrong = int((expected != expected).sum())",
+        "tests/app/test_command_line.py",
+        "doctor_notices",
+    ),
+    Bug(
+        "version-imports-torch",
+        "python/realspike/__init__.py",
+        'return runpy.run_path(str(path))["__version__"]',
+        'return __import__("realspike_ops").__version__',
+        "tests/app/test_command_line.py",
+        "version_needs_no_torch",
+    ),
 ]
