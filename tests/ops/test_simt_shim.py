@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from artefacts import made, sources_in, version
 
 ROOT = Path(__file__).parents[2]
 
@@ -287,20 +288,26 @@ int main(int, char** arguments) {
 SANITIZE = ["-fsanitize=address,undefined", "-fsanitize-sections=simt_shared"]
 
 
+def compiled(sanitize: bool) -> Path:
+    command = ["g++", "-std=c++17", "-O1", "-g", f"-I{ROOT / 'tests' / 'support' / 'simt'}"]
+    command += SANITIZE * sanitize
+
+    def make(folder: Path) -> None:
+        (folder / "kernels.cpp").write_text(PROGRAM)
+        program = [str(folder / "kernels.cpp"), "-o", str(folder / "kernels")]
+        subprocess.run([*command, *program], check=True)
+
+    name = "simt-shim-sanitized" if sanitize else "simt-shim"
+    sources = sources_in("tests/support/simt")
+    return made(name, sources, [*command, PROGRAM, version("g++")], make) / "kernels"
+
+
 @pytest.fixture(scope="session")
-def program(tmp_path_factory):
+def program():
     """Compiles the kernels above; returns a function that runs one of them."""
-    folder = tmp_path_factory.mktemp("simt_shim")
-    (folder / "kernels.cpp").write_text(PROGRAM)
-    built = {}
+    built = {sanitize: compiled(sanitize) for sanitize in (False, True)}
 
     def run(name: str, shuffle: int = 0, sanitize: bool = False) -> tuple[int, str]:
-        if sanitize not in built:
-            path = folder / f"kernels_{sanitize}"
-            command = ["g++", "-std=c++17", "-O1", "-g", f"-I{ROOT / 'tests' / 'support' / 'simt'}"]
-            command += SANITIZE * sanitize + [str(folder / "kernels.cpp"), "-o", str(path)]
-            subprocess.run(command, check=True)
-            built[sanitize] = path
         done = subprocess.run(
             [built[sanitize], name],
             env={**os.environ, "SIMT_SHUFFLE": str(shuffle)},

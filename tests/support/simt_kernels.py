@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from artefacts import made, sources_in, version
 from torch import Tensor
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +25,7 @@ SHIM = ROOT / "tests" / "support" / "simt"
 SOURCES = sorted(SHIM.glob("*_simt.cpp"))
 SANITIZE_VARIABLE = "REALSPIKE_SIMT_SANITIZE"
 SANITIZE = SANITIZE_VARIABLE in os.environ
-LIBRARY_VARIABLE = "REALSPIKE_SIMT_LIBRARY"
+LIBRARY = "realspike_simt.so"
 SANITIZE_FLAGS = [
     "-fsanitize=address,undefined",
     "-fno-sanitize-recover=all",
@@ -65,41 +66,37 @@ class UnpackSpikesParams(ctypes.Structure):
     )
 
 
-def build(folder: Path, sanitize: bool) -> Path:
-    flags = ["-std=c++17", "-O1", "-g", "-fPIC", "-ffp-contract=off", "-DREALSPIKE_SIMT"]
-    flags += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-    flags += [
-        f"-I{ROOT / 'csrc'}",
-        f"-I{ROOT / 'tests' / 'support' / 'simt'}",
-        *SANITIZE_FLAGS * sanitize,
-    ]
-    objects = [folder / f"{source.stem}.o" for source in SOURCES]
-    path = folder / "realspike_simt.so"
-    steps = [
-        [["-c", source, "-o", to] for source, to in zip(SOURCES, objects, strict=True)],
-        [["-shared", *objects, "-o", path]],
-    ]
-    for step in steps:
-        runs = [
-            subprocess.Popen(
-                ["g++", *flags, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-            )
-            for arguments in step
+def build(sanitize: bool) -> Path:
+    """Return the library of the kernels, compiled unless it is there."""
+    compiler = ["g++", "-std=c++17", "-O1", "-g", "-fPIC", "-ffp-contract=off", "-DREALSPIKE_SIMT"]
+    compiler += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+    compiler += [f"-I{ROOT / 'csrc'}", f"-I{SHIM}", *SANITIZE_FLAGS * sanitize]
+
+    def make(folder: Path) -> None:
+        objects = [folder / f"{source.stem}.o" for source in SOURCES]
+        steps = [
+            [["-c", source, "-o", to] for source, to in zip(SOURCES, objects, strict=True)],
+            [["-shared", *objects, "-o", folder / LIBRARY]],
         ]
-        for run in runs:
-            output, _ = run.communicate()
-            assert run.returncode == 0, output.decode()
-    return path
+        for step in steps:
+            runs = [
+                subprocess.Popen(
+                    [*compiler, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+                )
+                for arguments in step
+            ]
+            for run in runs:
+                output, _ = run.communicate()
+                assert run.returncode == 0, output.decode()
+
+    name = "simt-sanitized" if sanitize else "simt"
+    sources = sources_in("csrc", "tests/support/simt")
+    return made(name, sources, [*compiler, version("g++")], make) / LIBRARY
 
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    if LIBRARY_VARIABLE in os.environ:
-        lib = ctypes.CDLL(os.environ[LIBRARY_VARIABLE])
-    else:
-        folder = tempfile.TemporaryDirectory(prefix="simt")
-        lib = ctypes.CDLL(str(build(Path(folder.name), SANITIZE)))
-        lib.folder = folder  # kept: the sanitizers name lines of it
+    lib = ctypes.CDLL(str(build(SANITIZE)))
     assert bool(lib.unshared_conv_simt_is_sanitized()) == SANITIZE
     assert lib.unshared_conv_simt_sizeof_params() == ctypes.sizeof(UnsharedConvParams)
     assert lib.pack_spikes_simt_sizeof_params() == ctypes.sizeof(PackSpikesParams)

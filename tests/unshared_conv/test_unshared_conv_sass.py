@@ -34,6 +34,7 @@ from pathlib import Path
 
 import pytest
 import sass
+from artefacts import made, sources_in, version
 
 ROOT = Path(__file__).parents[2]
 ARCHS = ("sm_80", "sm_90", "sm_100")
@@ -44,15 +45,20 @@ pytestmark = [
 ]
 
 
-def compile_op(name: str, arch: str, folder: Path) -> Path:
-    path = folder / f"{arch}.cubin"
-    sass.compile_cubin(ROOT / "csrc" / "cuda" / name, arch, path, f"-I{ROOT / 'csrc'}")
-    return path
+def compile_op(name: str, arch: str) -> Path:
+    """Return the machine code of a file of csrc/cuda, compiled unless it is there."""
+
+    def make(folder: Path) -> None:
+        source = ROOT / "csrc" / "cuda" / name
+        sass.compile_cubin(source, arch, folder / f"{arch}.cubin", f"-I{ROOT / 'csrc'}")
+
+    stem = name.removesuffix(".cu").replace("/", "-")
+    return made(f"{stem}-{arch}", sources_in("csrc"), [version("nvcc")], make) / f"{arch}.cubin"
 
 
 @pytest.fixture(scope="module", params=ARCHS)
-def cubin(request, tmp_path_factory) -> Path:
-    return compile_op("unshared_conv/launch.cu", request.param, tmp_path_factory.mktemp("sass"))
+def cubin(request) -> Path:
+    return compile_op("unshared_conv/launch.cu", request.param)
 
 
 # The width of four weights in a load, which is a part of its opcode.
@@ -206,10 +212,8 @@ def test_spike_words_do_not_reach_a_sum(kernels):
 
 
 @pytest.fixture(scope="module", params=ARCHS)
-def grad_cubin(request, tmp_path_factory) -> Path:
-    return compile_op(
-        "unshared_conv/grad_launch.cu", request.param, tmp_path_factory.mktemp("grad")
-    )
+def grad_cubin(request) -> Path:
+    return compile_op("unshared_conv/grad_launch.cu", request.param)
 
 
 def test_the_gradient_of_the_weight_is_only_added(grad_cubin):
