@@ -36,6 +36,7 @@ import pytest
 import sass
 
 ROOT = Path(__file__).parents[2]
+SOURCES = ROOT / "csrc" / "cuda" / "unshared_conv"
 ARCHS = ("sm_80", "sm_90", "sm_100")
 
 pytestmark = [
@@ -46,13 +47,13 @@ pytestmark = [
 
 def compile_op(name: str, arch: str, folder: Path) -> Path:
     path = folder / f"{arch}.cubin"
-    sass.compile_cubin(ROOT / "csrc" / "cuda" / name, arch, path, f"-I{ROOT / 'csrc'}")
+    sass.compile_cubin(SOURCES / name, arch, path, f"-I{ROOT / 'csrc'}")
     return path
 
 
 @pytest.fixture(scope="module", params=ARCHS)
 def cubin(request, tmp_path_factory) -> Path:
-    return compile_op("unshared_conv/launch.cu", request.param, tmp_path_factory.mktemp("sass"))
+    return compile_op("launch.cu", request.param, tmp_path_factory.mktemp("sass"))
 
 
 # The width of four weights in a load, which is a part of its opcode.
@@ -207,9 +208,7 @@ def test_spike_words_do_not_reach_a_sum(kernels):
 
 @pytest.fixture(scope="module", params=ARCHS)
 def grad_cubin(request, tmp_path_factory) -> Path:
-    return compile_op(
-        "unshared_conv/grad_launch.cu", request.param, tmp_path_factory.mktemp("grad")
-    )
+    return compile_op("grad_launch.cu", request.param, tmp_path_factory.mktemp("grad"))
 
 
 def test_the_gradient_of_the_weight_is_only_added(grad_cubin):
