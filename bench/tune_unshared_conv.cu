@@ -16,11 +16,12 @@
 #include <utility>
 #include <vector>
 
+#include "cuda/common/launch.cuh"
+#include "cuda/unshared_conv/listed_kernel.cuh"
 #include "cuda/unshared_conv/second_pass.cuh"
 #include "cuda/unshared_conv/staged_kernel.cuh"
 
-using namespace realspike;
-
+namespace realspike {
 namespace {
 
 void check(cudaError_t error, const char* what) {
@@ -59,16 +60,31 @@ __global__ void largest_difference(const float* a, const float* b, size_t count,
   }
 }
 
-void launch(UnsharedConvParams p, const UnsharedConvConfig& config) {
-  if (!needs_second_pass(config)) p.workspace = nullptr;
-  const UnsharedConvKernel kernel = select_kernel(p.weight_dtype, config);
-  kernel<<<static_cast<unsigned>(config.blocks), config.threads, config.shared_bytes>>>(
-      p, make_unshared_conv_grid(p, config));
-  if (p.workspace == nullptr) return;
-  const UnsharedConvSecondPass grid = make_unshared_conv_second_pass(p, config);
+// A configuration of one of the kernels for rows.
+struct Config {
+  bool staged;
+  StagedConfig in_stages;
+  ListedConfig in_lists;
+
+  int splits() const { return staged ? 1 : in_lists.splits; }
+};
+
+void launch(UnsharedConvParams p, const Config& config) {
+  if (config.splits() == 1) p.workspace = nullptr;
+  if (config.staged) {
+    const StagedConfig& c = config.in_stages;
+    launch(select_staged_kernel(p.weight_dtype, c), c.blocks, c.threads, c.shared_bytes, nullptr, p,
+           make_staged_grid(p, c));
+    return;
+  }
+  const ListedConfig& c = config.in_lists;
+  launch(select_listed_kernel(p.weight_dtype, c), c.blocks, c.threads, c.shared_bytes, nullptr, p,
+         make_listed_grid(p, c));
+  if (c.splits == 1) return;
+  const SecondPassGrid grid = make_second_pass_grid(p, c.splits);
   const auto finish = p.weight_dtype == DType::kInt8 ? unshared_conv_second_pass_kernel<int32_t>
                                                      : unshared_conv_second_pass_kernel<float>;
-  finish<<<static_cast<unsigned>(grid.blocks), kUnsharedConvSecondPassThreads>>>(p, grid);
+  launch(finish, grid.blocks, kSecondPassThreads, 0, nullptr, p, grid);
 }
 
 template <typename Run>
@@ -91,36 +107,36 @@ float fastest_us(int repeats, const Run& run) {
   return best;
 }
 
-// Every configuration that has a kernel and may make sense for these sizes.
-std::vector<UnsharedConvConfig> configurations(const UnsharedConvParams& p) {
-  std::vector<UnsharedConvConfig> all = {choose_unshared_conv_config(p)};
+// The launcher's choice, and every configuration that has a kernel and may make sense.
+std::vector<Config> configurations(const UnsharedConvParams& p) {
+  std::vector<Config> all = {{stages_rows(p), choose_staged_config(p), choose_listed_config(p)}};
   const int widest = lanes_of_a_row(p, kUnsharedConvVec);
   for (int lanes = widest; lanes >= std::max(1, widest / 2); lanes /= 2) {
-    UnsharedConvConfig config{};
-    config.vec = kUnsharedConvVec;
-    config.lanes = lanes;
-    config.keep_rows = all[0].keep_rows;
+    ListedConfig listed{};
+    listed.vec = kUnsharedConvVec;
+    listed.lanes = lanes;
+    listed.keep_rows = all[0].in_lists.keep_rows;
     for (int tile = 1; tile < 2 * p.N; tile *= 2) {
       for (int shares = 1; shares <= 16; shares *= 2) {
         const int threads = lanes * tile * shares;
         if (threads < 32 || threads > kUnsharedConvMaxThreads) continue;
-        config.sample_tile = tile;
-        config.shares = shares;
+        listed.sample_tile = tile;
+        listed.shares = shares;
         for (const int splits : {1, 2, 4}) {
           if (splits > 1 && p.OH * p.OW > 256) continue;
-          config.splits = splits;
-          all.push_back(complete_unshared_conv_config(p, config));
+          listed.splits = splits;
+          all.push_back({false, {}, complete_listed_config(p, listed)});
         }
       }
     }
-    config.staged = true;
-    config.splits = config.shares = 1;
     for (const int threads : {64, 128, 256}) {
-      config.threads = threads;
       for (const int samples : {4, 8}) {
-        config.stream_samples = samples;
+        StagedConfig staged{};
+        staged.lanes = lanes;
+        staged.threads = threads;
+        staged.stream_samples = samples;
         const bool enough_threads = threads / lanes >= 8 && lanes >= samples;
-        if (enough_threads) all.push_back(complete_unshared_conv_config(p, config));
+        if (enough_threads) all.push_back({true, complete_staged_config(p, staged), {}});
       }
     }
   }
@@ -144,7 +160,7 @@ class Tuner {
   }
 
   void run(const Case& of, DType dtype) {
-    const int bytes = bytes_of_weight(dtype);
+    const int bytes = bytes_of(dtype);
     UnsharedConvParams p{};
     p.weight_dtype = dtype;
     p.N = of.samples;
@@ -177,7 +193,7 @@ class Tuner {
     launch(p, configs[0]);
     p.out = out_;
     std::vector<Timed> timed;
-    for (const UnsharedConvConfig& config : configs) {
+    for (const Config& config : configs) {
       check(cudaMemset(out_, 0xff, outputs * sizeof(float)), "cudaMemset");
       p.weight = weights_;
       launch(p, config);
@@ -205,7 +221,7 @@ class Tuner {
 
  private:
   struct Timed {
-    UnsharedConvConfig config;
+    Config config;
     float us;
     float difference;
   };
@@ -241,13 +257,20 @@ class Tuner {
   }
 
   void show(const char* what, const Timed& each, double touched) const {
-    const UnsharedConvConfig& c = each.config;
     const double rate = touched / each.us / 1e3;
     std::printf("%7s %8.1f us %5.0f GB/s %3.0f%% of a copy  ", what, each.us, rate,
                 100 * rate / copy_);
-    std::printf("%s tile %d lanes %d shares %d threads %d splits %d blocks %lld difference %.1g\n",
-                c.staged ? "staged" : "listed", c.sample_tile, c.lanes, c.shares, c.threads,
-                c.splits, static_cast<long long>(c.blocks), each.difference);
+    const auto show_sizes = [&](const char* kernel, const auto& c, int shares) {
+      std::printf("%s tile %d lanes %d shares %d threads %d splits %d blocks %lld", kernel,
+                  c.sample_tile, c.lanes, shares, c.threads, each.config.splits(),
+                  static_cast<long long>(c.blocks));
+    };
+    if (each.config.staged) {
+      show_sizes("staged", each.config.in_stages, 1);
+    } else {
+      show_sizes("listed", each.config.in_lists, each.config.in_lists.shares);
+    }
+    std::printf(" difference %.1g\n", each.difference);
   }
 
   char* const weights_ = allocate<char>(kWeightBytes);
@@ -261,8 +284,10 @@ class Tuner {
 };
 
 }  // namespace
+}  // namespace realspike
 
 int main(int count, char** arguments) {
+  using namespace realspike;
   std::vector<Case> cases;
   if (count == 5) {
     cases.push_back({std::atoi(arguments[1]), std::atoi(arguments[2]), std::atoi(arguments[3]),

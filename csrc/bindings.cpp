@@ -5,8 +5,12 @@
 
 #include <stdexcept>
 #include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
 
 #include "core/lif.h"
+#include "core/numbers.h"
 #include "core/pack_spikes.h"
 #include "core/unshared_conv.h"
 #include "cpu/common/isa.h"
@@ -87,7 +91,7 @@ void lif_fwd(const LifParams& params, uintptr_t y, uintptr_t v_last, int num_thr
 
 void lif_packed(const LifParams& params, uintptr_t packed, uintptr_t v_last, int64_t C, int64_t P,
                 bool channels_last, int num_threads) {
-  lif_packed_cpu({params, pointer<uint32_t>(packed), pointer<float>(v_last), C, P, (C + 31) / 32,
+  lif_packed_cpu({params, pointer<uint32_t>(packed), pointer<float>(v_last), C, P, ceil_div(C, 32),
                   channels_last},
                  num_threads);
 }
@@ -109,7 +113,7 @@ PackSpikesParams pack_params(uintptr_t spikes, uintptr_t packed, int64_t N, int6
           N,
           C,
           P,
-          (C + 31) / 32,
+          ceil_div(C, 32),
           stride_n,
           stride_c,
           stride_p,
@@ -126,57 +130,105 @@ UnpackSpikesParams unpack_params(uintptr_t packed, uintptr_t spikes, int64_t N, 
           N,
           C,
           P,
-          (C + 31) / 32,
+          ceil_div(C, 32),
           stride_n,
           stride_c,
           stride_p};
 }
 
-UnsharedConvParams unshared_conv_params(
-    uintptr_t spikes, uintptr_t weight, uintptr_t bias, uintptr_t amplitude, uintptr_t scale,
-    uintptr_t out, int weight_dtype, int64_t N, int64_t H, int64_t W, int64_t words, int64_t OH,
-    int64_t OW, int64_t G, int64_t KH, int64_t KW, int64_t Cin_g, int64_t Cout_g, int64_t stride_h,
-    int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h, int64_t dilation_w,
-    int64_t weight_stride_p, int64_t bias_stride_c, int64_t bias_stride_p, int64_t out_stride_n,
-    int64_t out_stride_c, int64_t out_stride_p) {
-  return {pointer<const uint32_t>(spikes),
-          pointer<const void>(weight),
-          pointer<const float>(bias),
-          pointer<const float>(amplitude),
-          pointer<const float>(scale),
-          pointer<float>(out),
-          nullptr,
-          static_cast<DType>(weight_dtype),
-          N,
-          H,
-          W,
-          words,
-          OH,
-          OW,
-          G,
-          KH,
-          KW,
-          Cin_g,
-          Cout_g,
-          stride_h,
-          stride_w,
-          padding_h,
-          padding_w,
-          dilation_h,
-          dilation_w,
-          weight_stride_p,
-          bias_stride_c,
-          bias_stride_p,
-          out_stride_n,
-          out_stride_c,
-          out_stride_p};
+// A field of a record whose fields Python gives by name.
+template <class Record>
+struct Field {
+  py::str name;
+  bool is_pointer;
+  void (*set)(Record& record, py::handle value);
+};
+
+template <auto kMember, class Record>
+void set_field(Record& record, py::handle value) {
+  auto& field = record.*kMember;
+  using T = std::remove_reference_t<decltype(field)>;
+  if constexpr (std::is_pointer_v<T>) {
+    field = reinterpret_cast<T>(value.cast<uintptr_t>());
+  } else if constexpr (std::is_enum_v<T>) {
+    field = static_cast<T>(value.cast<std::underlying_type_t<T>>());
+  } else {
+    field = value.cast<T>();
+  }
 }
+
+// Lets Python make a record. A pointer that is not given is nullptr, a number has to be given, and
+// other names are refused.
+template <class Record>
+void def_record(py::module_& m, const char* name, std::vector<Field<Record>> fields) {
+  py::class_<Record>(m, name).def(py::init([fields = std::move(fields)](const py::kwargs& given) {
+    Record record{};
+    size_t found = 0;
+    for (const Field<Record>& field : fields) {
+      const py::handle value = PyDict_GetItemWithError(given.ptr(), field.name.ptr());
+      if (value) {
+        field.set(record, value);
+        ++found;
+      } else if (!field.is_pointer) {
+        throw py::type_error("missing field: " + std::string(field.name));
+      }
+    }
+    if (found != given.size()) {
+      for (const Field<Record>& field : fields) given.attr("pop")(field.name, py::none());
+      throw py::type_error("no such field: " + std::string(py::str(given.begin()->first)));
+    }
+    return record;
+  }));
+}
+
+#define FIELD(Record, name)                                                         \
+  Field<Record> {                                                                   \
+    py::reinterpret_steal<py::str>(PyUnicode_InternFromString(#name)),              \
+        std::is_pointer_v<decltype(Record::name)>, set_field<&Record::name, Record> \
+  }
+
+void def_unshared_conv_params(py::module_& m) {
+  using P = UnsharedConvParams;
+  def_record<P>(m, "UnsharedConvParams",
+                {FIELD(P, spikes),
+                 FIELD(P, weight),
+                 FIELD(P, bias),
+                 FIELD(P, amplitude),
+                 FIELD(P, scale),
+                 FIELD(P, out),
+                 FIELD(P, weight_dtype),
+                 FIELD(P, N),
+                 FIELD(P, H),
+                 FIELD(P, W),
+                 FIELD(P, words),
+                 FIELD(P, OH),
+                 FIELD(P, OW),
+                 FIELD(P, G),
+                 FIELD(P, KH),
+                 FIELD(P, KW),
+                 FIELD(P, Cin_g),
+                 FIELD(P, Cout_g),
+                 FIELD(P, stride_h),
+                 FIELD(P, stride_w),
+                 FIELD(P, padding_h),
+                 FIELD(P, padding_w),
+                 FIELD(P, dilation_h),
+                 FIELD(P, dilation_w),
+                 FIELD(P, weight_stride_p),
+                 FIELD(P, bias_stride_c),
+                 FIELD(P, bias_stride_p),
+                 FIELD(P, out_stride_n),
+                 FIELD(P, out_stride_c),
+                 FIELD(P, out_stride_p)});
+}
+
+#undef FIELD
 
 UnsharedConvLif with_neurons(const UnsharedConvParams& conv, const LifParams& lif, uintptr_t packed,
                              uintptr_t v_last) {
   const int64_t C = conv.G * conv.Cout_g, P = conv.OH * conv.OW;
   return {conv,
-          {lif, pointer<uint32_t>(packed), pointer<float>(v_last), C, P, (C + 31) / 32, true}};
+          {lif, pointer<uint32_t>(packed), pointer<float>(v_last), C, P, ceil_div(C, 32), true}};
 }
 
 }  // namespace
@@ -189,7 +241,7 @@ PYBIND11_MODULE(_C, m) {
   py::class_<LifParams>(m, "LifParams").def(py::init(&lif_params));
   py::class_<PackSpikesParams>(m, "PackSpikesParams").def(py::init(&pack_params));
   py::class_<UnpackSpikesParams>(m, "UnpackSpikesParams").def(py::init(&unpack_params));
-  py::class_<UnsharedConvParams>(m, "UnsharedConvParams").def(py::init(&unshared_conv_params));
+  def_unshared_conv_params(m);
 
   const auto no_gil = py::call_guard<py::gil_scoped_release>();
   m.def("lif_tiling", [](int64_t T, int64_t N, int64_t period) {
@@ -213,7 +265,6 @@ PYBIND11_MODULE(_C, m) {
             {params, pointer<const float>(grad_out), pointer<float>(grad_weight)}, num_threads);
       },
       no_gil);
-  m.def("unshared_conv_lif_fits", &unshared_conv_lif_fits);
   m.def(
       "unshared_conv_lif_cpu",
       [](const UnsharedConvParams& conv, const LifParams& lif, uintptr_t packed, uintptr_t v_last,

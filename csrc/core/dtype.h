@@ -12,4 +12,11 @@ enum class DType : int32_t {
   kInt8 = 3,
 };
 
+namespace {
+
+constexpr int bytes_of(DType dtype) {
+  return dtype == DType::kFloat32 ? 4 : dtype == DType::kInt8 ? 1 : 2;
+}
+
+}  // namespace
 }  // namespace realspike

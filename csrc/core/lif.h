@@ -6,14 +6,14 @@
 
 namespace realspike {
 
-// What the forward pass keeps for the backward pass.
+// The memory of the forward pass for the backward pass.
 enum class LifSave : int32_t {
   kNothing = 0,     // inference
   kBits = 1,        // two bits per neuron and timestep (four for ternary spikes)
   kPotentials = 2,  // v before timesteps 8, 16, ...; the rest is recomputed from x
 };
 
-// What a spike does to the potential.
+// The effect of a spike on the potential.
 enum class Reset : int32_t {
   kHard = 0,         // sets v_reset
   kSoft = 1,         // subtracts the threshold, with the sign of the spike
@@ -71,8 +71,9 @@ struct LifForward : LifParams {
   float* v_last;  // [N], or nullptr
 };
 
-// The sum of a parameter's gradient over time and over neurons `period` apart is split by
-// LifTiling; nullptr where it is not wanted. The last two need LifSave::kPotentials.
+// The gradient of a parameter is a sum over time and over neurons that lie `period` apart;
+// LifTiling splits it into chunks. nullptr: that gradient is not wanted. The last two need
+// LifSave::kPotentials.
 struct LifBackward : LifParams {
   const void* grad_y;        // [T, N]
   const float* grad_v_last;  // [N], or nullptr for zeros
@@ -94,9 +95,10 @@ struct LifPacked : LifParams {
   bool channels_last;  // neurons lie [B, P, C], else [B, C, P]
 };
 
-// How the neurons are split, a function of sizes alone, so that sums have one order whatever the
-// number of threads. The neurons are rows of `row`, a multiple of the period (the last may be
-// short); a tile is `width` columns of `rows_per_chunk` rows, and a column keeps its parameters.
+// How the neurons are split. It depends on sizes alone, so that sums have one order for any number
+// of threads. The neurons are cut into rows of `row` neurons, a multiple of the period; the last
+// row may be short. A tile is `width` columns of `rows_per_chunk` rows. All neurons of a column
+// have the same parameters.
 struct LifTiling {
   int64_t row;
   int64_t width;

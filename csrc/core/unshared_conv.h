@@ -8,13 +8,13 @@
 namespace realspike {
 
 // out[n, co, oh, ow] = bias + sum of weight[oh, ow, g, kh, kw, ci, co] over the taps (kh, kw, ci)
-// whose input bit is set. A tap reads pixel (oh * stride_h - padding_h + kh * dilation_h, likewise
-// w) and adds nothing outside the map. A set bit selects one contiguous row of Cout_g weights, so
-// there is nothing to multiply.
+// whose input bit is set. A tap reads row oh * stride_h - padding_h + kh * dilation_h of the map,
+// and the column by the same rule; outside the map it adds nothing. A set bit selects one
+// contiguous row of Cout_g weights, so there is nothing to multiply.
 //
-// With an amplitude (factored storage) the row is multiplied by that of its input element. int8
-// weights are stored as unsigned bytes, 128 too large; their sum is an integer, multiplied by
-// scale[co], where there is one, before the bias is added.
+// With an amplitude (factored storage) a row is multiplied by the amplitude of its input element.
+// int8 weights are stored as unsigned bytes that are 128 too large. Their sum is an integer; if
+// there is a scale, scale[co] multiplies the sum before the bias is added.
 struct UnsharedConvParams {
   const uint32_t* spikes;  // [N, H, W, words], one bit per channel (core/pack_spikes.h)
   const void* weight;      // [OH, OW, G, KH, KW, Cin_g, Cout_g], or one position shared by all
@@ -63,19 +63,17 @@ void unshared_conv_grad_weight_cpu(const UnsharedConvGradWeight& params, int num
 // then the bias: the same bits whatever the number of threads and the instruction set.
 void unshared_conv_cpu(const UnsharedConvParams& params, int num_threads);
 
-// Currents that go straight into LIF neurons: bit for bit unshared_conv_cpu, then lif_packed_cpu on
-// currents [T, B, OH * OW, Cout], without these ever being in memory. N = T * B, timestep
-// outermost; lif.C = Cout and lif.P = OH * OW; lif.x, the strides of `out` and `out` itself are not
-// used.
+// Currents that go straight into LIF neurons. The result is that of unshared_conv_cpu and then of
+// lif_packed_cpu on the currents [T, B, OH * OW, Cout], bit for bit, but the currents are never in
+// memory. N = T * B, timestep outermost; lif.C = Cout and lif.P = OH * OW. lif.x, `out` and the
+// strides of `out` are not used.
 struct UnsharedConvLif {
   UnsharedConvParams conv;
   LifPacked lif;  // channels_last, currents of float32
 };
 
-// Whether the words of a group are its own and all timesteps fit in a task, which the fused kernel
-// needs.
-bool unshared_conv_lif_fits(int64_t groups, int64_t channels_per_group, int64_t timesteps);
-
+// For one group or a multiple of 32 channels in each, so that no group shares a word with another,
+// and for up to 256 timesteps, which are one task.
 void unshared_conv_lif_cpu(const UnsharedConvLif& params, int num_threads);
 
 // Enqueue on `stream` (a cudaStream_t) and return the cudaError_t of the launch. Deterministic; the

@@ -1,7 +1,8 @@
 """The bar of long work, in one style: how far it is, what is done, how much time is left."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from realspike.optional import require
@@ -40,3 +41,24 @@ def track(items: Iterable[T], what: str) -> Iterator[T]:
             progress.update(task, description=f"{what} {number}/{total}")
             yield item
             progress.advance(task)
+
+
+@contextmanager
+def transfer(what: str, done: int, total: "int | None") -> Iterator[Callable[[int], None]]:
+    """Yield what is told of the bytes that came, with a bar on stderr if that is a terminal.
+
+    Args:
+        what: Is transferred.
+        done: Bytes that were there before.
+        total: Bytes; None: unknown.
+    """
+    with bar(require("rich.console").Console(stderr=True)) as progress:
+        whole = "" if total is None else f" of {total / 2**20:,.1f}"
+        task = progress.add_task("", total=total, completed=done)
+
+        def advance(count: int) -> None:
+            progress.advance(task, count)
+            came = progress.tasks[0].completed / 2**20
+            progress.update(task, description=f"{what} {came:,.1f}{whole} MiB")
+
+        yield advance

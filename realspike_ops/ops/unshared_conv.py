@@ -13,6 +13,7 @@ from realspike_ops.ops.layout import empty_maps
 from realspike_ops.ops.ordered_sum import sum_in_one_order
 from realspike_ops.ops.pack_spikes import allocate_packed, packed_words
 from realspike_ops.ops.unshared_conv_grad import gradients, not_through_spikes
+from realspike_ops.ops.unshared_conv_params import sizes_of, strides_of_out
 
 # Spikes are dense [N, Cin, H, W] or packed [N, H, W, words] int32. Dense ones are packed on the way
 # in, and the packed ones returned: backward keeps one bit per spike. A weight of one position
@@ -63,26 +64,32 @@ def _kernel_order(weight: Tensor) -> tuple[Tensor, int]:
 def kernel_params(words, weight, bias, amplitude, scale, out, output_size, geometry):
     """Return the kernel's parameters, and the tensors that they point into."""
     kernels, weight_stride_p = _kernel_order(weight)
-    bias_strides = (0, 0)
+    bias_stride_c = bias_stride_p = 0
     if bias is not None:
         bias = bias.contiguous()
-        bias_strides = (1, 0) if bias.dim() == 1 else (bias[0].numel(), 1)
+        bias_stride_c, bias_stride_p = (1, 0) if bias.dim() == 1 else (bias[0].numel(), 1)
     if amplitude is not None:
         amplitude = amplitude.permute(1, 2, 0).contiguous()  # [H, W, Cin]
     if scale is not None:
         scale = scale.contiguous()
-    out_strides = (0, 0, 0)
-    if out is not None:
-        stride_p = out.stride(3) if out.shape[3] > 1 else out.stride(2)
-        out_strides = (out.stride(0), out.stride(1), stride_p)
-    tensors = (words, kernels, bias, amplitude, scale, out)
+    out_stride_n, out_stride_c, out_stride_p = (0, 0, 0) if out is None else strides_of_out(out)
     params = extension().UnsharedConvParams(
-        *map(pointer, tensors),
-        *(_DTYPES[weight.dtype], *words.shape, *output_size, *weight.shape[2:]),
-        *(size for pair in geometry for size in pair),
-        *(weight_stride_p, *bias_strides, *out_strides),
+        spikes=pointer(words),
+        weight=pointer(kernels),
+        bias=pointer(bias),
+        amplitude=pointer(amplitude),
+        scale=pointer(scale),
+        out=pointer(out),
+        weight_dtype=_DTYPES[weight.dtype],
+        **sizes_of(words, output_size, weight.shape, geometry),
+        weight_stride_p=weight_stride_p,
+        bias_stride_c=bias_stride_c,
+        bias_stride_p=bias_stride_p,
+        out_stride_n=out_stride_n,
+        out_stride_c=out_stride_c,
+        out_stride_p=out_stride_p,
     )
-    return params, tensors
+    return params, (words, kernels, bias, amplitude, scale, out)
 
 
 def _implement(launch):

@@ -14,6 +14,7 @@ from realspike_ops._checks import same_sizes
 from realspike_ops._native import DTYPES, cuda_extension, extension, pointer
 from realspike_ops.ops import LIBRARY
 from realspike_ops.ops.huge_pages import zeros_in_huge_pages
+from realspike_ops.ops.unshared_conv_params import sizes_of, strides_of_out
 
 # grad_out [N, Cout, OH, OW], packed [N, H, W, words] -> weight_shape: float32 sums over the samples
 # that fired, in ascending n, rounded once to `dtype`
@@ -67,14 +68,20 @@ def _implement_grad_weight(launch):
         if OH > 1 and OW > 1 and grad_out.stride(2) != OW * grad_out.stride(3):
             grad_out = grad_out.contiguous()
         packed = packed.contiguous()
-        stride_p = grad_out.stride(3) if OW > 1 else grad_out.stride(2)
+        out_stride_n, out_stride_c, out_stride_p = strides_of_out(grad_out)
+        geometry = (stride, padding, dilation)
 
         def params(stored):
             return extension().UnsharedConvParams(
-                *(pointer(packed), 0, 0, 0, 0, 0, DTYPES[stored], *packed.shape, *weight_shape),
-                *(size for pair in (stride, padding, dilation) for size in pair),
-                *(math.prod(weight_shape[2:]), 0, 0),
-                *(grad_out.stride(0), grad_out.stride(1), stride_p),
+                spikes=pointer(packed),
+                weight_dtype=DTYPES[stored],
+                **sizes_of(packed, (OH, OW), weight_shape, geometry),
+                weight_stride_p=math.prod(weight_shape[2:]),
+                bias_stride_c=0,
+                bias_stride_p=0,
+                out_stride_n=out_stride_n,
+                out_stride_c=out_stride_c,
+                out_stride_p=out_stride_p,
             )
 
         return launch(params, grad_out, packed.shape[0], weight_shape, dtype).to(dtype)

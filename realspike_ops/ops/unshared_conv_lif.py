@@ -35,10 +35,7 @@ def is_fused(spikes: Tensor, weight: Tensor, amplitude: Tensor | None, timesteps
 
 
 def fits(weight: Tensor, timesteps: int) -> bool:
-    """Whether the fused kernel of the CPU takes these weights and this number of timesteps.
-
-    unshared_conv_lif_fits in csrc/core/unshared_conv.h, in a form that can be traced.
-    """
+    """Whether the fused kernel of the CPU takes these weights and this number of timesteps."""
     groups, channels_per_group = weight.shape[2], weight.shape[6]
     return (groups == 1 or channels_per_group % 32 == 0) and timesteps <= 256
 

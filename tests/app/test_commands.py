@@ -350,7 +350,17 @@ def test_plot_of_a_binary_network_and_of_frames(binary_run, events_run, capsys):
 
 
 def test_help_of_every_command(capsys):
-    for command in ("quickstart", "train", "eval", "fold", "verify", "profile", "table", "plot"):
+    for command in (
+        "quickstart",
+        "data",
+        "train",
+        "eval",
+        "fold",
+        "verify",
+        "profile",
+        "table",
+        "plot",
+    ):
         with pytest.raises(SystemExit) as raised:
             cli.main([command, "--help"])
         assert raised.value.code == 0

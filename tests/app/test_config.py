@@ -236,11 +236,11 @@ def test_no_path_is_empty(arguments, capsys):
     [
         (
             "cifar10",
-            ["cifar-10-batches-py", "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"],
+            ["cifar-10-batches-py", "`realspike data cifar10 --root absent`"],
         ),
         (
             "cifar100",
-            ["cifar-100-python", "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"],
+            ["cifar-100-python", "`realspike data cifar100 --root absent`"],
         ),
         ("cifar10-dvs", ["airplane", "https://doi.org/10.6084/m9.figshare.4724671"]),
         ("images", ["train", "train/CLASS/*.jpg"]),

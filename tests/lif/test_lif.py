@@ -11,6 +11,7 @@ from helpers import (
     U,
     assert_within,
     binary,
+    examples,
     generator,
     grid,
     lif_by_hand,
@@ -144,7 +145,7 @@ def test_no_hidden_copies(layout, device):
     assert stride_t == (0 if layout == "expanded" else 2 * 3 * 5 * 7)
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(case=cases())
 def test_sweep(case, device):
     inputs = x, amplitude, v_init, *_ = make_inputs(case, device)

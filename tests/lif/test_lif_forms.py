@@ -4,7 +4,7 @@ the kernels against the reference, spikes bit for bit."""
 
 import pytest
 import torch
-from helpers import U, grid, lif_gradients_by_hand, normal, sum_to
+from helpers import U, examples, grid, lif_gradients_by_hand, normal, sum_to
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lif_cases import DTYPES, LAYOUTS, NAN, SCALES, SHAPES, lay_out, parameter_sizes
@@ -274,7 +274,7 @@ def run_lif(lif, case, x, amplitude, decay, v_threshold, v_init, grad_y, grad_v_
 NAMES = ("grad_x", "grad_amplitude", "grad_decay", "grad_v_threshold", "grad_v_init")
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(case=cases())
 def test_reference_equals_the_equations_in_float64(case, device):
     case = {**case, "dtype": torch.float64}
@@ -289,7 +289,7 @@ def test_reference_equals_the_equations_in_float64(case, device):
             torch.testing.assert_close(grad, by_hand, rtol=1e-9, atol=1e-9, msg=name)
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(case=cases())
 def test_sweep(case, device):
     inputs = make_inputs(case, device)
@@ -323,7 +323,7 @@ def test_sweep(case, device):
         assert (error <= bound).all(), (name, (error / bound).max())
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(case=cases())
 def test_exact_sums(case, device):
     """Where every number is a multiple of a power of two and few are added, no rounding hides a

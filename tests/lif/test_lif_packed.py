@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from helpers import grid, normal
+from helpers import examples, grid, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lif_cases import DTYPES, LAYOUTS, NAN, lay_out, parameter_sizes
@@ -74,7 +74,7 @@ def cases(draw):
     }
 
 
-@settings(max_examples=120)
+@settings(max_examples=examples(120))
 @given(case=cases())
 def test_sweep(case, device):
     shape, seed = (case["T"], *case["shape"]), case["seed"]

@@ -17,23 +17,32 @@ pytestmark = [
 NO_DEVICE = "no CUDA-capable device|driver"
 
 
+ADDRESSES = {"spikes": 4096, "weight": 4096, "out": 4096}
+UNIT_GEOMETRY = {
+    **{"G": 1, "KH": 1, "KW": 1, "stride_h": 1, "stride_w": 1, "padding_h": 0, "padding_w": 0},
+    **{"dilation_h": 1, "dilation_w": 1, "bias_stride_c": 0, "bias_stride_p": 0},
+}
+
+
 def conv_params(N=2, amplitude=0, scale=0, dtype=torch.float32):
     """A layer of 4 -> 8 channels on a 3 x 3 map; addresses are made up."""
     return extension().UnsharedConvParams(
-        *(4096, 4096, 0, amplitude, scale, 4096, DTYPES[dtype]),
-        *(N, 3, 3, 1, 3, 3, 1, 1, 1, 4, 8),
-        *(1, 1, 0, 0, 1, 1),
-        *(32, 0, 0, 72, 9, 1),
+        **ADDRESSES,
+        **UNIT_GEOMETRY,
+        **{"amplitude": amplitude, "scale": scale, "weight_dtype": DTYPES[dtype]},
+        **{"N": N, "H": 3, "W": 3, "words": 1, "OH": 3, "OW": 3, "Cin_g": 4, "Cout_g": 8},
+        **{"weight_stride_p": 32, "out_stride_n": 72, "out_stride_c": 9, "out_stride_p": 1},
     )
 
 
 def linear_params():
     """One sample of 4,096 -> 256 features."""
     return extension().UnsharedConvParams(
-        *(4096, 4096, 0, 0, 0, 4096, DTYPES[torch.float32]),
-        *(1, 1, 1, 128, 1, 1, 1, 1, 1, 4096, 256),
-        *(1, 1, 0, 0, 1, 1),
-        *(0, 0, 0, 256, 1, 1),
+        **ADDRESSES,
+        **UNIT_GEOMETRY,
+        weight_dtype=DTYPES[torch.float32],
+        **{"N": 1, "H": 1, "W": 1, "words": 128, "OH": 1, "OW": 1, "Cin_g": 4096, "Cout_g": 256},
+        **{"weight_stride_p": 0, "out_stride_n": 256, "out_stride_c": 1, "out_stride_p": 1},
     )
 
 

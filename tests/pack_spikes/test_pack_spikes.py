@@ -3,7 +3,7 @@ dtypes against the definition and the reference."""
 
 import pytest
 import torch
-from helpers import binary, normal
+from helpers import binary, examples, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -80,7 +80,7 @@ LAYOUTS = [
 ]
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(
     N=st.sampled_from([0, 1, 3]),
     C=st.one_of(st.sampled_from(CHANNELS), st.integers(1, 200)),

@@ -5,7 +5,7 @@ import operator
 import pytest
 import torch
 from fold_networks import T, as_if_trained, assert_equal_in_float64, assert_rounding_alone
-from helpers import normal
+from helpers import examples, normal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -230,7 +230,7 @@ def networks(draw):
 
 
 @pytest.mark.usefixtures("one_thread")
-@settings(max_examples=60, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(60), suppress_health_check=list(HealthCheck))
 @given(networks())
 def test_random_graphs(drawn):
     network, shape = drawn

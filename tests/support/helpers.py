@@ -26,6 +26,16 @@ SLACK = 1.01  # for the products of two errors, which the bounds leave out
 SHARD_VARIABLE = "REALSPIKE_TEST_SHARD"
 
 
+# In the environment: how much is tried. A tenth of the examples (check), or ten times as many.
+EFFORTS = {"check": 0.1, "test": 1, "proofs": 10}
+EFFORT = EFFORTS[os.environ.get("REALSPIKE_EFFORT", "test")]
+
+
+def examples(count: int) -> int:
+    """Return how many random examples a test tries that usually tries `count`."""
+    return max(1, round(EFFORT * count))
+
+
 def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 

@@ -9,6 +9,7 @@ import ctypes
 import functools
 import mmap
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -35,35 +36,24 @@ SANITIZE_FLAGS = [
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
 
 
-def fields(text: str, ctype) -> list:
-    return [(name, ctype) for name in text.split()]
+TYPES = {
+    **{"int32_t": ctypes.c_int32, "int64_t": ctypes.c_int64, "uint64_t": ctypes.c_uint64},
+    **{"float": ctypes.c_float, "DType": ctypes.c_int32},
+}
 
 
-class UnsharedConvParams(ctypes.Structure):
-    _fields_ = (
-        fields("spikes weight bias amplitude scale out workspace", ctypes.c_void_p)
-        + fields("weight_dtype", ctypes.c_int32)
-        + fields("N H W words OH OW G KH KW Cin_g Cout_g", ctypes.c_int64)
-        + fields("stride_h stride_w padding_h padding_w dilation_h dilation_w", ctypes.c_int64)
-        + fields("weight_stride_p bias_stride_c bias_stride_p", ctypes.c_int64)
-        + fields("out_stride_n out_stride_c out_stride_p", ctypes.c_int64)
-    )
+def record(header: str, name: str) -> type[ctypes.Structure]:
+    """Return the struct of a header in csrc/core, with its members for fields."""
+    text = (ROOT / "csrc" / "core" / header).read_text()
+    body = re.search(rf"struct {name} {{\n(.*?)\n}};", text, re.DOTALL)[1]
+    members = re.findall(r"^  (?:const )?(\w+)(\*?) (\w+);", body, re.MULTILINE)
+    fields = [(name, ctypes.c_void_p if star else TYPES[kind]) for kind, star, name in members]
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
 
 
-class PackSpikesParams(ctypes.Structure):
-    _fields_ = (
-        fields("spikes packed", ctypes.c_void_p)
-        + fields("N C P words stride_n stride_c stride_p", ctypes.c_int64)
-        + fields("element_size", ctypes.c_int32)
-        + fields("one sign", ctypes.c_uint64)
-        + fields("not_binary", ctypes.c_void_p)
-    )
-
-
-class UnpackSpikesParams(ctypes.Structure):
-    _fields_ = fields("packed spikes", ctypes.c_void_p) + fields(
-        "N C P words stride_n stride_c stride_p", ctypes.c_int64
-    )
+UnsharedConvParams = record("unshared_conv.h", "UnsharedConvParams")
+PackSpikesParams = record("pack_spikes.h", "PackSpikesParams")
+UnpackSpikesParams = record("pack_spikes.h", "UnpackSpikesParams")
 
 
 def build(sanitize: bool) -> Path:

@@ -13,6 +13,7 @@ from helpers import (
     as_pair,
     assert_within,
     binary,
+    examples,
     grid,
     kernel_order,
     normal,
@@ -172,7 +173,7 @@ def make_inputs(case, device):
     return spikes.to(device, case["dtype"]), weight, bias
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(case=cases())
 def test_sweep(case, device):
     spikes, weight, bias = make_inputs(case, device)
@@ -425,7 +426,7 @@ def test_real_valued_spikes_raise(value):
         rso.unshared_spike_conv(spikes, weight)
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(case=cases(), grad_layout=st.sampled_from(["contiguous", "channels_last", "expanded"]))
 def test_gradients(case, grad_layout, device):
     """All gradients are sums of products of grid values: exact in float32 in any order."""

@@ -18,21 +18,15 @@ pytestmark = [simt.needs_compiler, pytest.mark.usefixtures("one_thread")]
 RESETS = ("hard", "soft", "none", "soft_delayed")
 
 
-class PerNeuron(ctypes.Structure):
-    _fields_ = (
-        simt.fields("values", ctypes.c_void_p)
-        + simt.fields("all", ctypes.c_float)
-        + simt.fields("inner size", ctypes.c_int64)
-    )
+PerNeuron = simt.record("lif.h", "PerNeuron")
 
 
 class Neurons(ctypes.Structure):
     _fields_ = (
-        simt.fields("decay v_threshold", PerNeuron)
-        + simt.fields("v_init v_last packed", ctypes.c_void_p)
-        + simt.fields("T", ctypes.c_int64)
-        + simt.fields("v_reset", ctypes.c_float)
-        + simt.fields("reset ternary", ctypes.c_int32)
+        *(("decay", PerNeuron), ("v_threshold", PerNeuron)),
+        *((name, ctypes.c_void_p) for name in ("v_init", "v_last", "packed")),
+        *(("T", ctypes.c_int64), ("v_reset", ctypes.c_float)),
+        *(("reset", ctypes.c_int32), ("ternary", ctypes.c_int32)),
     )
 
 

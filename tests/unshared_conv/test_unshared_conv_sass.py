@@ -37,6 +37,7 @@ import sass
 from artefacts import made, sources_in, version
 
 ROOT = Path(__file__).parents[2]
+SOURCES = ROOT / "csrc" / "cuda" / "unshared_conv"
 ARCHS = ("sm_80", "sm_90", "sm_100")
 
 pytestmark = [
@@ -46,19 +47,18 @@ pytestmark = [
 
 
 def compile_op(name: str, arch: str) -> Path:
-    """Return the machine code of a file of csrc/cuda, compiled unless it is there."""
+    """Return the machine code of a file, compiled unless it is there."""
 
     def make(folder: Path) -> None:
-        source = ROOT / "csrc" / "cuda" / name
-        sass.compile_cubin(source, arch, folder / f"{arch}.cubin", f"-I{ROOT / 'csrc'}")
+        sass.compile_cubin(SOURCES / name, arch, folder / f"{arch}.cubin", f"-I{ROOT / 'csrc'}")
 
-    stem = name.removesuffix(".cu").replace("/", "-")
-    return made(f"{stem}-{arch}", sources_in("csrc"), [version("nvcc")], make) / f"{arch}.cubin"
+    kept = f"unshared_conv-{name.removesuffix('.cu')}-{arch}"
+    return made(kept, sources_in("csrc"), [version("nvcc")], make) / f"{arch}.cubin"
 
 
 @pytest.fixture(scope="module", params=ARCHS)
 def cubin(request) -> Path:
-    return compile_op("unshared_conv/launch.cu", request.param)
+    return compile_op("launch.cu", request.param)
 
 
 # The width of four weights in a load, which is a part of its opcode.
@@ -213,7 +213,7 @@ def test_spike_words_do_not_reach_a_sum(kernels):
 
 @pytest.fixture(scope="module", params=ARCHS)
 def grad_cubin(request) -> Path:
-    return compile_op("unshared_conv/grad_launch.cu", request.param)
+    return compile_op("grad_launch.cu", request.param)
 
 
 def test_the_gradient_of_the_weight_is_only_added(grad_cubin):

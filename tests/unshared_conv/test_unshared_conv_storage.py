@@ -12,6 +12,7 @@ from helpers import (
     as_pair,
     assert_within,
     binary,
+    examples,
     generator,
     grid,
     kernel_order,
@@ -125,7 +126,7 @@ def unshared_values(kernel, amplitude, size, groups, stride, padding, dilation):
     return values
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(case=cases())
 def test_sweep(case, device):
     dtype, storage, geometry = case["dtype"], case["storage"], case["geometry"]
@@ -532,15 +533,24 @@ def test_int8_folding_never_holds_the_weights_in_float(monkeypatch):
 # --- how the work is cut --------------------------------------------------------------------------
 
 
-def tiles(N, Cin, Cout, size, dtype=0, threads=2, kernel=3, shared=False, stride_c=1):
-    weights = 0 if shared else kernel * kernel * Cin * Cout
-    words = -(-Cin // 32)
-    params = extension().UnsharedConvParams(
-        *(0,) * 6,
-        *(dtype, N, size, size, words, size, size, 1, kernel, kernel, Cin, Cout),
-        *(1, 1, 1, 1, 1, 1, weights, 0, 0, 0, stride_c, 0),
-    )
+def tiles(N, Cin, Cout, size, dtype=0, threads=2, kernel=3, shared=False, stride_c=1, **others):
+    fields = {
+        **{"weight_dtype": dtype, "N": N, "H": size, "W": size, "words": -(-Cin // 32)},
+        **{"OH": size, "OW": size, "G": 1, "KH": kernel, "KW": kernel, "Cin_g": Cin},
+        **{"Cout_g": Cout, "stride_h": 1, "stride_w": 1, "padding_h": 1, "padding_w": 1},
+        **{"dilation_h": 1, "dilation_w": 1, "bias_stride_c": 0, "bias_stride_p": 0},
+        "weight_stride_p": 0 if shared else kernel * kernel * Cin * Cout,
+        **{"out_stride_n": 0, "out_stride_c": stride_c, "out_stride_p": 0},
+    }
+    params = extension().UnsharedConvParams(**fields | others)
     return extension().unshared_conv_tiles(params, threads)
+
+
+def test_a_record_whose_fields_are_named_wrongly_is_refused():
+    with pytest.raises(TypeError, match="weight_dtype"):
+        extension().UnsharedConvParams(N=1, H=1)
+    with pytest.raises(TypeError, match="height"):
+        tiles(4, 32, 32, 8, height=1)
 
 
 @pytest.mark.parametrize(

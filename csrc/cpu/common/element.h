@@ -1,25 +1,14 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
+
+#include "core/numbers.h"
 
 // Storage types and their conversion to float and back (round to nearest even). Branch-free, so
 // that loops over them vectorise on every instruction set without intrinsics.
 
 namespace realspike {
 namespace {
-
-inline uint32_t float_bits(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return bits;
-}
-
-inline float bits_float(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, sizeof x);
-  return x;
-}
 
 // Masks, because a chain of conditions is turned into branches.
 inline uint32_t select(bool condition, uint32_t yes, uint32_t no) {

@@ -19,7 +19,7 @@ IsaKernels kernels();
 
 namespace {
 
-// What a set's kernels() itself is made of is that set's: it is called only where the CPU has it.
+// A set's kernels() is itself compiled for that set, so it is called only where the CPU has it.
 IsaKernels choose() {
   const char* asked = std::getenv("REALSPIKE_CPU_ISA");
   const auto allowed = [asked](const char* name) {

@@ -8,15 +8,14 @@
 
 namespace realspike {
 
-struct DecodedLists;
 struct LifTile;
 struct PixelRun;
 struct SpikeLists;
 struct TaskMemory;
 struct UnsharedConvTiles;
 
-// The inner loops of every op for one instruction set. Files <op>_isa.cpp are compiled once per
-// set, so one binary serves every CPU of an architecture.
+// The inner loops of every op for one instruction set. The files <op>/*isa.cpp are compiled once
+// per set, so one binary serves every CPU of an architecture.
 struct IsaKernels {
   const char* name;
   void (*lif_fwd)(const LifForward&, const LifTile&);
@@ -28,18 +27,18 @@ struct IsaKernels {
   void (*unpack_spikes)(const UnpackSpikesParams&, int64_t n, int64_t begin, int64_t end);
   int64_t (*count_spikes)(const UnsharedConvParams&, const UnsharedConvTiles&, const PixelRun&);
   void (*decode_pixels)(const UnsharedConvParams&, const UnsharedConvTiles&, const PixelRun&,
-                        const DecodedLists&);
-  // Task number `task` of the grid that the tiles span. With neurons, or with nullptr.
-  void (*unshared_conv)(const UnsharedConvParams&, const LifPacked*, const UnsharedConvTiles&,
-                        const SpikeLists&, int64_t task, const TaskMemory&);
-  // The same where all rows are added, under masks [sample_tiles, H * W, G, quads, Cin_g] of the
-  // spikes. nullptr where the instruction set has no masks.
+                        const SpikeLists&);
+  // The kernels of cpu/unshared_conv/dispatch.h, each for task number `task` of the grid that the
+  // tiles span. LifPacked: the neurons behind the convolution, or nullptr.
+  void (*unshared_conv_listed)(const UnsharedConvParams&, const LifPacked*,
+                               const UnsharedConvTiles&, const SpikeLists&, int64_t task,
+                               const TaskMemory&);
+  // masks: [sample_tiles, H * W, G, quads, Cin_g]. nullptr in a set without mask registers.
   void (*mask_pixels)(const UnsharedConvParams&, const UnsharedConvTiles&, const PixelRun&,
                       uint16_t* masks);
   void (*unshared_conv_masked)(const UnsharedConvParams&, const LifPacked*,
                                const UnsharedConvTiles&, const uint16_t* masks, int64_t task,
                                float* currents);
-  // The same where every group has one input and one output channel.
   void (*unshared_conv_depthwise)(const UnsharedConvParams&, const UnsharedConvTiles&, int64_t task,
                                   const TaskMemory&);
   void (*unshared_conv_grad_weight)(const UnsharedConvGradWeight&, const UnsharedConvTiles&,

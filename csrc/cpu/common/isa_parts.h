@@ -2,10 +2,10 @@
 
 #include "cpu/common/isa.h"
 
-// What <op>_isa.cpp defines: each enters its inner loops into the table of one instruction set.
-// These files are compiled once per set, with REALSPIKE_ISA naming it and the namespace. Everything
-// else in them has internal linkage, and nothing of the C++ library is used but types: a shared
-// inline function would be merged by the linker across instruction sets.
+// The files <op>/*isa.cpp define these functions, which enter the inner loops of an op into the
+// table of one instruction set. They are compiled once per set; REALSPIKE_ISA is the set and the
+// namespace. Everything else in them has internal linkage, and of the C++ library they use types
+// alone: the linker would merge an inline function across instruction sets.
 
 namespace realspike::REALSPIKE_ISA {
 

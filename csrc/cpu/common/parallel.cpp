@@ -33,7 +33,7 @@ void run_tasks(Work& work) {
   }
 }
 
-// A thread computes as the caller does, so that the bits do not depend on who runs a task.
+// Every thread computes in the mode of the caller: the bits do not depend on who runs a task.
 void run_tasks_in_mode(void* data) {
   Work& work = *static_cast<Work*>(data);
   std::fenv_t own;
@@ -44,9 +44,8 @@ void run_tasks_in_mode(void* data) {
 }
 
 #ifdef REALSPIKE_HAS_DLSYM
-// The entry point that compilers emit for `#pragma omp parallel`. We borrow the runtime that torch
-// has already loaded rather than link one: a second OpenMP runtime in the process would compete
-// with torch's for the cores.
+// The entry point that compilers emit for `#pragma omp parallel`, in the OpenMP runtime that torch
+// has loaded. A second runtime, linked to this extension, would compete with it for the cores.
 using GompParallel = void (*)(void (*fn)(void*), void* data, unsigned num_threads, unsigned flags);
 
 GompParallel find_openmp() {
@@ -83,8 +82,8 @@ void run_on_threads(Work& work, int num_threads) {
 
 }  // namespace
 
-void parallel_for(int64_t num_tasks, int num_threads, void (*body)(void*, int64_t, int),
-                  void* context) {
+void run_in_parallel(int64_t num_tasks, int num_threads, void (*body)(void*, int64_t, int),
+                     void* context) {
   Work work{body, context, num_tasks, {}};
   if (num_tasks < num_threads) num_threads = static_cast<int>(num_tasks);
   if (num_threads <= 1) return run_tasks(work);

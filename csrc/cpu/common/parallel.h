@@ -4,16 +4,27 @@
 
 namespace realspike {
 
-// Runs body(context, task, thread) for every task in [0, num_tasks), each exactly once, on at most
-// num_threads threads including the caller, and returns when all are done. Which thread runs which
-// task is not defined, so a task must own what it writes; but for memory that it owns by its
-// thread's number, in [0, num_threads), while it runs. All compute in the caller's floating-point
-// mode.
-void parallel_for(int64_t num_tasks, int num_threads,
-                  void (*body)(void* context, int64_t task, int thread), void* context);
+void run_in_parallel(int64_t num_tasks, int num_threads,
+                     void (*body)(void* context, int64_t task, int thread), void* context);
 
-// The caller alone where two threads would have less than so much work each. Otherwise all: OpenMP
-// ends the threads that a smaller team does without, and starts them again for the next.
+// Runs body(task, thread) for every task in [0, num_tasks), each exactly once, on at most
+// num_threads threads including the caller, and returns when all are done. Any thread may run any
+// task, so a task writes only what is its own: its share of the output, and the memory of its
+// thread, which has a number in [0, num_threads). All threads compute in the caller's
+// floating-point mode.
+template <class Body>
+void parallel_for(int64_t num_tasks, int num_threads, const Body& body) {
+  run_in_parallel(
+      num_tasks, num_threads,
+      [](void* context, int64_t task, int thread) {
+        (*static_cast<const Body*>(context))(task, thread);
+      },
+      const_cast<Body*>(&body));
+}
+
+// One thread where two would have less than `per_thread` work each, otherwise all. Nothing in
+// between: OpenMP ends the threads that a smaller team leaves idle, and starts them anew for the
+// next large team.
 inline int threads_worth(int64_t work, int64_t per_thread, int num_threads) {
   return work < 2 * per_thread ? 1 : num_threads;
 }

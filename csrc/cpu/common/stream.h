@@ -7,8 +7,8 @@
 #include <immintrin.h>
 #endif
 
-// Copies past the caches: a row that leaves the caches before anyone reads it again need not be
-// read into them before it is written.
+// Copies past the caches. A line that is written through the caches is read into them first; for an
+// output that leaves them before anyone reads it, that reading is wasted.
 
 namespace realspike {
 namespace {
@@ -35,7 +35,7 @@ constexpr int64_t kStreamBytes = 64;
 inline void stream_once(char* to, const char* from) { std::memcpy(to, from, kStreamBytes); }
 #endif
 
-// Whole cache lines go past the caches; what is left at both ends does not.
+// Whole cache lines go past the caches. The partial lines at both ends are copied through them.
 inline void stream_copy(void* to, const void* from, int64_t bytes) {
   char* out = static_cast<char*>(to);
   const char* in = static_cast<const char*>(from);

@@ -17,8 +17,8 @@ struct LaneSums {
   alignas(64) float v_threshold[kLifTileWidth];
 };
 
-// What backward from bits is compiled for. Where the parameters do not vary, their gradient is not
-// wanted either.
+// The neuron that backward from bits is compiled for. Nobody wants the gradient of a parameter that
+// counts as not varying (what_varies).
 template <class Element, bool kTernary, ResetForm kReset, Vary kVary>
 using BitsForm = NeuronForm<Element, true, kTernary, kReset, kVary>;
 

@@ -16,8 +16,8 @@ void lif_bwd_elements(const LifBackward& p, const LifTile& tile) {
   load_potential(nullptr, 0, tile.width, sums.amplitude);
   load_potential(nullptr, 0, tile.width, sums.decay);
   load_potential(nullptr, 0, tile.width, sums.v_threshold);
-  const auto block =
-      p.save == LifSave::kBits ? choose_bits<Element>(p) : choose_recompute<Element>(p);
+  const BackwardBlock block =
+      p.save == LifSave::kBits ? choose_bits<Element>(p) : lif_bwd_recompute_block<Element>;
   for_each_block(p, tile, [&](int64_t n, int64_t lane, int64_t count) {
     alignas(64) float q[kBlock];
     load_potential(p.grad_v_last, n, count, q);

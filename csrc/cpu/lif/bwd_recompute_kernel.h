@@ -36,10 +36,10 @@ struct Recomputed {
 template <ResetForm kReset>
 inline Recomputed recompute_step(const Form& form, float decay, float v_threshold, float v,
                                  float x) {
-  const float h = charge<kReset>(decay, v, x, v_threshold, form.ternary);
+  const float h = charge(kReset, decay, v, x, v_threshold, form.ternary);
   const uint32_t sign = sign_of(h, form.ternary);
   const bool spike = with_sign(h, sign) >= v_threshold;
-  return {h, reset<kReset>(h, spike, form.v_reset, reset_shift(form.soft, v_threshold, sign))};
+  return {h, reset(kReset, h, spike, form.v_reset, reset_shift(form.soft, v_threshold, sign))};
 }
 
 // Carries v over one timestep.
@@ -293,11 +293,6 @@ void lif_bwd_recompute_block(const LifBackward& p, int64_t n, int64_t count, int
     run(p, count, rows, lanes, lane, v, q, sums);
     buffers.store(grad_x_t, p.N, count, steps, stream);
   });
-}
-
-template <class Element>
-BackwardBlock choose_recompute(const LifBackward&) {
-  return lif_bwd_recompute_block<Element>;
 }
 
 }  // namespace

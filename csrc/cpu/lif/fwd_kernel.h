@@ -2,9 +2,10 @@
 
 #include <cstdint>
 
+#include "core/neuron.h"
+#include "cpu/common/element.h"
 #include "cpu/common/stream.h"
 #include "cpu/lif/lanes.h"
-#include "cpu/lif/step.h"
 
 // Inner loops run over neighbouring neurons and are free of branches, so they vectorise.
 
@@ -23,7 +24,7 @@ struct SavedBits<true> {
   static constexpr int kPerStep = 4;
 };
 
-// What a loop over neurons is compiled for; kSaveBits: bits are saved for backward.
+// The neuron that a loop is compiled for. kSaveBits: bits are saved for backward.
 template <class ElementType, bool kSaveBitsValue, bool kTernaryValue, ResetForm kResetValue,
           Vary kVaryValue>
 struct NeuronForm {
@@ -62,14 +63,14 @@ void lif_fwd_steps(const LifForward& p, int64_t count,
     float v_i = v[i];
     uint32_t saved = 0;
     for (int k = 0; k < kSteps; ++k) {
-      const float h = charge<Form::kReset>(decay_i, v_i, Element::widen(x[k * x_stride + i]),
-                                           threshold_i, mask_if(Form::kTernary));
+      const float h = charge(Form::kReset, decay_i, v_i, Element::widen(x[k * x_stride + i]),
+                             threshold_i, mask_if(Form::kTernary));
       const uint32_t sign = sign_of(h, mask_if(Form::kTernary));
       const float magnitude = with_sign(h, sign);
       const bool spike = magnitude >= threshold_i;
       const Storage emitted = Form::kTernary ? Element::with_sign(amplitude_i, sign) : amplitude_i;
       y[k * y_stride + i] = spike ? emitted : Storage{};
-      v_i = reset<Form::kReset>(h, spike, v_reset, reset_shift(soft, threshold_i, sign));
+      v_i = reset(Form::kReset, h, spike, v_reset, reset_shift(soft, threshold_i, sign));
       if (Form::kSaveBits) {
         constexpr int kBits = SavedBits<Form::kTernary>::kPerStep;
         saved |= (spike ? 1u : 0u) << (kBits * k);

@@ -12,13 +12,13 @@ namespace {
 // Neurons whose state stays in the L1 cache while time passes.
 constexpr int64_t kBlock = 512;
 
-// Which parameters differ between neighbouring neurons. What does not differ stays in a register.
+// The parameters that differ between neighbouring neurons. The others stay in registers.
 enum class Vary { kNothing, kAmplitude, kEverything };
 
 bool differs(const PerNeuron& parameter) { return parameter.size > 1; }
 
-// Only the binary neuron with a hard reset, the paper's, has loops of its own for parameters that
-// do not vary.
+// The paper's neuron, binary with a hard reset, has loops for parameters that do not vary. Every
+// other neuron takes the loop for parameters that do.
 Vary what_varies(const LifParams& p) {
   const bool papers = p.reset == Reset::kHard && !p.ternary;
   if (!papers || differs(p.decay) || differs(p.v_threshold)) return Vary::kEverything;
@@ -88,8 +88,7 @@ void for_each_block(const LifParams& p, const LifTile& tile, Block block) {
   for (int64_t r = tile.row_begin; r < tile.row_end; ++r) {
     for (int64_t lane = 0; lane < tile.width; lane += kBlock) {
       const int64_t n = r * tile.row + tile.column + lane;
-      int64_t count = tile.width - lane < kBlock ? tile.width - lane : kBlock;
-      if (count > p.N - n) count = p.N - n;
+      const int64_t count = least(least(tile.width - lane, kBlock), p.N - n);
       if (count > 0) block(n, lane, count);
     }
   }

@@ -22,11 +22,11 @@ struct PackedBuffers {
   alignas(64) float v_threshold[kPackedNeurons];
 };
 
-// Storage of a spike as bits: floats are compared and masked as such.
+// The bits of a stored spike: comparing and masking bits is exact for floats, too.
 template <class Storage>
 using SpikeBits = std::conditional_t<sizeof(Storage) == 4, uint32_t, uint16_t>;
 
-// What a bit stands for: any spike, or a spike of one sign.
+// The stored value that becomes a set bit.
 template <class Bits>
 struct SpikeOf {
   Bits value;
@@ -86,7 +86,7 @@ void pack_timestep(const LifPacked& p, int64_t t, const typename Element::Storag
     const SpikeOf<Bits> spike{one};
     uint32_t* packed = p.packed + ((plane * p.T + t) * all_pixels + pixel) * p.words + w;
     for (int64_t begin = 0; begin < pixels; begin += kLifPackedPixels) {
-      const int64_t some = pixels - begin < kLifPackedPixels ? pixels - begin : kLifPackedPixels;
+      const int64_t some = least(pixels - begin, kLifPackedPixels);
       pack_word(spike, bits + begin * stride_p, channels, some, stride_c, stride_p, word);
       for (int64_t i = 0; i < some; ++i) packed[(begin + i) * pixel_step * p.words] = word[i];
     }
@@ -103,20 +103,19 @@ void lif_packed_form(const LifPacked& p, int64_t task) {
   if (p.channels_last) {
     const int64_t per_task = lif_packed_pixels_per_task(p);
     const int64_t pixels_in_all = p.N / p.C;
-    const int64_t end =
-        (task + 1) * per_task < pixels_in_all ? (task + 1) * per_task : pixels_in_all;
+    const int64_t end = least((task + 1) * per_task, pixels_in_all);
     const int64_t at_once = kPackedNeurons / p.C > 1 ? kPackedNeurons / p.C : 1;
     for (int64_t pixel = task * per_task; pixel < end; pixel += at_once) {
-      const int64_t pixels = end - pixel < at_once ? end - pixel : at_once;
+      const int64_t pixels = least(end - pixel, at_once);
       // Channels of one pixel at a time where they do not all fit.
-      const int64_t channels_at_once = p.C < kPackedNeurons ? p.C : kPackedNeurons;
+      const int64_t channels_at_once = least(p.C, kPackedNeurons);
       for (int64_t c = 0; c < p.C; c += channels_at_once) {
-        const int64_t some = p.C - c < channels_at_once ? p.C - c : channels_at_once;
+        const int64_t some = least(p.C - c, channels_at_once);
         lif_packed_rows<Element, kTernary, kReset>(
             p, buffers, x + pixel * p.C + c, 0, pixel * p.C + c, 1, pixels * some, 0,
             [&](int64_t t, const Storage* spikes) {
               for (int64_t w = 0; w * 32 < some; ++w) {
-                const int64_t channels = some - 32 * w < 32 ? some - 32 * w : 32;
+                const int64_t channels = least(some - 32 * w, 32);
                 pack_timestep<Element>(p, t, spikes + 32 * w, channels, pixels, 1, some, pixel, 1,
                                        c / 32 + w);
               }
@@ -125,11 +124,11 @@ void lif_packed_form(const LifPacked& p, int64_t task) {
     }
     return;
   }
-  const int64_t P = p.P, blocks = (P + kLifPackedPixels - 1) / kLifPackedPixels;
+  const int64_t P = p.P, blocks = ceil_div(P, kLifPackedPixels);
   const int64_t b = task / (p.words * blocks), w = task / blocks % p.words;
   const int64_t pixel = task % blocks * kLifPackedPixels;
-  const int64_t pixels = P - pixel < kLifPackedPixels ? P - pixel : kLifPackedPixels;
-  const int64_t channels = p.C - 32 * w < 32 ? p.C - 32 * w : 32;
+  const int64_t pixels = least(P - pixel, kLifPackedPixels);
+  const int64_t channels = least(p.C - 32 * w, 32);
   const int64_t n = (b * p.C + 32 * w) * P + pixel;
   lif_packed_rows<Element, kTernary, kReset>(
       p, buffers, x + n, P, n, channels, pixels, P, [&](int64_t t, const Storage* spikes) {

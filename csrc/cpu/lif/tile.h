@@ -14,7 +14,7 @@ struct LifTile {
   int64_t row_end;
   int64_t column;
   int64_t width;
-  bool stream;  // y or grad_x is written past the caches, in which it would not stay anyway
+  bool stream;  // y or grad_x is larger than the caches and is written past them
 };
 
 // Pixels of a task of the packed forward pass, channels_last.

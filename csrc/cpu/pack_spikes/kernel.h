@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "core/numbers.h"
 #include "core/pack_spikes.h"
 
 namespace realspike {
@@ -10,7 +11,7 @@ namespace {
 // Pixels whose words are built together.
 constexpr int64_t kPixels = 256;
 
-// What is read as a spike, and what should not be there.
+// A value is read as a spike if it is not zero. A spike other than 1 is strange: an error.
 template <class Bits>
 struct Binary {
   Bits one;
@@ -71,9 +72,9 @@ void pack_elements(const PackSpikesParams& p, int64_t n, int64_t begin, int64_t 
   bool all_binary = true;
   uint32_t word[kPixels];
   for (int64_t pixel = begin; pixel < end; pixel += kPixels) {
-    const int64_t pixels = end - pixel < kPixels ? end - pixel : kPixels;
+    const int64_t pixels = least(end - pixel, kPixels);
     for (int64_t w = 0; w < p.words; ++w) {
-      const int64_t channels = p.C - 32 * w < 32 ? p.C - 32 * w : 32;
+      const int64_t channels = least(p.C - 32 * w, 32);
       const Bits* first = sample + 32 * w * p.stride_c + pixel * p.stride_p;
       all_binary &= pack_word(binary, first, channels, pixels, p.stride_c, p.stride_p, word);
       uint32_t* packed = p.packed + (n * p.P + pixel) * p.words + w;

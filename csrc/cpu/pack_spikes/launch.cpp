@@ -1,3 +1,4 @@
+#include "core/numbers.h"
 #include "core/pack_spikes.h"
 #include "cpu/common/isa.h"
 #include "cpu/common/parallel.h"
@@ -5,34 +6,20 @@
 namespace realspike {
 namespace {
 
-template <class Params>
-struct Job {
-  const Params& params;
-  void (*kernel)(const Params&, int64_t n, int64_t begin, int64_t end);
-  int64_t tasks_per_sample;
-  int64_t pixels_per_task;
-};
-
 // A task owns whole pixels of one sample, hence whole words.
 template <class Params>
 void run(const Params& params, void (*kernel)(const Params&, int64_t, int64_t, int64_t),
          int num_threads) {
   if (params.N == 0 || params.P == 0 || params.C == 0) return;
   constexpr int64_t kMinimumWork = 65536;
-  const int64_t pixels = (kMinimumWork + params.C - 1) / params.C;
-  const int64_t per_sample = (params.P + pixels - 1) / pixels;
-  Job<Params> job{params, kernel, per_sample, pixels};
-  parallel_for(
-      params.N * per_sample,
-      threads_worth(params.N * params.P * params.C, kMinimumWork, num_threads),
-      [](void* context, int64_t task, int) {
-        const auto& job = *static_cast<Job<Params>*>(context);
-        const int64_t begin = task % job.tasks_per_sample * job.pixels_per_task;
-        const int64_t end = begin + job.pixels_per_task;
-        job.kernel(job.params, task / job.tasks_per_sample, begin,
-                   end < job.params.P ? end : job.params.P);
-      },
-      &job);
+  const int64_t pixels = ceil_div(kMinimumWork, params.C);
+  const int64_t per_sample = ceil_div(params.P, pixels);
+  const int64_t work = params.N * params.P * params.C;
+  parallel_for(params.N * per_sample, threads_worth(work, kMinimumWork, num_threads),
+               [&](int64_t task, int) {
+                 const int64_t begin = task % per_sample * pixels;
+                 kernel(params, task / per_sample, begin, least(begin + pixels, params.P));
+               });
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "core/numbers.h"
 #include "core/unshared_conv.h"
 #include "cpu/unshared_conv/lists.h"
 #include "cpu/unshared_conv/tiles.h"
@@ -15,16 +16,8 @@
 namespace realspike {
 namespace {
 
-// Which bits of `word` are channels [first, end).
-inline uint32_t within(int64_t word, int64_t first, int64_t end) {
-  uint32_t mask = ~0u;
-  if (word * 32 < first) mask &= ~0u << (first - word * 32);
-  if (word * 32 + 32 > end) mask &= ~0u >> (word * 32 + 32 - end);
-  return mask;
-}
-
 // Appends the numbers of the set bits, counted from `number`, and returns the end of the list.
-// Whole vectors are written: what is too much is overwritten by the next.
+// Whole vectors are written; the next bits overwrite what lies beyond that end.
 inline uint8_t* append_bits(uint32_t bits, int64_t number, uint8_t* list) {
 #if defined(__AVX512F__)
   const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -48,7 +41,7 @@ inline uint8_t* append_bits(uint32_t bits, int64_t number, uint8_t* list) {
 // Pixels [begin, end) of a tile's samples: every set bit becomes one byte of its list, from
 // spikes[at] on.
 void decode_pixels(const UnsharedConvParams& p, const UnsharedConvTiles& tiles, const PixelRun& run,
-                   const DecodedLists& to) {
+                   const SpikeLists& to) {
   const int64_t stride_n = p.H * p.W * p.words;
   int64_t at = run.at;
   for (int64_t pixel = run.begin; pixel < run.end; ++pixel) {
@@ -56,17 +49,16 @@ void decode_pixels(const UnsharedConvParams& p, const UnsharedConvTiles& tiles, 
     for (int64_t g = 0; g < p.G; ++g) {
       for (int64_t block = 0; block < tiles.blocks; ++block) {
         const int64_t i = list_number(p, tiles, run.sample_tile, pixel, g, block);
-        const int64_t left = p.Cin_g - block * kChannelBlock;
-        const int64_t first = g * p.Cin_g + block * kChannelBlock;
-        const int64_t last = first + (left < kChannelBlock ? left : kChannelBlock);
+        const ChannelBlock channels(p, g, block);
         uint16_t* starts = to.starts + i * (tiles.samples + 1);
         uint8_t* const begin = to.spikes + at;
         uint8_t* list = begin;
         *starts = 0;
         for_each_sample(p, tiles, run, [&](int64_t s, int64_t n) {
           const uint32_t* from = words + n * stride_n;
-          for (int64_t word = first / 32; word * 32 < last; ++word) {
-            list = append_bits(from[word] & within(word, first, last), word * 32 - first, list);
+          for (int64_t word = channels.first / 32; word * 32 < channels.end; ++word) {
+            const uint32_t bits = from[word] & bits_within(word, channels.first, channels.end);
+            list = append_bits(bits, word * 32 - channels.first, list);
           }
           starts[s + 1] = static_cast<uint16_t>(list - begin);
         });
@@ -85,7 +77,7 @@ void decode_pixels(const UnsharedConvParams& p, const UnsharedConvTiles& tiles, 
   }
 }
 
-// The set bits of a run, and of what is there beyond the last channel.
+// The set bits of a run, spare bits beyond the last channel included.
 int64_t count_spikes(const UnsharedConvParams& p, const UnsharedConvTiles& tiles,
                      const PixelRun& run) {
   int64_t count = 0;

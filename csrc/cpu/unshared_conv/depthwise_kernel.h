@@ -3,21 +3,23 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "core/numbers.h"
 #include "core/unshared_conv.h"
 #include "cpu/common/stream.h"
+#include "cpu/unshared_conv/dispatch.h"
 #include "cpu/unshared_conv/output.h"
-#include "cpu/unshared_conv/passes.h"
 #include "cpu/unshared_conv/rows.h"
+#include "cpu/unshared_conv/task.h"
 #include "cpu/unshared_conv/tiles.h"
+#include "cpu/unshared_conv/window.h"
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
-// One input and one output channel per group: a row would be one weight long. Instead the channels
-// lie side by side, the bits of a packed word are a mask, and each tap adds, to sums of 32
-// channels, the weights of those that fired. The groups are the channels of one: G = 1, Cin_g =
-// Cout_g = their number.
+// One input and one output channel per group: a row would be one weight long. So the caller passes
+// the groups as the channels of one group (G = 1, Cin_g = Cout_g = their number). The bits of a
+// packed word are a mask, under which each tap adds its weights to the sums of 32 channels.
 
 namespace realspike {
 namespace {
@@ -25,7 +27,7 @@ namespace {
 // The bits of a packed word, and the sums that one word adds to.
 constexpr int64_t kWordChannels = 32;
 
-// Of one register.
+// Sums of 32 bits in one register.
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
 #elif defined(__AVX2__)
@@ -68,7 +70,7 @@ class DepthwiseTaps {
   // and those beyond the last channel dropped.
   DepthwiseTaps(const UnsharedConvParams& p, const Tile& tile, Sum* weights)
       : p_(p), tile_(tile), weights_(weights) {
-    padded_ = (tile.channels + kWordChannels - 1) / kWordChannels * kWordChannels;
+    padded_ = ceil_div(tile.channels, kWordChannels) * kWordChannels;
     same_everywhere_ = p.weight_stride_p == 0 && p.amplitude == nullptr;
     if (!same_everywhere_) return;
     for (int64_t tap = 0; tap < p.KH * p.KW; ++tap) copy_weights(0, tap, 0);
@@ -76,17 +78,11 @@ class DepthwiseTaps {
 
   void go_to(int64_t position) {
     count_ = 0;
-    for (int64_t kh = 0; kh < p_.KH; ++kh) {
-      const int64_t ih = position / p_.OW * p_.stride_h - p_.padding_h + kh * p_.dilation_h;
-      for (int64_t kw = 0; kw < p_.KW; ++kw) {
-        const int64_t iw = position % p_.OW * p_.stride_w - p_.padding_w + kw * p_.dilation_w;
-        if (ih < 0 || ih >= p_.H || iw < 0 || iw >= p_.W) continue;
-        const int64_t tap = kh * p_.KW + kw, pixel = ih * p_.W + iw;
-        if (!same_everywhere_) copy_weights(position, tap, pixel);
-        words_[count_] = pixel * p_.words;
-        of_tap_[count_++] = weights_ + tap * padded_;
-      }
-    }
+    for_each_tap(p_, position, [&](int64_t tap, int64_t pixel) {
+      if (!same_everywhere_) copy_weights(position, tap, pixel);
+      words_[count_] = pixel * p_.words;
+      of_tap_[count_++] = weights_ + tap * padded_;
+    });
   }
 
   // The sums of channels [channel, channel + kWordChannels) of the tile, for sample n.
@@ -146,7 +142,7 @@ void run_depthwise_task(const UnsharedConvParams& p, const UnsharedConvTiles& ti
       for (int64_t c = 0; c < tile.channels; c += kWordChannels) {
         typename Row::Sum sums[kWordChannels];
         taps.add(tile.first_sequence + s, c, sums);
-        const int64_t some = tile.channels - c < kWordChannels ? tile.channels - c : kWordChannels;
+        const int64_t some = least(tile.channels - c, kWordChannels);
         for (int64_t lane = 0; lane < some; ++lane) {
           currents[c + lane] = static_cast<float>(sums[lane]);
         }

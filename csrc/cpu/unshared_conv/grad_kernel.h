@@ -3,8 +3,10 @@
 #include <cstdint>
 
 #include "core/unshared_conv.h"
-#include "cpu/unshared_conv/listed_kernel.h"
+#include "cpu/unshared_conv/pass_lists.h"
 #include "cpu/unshared_conv/passes.h"
+#include "cpu/unshared_conv/rows.h"
+#include "cpu/unshared_conv/task.h"
 #include "cpu/unshared_conv/tiles.h"
 
 namespace realspike {
@@ -35,8 +37,8 @@ inline void add_to_rows(const float* line, float* rows, int64_t row_stride, cons
   }
 }
 
-// The forward task the other way round: the listed rows are added to. All samples, one after the
-// other; the rows of a pass stay in cache for them.
+// Adds the gradients of the outputs to the listed rows, from which the forward pass reads. All
+// samples in ascending order; the rows of a pass stay in cache for them.
 void unshared_conv_grad_weight_task(const UnsharedConvGradWeight& p, const UnsharedConvTiles& tiles,
                                     const SpikeLists& lists, int64_t task) {
   const Task work(p, tiles, task * tiles.sample_tiles);

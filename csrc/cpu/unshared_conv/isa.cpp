@@ -10,7 +10,7 @@ namespace realspike::REALSPIKE_ISA {
 void enter_unshared_conv(IsaKernels* kernels) {
   kernels->count_spikes = count_spikes;
   kernels->decode_pixels = decode_pixels;
-  kernels->unshared_conv = unshared_conv_task;
+  kernels->unshared_conv_listed = unshared_conv_listed_task;
 #if defined(__AVX512F__)
   kernels->mask_pixels = mask_pixels;
   kernels->unshared_conv_masked = unshared_conv_masked_task;

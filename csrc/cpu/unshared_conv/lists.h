@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "core/numbers.h"
 #include "core/unshared_conv.h"
 #include "cpu/unshared_conv/tiles.h"
 
@@ -13,18 +14,10 @@ namespace realspike {
 // list_number(...), that of the tile's sample s is spikes[first[i] + starts[i][s] ... first[i] +
 // starts[i][s + 1]).
 struct SpikeLists {
-  const int64_t* first;    // [sample_tiles, H * W, G, blocks]
-  const uint16_t* starts;  // [sample_tiles, H * W, G, blocks, samples + 1]
-  const uint8_t* spikes;   // channels within their block
-  const uint32_t* fired;   // [sample_tiles, H * W, words]: in any sample of the tile; or nullptr
-};
-
-// The same, to be written.
-struct DecodedLists {
-  int64_t* first;
-  uint16_t* starts;
-  uint8_t* spikes;
-  uint32_t* fired;
+  int64_t* first;    // [sample_tiles, H * W, G, blocks]
+  uint16_t* starts;  // [sample_tiles, H * W, G, blocks, samples + 1]
+  uint8_t* spikes;   // channels within their block
+  uint32_t* fired;   // [sample_tiles, H * W, words]: in any sample of the tile; or nullptr
 };
 
 // Pixels [begin, end) of one tile of samples; their spikes go to spikes[at] and beyond.
@@ -41,6 +34,15 @@ struct PixelRun {
 constexpr int64_t kListPadding = 32;
 
 namespace {
+
+// The channels [first, end) of the map that are a block of a group.
+struct ChannelBlock {
+  ChannelBlock(const UnsharedConvParams& p, int64_t group, int64_t block)
+      : first(group * p.Cin_g + block * kChannelBlock),
+        end(least(first + kChannelBlock, (group + 1) * p.Cin_g)) {}
+  int64_t first;
+  int64_t end;
+};
 
 // Calls f(s, n) for every sample of the run, s being its number in the tile.
 template <class F>

@@ -3,22 +3,24 @@
 #include <cstdint>
 #include <cstring>
 
+#include "core/numbers.h"
 #include "core/unshared_conv.h"
 #include "cpu/common/stream.h"
+#include "cpu/unshared_conv/dispatch.h"
 #include "cpu/unshared_conv/emit_spikes.h"
 #include "cpu/unshared_conv/lists.h"
 #include "cpu/unshared_conv/output.h"
-#include "cpu/unshared_conv/passes.h"
+#include "cpu/unshared_conv/task.h"
 #include "cpu/unshared_conv/tiles.h"
+#include "cpu/unshared_conv/window.h"
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
 
-// Few channels: listing the rows that a sample fired, and leaving the loop over them, takes longer
-// than adding them. Instead every row is added, to the sums of four samples x four channels in a
-// register, under a mask of the lanes whose sample fired it: as many additions as a position has
-// weights, but nothing to look up and no branch that anyone has to predict. float32 alone: other
-// weights would have to be widened first, which takes what the masks save.
+// Few weights: to list the rows that a sample fired, and to leave the loop over them, takes longer
+// than to add them. Here every row is added to the sums of four samples x four channels in a
+// register, under a mask of the lanes whose sample fired it. There are as many additions as a
+// position has weights, but nothing to look up and no branch to predict.
 
 namespace realspike {
 namespace {
@@ -26,8 +28,8 @@ namespace {
 // The lanes of the first sample of a quad: its channels lie side by side.
 constexpr uint32_t kLanesOfSample = (1 << kQuad) - 1;
 
-// The channels [channel, channel + 32) of one pixel of a sample; what lies beyond the last word is
-// not set.
+// The bits of the channels [channel, channel + 32) of one pixel of a sample; 0 beyond its last
+// word.
 inline uint32_t bits_at(const uint32_t* words, int64_t count, int64_t channel) {
   const int64_t word = channel / 32, shift = channel % 32;
   uint32_t bits = words[word] >> shift;
@@ -55,7 +57,7 @@ void mask_pixels(const UnsharedConvParams& p, const UnsharedConvTiles& tiles, co
         const auto of_sample = static_cast<int16_t>(kLanesOfSample << (s * kQuad));
         lanes = _mm512_or_si512(lanes, _mm512_maskz_set1_epi16(fired, of_sample));
       }
-      const int64_t some = p.Cin_g - c < 32 ? p.Cin_g - c : 32;
+      const int64_t some = least(p.Cin_g - c, 32);
       _mm512_mask_storeu_epi16(to, ~0u >> (32 - some), lanes);
       to += some;
     }
@@ -84,14 +86,9 @@ class MaskedPosition {
   void go_to(int64_t position) {
     count = 0;
     const float* rows = rows_ + position * p_.weight_stride_p;
-    for (int64_t kh = 0; kh < p_.KH; ++kh) {
-      const int64_t ih = position / p_.OW * p_.stride_h - p_.padding_h + kh * p_.dilation_h;
-      for (int64_t kw = 0; kw < p_.KW; ++kw, rows += p_.Cin_g * p_.Cout_g) {
-        const int64_t iw = position % p_.OW * p_.stride_w - p_.padding_w + kw * p_.dilation_w;
-        if (ih < 0 || ih >= p_.H || iw < 0 || iw >= p_.W) continue;
-        taps[count++] = {fired_ + (ih * p_.W + iw) * fired_per_pixel_, rows};
-      }
-    }
+    for_each_tap(p_, position, [&](int64_t tap, int64_t pixel) {
+      taps[count++] = {fired_ + pixel * fired_per_pixel_, rows + tap * p_.Cin_g * p_.Cout_g};
+    });
   }
 
   int64_t count;
@@ -104,8 +101,8 @@ class MaskedPosition {
   int64_t fired_per_pixel_;
 };
 
-// Adds up kBlocks * 4 channels from `channel` on for kQuads * 4 samples from quad `quad` on, of
-// which `samples` exist, in ascending (kh, kw, ci). sums [samples, by stride_s].
+// Sums kBlocks * 4 channels from `channel` on, in ascending (kh, kw, ci), for kQuads * 4 samples
+// from quad `quad` on; `samples` of these exist. sums [samples, by stride_s].
 template <int kQuads, int kBlocks>
 void add_taps(const UnsharedConvParams& p, const MaskedPosition& position, int64_t quad,
               int64_t channel, int64_t samples, float* sums, int64_t stride_s) {

@@ -3,16 +3,17 @@
 #include <cstdint>
 #include <cstring>
 
+#include "core/numbers.h"
 #include "core/unshared_conv.h"
 #include "cpu/common/stream.h"
-#include "cpu/unshared_conv/passes.h"
+#include "cpu/unshared_conv/task.h"
 
 // From finished sums to the output.
 
 namespace realspike {
 namespace {
 
-// What turns sums of one position, [channels], into currents.
+// Turns the sums of one position, [channels], into currents.
 void scale_and_bias(const UnsharedConvParams& p, const Tile& tile, int64_t position,
                     float* currents) {
   const int64_t first = tile.group * p.Cout_g + tile.first_channel;
@@ -28,7 +29,7 @@ void scale_and_bias(const UnsharedConvParams& p, const Tile& tile, int64_t posit
 // The positions of a task whose finished currents wait to be written together.
 struct KeptPositions {
   KeptPositions(int64_t kept, int64_t begin, int64_t end) : most(kept), first(begin), end(end) {
-    count = most < end - first ? most : end - first;
+    count = least(most, end - first);
   }
   bool ends_with(int64_t position) const { return position == first + count - 1; }
   KeptPositions next() const { return {most, first + count, end}; }
@@ -62,7 +63,7 @@ void write_out(const UnsharedConvParams& p, bool stream, const Tile& tile,
     }
     return;
   }
-  // Lines far apart, which no hardware fetches ahead: those of the next sample are asked for here.
+  // The lines lie far apart, and no hardware fetches them ahead. Ask for those of the next sample.
   for (int64_t c = 0; c < tile.channels; ++c) {
     float* const line = out + c * p.out_stride_c;
     __builtin_prefetch(line + p.out_stride_n, 1);

@@ -2,7 +2,9 @@
 
 #include <cstdint>
 
+#include "core/numbers.h"
 #include "core/unshared_conv.h"
+#include "cpu/unshared_conv/lists.h"
 #include "cpu/unshared_conv/passes.h"
 #include "cpu/unshared_conv/tiles.h"
 
@@ -21,28 +23,24 @@ class Prefetcher {
     row_bytes_ = tile.channels * static_cast<int64_t>(sizeof(Weight));
     for (int64_t i = 0; i < pass.count; ++i) {
       const Tap& tap = pass.taps[i];
-      const int64_t first = tile.group * p.Cin_g + tap.block * kChannelBlock;
-      const int64_t left = p.Cin_g - tap.block * kChannelBlock;
-      const int64_t end = first + (left < kChannelBlock ? left : kChannelBlock);
-      const uint32_t* pixel = fired + (tap.ih * p.W + tap.iw) * p.words;
-      for (int64_t word = first / 32; word * 32 < end; ++word) {
-        uint32_t any = pixel[word];
-        if (word * 32 < first) any &= ~0u << (first - word * 32);
-        if (word * 32 + 32 > end) any &= ~0u >> (word * 32 + 32 - end);
+      const ChannelBlock channels(p, tile.group, tap.block);
+      const uint32_t* pixel = fired + tap.pixel * p.words;
+      for (int64_t word = channels.first / 32; word * 32 < channels.end; ++word) {
+        uint32_t any = pixel[word] & bits_within(word, channels.first, channels.end);
         for (; any != 0; any &= any - 1) {
-          const int64_t row = word * 32 + __builtin_ctz(any) - first;
+          const int64_t row = word * 32 + __builtin_ctz(any) - channels.first;
           rows_[count_++] = reinterpret_cast<const char*>(pass.rows + (tap.row + row) * p.Cout_g);
         }
       }
     }
-    // As many as the last pass had calls; a pass like it will have about as many.
-    per_call_ = calls_ == 0 ? count_ : (count_ + calls_ - 1) / calls_;
+    // The pass that now begins is taken to call issue() as often as the last one did.
+    per_call_ = calls_ == 0 ? count_ : ceil_div(count_, calls_);
     calls_ = 0;
   }
 
   void issue() {
     ++calls_;
-    issue_until(done_ + per_call_ < count_ ? done_ + per_call_ : count_);
+    issue_until(least(done_ + per_call_, count_));
   }
 
   void finish() {

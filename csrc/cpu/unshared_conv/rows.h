@@ -3,15 +3,16 @@
 #include <cstdint>
 #include <cstring>
 
+#include "core/numbers.h"
 #include "cpu/common/element.h"
 
 #if defined(__AVX512F__) || defined(__F16C__)
 #include <immintrin.h>
 #endif
 
-// What a row of weights is: for each storage type, sums of neighbouring output channels that stay
-// in registers while rows are added to them. `sums` in memory has the order in which the registers
-// hold the channels; unpack() brings the finished ones into order.
+// For each storage type of a weight: the sums of neighbouring output channels, which stay in
+// registers while rows are added to them. In memory the sums lie in the order in which the
+// registers hold the channels; unpack() brings finished sums into the order of the channels.
 
 namespace realspike {
 namespace {
@@ -33,13 +34,11 @@ inline void store_vector(void* to, const V& v) {
   std::memcpy(to, &v, sizeof v);
 }
 
-constexpr int at_most(int a, int b) { return a < b ? a : b; }
-
 // 16 floats: one register with AVX-512, two with AVX2, four with SSE or NEON.
 using Floats = VectorOf<float, 64>::Type;
 constexpr int kFloats = 16;
 
-// float32, and with Half the widened float16: channels in order.
+// float32, and float16 that is widened: channels in order.
 template <class Row, int kChannels>
 class FloatSums {
  public:
@@ -67,8 +66,8 @@ class FloatSums {
   Floats sums_[kVecs];
 };
 
-// bfloat16: a pair of weights is one 32-bit word, whose halves become floats without a shuffle; the
-// sums of even and odd channels are kept apart.
+// bfloat16: the halves of a 32-bit word are two weights. Each becomes a float without a shuffle, so
+// the sums of even and odd channels are kept apart.
 template <int kChannels>
 class BFloat16Sums {
  public:
@@ -109,7 +108,7 @@ class BFloat16Sums {
   }
 
  private:
-  static constexpr int kLanes = at_most(kFloats, kChannels / 2);
+  static constexpr int kLanes = least(kFloats, kChannels / 2);
   static constexpr int kVecs = kChannels / (2 * kLanes);
   using Lanes = typename VectorOf<float, 4 * kLanes>::Type;
   using Words = typename VectorOf<uint32_t, 4 * kLanes>::Type;
@@ -117,9 +116,10 @@ class BFloat16Sums {
   Lanes odd_[kVecs];
 };
 
-// int8 as bytes that are 128 too large. 16-bit lanes hold the sums of pairs (modulo 2^16) and of
-// the high bytes of pairs; kMostRows rows of at most 255 cannot overflow the latter, nor what the
-// former has beyond them, the sums of the low bytes. Then both move to the 32-bit sums in memory.
+// int8: bytes that are 128 too large. A 16-bit lane reads two neighbouring bytes as one number,
+// low + 256 * high. `pairs_` sums these numbers modulo 2^16, `high_` sums the high bytes, and
+// pairs_ - 256 * high_ is the sum of the low bytes modulo 2^16. Up to kMostRows rows the sums of
+// bytes are below 2^16; then they move to the 32-bit sums in memory.
 template <int kChannels>
 class Int8Sums {
  public:
@@ -132,7 +132,7 @@ class Int8Sums {
       store(sums);
       clear();
     }
-    const int64_t most = rows < room_ ? rows : room_;
+    const int64_t most = least(rows, room_);
     room_ -= most;
     return most;
   }
@@ -161,7 +161,7 @@ class Int8Sums {
 
  private:
   static constexpr int64_t kMostRows = 65535 / 255;
-  static constexpr int kBytes = at_most(64, kChannels);
+  static constexpr int kBytes = least(64, kChannels);
   static constexpr int kLanes = kBytes / 2;
   static constexpr int kVecs = kChannels / kBytes;
   using Lanes = typename VectorOf<uint16_t, kBytes>::Type;
@@ -207,8 +207,9 @@ class FewSums {
   int channels_;
 };
 
-// kBiased: a sum is too large by a constant for every row. kTimesWidest: widening takes registers
-// too; rows that are added from memory leave room for more.
+// kBiased: every row that is added makes a sum too large by a constant. kTimesWidest: how many
+// times kWidestChannels the registers hold; float32 rows are added from memory, while others take
+// registers for their widened weights.
 struct Float32Row {
   using Weight = float;
   using Sum = float;
@@ -268,10 +269,53 @@ struct Int8Row {
   static constexpr int kTimesWidest = 1;
   template <int kChannels>
   using Sums = Int8Sums<kChannels>;
-  // What `rows` rows, each 128 too large, are too large by.
+  // How much too large the sum of `rows` weights is.
   static int32_t offset(int32_t rows) { return 128 * rows; }
   static int32_t widen(uint8_t weight) { return weight; }
 };
+
+// Channels whose sums fit in the registers and leave some free.
+#if defined(__AVX512F__)
+constexpr int kWidestChannels = 128;
+#elif defined(__AVX2__)
+constexpr int kWidestChannels = 64;
+#else
+constexpr int kWidestChannels = 32;
+#endif
+
+template <int kChannels>
+struct Channels {
+  static constexpr int kCount = kChannels;
+};
+
+// Calls f(Channels<k>, c) for runs of k channels from channel c on that together are all
+// `channels`. The last run, of fewer channels than a vector, is Channels<0>.
+template <class Row, class F>
+inline void for_each_run(int64_t channels, F f) {
+  constexpr int kWidest = kWidestChannels * Row::kTimesWidest;
+  int64_t c = 0;
+  const auto runs_of = [&](auto run, int64_t k) {
+    for (; channels - c >= k; c += k) f(run, c);
+  };
+  if constexpr (kWidest >= 256) runs_of(Channels<256>{}, 256);
+  if constexpr (kWidest >= 128) runs_of(Channels<128>{}, 128);
+  if constexpr (kWidest >= 64) runs_of(Channels<64>{}, 64);
+  runs_of(Channels<32>{}, 32);
+  runs_of(Channels<16>{}, 16);
+  if (c < channels) f(Channels<0>{}, c);
+}
+
+// Calls f(sums, channel) for the sums that together hold `channels` channels.
+template <class Row, class F>
+void for_each_sums(int64_t channels, F f) {
+  for_each_run<Row>(channels, [&](auto run, int64_t channel) {
+    if constexpr (run.kCount == 0) {
+      f(FewSums<Row>(static_cast<int>(channels - channel)), channel);
+    } else {
+      f(typename Row::template Sums<run.kCount>(), channel);
+    }
+  });
+}
 
 }  // namespace
 }  // namespace realspike

@@ -2,26 +2,15 @@
 
 #include <algorithm>
 
+#include "core/numbers.h"
+
 namespace realspike {
 namespace {
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-int64_t bytes_of(DType weight_dtype) {
-  switch (weight_dtype) {
-    case DType::kFloat32:
-      return 4;
-    case DType::kInt8:
-      return 1;
-    default:
-      return 2;
-  }
-}
-
-// Weights of one pass. They and those of the next pass share the L2 cache. With few samples a pass
-// is short work, so that a small one spreads the prefetches evenly; with many, the narrower a row,
-// the fewer cycles it takes, and the more rows a list must have to be worth its setup and loading
-// and storing the sums.
+// Bytes of the weights of one pass. The weights of two passes share the L2 cache: this one's and
+// the next one's, which are fetched meanwhile. With few samples small passes are best, because they
+// spread the fetches evenly. With many samples a pass has to be worth its setup, which loads and
+// stores all sums: the narrower a weight, the faster a row is added, and the more rows that takes.
 int64_t pass_bytes(int64_t weight_bytes, bool few_samples) {
   if (few_samples) return 48 * 1024;
   switch (weight_bytes) {
@@ -35,14 +24,6 @@ int64_t pass_bytes(int64_t weight_bytes, bool few_samples) {
 }
 
 }  // namespace
-
-bool adds_all_rows(const UnsharedConvParams& p) {
-  constexpr int64_t kFewWeights = 2304;  // 3 x 3 taps, 16 channels to 16
-  const int64_t taps = p.KH * p.KW;
-  return p.weight_dtype == DType::kFloat32 && p.amplitude == nullptr && p.N >= kQuad &&
-         p.Cout_g % kQuad == 0 && taps <= kMostMaskedTaps &&
-         taps * p.Cin_g * p.Cout_g <= kFewWeights;
-}
 
 UnsharedConvTiles choose_unshared_conv_tiles(const UnsharedConvParams& p, int64_t timesteps,
                                              int num_threads) {

@@ -19,23 +19,10 @@ constexpr int64_t kMostSamples = 256;
 constexpr int64_t kMostTapsPerPass = 32;
 constexpr int64_t kMostRowsPerPass = kMostTapsPerPass * kChannelBlock;
 
-// Taps that a depthwise convolution may have to be done by masks, at most.
-constexpr int64_t kMostDepthwiseTaps = 256;
-
-// Taps that a convolution whose rows are all added may have, at most.
-constexpr int64_t kMostMaskedTaps = 64;
-
-// Memory that a task owns while it runs.
-struct TaskMemory {
-  float* currents;  // [samples, kept, channels]: finished ones
-  void* weights;    // depthwise: [taps, channels, up to whole words], of 4 bytes
-};
-
 // How the work is cut. A task is a run of positions, for one group, one tile of output channels and
-// one tile of samples. Within a position, the rows of `blocks_per_pass` (tap, block) pairs are
-// added for every sample before the next ones, so that the weight rows of a pass stay in cache for
-// all samples that fired them. A pass that holds all of a position is the order sample by sample.
-// No choice here changes a bit of the result.
+// one tile of samples. A position is worked through in passes of `blocks_per_pass` (tap, block)
+// pairs: all samples add the rows of a pass before the next pass begins, so that these rows stay in
+// cache for all samples that fired them. No choice here changes a bit of the result.
 struct UnsharedConvTiles {
   int64_t timesteps;  // that a tile of samples has of each of its sequences: 1, or all of them
   int64_t positions;
@@ -52,18 +39,7 @@ struct UnsharedConvTiles {
   int64_t blocks;  // of input channels: ceil(Cin_g / kChannelBlock)
 };
 
-// Where all rows are added, the sums of so many samples, of as many channels each, share a
-// register.
-constexpr int kQuad = 4;
-inline int64_t sample_quads(const UnsharedConvTiles& tiles) {
-  return (tiles.samples + kQuad - 1) / kQuad;
-}
-
-// Whether all rows are added under masks, where an instruction set can do that, instead of those
-// that a list names. Pure likewise.
-bool adds_all_rows(const UnsharedConvParams& params);
-
-// Pure: depends on the sizes, the type of the weights and the number of threads alone.
+// Pure: it depends on the sizes, the type of the weights and the number of threads alone.
 UnsharedConvTiles choose_unshared_conv_tiles(const UnsharedConvParams& params, int64_t timesteps,
                                              int num_threads);
 

@@ -21,7 +21,7 @@ __device__ T* dynamic_shared() {
 #endif
 }
 
-// Four numbers that are read and written as 16 bytes.
+// Four numbers, read and written at once as 16 bytes.
 template <typename T>
 struct alignas(16) Vector4 {
   T x, y, z, w;

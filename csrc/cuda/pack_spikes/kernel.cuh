@@ -1,8 +1,8 @@
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
+#include "core/numbers.h"
 #include "core/pack_spikes.h"
 #include "cuda/common/device.cuh"
 
@@ -28,9 +28,7 @@ PackSpikesGrid make_pack_spikes_grid(const Params& p) {
   if (grid.words == 0) return grid;
   grid.words_per_pixel = make_divisor(p.words);
   grid.pixels = make_divisor(p.P);
-  // gridDim.x is a signed 32-bit number; the threads of a larger problem take turns.
-  grid.blocks =
-      std::min<int64_t>((grid.words + kPackSpikesThreads - 1) / kPackSpikesThreads, INT32_MAX);
+  grid.blocks = ceil_div(grid.words, kPackSpikesThreads);
   return grid;
 }
 
@@ -53,7 +51,8 @@ __device__ inline PackSpikesIndex pack_spikes_index(int64_t i, const PackSpikesG
   return index;
 }
 
-// Element is the unsigned integer of the size of a spike: bit patterns are compared, not values.
+// Element is an unsigned integer of the size of a spike: the kernel compares bit patterns, not
+// values.
 template <typename Element>
 __global__ void __launch_bounds__(kPackSpikesThreads)
     pack_spikes_kernel(const PackSpikesParams p, const PackSpikesGrid grid) {

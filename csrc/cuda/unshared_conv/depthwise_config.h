@@ -3,33 +3,31 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "core/numbers.h"
 #include "core/unshared_conv.h"
 
 namespace realspike {
 
 // Channels of a spike word, which are the lanes of a warp.
-constexpr int kUnsharedConvWordChannels = 32;
+constexpr int kWordChannels = 32;
 // Positions of a block, at most.
-constexpr int kUnsharedConvDepthwiseWarps = 8;
+constexpr int kDepthwiseWarps = 8;
 // Spike words that a block holds at once, each with 32 bits for every channel.
-constexpr int kUnsharedConvDepthwiseStage = 64;
-// Samples whose sums change places before contiguous outputs are written.
-constexpr int kUnsharedConvDepthwiseExchange = 8;
+constexpr int kDepthwiseStage = 64;
+// Samples whose sums the warps exchange at once, before contiguous outputs are written.
+constexpr int kDepthwiseExchange = 8;
 
-// From one position to the next while they do: as many neighbouring positions and channels as a
-// warp has lanes lie in different banks of shared memory.
-constexpr int depthwise_pitch(int warps) {
-  return kUnsharedConvWordChannels + kUnsharedConvWordChannels / warps;
-}
+// Numbers of shared memory from one position to the next in that exchange. A warp reads
+// neighbouring positions and channels, 32 numbers in all; with this pitch they lie in 32 different
+// banks.
+constexpr int depthwise_pitch(int warps) { return kWordChannels + kWordChannels / warps; }
 
-// And from one sample to the next.
-constexpr int kUnsharedConvDepthwiseExchangePitch =
-    kUnsharedConvDepthwiseWarps * depthwise_pitch(kUnsharedConvDepthwiseWarps);
+// Numbers from one sample to the next.
+constexpr int kDepthwiseExchangePitch = kDepthwiseWarps * depthwise_pitch(kDepthwiseWarps);
 
-// For the spike words, or for the sums.
-constexpr int kUnsharedConvDepthwiseSharedBytes =
-    4 * std::max(kUnsharedConvDepthwiseStage * kUnsharedConvWordChannels,
-                 kUnsharedConvDepthwiseExchange* kUnsharedConvDepthwiseExchangePitch);
+// Shared memory holds spike words first, then the sums that are exchanged.
+constexpr int kDepthwiseSharedBytes =
+    4 * std::max(kDepthwiseStage * kWordChannels, kDepthwiseExchange* kDepthwiseExchangePitch);
 
 // One input and one output channel per group: a row of weights would be one number.
 inline bool is_depthwise(const UnsharedConvParams& p) { return p.Cin_g == 1 && p.Cout_g == 1; }
@@ -44,47 +42,40 @@ inline bool depthwise_fits(const UnsharedConvParams& p) {
 }
 
 // The two tiles that there are.
-constexpr int kUnsharedConvFewSamples = 8;
-constexpr int kUnsharedConvManySamples = 32;
-
-// [N, OH, OW, Cout], float or int32_t; for neurons alone.
-inline int64_t depthwise_workspace_bytes(const UnsharedConvParams& p) {
-  return p.N * p.OH * p.OW * p.G * int64_t{sizeof(float)};
-}
+constexpr int kDepthwiseFewSamples = 8;
+constexpr int kDepthwiseManySamples = 32;
 
 // A block computes `sample_tile` samples of the 32 channels of a spike word at `warps` neighbouring
 // output positions of one row.
-struct UnsharedConvDepthwiseConfig {
-  int sample_tile;  // kUnsharedConvFewSamples or kUnsharedConvManySamples
-  int warps;        // a power of two up to kUnsharedConvDepthwiseWarps
+struct DepthwiseConfig {
+  int sample_tile;  // kDepthwiseFewSamples or kDepthwiseManySamples
+  int warps;        // a power of two up to kDepthwiseWarps
   int64_t sample_tiles;
   int64_t column_tiles;
   int64_t blocks;  // 0: there is nothing to compute
 };
 
 // The parts of a configuration that follow from the other ones.
-inline UnsharedConvDepthwiseConfig complete_unshared_conv_depthwise_config(
-    const UnsharedConvParams& p, UnsharedConvDepthwiseConfig config) {
-  const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
+inline DepthwiseConfig complete_depthwise_config(const UnsharedConvParams& p,
+                                                 DepthwiseConfig config) {
   config.sample_tiles = ceil_div(p.N, config.sample_tile);
   config.column_tiles = ceil_div(p.OW, config.warps);
   config.blocks = config.sample_tiles * p.words * config.column_tiles * p.OH;
   return config;
 }
 
-inline UnsharedConvDepthwiseConfig choose_unshared_conv_depthwise_config(
-    const UnsharedConvParams& p) {
-  // Two for each multiprocessor of a large device.
+inline DepthwiseConfig choose_depthwise_config(const UnsharedConvParams& p) {
+  // Two blocks for each multiprocessor of a large device.
   constexpr int64_t kEnoughBlocks = 264;
-  UnsharedConvDepthwiseConfig config{};
+  DepthwiseConfig config{};
   config.warps = 1;
-  while (config.warps < kUnsharedConvDepthwiseWarps && config.warps < p.OW) config.warps *= 2;
-  // In larger tiles every weight is loaded and every spike word turned less often.
-  config.sample_tile = kUnsharedConvManySamples;
-  config = complete_unshared_conv_depthwise_config(p, config);
-  if (p.N > kUnsharedConvManySamples / 2 && config.blocks >= kEnoughBlocks) return config;
-  config.sample_tile = kUnsharedConvFewSamples;
-  return complete_unshared_conv_depthwise_config(p, config);
+  while (config.warps < kDepthwiseWarps && config.warps < p.OW) config.warps *= 2;
+  // The more samples a block has, the fewer blocks load a weight and turn a spike word.
+  config.sample_tile = kDepthwiseManySamples;
+  config = complete_depthwise_config(p, config);
+  if (p.N > kDepthwiseManySamples / 2 && config.blocks >= kEnoughBlocks) return config;
+  config.sample_tile = kDepthwiseFewSamples;
+  return complete_depthwise_config(p, config);
 }
 
 }  // namespace realspike

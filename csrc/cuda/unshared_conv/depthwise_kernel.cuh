@@ -9,15 +9,16 @@
 #include "cuda/unshared_conv/depthwise_config.h"
 #include "cuda/unshared_conv/field.cuh"
 #include "cuda/unshared_conv/rows.cuh"
+#include "cuda/unshared_conv/rows_config.h"
 
-// One input and one output channel per group: a channel is a lane, and whether it fired is the
-// predicate under which it adds its one weight of a tap.
+// One input and one output channel per group: a lane is a channel. It adds the one weight of a tap
+// under a predicate: whether its channel fired.
 
 namespace realspike {
 
 // How blocks are numbered: sample tiles fastest, so that blocks which read the same weights run
 // together, then words, whose spikes and outputs are neighbours in memory, columns and rows.
-struct UnsharedConvDepthwiseGrid {
+struct DepthwiseGrid {
   int64_t blocks;
   int warps_log2;
   int taps;
@@ -29,8 +30,8 @@ struct UnsharedConvDepthwiseGrid {
   int64_t to_stride_c;
   int64_t to_stride_p;
   bool to_workspace;
-  // Neighbouring positions are neighbours in memory: the warps exchange their sums, from one
-  // position to the next `pitch` numbers apart.
+  // Neighbouring positions are neighbours in memory. So the warps, each of which has one position,
+  // exchange their sums through shared memory; positions lie `pitch` numbers apart there.
   bool exchange;
   int pitch;
   Divisor sample_tiles;
@@ -38,11 +39,11 @@ struct UnsharedConvDepthwiseGrid {
   Divisor column_tiles;
 };
 
-inline UnsharedConvDepthwiseGrid make_unshared_conv_depthwise_grid(
-    const UnsharedConvParams& p, const UnsharedConvDepthwiseConfig& config) {
-  UnsharedConvDepthwiseGrid grid{};
+inline DepthwiseGrid make_depthwise_grid(const UnsharedConvParams& p,
+                                         const DepthwiseConfig& config) {
+  DepthwiseGrid grid{};
   grid.blocks = config.blocks;
-  while ((1 << grid.warps_log2) < config.warps) ++grid.warps_log2;
+  grid.warps_log2 = log2_of(config.warps);
   grid.taps = static_cast<int>(p.KH * p.KW);
   grid.sample_words = p.H * p.W * p.words;
   grid.row_words = p.dilation_h * p.W * p.words;
@@ -59,21 +60,9 @@ inline UnsharedConvDepthwiseGrid make_unshared_conv_depthwise_grid(
   return grid;
 }
 
-// Taps [begin, end) of `taps` that lie in a map of `size`, from the pixel of tap 0.
-struct TapsInside {
-  int begin;
-  int end;
-
-  __device__ TapsInside(int first_pixel, int taps, int dilation, int size) : begin(0), end(taps) {
-    while (begin < end && first_pixel + begin * dilation < 0) ++begin;
-    while (end > begin && first_pixel + (end - 1) * dilation >= size) --end;
-  }
-  __device__ int count() const { return end - begin; }
-};
-
-// What a block reads of the map: the rows of the taps inside, and of these the columns between the
-// first and the last that one of its positions may read. Its pixels are numbered row by row; those
-// of a position's taps, in ascending (kh, kw), have ascending numbers.
+// The pixels of the map that a block reads: the rows of the taps on the map, from the first column
+// that one of the block's positions reads to the last. They are numbered row by row, so that the
+// taps of a position, in ascending (kh, kw), have pixels of ascending numbers.
 struct DepthwiseWindow {
   TapsInside kh;
   int h;  // of row 0
@@ -108,8 +97,8 @@ __device__ typename Sums<Weight, 1, 1>::Total number_of(const WeightVector<Weigh
   }
 }
 
-// sum += addend where the bit is set, under a predicate. Of integers the compiler would make a mask
-// instead, in twice the instructions.
+// sum += addend under a predicate: whether the bit is set. For integers the compiler would use a
+// mask instead, which takes twice the instructions.
 __device__ inline void add_if(uint32_t bit, float& sum, float addend) {
   if (bit != 0) sum += addend;
 }
@@ -123,15 +112,14 @@ __device__ inline void add_if(uint32_t bit, int32_t& sum, int32_t addend) {
 #endif
 }
 
-// Which of a tile of samples fired.
+// One bit for each sample of a tile: whether it fired.
 template <int S_TILE>
 using FiredSamples = std::conditional_t<S_TILE == 8, uint8_t, uint32_t>;
 
 // Makes the sums of samples n_0, n_0 + 1, ... outputs, or leaves them to the neurons.
 template <typename Total, int COUNT>
-__device__ void write_samples(const UnsharedConvParams& p, const UnsharedConvDepthwiseGrid& grid,
-                              int64_t n_0, int64_t co, int64_t position,
-                              const Total (&totals)[COUNT]) {
+__device__ void write_samples(const UnsharedConvParams& p, const DepthwiseGrid& grid, int64_t n_0,
+                              int64_t co, int64_t position, const Total (&totals)[COUNT]) {
   int samples = static_cast<int>(p.N - n_0 < COUNT ? p.N - n_0 : COUNT);
   compute_once(samples);
   const int64_t first =
@@ -152,7 +140,7 @@ __device__ void write_samples(const UnsharedConvParams& p, const UnsharedConvDep
   float scale = 1.0f, bias = 0.0f;
   if (kScales && p.scale != nullptr) scale = __ldg(p.scale + co);
   const float* from = p.bias + (co * p.bias_stride_c + position * p.bias_stride_p);
-  compute_once(from);  // whether or not there is a bias, so that nothing but its load is predicated
+  compute_once(from);  // for every thread, so that the load alone is predicated
   if (has_bias) bias = __ldg(from);
   float* to = static_cast<float*>(grid.to) + first;
 #pragma unroll
@@ -176,25 +164,24 @@ __device__ void write_samples(const UnsharedConvParams& p, const UnsharedConvDep
 // Uniform over a block: the window, the stages and all barriers. Uniform over a warp: the position
 // and its taps.
 template <typename Weight, int S_TILE>
-__global__ void __launch_bounds__(32 * kUnsharedConvDepthwiseWarps, 4)
-    unshared_conv_depthwise_fwd_kernel(const UnsharedConvParams p,
-                                       const UnsharedConvDepthwiseGrid grid) {
+__global__ void __launch_bounds__(32 * kDepthwiseWarps, 4)
+    unshared_conv_depthwise_fwd_kernel(const UnsharedConvParams p, const DepthwiseGrid grid) {
   using Total = typename Sums<Weight, 1, 1>::Total;
   using Fired = FiredSamples<S_TILE>;  // one bit per sample
   constexpr int kPixelsOfWord = 32 / S_TILE;
-  constexpr int kStageWords = kUnsharedConvDepthwiseStage;
+  constexpr int kStageWords = kDepthwiseStage;
   constexpr int kStagePixels = kStageWords * kPixelsOfWord;
   constexpr int kLoads = 4;  // spike words of a thread whose loads are issued together
-  static_assert(kStageWords % (kLoads * kUnsharedConvDepthwiseWarps) == 0,
+  static_assert(kStageWords % (kLoads * kDepthwiseWarps) == 0,
                 "the warps of a block share the words of a stage equally");
-  constexpr int kExchange = kUnsharedConvDepthwiseExchange;
-  constexpr int kExchangePitch = kUnsharedConvDepthwiseExchangePitch;
+  constexpr int kExchange = kDepthwiseExchange;
+  constexpr int kExchangePitch = kDepthwiseExchangePitch;
   Fired* const stage = dynamic_shared<Fired>();     // [kStagePixels, 32 channels]
   Total* const exchange = dynamic_shared<Total>();  // [kExchange, kExchangePitch], and of the
                                                     // latter [warps, pitch]
   const int thread = static_cast<int>(threadIdx.x);
   const int lane = thread % 32;
-  // By way of lane 0, so that the compiler knows it to be uniform over the warp.
+  // The shuffle tells the compiler that the number is uniform over the warp.
   const int warp = __shfl_sync(~0u, thread / 32, 0);
   const int warps = 1 << grid.warps_log2;
   const int KW = static_cast<int>(p.KW);
@@ -212,8 +199,9 @@ __global__ void __launch_bounds__(32 * kUnsharedConvDepthwiseWarps, 4)
     const int w_block = static_cast<int>(ow_0 * p.stride_w - p.padding_w);
     const DepthwiseWindow window(p, h_0, w_block, positions);
 
-    // The next of `taps` taps, of which `left_of_row` lie in its row: its number (kh, kw), and
-    // where in the stage its pixel is. Idle warps have none; idle lanes go along without weights.
+    // The taps that are left: `taps` in all, `left_of_row` in the row of the next one. `tap` is the
+    // number of the next one (kh, kw), `at` the place of its pixel in the stage. An idle warp has
+    // no taps; an idle lane goes along without weights.
     const int w_0 = w_block + warp * static_cast<int>(p.stride_w);
     const TapsInside kw(w_0, KW, dilation_w, static_cast<int>(p.W));
     const int taps_of_row = warp < positions ? kw.count() : 0;
@@ -307,18 +295,16 @@ __global__ void __launch_bounds__(32 * kUnsharedConvDepthwiseWarps, 4)
   }
 }
 
-using UnsharedConvDepthwiseKernel = void (*)(const UnsharedConvParams,
-                                             const UnsharedConvDepthwiseGrid);
+using DepthwiseKernel = void (*)(const UnsharedConvParams, const DepthwiseGrid);
 
 template <typename Weight>
-UnsharedConvDepthwiseKernel select_depthwise(const UnsharedConvDepthwiseConfig& config) {
-  return config.sample_tile == kUnsharedConvManySamples
-             ? unshared_conv_depthwise_fwd_kernel<Weight, kUnsharedConvManySamples>
-             : unshared_conv_depthwise_fwd_kernel<Weight, kUnsharedConvFewSamples>;
+DepthwiseKernel select_depthwise(const DepthwiseConfig& config) {
+  return config.sample_tile == kDepthwiseManySamples
+             ? unshared_conv_depthwise_fwd_kernel<Weight, kDepthwiseManySamples>
+             : unshared_conv_depthwise_fwd_kernel<Weight, kDepthwiseFewSamples>;
 }
 
-inline UnsharedConvDepthwiseKernel select_unshared_conv_depthwise_kernel(
-    DType weight_dtype, const UnsharedConvDepthwiseConfig& config) {
+inline DepthwiseKernel select_depthwise_kernel(DType weight_dtype, const DepthwiseConfig& config) {
   switch (weight_dtype) {
     case DType::kFloat32:
       return select_depthwise<float>(config);

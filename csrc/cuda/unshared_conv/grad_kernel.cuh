@@ -6,8 +6,8 @@
 #include "core/unshared_conv.h"
 #include "cuda/common/device.cuh"
 #include "cuda/common/transpose_bits.cuh"
-#include "cuda/unshared_conv/config.h"
 #include "cuda/unshared_conv/field.cuh"
+#include "cuda/unshared_conv/grad_config.h"
 #include "cuda/unshared_conv/rows.cuh"
 
 #ifndef REALSPIKE_SIMT
@@ -16,7 +16,7 @@
 
 namespace realspike {
 
-// Two sums as they are stored, each rounded to the nearest value of its type.
+// Two sums, rounded to the nearest values of the stored type, in one word.
 template <typename Stored>
 __device__ uint32_t narrow_pair(float first, float second);
 
@@ -51,15 +51,15 @@ __device__ inline uint32_t narrow_pair<BFloat16Weight>(float first, float second
 #endif
 }
 
-// VEC neighbouring channels of a row of the gradient: their sums, in parts of what is read at once,
-// and how they are stored.
+// The sums of VEC neighbouring channels of a row of the gradient. They are cut into parts of kPart
+// channels, which are read at once.
 template <typename Stored, int VEC>
 struct GradRow {
   static constexpr int kPart = VEC < 4 ? VEC : 4;
   static constexpr int kParts = VEC / kPart;
   float sum[kParts][kPart] = {};
 
-  // `line`: the part 0 of this thread; the others follow `stride` apart.
+  // line: this thread's part 0; the next parts lie `stride` apart.
   __device__ void add(const float* line, int stride) {
 #pragma unroll
     for (int i = 0; i < kParts; ++i) {
@@ -103,32 +103,70 @@ struct GradRow {
   }
 };
 
+// How blocks are numbered: channel tiles fastest, then splits, groups and output positions.
+struct GradGrid {
+  int64_t blocks;
+  int sample_tile;
+  int lanes;
+  int lanes_log2;
+  Divisor channel_tiles;
+  Divisor splits;
+  Divisor groups;
+  Divisor out_width;
+};
+
+inline GradGrid make_grad_grid(const UnsharedConvParams& p, const GradConfig& config) {
+  return {config.blocks,
+          config.sample_tile,
+          config.lanes,
+          log2_of(config.lanes),
+          make_divisor(config.channel_tiles),
+          make_divisor(config.splits),
+          make_divisor(p.G),
+          make_divisor(p.OW)};
+}
+
+// Visits the words first, first + step, ... of all taps, in ascending (kh, kw, word); `inside`:
+// the tap lies on the map.
+template <typename Visit>
+__device__ void walk_words(const UnsharedConvParams& p, const ReceptiveField& field, int first,
+                           int step, const Visit& visit) {
+  const FieldWords on_map(p, field);
+  int word = first;  // counted from the first word of the tap
+  for (int kh = 0; kh < static_cast<int>(p.KH); ++kh) {
+    for (int kw = 0; kw < static_cast<int>(p.KW); ++kw) {
+      const bool inside = on_map.kh.has(kh) && on_map.kw.has(kw);
+      for (; word < field.words; word += step) visit(FieldWord(p, field, kh, kw, word), inside);
+      word -= field.words;
+    }
+  }
+}
+
 // grad_weight[position, g, kh, kw, ci, :] = sum of grad_out[n, :, position] over the samples n
 // whose bit is set, in ascending n. A block owns lanes * VEC channels of one output position and
-// group, in one of `splits` shares of the rows; it holds those channels' gradients of up to
+// group, in one of `splits` shares of the rows. It holds the gradients of these channels for up to
 // `sample_tile` samples in shared memory, where every row finds them. A warp turns the spike words
 // of a tap, one bit per row, into one bit per sample for each of the word's 32 rows; then its
-// streams of `lanes` threads take turns at these rows. Every row is stored, once: as zeros where
-// nothing fired, without reading a gradient. Samples beyond the tile are added to what has been
-// stored (float32 alone).
+// streams of `lanes` threads take turns at these rows. Every row is stored once, as zeros where
+// nothing fired. More samples than a tile has are added to the stored rows (float32 alone).
 //
 // Uniform over a block: the tile and all barriers. Uniform over a warp: the spike words and
 // everything warp-wide. Uniform over a stream: the row, hence the samples that are added to it.
 template <typename Stored, int VEC>
 __global__ void __launch_bounds__(kUnsharedConvMaxThreads, 4)
     unshared_conv_grad_weight_kernel(const UnsharedConvParams p, const float* const grad_out,
-                                     void* const grad_weight, const UnsharedConvGrid grid,
-                                     const int sample_tile) {
+                                     void* const grad_weight, const GradGrid grid) {
   using Row = GradRow<Stored, VEC>;
   constexpr int kVecLog2 = VEC == 8 ? 3 : VEC == 4 ? 2 : 0;
   static_assert(1 << kVecLog2 == VEC, "the vector width is 1, 4 or 8");
   const int warp_lane = static_cast<int>(threadIdx.x) % 32;
-  // By way of lane 0, so that the compiler knows what follows from it to be uniform over a warp.
+  // The shuffle tells the compiler that the number is uniform over the warp.
   const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0);
   const int warps = static_cast<int>(blockDim.x) / 32;
   const int lane = warp_lane & (grid.lanes - 1);
   const int tile_channels_log2 = grid.lanes_log2 + kVecLog2;
   const int tile_channels = 1 << tile_channels_log2;
+  const int sample_tile = grid.sample_tile;
   const int sample_words = (sample_tile + 31) / 32;
   const int part_stride = grid.lanes * Row::kPart;
   const int Cout_g = static_cast<int>(p.Cout_g);
@@ -164,12 +202,11 @@ __global__ void __launch_bounds__(kUnsharedConvMaxThreads, 4)
       }
       __syncthreads();
 
-      const auto add_rows_of_word = [&](const FieldWord& at) {
-        const int64_t of_word =
-            n_0 * p.H * p.W * p.words + field.first_word + (at.h * p.W + at.w) * p.words + at.word;
+      const auto add_rows_of_word = [&](const FieldWord& at, bool inside) {
+        const int64_t of_word = n_0 * p.H * p.W * p.words + field.first_word + at.spikes;
         for (int k = 0; k < sample_words; ++k) {
           const int n = k * 32 + warp_lane;
-          const bool reads = at.inside && n < samples;
+          const bool reads = inside && n < samples;
           const int64_t of_sample = n * (p.H * p.W * p.words);
           const uint32_t bits = reads ? __ldg(p.spikes + of_word + of_sample) : 0u;
           fired[n] = transpose_bits(bits, warp_lane);
@@ -198,25 +235,22 @@ __global__ void __launch_bounds__(kUnsharedConvMaxThreads, 4)
         }
         __syncwarp();
       };
-      walk_words<true>(p, field, split * warps + warp,
-                       warps * static_cast<int>(grid.splits.divisor), add_rows_of_word);
+      walk_words(p, field, split * warps + warp, warps * static_cast<int>(grid.splits.divisor),
+                 add_rows_of_word);
     }
   }
 }
 
-using UnsharedConvGradKernel = void (*)(const UnsharedConvParams, const float*, void*,
-                                        const UnsharedConvGrid, int);
+using GradKernel = void (*)(const UnsharedConvParams, const float*, void*, const GradGrid);
 
 template <typename Stored, int VEC>
-UnsharedConvGradKernel select_grad_vec(int vec) {
+GradKernel select_grad_vec(int vec) {
   return vec == VEC ? unshared_conv_grad_weight_kernel<Stored, VEC>
                     : unshared_conv_grad_weight_kernel<Stored, 1>;
 }
 
-// Returns nullptr where there is none: for other types, and for sums that would have to go on after
-// they have been rounded.
-inline UnsharedConvGradKernel select_unshared_conv_grad_kernel(const UnsharedConvParams& p,
-                                                               const UnsharedConvConfig& config) {
+// Returns nullptr for other types, and where a sum would have to go on after it has been rounded.
+inline GradKernel select_grad_kernel(const UnsharedConvParams& p, const GradConfig& config) {
   if (p.weight_dtype == DType::kFloat32) return select_grad_vec<float, 4>(config.vec);
   if (p.N > config.sample_tile) return nullptr;
   if (p.weight_dtype == DType::kFloat16) return select_grad_vec<Float16Weight, 8>(config.vec);

@@ -4,14 +4,16 @@
 
 #include "core/unshared_conv.h"
 #include "cuda/common/device.cuh"
-#include "cuda/unshared_conv/config.h"
 #include "cuda/unshared_conv/field.cuh"
+#include "cuda/unshared_conv/listed_config.h"
+#include "cuda/unshared_conv/output.cuh"
 #include "cuda/unshared_conv/rows.cuh"
 
 namespace realspike {
 
-// Rows of a stream whose loads are issued before the first of them is added. Bytes leave the
-// registers for more of them where 16-bit lanes are added in one instruction.
+// Rows of a stream that are loaded before the first of them is added. Rows of bytes take fewer
+// registers, so there may be more of them; before Hopper, where 16-bit lanes take several
+// instructions to add, the additions need these registers.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 template <typename Weight>
 constexpr int kRowsInFlight = 8;
@@ -20,50 +22,38 @@ template <typename Weight>
 constexpr int kRowsInFlight = sizeof(Weight) == 1 ? 16 : 8;
 #endif
 
-template <typename Total, int VEC>
-__device__ void store_totals(Total* to, const Total (&from)[VEC]) {
-  if constexpr (VEC == 1) {
-    *to = from[0];
-  } else {
-    static_assert(VEC == 4, "a vector is four weights");
-    *reinterpret_cast<Vector4<Total>*>(to) = {from[0], from[1], from[2], from[3]};
-  }
+// How blocks are numbered: sample tiles fastest, so that blocks which read the same weights run
+// together, then channel tiles, splits, groups and output positions.
+struct ListedGrid {
+  int64_t blocks;
+  int lanes;
+  int lanes_log2;
+  int sample_tile_log2;
+  bool wide_out;  // writes_vectors
+  Divisor sample_tiles;
+  Divisor channel_tiles;
+  Divisor splits;
+  Divisor word_shares;  // splits * shares
+  Divisor groups;
+  Divisor out_width;
+};
+
+inline ListedGrid make_listed_grid(const UnsharedConvParams& p, const ListedConfig& config) {
+  return {config.blocks,
+          config.lanes,
+          log2_of(config.lanes),
+          log2_of(config.sample_tile),
+          writes_vectors(p),
+          make_divisor(config.sample_tiles),
+          make_divisor(config.channel_tiles),
+          make_divisor(config.splits),
+          make_divisor(int64_t{config.splits} * config.shares),
+          make_divisor(p.G),
+          make_divisor(p.OW)};
 }
 
-// Leaves a sum to the second pass, if there is one, in a workspace [splits, N, OH, OW, Cout]; or
-// makes it an output.
-template <typename Total>
-__device__ void write_total(const UnsharedConvParams& p, int64_t split, int64_t n, int64_t co,
-                            int64_t position, Total total) {
-  if (p.workspace != nullptr) {
-    const int64_t pixel = (split * p.N + n) * p.OH * p.OW + position;
-    static_cast<Total*>(p.workspace)[pixel * p.G * p.Cout_g + co] = total;
-    return;
-  }
-  p.out[n * p.out_stride_n + co * p.out_stride_c + position * p.out_stride_p] =
-      finished(p, co, position, total);
-}
-
-// The same for neighbouring channels; `wide`: they lie side by side, at a multiple of 16 bytes.
-template <typename Total, int VEC>
-__device__ void write_totals(const UnsharedConvParams& p, bool wide, int64_t split, int64_t n,
-                             int64_t co, int64_t position, const Total (&totals)[VEC]) {
-  if (VEC == 1 || !wide) {
-#pragma unroll
-    for (int i = 0; i < VEC; ++i) write_total(p, split, n, co + i, position, totals[i]);
-  } else if (p.workspace != nullptr) {
-    const int64_t pixel = (split * p.N + n) * p.OH * p.OW + position;
-    store_totals(static_cast<Total*>(p.workspace) + pixel * p.G * p.Cout_g + co, totals);
-  } else {
-    float out[VEC];
-#pragma unroll
-    for (int i = 0; i < VEC; ++i) out[i] = finished(p, co + i, position, totals[i]);
-    store_totals(p.out + n * p.out_stride_n + co + position * p.out_stride_p, out);
-  }
-}
-
-// Lists, in ascending order, the rows of a stream whose bits are set in its words, of which each
-// lane has one; bit 0 selects row `row`. Returns how many they are.
+// Lists, in ascending order, the rows of a stream. Each of its lanes passes one spike word, whose
+// bit 0 selects row `row`. Returns how many rows there are.
 __device__ inline int list_rows(uint32_t* list, uint32_t word, int row, int lane, int lanes) {
   const int own = __popc(word);
   int sum = own;
@@ -78,21 +68,21 @@ __device__ inline int list_rows(uint32_t* list, uint32_t word, int row, int lane
   return __shfl_sync(~0u, sum, lanes - 1, lanes);
 }
 
-// The rows that a sample uses stream past once; other samples of the block that use them find them
-// in the cache. A block owns `sample_tile` samples x (lanes * VEC) channels of one output position
-// and group, in one of `splits` shares of the spike words. A stream of `lanes` threads owns one of
-// the samples, in one of `shares` shares of these words; each of its threads sums VEC neighbouring
-// channels. A stream lists the rows of `lanes` words at a time in shared memory that its warp alone
-// uses, and takes them in groups whose loads are issued before the first of them is added. What the
-// shares of a sample add up meets in shared memory, where one thread per output adds them in
-// ascending order.
+// Every sample reads the rows that it uses once; other samples of the block find them in the cache.
+// A block owns `sample_tile` samples x (lanes * VEC) channels of one output position and group, in
+// one of `splits` shares of the spike words. A stream of `lanes` threads owns one of the samples,
+// in one of `shares` shares of these words; each of its threads sums VEC neighbouring channels. A
+// stream lists the rows of `lanes` words at a time, in shared memory that its warp alone uses. It
+// takes the rows in groups; all loads of a group are issued before its first addition. The sums of
+// a sample's shares meet in shared memory, where one thread per output adds them in ascending
+// order.
 //
 // Uniform over a block: the position, the channels, how often words are listed and all barriers.
 // Uniform over a stream: the sample, its words and rows. Streams share a warp if a row is narrow;
 // then they diverge, but list their words together.
 template <typename Weight, int VEC, bool KEEP_ROWS>
 __global__ void __launch_bounds__(kUnsharedConvMaxThreads, 4)
-    unshared_conv_fwd_kernel(const UnsharedConvParams p, const UnsharedConvGrid grid) {
+    unshared_conv_fwd_kernel(const UnsharedConvParams p, const ListedGrid grid) {
   using Total = typename Sums<Weight, VEC, 1>::Total;
   constexpr int kMostRows = Sums<Weight, VEC, 1>::kMostRows;
   constexpr int kGroup = kRowsInFlight<Weight>;
@@ -143,13 +133,13 @@ __global__ void __launch_bounds__(kUnsharedConvMaxThreads, 4)
                                                        g * p.KH * p.KW * p.Cin_g * p.Cout_g + co);
     compute_once(weight);
 
-    // Of the lane; fetched while the rows of the word before are added.
+    // The lane's next spike word, fetched while the rows of the word before are added.
     uint32_t word = 0;
     int row_of_word = 0;
     const auto fetch = [&](int number) {
       word = 0;
       if (number < end) {
-        const FieldPlace at = words.at(p, field, number);
+        const FieldWord at = words.at(p, field, number);
         word = __ldg(spikes + at.spikes) & field.mask(at.word);
         row_of_word = at.row;
       }
@@ -231,17 +221,16 @@ __global__ void __launch_bounds__(kUnsharedConvMaxThreads, 4)
   }
 }
 
-using UnsharedConvKernel = void (*)(const UnsharedConvParams, const UnsharedConvGrid);
+using ListedKernel = void (*)(const UnsharedConvParams, const ListedGrid);
 
 template <typename Weight>
-UnsharedConvKernel select_listed(const UnsharedConvConfig& config) {
+ListedKernel select_listed(const ListedConfig& config) {
   if (config.vec != kUnsharedConvVec) return unshared_conv_fwd_kernel<Weight, 1, true>;
   return config.keep_rows ? unshared_conv_fwd_kernel<Weight, kUnsharedConvVec, true>
                           : unshared_conv_fwd_kernel<Weight, kUnsharedConvVec, false>;
 }
 
-inline UnsharedConvKernel select_unshared_conv_kernel(DType weight_dtype,
-                                                      const UnsharedConvConfig& config) {
+inline ListedKernel select_listed_kernel(DType weight_dtype, const ListedConfig& config) {
   switch (weight_dtype) {
     case DType::kFloat32:
       return select_listed<float>(config);

@@ -9,9 +9,8 @@
 #include <cuda_fp16.h>
 #endif
 
-// What a row of weights is: for each storage type, VEC neighbouring weights as they lie in memory,
-// and the sums of S_TILE samples to which they are added. This is all that the kernels know about
-// the type of the weights.
+// The types of weights. For each there are VEC neighbouring weights as they lie in memory, and the
+// sums of S_TILE samples to which they are added. Nothing else in the kernels depends on the type.
 
 namespace realspike {
 
@@ -46,8 +45,8 @@ __device__ inline float high_bfloat16(uint32_t pair) { return __uint_as_float(pa
 
 __device__ inline float float_of(BFloat16Weight weight) { return low_bfloat16(weight.bits); }
 
-// Four weights. Unless other samples of the block are likely to need them, too, they pass the L1
-// cache, which is left to the spikes.
+// Loads four weights. KEEP: through the L1 cache, because other samples of the block are likely to
+// need them too. Otherwise they leave that cache to the spikes.
 #ifdef REALSPIKE_SIMT
 template <bool KEEP>
 __device__ void load_words(const void* row, uint4& words) {
@@ -62,7 +61,7 @@ __device__ void load_words(const void* row, uint32_t& words) {
   words = __ldg(static_cast<const uint32_t*>(row));
 }
 #else
-// Volatile: in the order in which they are written, before the first of them is added.
+// Volatile: the loads are issued in the order in which they stand, all of them before an addition.
 #define REALSPIKE_LOAD(form, ...)                                                \
   if constexpr (KEEP) {                                                          \
     asm volatile("ld.global.nc." form : __VA_ARGS__ : "l"(row));                 \
@@ -98,8 +97,8 @@ __device__ void compute_once([[maybe_unused]] T& value) {
 #endif
 }
 
-// VEC weights as they lie in memory, and `prepared` as they are added: four floats, two words of
-// 16-bit lanes with weights 0 and 2, then 1 and 3 (int8), or one number.
+// VEC weights as they lie in memory; prepared() returns them as they are added. Four weights become
+// four floats, or of int8 two words of 16-bit lanes: weights 0 and 2, then weights 1 and 3.
 template <typename Weight, int VEC>
 struct WeightVector;
 
@@ -188,8 +187,8 @@ struct WeightVector<Int8Weight, 1> {
   __device__ uint32_t prepared() const { return weight; }
 };
 
-// The sums of VEC neighbouring channels for S_TILE samples, in registers. Total is what they become
-// in memory, float or, for int8, int32_t.
+// The sums of VEC neighbouring channels for S_TILE samples, in registers. Total is the type of a
+// sum in memory: float, or int32_t for int8 weights.
 template <typename Weight, int VEC, int S_TILE>
 struct Sums {
   using Total = float;
@@ -215,8 +214,9 @@ struct Sums {
   }
 };
 
-// 16-bit lanes, of which one word holds two neighbours but one; after kMostRows bytes they are
-// emptied into 32 bits.
+// Each 32-bit word holds two 16-bit sums: channels 0 and 2 in the first word, 1 and 3 in the
+// second. 256 rows of bytes cannot overflow 16 bits, so every kMostRows rows the sums move to
+// 32-bit totals.
 template <int VEC, int S_TILE>
 struct Sums<Int8Weight, VEC, S_TILE> {
   using Total = int32_t;
@@ -251,7 +251,8 @@ struct Sums<Int8Weight, VEC, S_TILE> {
   }
 };
 
-// What the sum of `rows` bytes is too large by: 128 each, without what may become a product.
+// How much too large the sum of `rows` bytes is: 128 for each. rows << 7 might become a product in
+// the machine code; this moves bytes and shifts to the right.
 __device__ inline int32_t excess_of_bytes(int rows) {
   const uint32_t rows_256 = __byte_perm(static_cast<uint32_t>(rows), 0, 0x2104);
   return static_cast<int32_t>(rows_256 >> 1);

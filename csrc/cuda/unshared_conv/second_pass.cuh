@@ -2,16 +2,16 @@
 
 #include <cstdint>
 
+#include "core/numbers.h"
 #include "core/unshared_conv.h"
 #include "cuda/common/device.cuh"
-#include "cuda/unshared_conv/config.h"
-#include "cuda/unshared_conv/field.cuh"
+#include "cuda/unshared_conv/output.cuh"
 
 namespace realspike {
 
-constexpr int kUnsharedConvSecondPassThreads = 256;
+constexpr int kSecondPassThreads = 256;
 
-struct UnsharedConvSecondPass {
+struct SecondPassGrid {
   int64_t outputs;
   int splits;
   Divisor positions;
@@ -19,22 +19,19 @@ struct UnsharedConvSecondPass {
   int64_t blocks;
 };
 
-inline UnsharedConvSecondPass make_unshared_conv_second_pass(const UnsharedConvParams& p,
-                                                             const UnsharedConvConfig& config) {
+inline SecondPassGrid make_second_pass_grid(const UnsharedConvParams& p, int splits) {
   const int64_t outputs = p.N * p.G * p.Cout_g * p.OH * p.OW;
-  constexpr int64_t kThreads = kUnsharedConvSecondPassThreads;
-  return {outputs, config.splits, make_divisor(p.OH * p.OW), make_divisor(p.G * p.Cout_g),
-          std::min<int64_t>((outputs + kThreads - 1) / kThreads, INT32_MAX)};
+  return {outputs, splits, make_divisor(p.OH * p.OW), make_divisor(p.G * p.Cout_g),
+          ceil_div(outputs, kSecondPassThreads)};
 }
 
 // One thread per output: adds what the splits left, in ascending order, and finishes the sum.
 template <typename Total>
-__global__ void __launch_bounds__(kUnsharedConvSecondPassThreads)
-    unshared_conv_second_pass_kernel(const UnsharedConvParams p,
-                                     const UnsharedConvSecondPass grid) {
+__global__ void __launch_bounds__(kSecondPassThreads)
+    unshared_conv_second_pass_kernel(const UnsharedConvParams p, const SecondPassGrid grid) {
   const Total* const sums = static_cast<const Total*>(p.workspace);
-  int64_t i = static_cast<int64_t>(blockIdx.x) * kUnsharedConvSecondPassThreads + threadIdx.x;
-  for (; i < grid.outputs; i += static_cast<int64_t>(gridDim.x) * kUnsharedConvSecondPassThreads) {
+  int64_t i = static_cast<int64_t>(blockIdx.x) * kSecondPassThreads + threadIdx.x;
+  for (; i < grid.outputs; i += static_cast<int64_t>(gridDim.x) * kSecondPassThreads) {
     Total total = __ldg(sums + i);
     for (int k = 1; k < grid.splits; ++k) total += __ldg(sums + k * grid.outputs + i);
     int64_t n = i;

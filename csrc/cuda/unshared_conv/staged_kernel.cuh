@@ -4,23 +4,47 @@
 
 #include "core/unshared_conv.h"
 #include "cuda/common/device.cuh"
-#include "cuda/unshared_conv/config.h"
 #include "cuda/unshared_conv/field.cuh"
-#include "cuda/unshared_conv/listed_kernel.cuh"
+#include "cuda/unshared_conv/output.cuh"
 #include "cuda/unshared_conv/rows.cuh"
+#include "cuda/unshared_conv/staged_config.h"
 
 namespace realspike {
 
-// Blocks that a multiprocessor is to hold: more of them hide more of the waiting at barriers.
-// Before Hopper the registers of three do not suffice.
+// Blocks that a multiprocessor is to hold at once: while some wait at barriers, others add. Before
+// Hopper three blocks would not leave enough registers for each.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 constexpr int kStagedBlocks = 2;
 #else
 constexpr int kStagedBlocks = 3;
 #endif
 
-// Vectors of a stage that a thread brings to shared memory, with eight streams.
+// Rows of a stage that a thread brings to shared memory if the block has eight streams.
 constexpr int kStageVectors = kStageRows / 8;
+
+// How blocks are numbered: sample tiles fastest, so that blocks which read the same weights run
+// together, then channel tiles, groups and output positions.
+struct StagedGrid {
+  int64_t blocks;
+  int lanes;
+  int lanes_log2;
+  bool wide_out;  // writes_vectors
+  Divisor sample_tiles;
+  Divisor channel_tiles;
+  Divisor groups;
+  Divisor out_width;
+};
+
+inline StagedGrid make_staged_grid(const UnsharedConvParams& p, const StagedConfig& config) {
+  return {config.blocks,
+          config.lanes,
+          log2_of(config.lanes),
+          writes_vectors(p),
+          make_divisor(config.sample_tiles),
+          make_divisor(config.channel_tiles),
+          make_divisor(p.G),
+          make_divisor(p.OW)};
+}
 
 // The first sample and channel of a thread.
 template <int S_TILE>
@@ -30,8 +54,7 @@ struct OwnedByThread {
   int64_t g;
   int64_t position;
 
-  __device__ OwnedByThread(const UnsharedConvGrid& grid, int64_t block, int stream, int streams,
-                           int lane)
+  __device__ OwnedByThread(const StagedGrid& grid, int64_t block, int stream, int streams, int lane)
       : position(block) {
     n_0 =
         (static_cast<int>(take_remainder(position, grid.sample_tiles)) * streams + stream) * S_TILE;
@@ -52,7 +75,7 @@ struct OwnedByThread {
 // sample s, so there are at least S_TILE lanes.
 template <typename Weight, int S_TILE>
 __global__ void __launch_bounds__(kUnsharedConvMaxThreads, kStagedBlocks)
-    unshared_conv_staged_fwd_kernel(const UnsharedConvParams p, const UnsharedConvGrid grid) {
+    unshared_conv_staged_fwd_kernel(const UnsharedConvParams p, const StagedGrid grid) {
   constexpr int VEC = kUnsharedConvVec;
   using Owned = OwnedByThread<S_TILE>;
   using Prepared = typename Sums<Weight, VEC, S_TILE>::Prepared;
@@ -85,11 +108,11 @@ __global__ void __launch_bounds__(kUnsharedConvMaxThreads, kStagedBlocks)
     const bool has_sample = lane < S_TILE && own.n_0 + lane < p.N;
     const auto most_rows = static_cast<unsigned>(own.co < Cout_g ? field.Cin_g : 0);
 
-    // Of the stage after the next: the thread's rows, `stream`, `stream + streams`, ..., and its
-    // sample's spike word.
+    // For the stage after the next: the rows `stream`, `stream + streams`, ... that the thread
+    // brings, and its sample's spike word.
     WeightVector<Weight, VEC> row[kStageVectors];
     uint32_t spike_word = 0;
-    const auto fetch = [&](const FieldPlace& at) {
+    const auto fetch = [&](const FieldWord& at) {
       const int ci = field.channel(at.word) + stream;
       const Weight* from = weight + int64_t{at.row} * Cout_g;
 #pragma unroll
@@ -108,14 +131,14 @@ __global__ void __launch_bounds__(kUnsharedConvMaxThreads, kStagedBlocks)
         if (to < stage_size) stage[to] = row[i].prepared();
       }
     };
-    const auto fired = [&](const FieldPlace& at) { return spike_word & field.mask(at.word); };
+    const auto fired = [&](const FieldWord& at) { return spike_word & field.mask(at.word); };
 
     Sums<Weight, VEC, S_TILE> sums;
     int fired_rows = 0;  // of the lane's sample
     uint32_t now = 0;
     Prepared* stage = stages;
     if (thread < grid.lanes) zeros[thread] = zeros[thread + stage_step] = Prepared{};
-    FieldPlace at = words.first(p, field);
+    FieldWord at = words.first(p, field);
     if (words.count > 0) {
       fetch(at);
       put(stage);
@@ -141,8 +164,8 @@ __global__ void __launch_bounds__(kUnsharedConvMaxThreads, kStagedBlocks)
 #pragma unroll
       for (int s = 0; s < S_TILE; ++s) of_sample[s] = __shfl_sync(~0u, now, s, grid.lanes);
       if constexpr (kMostRows > 0) fired_rows += __popc(now);
-      // Two rows at a time, in ascending order; what would be the last of an odd number is the row
-      // of zeros, -1.
+      // Two rows at a time, in ascending order. An odd number of rows is made even by row -1, which
+      // is zeros.
       const char* const first_row = reinterpret_cast<const char*>(stage + lane);
 #pragma unroll
       for (int s = 0; s < S_TILE; ++s) {
@@ -168,7 +191,7 @@ __global__ void __launch_bounds__(kUnsharedConvMaxThreads, kStagedBlocks)
       __syncthreads();
     }
 
-    // Found again: kept through the loop it would not fit in the registers.
+    // Computed again: the registers have no room for it during the loop.
     uint64_t again = static_cast<uint64_t>(block);
     compute_once(again);
     const Owned out(grid, static_cast<int64_t>(again), stream, streams, lane);
@@ -189,16 +212,17 @@ __global__ void __launch_bounds__(kUnsharedConvMaxThreads, kStagedBlocks)
   }
 }
 
-// Returns nullptr for a configuration that has no kernel.
+using StagedKernel = void (*)(const UnsharedConvParams, const StagedGrid);
+
 template <typename Weight>
-UnsharedConvKernel select_staged(const UnsharedConvConfig& config) {
+StagedKernel select_staged(const StagedConfig& config) {
   if (config.stream_samples == 4) return unshared_conv_staged_fwd_kernel<Weight, 4>;
   if (config.stream_samples == 8) return unshared_conv_staged_fwd_kernel<Weight, 8>;
   return nullptr;
 }
 
-inline UnsharedConvKernel select_unshared_conv_staged_kernel(DType weight_dtype,
-                                                             const UnsharedConvConfig& config) {
+// Returns nullptr for a configuration that has no kernel.
+inline StagedKernel select_staged_kernel(DType weight_dtype, const StagedConfig& config) {
   switch (weight_dtype) {
     case DType::kFloat32:
       return select_staged<float>(config);
@@ -209,12 +233,6 @@ inline UnsharedConvKernel select_unshared_conv_staged_kernel(DType weight_dtype,
     default:
       return select_staged<Int8Weight>(config);
   }
-}
-
-// The kernel of a configuration, or nullptr.
-inline UnsharedConvKernel select_kernel(DType weight_dtype, const UnsharedConvConfig& config) {
-  return config.staged ? select_unshared_conv_staged_kernel(weight_dtype, config)
-                       : select_unshared_conv_kernel(weight_dtype, config);
 }
 
 }  // namespace realspike

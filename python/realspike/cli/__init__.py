@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from realspike import output
 from realspike.cli import (
     common,
+    data,
     doctor,
     evaluate,
     export,
@@ -28,7 +29,7 @@ from realspike.optional import require
 
 # Nothing above or at the top of this file imports torch: --help and wrong arguments answer at once.
 
-_COMMANDS = (quickstart, train, evaluate, fold, export, profile, table, plot, doctor)
+_COMMANDS = (quickstart, data, train, evaluate, fold, export, profile, table, plot, doctor)
 
 
 class _Version(argparse.Action):

@@ -3,6 +3,7 @@
 Imports no torch.
 """
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ class DatasetFacts:
 
     ``classes`` and ``image_size`` may be overridden by the configuration where ``resizable``. Of
     each of the ``files``, one of the names must be in the folder of the data; ``advice`` says how
-    they come there.
+    they come there (ROOT).
     """
 
     classes: int | None  # None: as they are read
@@ -30,18 +31,40 @@ class DatasetFacts:
     advice: str = ""
 
 
+@dataclass(frozen=True)
+class Download:
+    """An official archive that `realspike data` downloads."""
+
+    url: str
+    sha256: str
+
+    @property
+    def file(self) -> str:
+        return self.url.rpartition("/")[2]
+
+
+_CIFAR = "https://www.cs.toronto.edu/~kriz/cifar-{}-python.tar.gz"
+DOWNLOADS = {
+    "cifar10": Download(
+        _CIFAR.format(10), "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
+    ),
+    "cifar100": Download(
+        _CIFAR.format(100), "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7"
+    ),
+}
 DVS_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 
 
 def _cifar(classes: int) -> DatasetFacts:
-    archive = f"cifar-{classes}-python"
-    unpacked = "cifar-10-batches-py" if classes == 10 else archive
+    name = f"cifar{classes}"
+    download = DOWNLOADS[name]
+    unpacked = "cifar-10-batches-py" if classes == 10 else "cifar-100-python"
     return DatasetFacts(
         *(classes, 3, 32),
-        description=f"CIFAR-{classes}, python version ({archive}.tar.gz)",
-        files=((f"{archive}.tar.gz", unpacked),),
-        advice=f"download https://www.cs.toronto.edu/~kriz/{archive}.tar.gz and put it there as it "
-        "is, or unpack it there",
+        description=f"CIFAR-{classes}, python version ({download.file})",
+        files=((download.file, unpacked),),
+        advice=f"`realspike data {name} --root ROOT` downloads it; or put {download.url} there as "
+        "it is, or unpack it there",
     )
 
 
@@ -85,6 +108,11 @@ def facts_of(name: str) -> DatasetFacts:
     return DATASETS[name]
 
 
+def advice(name: str, root: Path) -> str:
+    """Return how the files of a data set come into ``root``."""
+    return facts_of(name).advice.replace("ROOT", shlex.quote(str(root)))
+
+
 def check_present(name: str, root: Path) -> None:
     """Refuse a data set whose files are not in ``root``, before anything slow is imported.
 
@@ -98,4 +126,4 @@ def check_present(name: str, root: Path) -> None:
             missing = (
                 f"neither {' nor '.join(paths)}" if len(paths) > 1 else f"no folder {paths[0]}"
             )
-            raise DataError(f"there is {missing}: {facts.advice} (data.root is {root})")
+            raise DataError(f"there is {missing}: {advice(name, root)} (data.root is {root})")

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from realspike.config import datasets
 from realspike.data import array_pickle
 from realspike.data.sets import DataError, InMemory, Splits
 
@@ -30,15 +31,12 @@ class _Archive:
     std: tuple[float, ...]
 
     def advice(self, root: Path) -> str:
-        return (
-            f"download https://www.cs.toronto.edu/~kriz/{self.file} and put it into {root}/ as it "
-            "is, or unpack it there"
-        )
+        return datasets.advice(f"cifar{self.classes}", root)
 
 
 ARCHIVES = {
     "cifar10": _Archive(
-        file="cifar-10-python.tar.gz",
+        file=datasets.DOWNLOADS["cifar10"].file,
         folder="cifar-10-batches-py",
         train=tuple(f"data_batch_{number}" for number in range(1, 6)),
         test=("test_batch",),
@@ -48,7 +46,7 @@ ARCHIVES = {
         std=(0.2023, 0.1994, 0.2010),
     ),
     "cifar100": _Archive(
-        file="cifar-100-python.tar.gz",
+        file=datasets.DOWNLOADS["cifar100"].file,
         folder="cifar-100-python",
         train=("train",),
         test=("test",),

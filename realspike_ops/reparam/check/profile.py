@@ -10,7 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from realspike_ops import functional
 from realspike_ops.nn import OneToOneSynapses, RealSpikeLIF
 from realspike_ops.reparam.check.batches import batches_of
+from realspike_ops.reparam.check.html import table
 from realspike_ops.reparam.check.verify import eval_mode
+from realspike_ops.reparam.network import FoldedNetwork
 from realspike_ops.reparam.units import bytes_text, count_text, joules_text
 
 # Horowitz, "Computing's Energy Problem", ISSCC 2014: float32 in 45 nm.
@@ -58,34 +60,64 @@ class ProfileReport:
         total = {name: self.total(name) for name in counts}
         return json.dumps({"samples": self.samples, "total": total, "layers": layers}, indent=2)
 
-    def __str__(self) -> str:
-        titles = ("SynOps", "additions", "multipl.", "energy", "ANN MACs", "ANN energy", "weights")
-        width = max([12, *(len(layer.name) for layer in self.layers)])
-        lines = [
+    def _heading(self) -> str:
+        return (
             f"per sample, mean of {self.samples}; energy: {ADDITION_PJ} pJ per addition, "
-            f"{ADDITION_PJ + MULTIPLICATION_PJ:g} pJ per multiply-add (45 nm)",
-            f"{'layer':<{width}}{'kind':>10}{'rate':>8}" + "".join(f"{t:>12}" for t in titles),
-        ]
+            f"{ADDITION_PJ + MULTIPLICATION_PJ:g} pJ per multiply-add (45 nm)"
+        )
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        """Return the titles, the layers and their sum, as texts."""
         total = LayerProfile("total", "")
         for name in ("synops", "additions", "multiplications", "ann_macs", "weight_bytes"):
             setattr(total, name, self.total(name))
-        for layer in [*self.layers, total]:
-            rate = "" if layer.firing_rate is None else f"{layer.firing_rate:.1%}"
-            cells = (
-                count_text(layer.synops), count_text(layer.additions),
-                count_text(layer.multiplications), joules_text(layer.energy_pj),
-                count_text(layer.ann_macs), joules_text(layer.ann_energy_pj),
-                bytes_text(layer.weight_bytes),
-            )  # fmt: skip
-            lines.append(
-                f"{layer.name:<{width}}{layer.kind:>10}{rate:>8}"
-                + "".join(f"{cell:>12}" for cell in cells)
-            )
-        return "\n".join(lines)
+        return [
+            _TITLES,
+            *(
+                (
+                    layer.name, layer.kind,
+                    "" if layer.firing_rate is None else f"{layer.firing_rate:.1%}",
+                    count_text(layer.synops), count_text(layer.additions),
+                    count_text(layer.multiplications), joules_text(layer.energy_pj),
+                    joules_text(layer.ann_energy_pj), bytes_text(layer.weight_bytes),
+                )
+                for layer in [*self.layers, total]
+            ),
+        ]  # fmt: skip
+
+    def summary(self) -> str:
+        """Return one sentence: the additions, and the energy beside that of the equal ANN."""
+        energy, ann = self.total("energy_pj"), self.total("ann_energy_pj")
+        beside = f", {energy / ann:.3g} times the {joules_text(ann)} of the ANN" if ann else ""
+        additions = count_text(self.total("additions"))
+        return f"One sample takes {additions} additions and {joules_text(energy)}{beside}."
+
+    def __str__(self) -> str:
+        """The table, at most 100 columns wide; a longer name has a line of its own."""
+        rows = self._rows()
+        longest = max(len(row[0]) for row in rows)
+        width = min(longest, _NAME_WIDTH)
+        lines = [self._heading()]
+        for name, *cells in rows:
+            if len(name) > width:
+                lines.append(name)
+                name = ""
+            widths = zip(cells, _WIDTHS, strict=True)
+            lines.append(f"{name:<{width}}" + "".join(f"{cell:>{n}}" for cell, n in widths))
+        return "\n".join([*lines, self.summary()])
+
+    def _repr_html_(self) -> str:
+        titles, *rows = self._rows()
+        return table(self._heading(), titles, rows, self.summary())
+
+
+_TITLES = ("layer", "kind", "rate", "SynOps", "additions", "multipl.", "energy", "ANN", "weights")
+_WIDTHS = (10, 8, 9, 11, 10, 10, 10, 11)
+_NAME_WIDTH = 100 - sum(_WIDTHS)
 
 
 @torch.no_grad()
-def profile(network: nn.Module, data) -> ProfileReport:
+def profile(network: nn.Module, data, *, names_of: "nn.Module | None" = None) -> ProfileReport:
     """Run a trained or folded network and count what it computes.
 
     A spike that meets a weight is one synaptic operation: an addition if the spikes are 0 and 1 (or
@@ -96,6 +128,8 @@ def profile(network: nn.Module, data) -> ProfileReport:
     Args:
         network: Run in eval mode, restored afterwards.
         data: A batch, or an iterable of batches, or of (batch, labels) pairs such as a DataLoader.
+        names_of: The trained network, by whose names the layers of a folded one are called. None:
+            a folded network knows the names of its neurons, and of the modules that hold them.
 
     Returns:
         Counts per sample. Neurons count one addition per timestep and, unless their decay is 0 or
@@ -108,17 +142,40 @@ def profile(network: nn.Module, data) -> ProfileReport:
     """
     if not isinstance(network, nn.Module):
         raise TypeError(f"network must be an nn.Module; got {type(network).__name__}")
-    counter = _Counter(network)
+    counter = _Counter(network, _names_of_model(network, names_of))
     with eval_mode(network), counter.hooked():
         for batch in batches_of(data, getattr(network, "input_shape", None)):
             counter.count(batch.inputs)
     return counter.report()
 
 
+def _names_of_model(network: nn.Module, trained: "nn.Module | None") -> dict[str, str]:
+    """Return how layers, and modules that hold layers, are called in the trained network, by their
+    names in the folded one, which have no dots."""
+    if not isinstance(network, FoldedNetwork):
+        return {}
+    layers = dict(network.neurons.values())
+    holders = {name.rpartition(".")[0] for name in layers}
+    parts = [holder.split(".") for holder in holders if holder]
+    known = {".".join(names[: n + 1]) for names in parts for n in range(len(names))}
+    if trained is not None:
+        known |= {name for name, _ in trained.named_modules() if name}
+    of_modules = {name.replace(".", "_"): name for name in sorted(known)}
+    return of_modules | {step: layer for step, (layer, _) in network.neurons.items()}
+
+
+def _name_in_model(step: str, names: dict[str, str]) -> str:
+    """Return what a step is called: as the layer, or as something of the module that holds it."""
+    if step in names:
+        return names[step]
+    longest = max((name for name in names if step.startswith(f"{name}_")), key=len, default=None)
+    return step if longest is None else f"{names[longest]}.{step[len(longest) + 1 :]}"
+
+
 class _Counter(TorchDispatchMode):
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: nn.Module, names: dict[str, str]):
         super().__init__()
-        self.network = network
+        self.network, self.names = network, names
         self.rows: dict[str, LayerProfile] = {}
         self.sized: set[str] = set()
         self.fired: dict[str, list[float]] = {}  # name -> [not 0, all]
@@ -189,7 +246,13 @@ class _Counter(TorchDispatchMode):
     def _shown(self, name: str) -> str:
         """Synapses and the layer inside them are one row."""
         shown = name.replace(".synapses.", ".").removesuffix(".layer")
-        return shown or type(self.network).__name__
+        if not shown:
+            return type(self.network).__name__
+        step, _, source = shown.partition(".from_")
+        if not source:
+            return _name_in_model(step, self.names)
+        into = _name_in_model(step.removesuffix("_current"), self.names)
+        return f"{into} from {_name_in_model(source, self.names)}"
 
     def _note_rate(self, tensor: Tensor, name: "str | None" = None) -> None:
         name = name if name is not None else self._last_neurons

@@ -18,6 +18,7 @@ from realspike_ops.nn.time import split_time
 from realspike_ops.reparam.check.batch_check import warn_if_images_meet
 from realspike_ops.reparam.check.batches import batches_of
 from realspike_ops.reparam.check.bound import current_bounds
+from realspike_ops.reparam.check.html import table
 from realspike_ops.reparam.network import FoldedNetwork
 
 
@@ -71,20 +72,37 @@ class VerificationReport:
         ratio = self.error_over_bound
         return "" if ratio is None else f" ({_percent(ratio)} of its bound where none flipped)"
 
-    def __str__(self) -> str:
-        lines = [
+    def _heading(self) -> str:
+        return (
             f"{self.samples} samples: same prediction for {self.agreement:.2%}, largest logit "
             f"difference {self.max_logit_error:.3g}{self._of_bound()}, "
-            f"{self.flipped_spikes} flipped spikes",
-            f"{'LIF layer':<24}{'current error':>14}{'of bound':>10}{'flipped':>9}"
-            f"{'neuron-steps':>14}{'rate':>8}",
-        ]
-        lines += [
-            f"{layer.name:<24}{layer.max_current_error:>14.3g}{_percent(layer.error_over_bound):>10}"
-            f"{layer.flipped_spikes:>9}{layer.neuron_timesteps:>14}{layer.firing_rate:>8.2%}"
-            for layer in self.layers
-        ]
-        return "\n".join(lines)
+            f"{self.flipped_spikes} flipped spikes"
+        )
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        """Return the titles and the layers, as texts."""
+        return [
+            ("LIF layer", "current error", "of bound", "flipped", "neuron-steps", "rate"),
+            *(
+                (
+                    layer.name, f"{layer.max_current_error:.3g}", _percent(layer.error_over_bound),
+                    str(layer.flipped_spikes), str(layer.neuron_timesteps),
+                    f"{layer.firing_rate:.2%}",
+                )
+                for layer in self.layers
+            ),
+        ]  # fmt: skip
+
+    def __str__(self) -> str:
+        widths = (">14", ">10", ">9", ">14", ">8")
+        return "\n".join(
+            [self._heading()]
+            + [f"{name:<24}" + "".join(map(format, cells, widths)) for name, *cells in self._rows()]
+        )
+
+    def _repr_html_(self) -> str:
+        titles, *rows = self._rows()
+        return table(self._heading(), titles, rows)
 
 
 def _percent(ratio: float | None) -> str:

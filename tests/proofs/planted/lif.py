@@ -20,7 +20,7 @@ BUGS = [
     ),
     Bug(
         "lif-cpu-window-without-its-edges",
-        "csrc/cpu/lif/step.h",
+        "csrc/core/neuron.h",
         "return __builtin_fabsf(distance) <= 0.5f * width;",
         "return __builtin_fabsf(distance) < 0.5f * width;",
         "tests/lif/test_lif_by_hand.py",
@@ -28,9 +28,9 @@ BUGS = [
     ),
     Bug(
         "lif-cpu-any-reset-is-to-0",
-        "csrc/cpu/lif/step.h",
-        "(kReset == ResetForm::kHard ? v_reset : h + shift)",
-        "(kReset == ResetForm::kHard ? 0.0f * v_reset : h + shift)",
+        "csrc/core/neuron.h",
+        "(form == ResetForm::kHard ? v_reset : h + shift)",
+        "(form == ResetForm::kHard ? 0.0f * v_reset : h + shift)",
         "tests/lif/test_lif_by_hand.py",
         "spikes_by_hand",
     ),
@@ -76,7 +76,7 @@ BUGS = [
     ),
     Bug(
         "lif-cpu-ternary-soft-reset-subtracts",
-        "csrc/cpu/lif/step.h",
+        "csrc/core/neuron.h",
         "masked(with_sign(-v_threshold, sign), soft)",
         "masked(with_sign(-v_threshold, sign & 0u), soft)",
         "tests/lif/test_lif_forms.py",
@@ -84,7 +84,7 @@ BUGS = [
     ),
     Bug(
         "lif-cpu-delayed-reset-decays",
-        "csrc/cpu/lif/step.h",
+        "csrc/core/neuron.h",
         ">= v_threshold ? h + with_sign(-v_threshold, sign) : h;",
         ">= v_threshold ? h + decay * with_sign(-v_threshold, sign) : h;",
         "tests/lif/test_lif_forms.py",

@@ -245,7 +245,7 @@ BUGS = [
     ),
     Bug(
         "sigmoid-slope-cancels",
-        "csrc/cpu/lif/step.h",
+        "csrc/core/neuron.h",
         "return static_cast<float>(scale * e / ((1.0 + e) * (1.0 + e)));",
         "const float s = 1.0f / (1.0f + static_cast<float>(e));\n"
         "      return scale * s * (1.0f - s);",

@@ -2,29 +2,30 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 
 #include "core/lif.h"
+#include "core/neuron.h"
+#include "core/numbers.h"
 #include "core/unshared_conv.h"
 #include "cuda/common/device.cuh"
-#include "cuda/unshared_conv/config.h"
+#include "cuda/unshared_conv/output.cuh"
 
-// The second pass of the convolution where its currents drive LIF neurons: what the first pass left
-// in the workspace is added, scaled and biased as in unshared_conv_second_pass_kernel, and goes
-// through the neuron of core/lif.h, one timestep after the other, to packed spikes. The currents
-// are never written. Sample n of the convolution is timestep n / B of element n % B of the batch.
+// The second pass of a convolution whose currents drive LIF neurons. It adds, scales and biases the
+// sums in the workspace as unshared_conv_second_pass_kernel does, and runs the neuron of
+// core/neuron.h on the currents, one timestep after the other. It writes packed spikes and never a
+// current. Sample n of the convolution is timestep n / B of element n % B of the batch.
 
 namespace realspike {
 
-constexpr int kUnsharedConvLifThreads = 256;
+constexpr int kNeuronsThreads = 256;
 
-// A parameter of the neurons, found without a division.
+// How the value of a parameter is found for a neuron, without a division.
 struct PerNeuronIndex {
   Divisor inner;
   Divisor size;
 };
 
-struct UnsharedConvLifGrid {
+struct NeuronsGrid {
   int64_t warps;  // [B, P, words]
   int64_t B;
   int splits;
@@ -35,10 +36,10 @@ struct UnsharedConvLifGrid {
   int64_t blocks;  // 0: there is nothing to do
 };
 
-inline UnsharedConvLifGrid make_unshared_conv_lif_grid(const UnsharedConvLif& params, int splits) {
+inline NeuronsGrid make_neurons_grid(const UnsharedConvLif& params, int splits) {
   const UnsharedConvParams& p = params.conv;
   const LifPacked& lif = params.lif;
-  UnsharedConvLifGrid grid{};
+  NeuronsGrid grid{};
   if (p.N == 0 || lif.P == 0 || lif.C == 0) return grid;
   const auto index = [](const PerNeuron& of) {
     return PerNeuronIndex{make_divisor(std::max<int64_t>(of.inner, 1)),
@@ -51,8 +52,8 @@ inline UnsharedConvLifGrid make_unshared_conv_lif_grid(const UnsharedConvLif& pa
   grid.positions = make_divisor(lif.P);
   grid.decay = index(lif.decay);
   grid.v_threshold = index(lif.v_threshold);
-  constexpr int64_t kWarps = kUnsharedConvLifThreads / 32;
-  grid.blocks = std::min<int64_t>((grid.warps + kWarps - 1) / kWarps, INT32_MAX);
+  constexpr int64_t kWarps = kNeuronsThreads / 32;
+  grid.blocks = ceil_div(grid.warps, kWarps);
   return grid;
 }
 
@@ -63,30 +64,19 @@ __device__ inline float value_of(const PerNeuron& parameter, const PerNeuronInde
   return __ldg(parameter.values + take_remainder(neuron, index.size));
 }
 
-__device__ inline uint32_t bits_of(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return bits;
-}
-
-// h after the soft reset of the spike that a potential v fires, if it does.
-__device__ inline float subtract_threshold(float h, float v, float v_threshold, bool ternary) {
-  const bool negative = ternary && (bits_of(v) & 0x80000000u) != 0;
-  if (!((negative ? -v : v) >= v_threshold)) return h;
-  return negative ? h + v_threshold : h - v_threshold;
-}
-
 // A warp owns the 32 channels of one word of one output position of one element of the batch.
 // Uniform over a warp: everything but the channel. Products and sums are rounded separately
 // (--fmad=false).
 template <typename Total>
-__global__ void __launch_bounds__(kUnsharedConvLifThreads)
-    unshared_conv_lif_kernel(const UnsharedConvLif params, const UnsharedConvLifGrid grid) {
+__global__ void __launch_bounds__(kNeuronsThreads)
+    unshared_conv_lif_kernel(const UnsharedConvLif params, const NeuronsGrid grid) {
   const UnsharedConvParams& p = params.conv;
   const LifPacked& lif = params.lif;
   const Total* const sums = static_cast<const Total*>(p.workspace);
+  const ResetForm form = form_of(lif.reset);
+  const uint32_t ternary = mask_if(lif.ternary), soft = mask_if(lif.reset == Reset::kSoft);
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  constexpr int kWarps = kUnsharedConvLifThreads / 32;
+  constexpr int kWarps = kNeuronsThreads / 32;
   int64_t warp = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
   for (; warp < grid.warps; warp += int64_t{gridDim.x} * kWarps) {
     int64_t b = warp;
@@ -115,20 +105,13 @@ __global__ void __launch_bounds__(kUnsharedConvLifThreads)
           of_split += p.N * lif.P * lif.C;
           total += __ldg(of_split);
         }
-        float x = static_cast<float>(total);
-        if constexpr (static_cast<Total>(0.5) == 0) {  // int32_t
-          if (p.scale != nullptr) x *= __ldg(p.scale + co);
-        }
+        float x = scaled(p, co, total);
         if (p.bias != nullptr) x += bias;
 
-        float h = decay * v + x;
-        if (lif.reset == Reset::kSoftDelayed)
-          h = subtract_threshold(h, v, v_threshold, lif.ternary);
-        sign = lif.ternary ? bits_of(h) & 0x80000000u : 0u;
-        spike = (sign != 0 ? -h : h) >= v_threshold;
-        v = h;
-        if (lif.reset == Reset::kHard) v = spike ? lif.v_reset : h;
-        if (lif.reset == Reset::kSoft) v = subtract_threshold(h, h, v_threshold, lif.ternary);
+        const float h = charge(form, decay, v, x, v_threshold, ternary);
+        sign = sign_of(h, ternary);
+        spike = with_sign(h, sign) >= v_threshold;
+        v = reset(form, h, spike, lif.v_reset, reset_shift(soft, v_threshold, sign));
       }
       const uint32_t positive = __ballot_sync(~0u, spike && sign == 0);
       const uint32_t negative = lif.ternary ? __ballot_sync(~0u, spike && sign != 0) : 0u;

@@ -1,0 +1,146 @@
+"""Downloads, from a server on this machine: whole, broken off, gone on with, of another file."""
+
+import hashlib
+import http.server
+import threading
+
+import pytest
+
+for package in ("pooch", "requests", "rich"):
+    pytest.importorskip(package)
+
+from realspike import cli
+from realspike.config import datasets
+from realspike.data import download
+
+CONTENT = bytes(range(256)) * 1000
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    """Serves `CONTENT` from any byte on; the first ``breaks`` answers end before their length."""
+
+    daemon_threads = True
+
+    def __init__(self, breaks=0, content=CONTENT, ranges=True, status=None):
+        self.breaks, self.content, self.ranges, self.status = breaks, content, ranges, status
+        self.asked: list[str | None] = []
+        super().__init__(("127.0.0.1", 0), _Handler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}/a/cifar-10-python.tar.gz"
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        server, wanted = self.server, self.headers["Range"]
+        server.asked.append(wanted)
+        if server.status:
+            self.send_error(server.status)
+            return
+        begin = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and server.ranges else 0
+        if begin >= len(server.content):
+            self.send_error(416)
+            return
+        self.send_response(206 if begin else 200)
+        left = server.content[begin:]
+        self.send_header("Content-Length", str(len(left)))
+        self.end_headers()
+        if server.breaks:
+            server.breaks -= 1
+            left = left[: len(left) // 2]
+        self.wfile.write(left)
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    known = datasets.Download(
+        datasets.DOWNLOADS["cifar10"].url, hashlib.sha256(CONTENT).hexdigest()
+    )
+    monkeypatch.setitem(datasets.DOWNLOADS, "cifar10", known)
+    servers = []
+
+    def start(**options):
+        servers.append(_Server(**options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def command(server, root, code, capsys):
+    assert cli.main(["data", "cifar10", "--root", str(root), "--url", server.url]) == code
+    captured = capsys.readouterr()
+    return captured.err if code else captured.out
+
+
+def test_a_download_that_broke_off_goes_on_where_it_stopped(serve, tmp_path, capsys):
+    server, root = serve(breaks=2), tmp_path / "new" / "data"
+    sizes = []
+    for _ in range(2):
+        said = command(server, root, 1, capsys)
+        assert said.count("\n") == 1
+        assert "the same command goes on" in said
+        [part] = root.iterdir()
+        assert part.name == "cifar-10-python.tar.gz.part"
+        sizes.append(part.stat().st_size)
+    said = command(server, root, 0, capsys)
+    assert f"`realspike train data.name=cifar10 data.root={root}`" in said
+    assert [path.name for path in root.iterdir()] == ["cifar-10-python.tar.gz"]
+    assert (root / "cifar-10-python.tar.gz").read_bytes() == CONTENT
+    assert server.asked == [None, f"bytes={sizes[0]}-", f"bytes={sizes[1]}-"]
+    assert 0 < sizes[0] < sizes[1] < len(CONTENT)
+    command(server, root, 0, capsys)
+    assert len(server.asked) == 3, "what is there is checked, not asked for"
+
+
+def test_a_server_that_only_begins_anew(serve, tmp_path, capsys):
+    server = serve(breaks=1, ranges=False)
+    command(server, tmp_path, 1, capsys)
+    command(server, tmp_path, 0, capsys)
+    assert (tmp_path / "cifar-10-python.tar.gz").read_bytes() == CONTENT
+
+
+def test_what_came_whole_before_it_was_named_is_not_asked_for_again(serve, tmp_path, capsys):
+    server = serve()
+    (tmp_path / "cifar-10-python.tar.gz.part").write_bytes(CONTENT)
+    command(server, tmp_path, 0, capsys)
+    assert server.asked == [f"bytes={len(CONTENT)}-"]
+
+
+def test_another_file_is_not_kept(serve, tmp_path, capsys):
+    server = serve(content=CONTENT[:-1] + b"?")
+    said = command(server, tmp_path, 1, capsys)
+    assert "is not the official cifar-10-python.tar.gz: its SHA-256 must be" in said
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_file_that_is_another_is_replaced(serve, tmp_path, capsys):
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"cut")
+    command(serve(), tmp_path, 0, capsys)
+    assert (tmp_path / "cifar-10-python.tar.gz").read_bytes() == CONTENT
+
+
+def test_what_a_server_does_not_have(serve, tmp_path, capsys):
+    assert "404" in command(serve(status=404), tmp_path, 1, capsys)
+    server = serve()
+    server.shutdown()
+    server.server_close()
+    assert "cannot download http://127.0.0.1" in command(server, tmp_path, 1, capsys)
+
+
+def test_the_official_archives():
+    for name, count in (("cifar10", 10), ("cifar100", 100)):
+        known = datasets.DOWNLOADS[name]
+        assert known.file == f"cifar-{count}-python.tar.gz"
+        assert known.url == f"https://www.cs.toronto.edu/~kriz/{known.file}"
+        assert len(bytes.fromhex(known.sha256)) == 32
+    assert download.DOWNLOADS is datasets.DOWNLOADS
