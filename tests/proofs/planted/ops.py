@@ -156,6 +156,14 @@ BUGS = [
         "cast_that_overflows",
     ),
     Bug(
+        "conv-ready-weight-drawn-anew",
+        "realspike_ops/nn/synapses/spike_conv.py",
+        "        if is_drawn:\n",
+        "        if weight is not None:\n",
+        "tests/nn/test_from_layers.py",
+        "ready_weight_of_lines",
+    ),
+    Bug(
         "conv-int8-bias-not-in-steps",
         "realspike_ops/nn/synapses/spike_conv.py",
         "return in_steps(bias, scale).to(",
