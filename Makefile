@@ -3,7 +3,7 @@
 #   make quickstart   train, fold, verify and run a small network on real digits (CPU, minutes)
 #   make test         the test suite
 #   make bench        the benchmarks
-#   make lint         ruff and clang-format
+#   make lint         ruff, clang-format and pyright
 #   make docs         the documentation, to build/docs/index.html; its pages run (minutes)
 #   make figures      README's figures and docs/performance.md, from the committed results
 #   make plant-bugs   plant bugs, one at a time, and see that the tests notice each (CPU, minutes)
@@ -39,6 +39,7 @@ bench: $(VENV)/.built
 lint: $(VENV)/.built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	find bench csrc examples tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
 
 # The libraries that documentation and tests compare with. With their dependencies they bring torchvision and more.

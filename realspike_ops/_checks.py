@@ -5,17 +5,18 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType, get_interpreter_stack
 from torch.autograd import forward_ad
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def shape_text(tensor_or_shape) -> str:
+def shape_text(tensor_or_shape: Tensor | Sequence[object]) -> str:
     shape = getattr(tensor_or_shape, "shape", tensor_or_shape)
     return "[" + ", ".join(str(size) for size in shape) + "]"
 
 
-def check_tensor(name: str, value) -> None:
+def check_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor; got {type(value).__name__}")
     if value.layout != torch.strided or value.is_nested:
@@ -66,9 +67,8 @@ def check_no_tangent(**tensors: Tensor | None) -> None:
 def check_not_differentiated_by_functorch(function: str) -> None:
     if torch.compiler.is_compiling():
         return
-    stack = torch._C._functorch.get_interpreter_stack()
-    kinds = torch._C._functorch.TransformType
-    if stack and any(level.key() in (kinds.Grad, kinds.Jvp) for level in stack):
+    kinds = (TransformType.Grad, TransformType.Jvp)
+    if any(level.key() in kinds for level in get_interpreter_stack() or ()):
         raise NotImplementedError(
             f"{function}: torch.func.grad, vjp and jvp are not supported (vmap is, in inference); "
             f"use torch.autograd, or realspike_ops.reference.{function}"
@@ -100,7 +100,7 @@ def check_shape(name: str, tensor: Tensor, accepted: Sequence[int], meaning: str
         )
 
 
-def check_number(name: str, value, low: float = -math.inf, high: float = math.inf) -> float:
+def check_number(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number; got {type(value).__name__}")
     # Comparisons alone, which torch.compile traces; a NaN fails them.
@@ -113,7 +113,7 @@ def check_number(name: str, value, low: float = -math.inf, high: float = math.in
         raise ValueError(f"{name} must fit a float; got {value}") from None
 
 
-def check_positive_int(name: str, value) -> int:
+def check_positive_int(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int; got {type(value).__name__}")
     if value < 1:
@@ -121,7 +121,7 @@ def check_positive_int(name: str, value) -> int:
     return value
 
 
-def pair(name: str, value, low: int) -> tuple[int, int]:
+def pair(name: str, value: object, low: int) -> tuple[int, int]:
     """Return `value` as (height, width): an int stands for both."""
     values = (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
     if not isinstance(values, (tuple, list)) or len(values) != 2:
@@ -133,7 +133,8 @@ def pair(name: str, value, low: int) -> tuple[int, int]:
             raise ValueError(f"{name} must be at least {low}; got {value!r}")
         if item >= 2**62:
             raise ValueError(f"{name} must be below 2^62; got {value!r}")
-    return tuple(values)
+    height, width = values
+    return height, width
 
 
 def check_parameter(name: str, parameter: Tensor, neuron_shape: Sequence[int]) -> None:
@@ -154,13 +155,13 @@ def check_parameter(name: str, parameter: Tensor, neuron_shape: Sequence[int]) -
     )
 
 
-def check_choice(name: str, value, accepted: Sequence[str]) -> str:
+def check_choice(name: str, value: object, accepted: Sequence[str]) -> str:
     if not isinstance(value, str) or value not in accepted:
         raise ValueError(f"{name} must be one of {', '.join(accepted)}; got {value!r}")
     return value
 
 
-def check_emission(emission: str, v_threshold: "float | None") -> str:
+def check_emission(emission: str, v_threshold: float | None) -> str:
     """Check the kind of spikes; `v_threshold` is None where it is a tensor."""
     check_choice("emission", emission, ("binary", "ternary"))
     if emission == "ternary" and v_threshold is not None and v_threshold <= 0:
@@ -168,13 +169,15 @@ def check_emission(emission: str, v_threshold: "float | None") -> str:
     return emission
 
 
-def check_reset(v_reset, reset: str | None) -> tuple[float, str]:
+def check_reset(v_reset: float | None, reset: str | None) -> tuple[float, str]:
     """Return the potential after a hard reset (0 where there is none) and the kind of reset."""
     if v_reset is not None:
         v_reset = check_number("v_reset", v_reset)
     if reset is None:
         reset = "soft" if v_reset is None else "hard"
     check_choice("reset", reset, ("hard", "soft", "none", "soft_delayed"))
-    if reset == "hard" and v_reset is None:
+    if reset != "hard":
+        return 0.0, reset
+    if v_reset is None:
         raise ValueError("v_reset must be a number for reset='hard'; got None")
-    return (v_reset if reset == "hard" else 0.0), reset
+    return v_reset, reset

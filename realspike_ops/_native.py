@@ -49,7 +49,7 @@ def extension():
     torch is imported above, before the extension: its OpenMP runtime is the one that we use.
     """
     try:
-        from realspike_ops import _C
+        from realspike_ops import _C  # pyright: ignore[reportAttributeAccessIssue]
     except ImportError as error:
         raise ImportError(
             f"realspike_ops: the compiled extension is missing: {_why_missing(error)}"

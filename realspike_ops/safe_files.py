@@ -4,6 +4,7 @@ import json
 import math
 import struct
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -11,7 +12,7 @@ LONGEST_JSON = 2**24  # characters
 LARGEST_INTEGER = 2**53
 
 
-def package(part: str = "safetensors"):
+def package(part: str = "safetensors") -> Any:
     """Return the module, or ImportError with how to install it."""
     try:
         import safetensors

@@ -26,7 +26,7 @@ class Surrogate(NamedTuple):
     scale: float
 
 
-def as_surrogate(surrogate: "str | tuple[str, float]") -> Surrogate:
+def as_surrogate(surrogate: str | tuple[str, float]) -> Surrogate:
     """Return `surrogate` with its default scale if it is a name alone."""
     if isinstance(surrogate, str):
         name, scale = surrogate, None

@@ -1,13 +1,24 @@
 """The size of a convolution's output map, and the padding before the map."""
 
 import functools
+from collections.abc import Sequence
 
 import torch
 
 from realspike_ops import _checks as checks
 
+_Pair = tuple[int, int]
 
-def _make_geometry(H, W, KH, KW, stride, padding, dilation):
+
+def _make_geometry(
+    H: int,
+    W: int,
+    KH: int,
+    KW: int,
+    stride: int | _Pair,
+    padding: int | _Pair | str,
+    dilation: int | _Pair,
+) -> tuple[tuple[_Pair, _Pair, _Pair], _Pair]:
     """Return (stride, padding, dilation), each (height, width), and the size of the output map."""
     before, size = output_size((H, W), (KH, KW), stride, padding, dilation)
     return (checks.pair("stride", stride, 1), before, checks.pair("dilation", dilation, 1)), size
@@ -17,8 +28,17 @@ def _make_geometry(H, W, KH, KW, stride, padding, dilation):
 _cached_geometry = functools.lru_cache(maxsize=1024, typed=True)(_make_geometry)
 
 
-def geometry_of(*sizes_and_settings):
+def geometry_of(
+    H: int,
+    W: int,
+    KH: int,
+    KW: int,
+    stride: int | _Pair,
+    padding: int | _Pair | str,
+    dilation: int | _Pair,
+) -> tuple[tuple[_Pair, _Pair, _Pair], _Pair]:
     """Call `_make_geometry`, or return what it returned for the same arguments."""
+    sizes_and_settings = (H, W, KH, KW, stride, padding, dilation)
     if torch.compiler.is_compiling():
         return _make_geometry(*sizes_and_settings)
     try:
@@ -28,30 +48,35 @@ def geometry_of(*sizes_and_settings):
         return _make_geometry(*sizes_and_settings)
 
 
-def output_size(input_size, kernel_size, stride, padding, dilation):
+def output_size(
+    input_size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: int | _Pair,
+    padding: int | _Pair | str,
+    dilation: int | _Pair,
+) -> tuple[_Pair, _Pair]:
     """Return the padding before the map and the size of the output map, each (height, width)."""
     stride = checks.pair("stride", stride, 1)
     dilation = checks.pair("dilation", dilation, 1)
-    reach = [d * (k - 1) for k, d in zip(kernel_size, dilation, strict=True)]
+    H, W = input_size
+    reach_h, reach_w = [d * (k - 1) for k, d in zip(kernel_size, dilation, strict=True)]
     if padding == "same":
         if stride != (1, 1):
             raise ValueError(f'padding="same" needs stride 1; got {stride}')
-        return tuple(r // 2 for r in reach), tuple(input_size)
+        return (reach_h // 2, reach_w // 2), (H, W)
     if isinstance(padding, str) and padding != "valid":
         raise ValueError(f'padding must be an int, a pair, "same" or "valid"; got {padding!r}')
     before = (0, 0) if padding == "valid" else checks.pair("padding", padding, 0)
-    out = tuple(
-        (n + 2 * p - r - 1) // s + 1
-        for n, p, r, s in zip(input_size, before, reach, stride, strict=True)
-    )
-    if max(out) >= 2**31:
+    OH = (H + 2 * before[0] - reach_h - 1) // stride[0] + 1
+    OW = (W + 2 * before[1] - reach_w - 1) // stride[1] + 1
+    if max(OH, OW) >= 2**31:
         raise ValueError(
-            f"padding {padding} gives an output of {out[0]} x {out[1]}; both must be below 2^31"
+            f"padding {padding} gives an output of {OH} x {OW}; both must be below 2^31"
         )
-    if min(out) < 1:
+    if min(OH, OW) < 1:
         raise ValueError(
-            f"a map of {input_size[0]} x {input_size[1]} with kernel_size {tuple(kernel_size)}, "
+            f"a map of {H} x {W} with kernel_size {tuple(kernel_size)}, "
             f"stride {stride}, padding {padding}, dilation {dilation} gives an output of "
-            f"{out[0]} x {out[1]}; both must be at least 1"
+            f"{OH} x {OW}; both must be at least 1"
         )
-    return before, out
+    return before, (OH, OW)

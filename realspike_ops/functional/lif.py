@@ -1,7 +1,7 @@
 """The documented function of LIF neurons: it checks the arguments, then calls one op."""
 
 import functools
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -11,6 +11,43 @@ import realspike_ops.ops.lif_packed
 from realspike_ops import _checks as checks
 from realspike_ops.ops.lif_contract import SAVE_NOTHING, Neuron, what_to_save
 from realspike_ops.surrogate import as_surrogate
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from realspike_ops.functional.settings import NeuronForm
+
+
+@overload
+def lif(
+    x: Tensor,
+    amplitude: Tensor | None = None,
+    *,
+    v_init: Tensor | None = None,
+    return_state: Literal[False] = False,
+    packed: bool = False,
+    **form: "Unpack[NeuronForm]",
+) -> Tensor: ...
+@overload
+def lif(
+    x: Tensor,
+    amplitude: Tensor | None = None,
+    *,
+    v_init: Tensor | None = None,
+    return_state: Literal[True],
+    packed: bool = False,
+    **form: "Unpack[NeuronForm]",
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def lif(
+    x: Tensor,
+    amplitude: Tensor | None = None,
+    *,
+    v_init: Tensor | None = None,
+    return_state: bool,
+    packed: bool = False,
+    **form: "Unpack[NeuronForm]",
+) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
 def lif(
@@ -23,11 +60,11 @@ def lif(
     reset: str | None = None,
     detach_reset: bool = False,
     emission: str = "binary",
-    surrogate: "str | tuple[str, float]" = "rectangular",
+    surrogate: str | tuple[str, float] = "rectangular",
     v_init: Tensor | None = None,  # [B, ...]
     return_state: bool = False,
     packed: bool = False,
-):  # [T, B, ...] or ([T, B, ...], [B, ...])
+) -> Tensor | tuple[Tensor, Tensor]:  # [T, B, ...] or ([T, B, ...], [B, ...])
     r"""Run leaky integrate-and-fire neurons over all T timesteps and emit real-valued spikes.
 
     .. math::
@@ -107,18 +144,18 @@ def lif(
     if x.shape[0] == 0:
         raise ValueError(f"x must have T >= 1 timesteps; got shape {checks.shape_text(x)}")
     amplitude = None if amplitude is None else _parameter("amplitude", amplitude, x)
-    decay, v_threshold, v_init, neuron = check_neurons(
+    decays, thresholds, v_init, neuron = check_neurons(
         x, decay, v_threshold, v_reset, reset, detach_reset, emission, surrogate, v_init
     )
     checks.check_no_tangent(
-        x=x, amplitude=amplitude, decay=decay, v_threshold=v_threshold, v_init=v_init
+        x=x, amplitude=amplitude, decay=decays, v_threshold=thresholds, v_init=v_init
     )
     save = SAVE_NOTHING
     if torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad
-        for tensor in (x, amplitude, decay, v_threshold, v_init)
+        for tensor in (x, amplitude, decays, thresholds, v_init)
     ):
-        save = what_to_save(neuron, decay, v_threshold)
+        save = what_to_save(neuron, decays, thresholds)
     checks.check_not_differentiated_by_functorch("lif")
     if packed:
         if amplitude is not None:
@@ -135,14 +172,12 @@ def lif(
             raise ValueError(
                 f"x must have a dimension of channels [T, B, C, ...]; got {checks.shape_text(x)}"
             )
-        spikes, v_last = realspike_ops.ops.lif_packed.lif_packed(
-            x, decay, v_threshold, v_init, neuron, bool(return_state)
+        return realspike_ops.ops.lif_packed.lif_packed(
+            x, decays, thresholds, v_init, neuron, bool(return_state)
         )
-        return (spikes, v_last) if return_state else spikes
-    y, v_last = realspike_ops.ops.lif_autograd.lif(
-        x, amplitude, decay, v_threshold, v_init, neuron, save, bool(return_state)
+    return realspike_ops.ops.lif_autograd.lif(
+        x, amplitude, decays, thresholds, v_init, neuron, save, bool(return_state)
     )
-    return (y, v_last) if return_state else y
 
 
 class _Neurons(NamedTuple):
@@ -155,11 +190,19 @@ class _Neurons(NamedTuple):
 
 
 def check_neurons(
-    x, decay, v_threshold, v_reset, reset, detach_reset, emission, surrogate, v_init
+    x: Tensor,
+    decay: float | Tensor,
+    v_threshold: float | Tensor,
+    v_reset: float | None,
+    reset: str | None,
+    detach_reset: bool,
+    emission: str,
+    surrogate: str | tuple[str, float],
+    v_init: Tensor | None,
 ) -> _Neurons:
     """Check the arguments of `lif` but the amplitude; x [T, B, ...] has been checked."""
-    decay, decay_value = _tensor_or_number("decay", decay, x)
-    v_threshold, threshold_value = _tensor_or_number("v_threshold", v_threshold, x)
+    decays, decay_value = _tensor_or_number("decay", decay, x)
+    thresholds, threshold_value = _tensor_or_number("v_threshold", v_threshold, x)
     form = _neuron(decay_value, threshold_value, v_reset, reset, detach_reset, emission, surrogate)
     if v_init is not None:
         checks.check_tensor("v_init", v_init)
@@ -167,10 +210,19 @@ def check_neurons(
         checks.check_device("v_init", v_init, "x", x)
         checks.check_shape("v_init", v_init, x.shape[1:], "x.shape[1:]")
         v_init = v_init.to(torch.float32)
-    return _Neurons(decay, v_threshold, v_init, form)
+    return _Neurons(decays, thresholds, v_init, form)
 
 
-def _make_neuron(decay, v_threshold, v_reset, reset, detach_reset, emission, surrogate, scale):
+def _make_neuron(
+    decay: float | None,
+    v_threshold: float | None,
+    v_reset: float | None,
+    reset: str | None,
+    detach_reset: bool,
+    emission: str,
+    surrogate: str,
+    scale: float | None,
+) -> Neuron:
     """Check the form of a neuron, whose decay or threshold is None where it is a tensor."""
     decay = 0.0 if decay is None else checks.check_number("decay", decay, 0.0, 1.0)
     if v_threshold is not None:
@@ -189,10 +241,20 @@ def _make_neuron(decay, v_threshold, v_reset, reset, detach_reset, emission, sur
 _cached_neuron = functools.lru_cache(maxsize=1024, typed=True)(_make_neuron)
 
 
-def _neuron(*form_and_surrogate) -> Neuron:
-    *form, surrogate = form_and_surrogate
-    pair = isinstance(surrogate, (tuple, list)) and len(surrogate) == 2
-    name, scale = surrogate if pair else (surrogate, None)
+def _neuron(
+    decay: float | None,
+    v_threshold: float | None,
+    v_reset: float | None,
+    reset: str | None,
+    detach_reset: bool,
+    emission: str,
+    surrogate: str | tuple[str, float],
+) -> Neuron:
+    form = (decay, v_threshold, v_reset, reset, detach_reset, emission)
+    if isinstance(surrogate, (tuple, list)) and len(surrogate) == 2:
+        name, scale = surrogate
+    else:
+        name, scale = surrogate, None
     if torch.compiler.is_compiling():
         return _make_neuron(*form, name, scale)
     try:
@@ -224,7 +286,9 @@ def _parameter(name: str, parameter: Tensor, x: Tensor) -> Tensor:
     return parameter.expand(shape) if has_gap else parameter
 
 
-def _tensor_or_number(name: str, value, x: Tensor):
+def _tensor_or_number(
+    name: str, value: float | Tensor | None, x: Tensor
+) -> tuple[Tensor | None, float | None]:
     """Return (tensor, None) or (None, value)."""
     if isinstance(value, Tensor):
         return _parameter(name, value, x), None

@@ -21,9 +21,9 @@ def unshared_spike_conv(
     weight: Tensor,  # [OH, OW, G, KH, KW, Cin/G, Cout/G], or [1, 1, ...] for all positions
     bias: Tensor | None = None,  # [Cout] or [Cout, OH, OW]
     *,
-    stride: "int | tuple[int, int]" = 1,
-    padding: "int | tuple[int, int] | str" = 0,
-    dilation: "int | tuple[int, int]" = 1,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1,
     amplitude: Tensor | None = None,  # [Cin, H, W]
     scale: Tensor | None = None,  # [Cout]
     algorithm: str = "gather",
@@ -107,16 +107,25 @@ def unshared_spike_conv(
 class _Convolution(NamedTuple):
     """The arguments of a convolution of spikes, checked."""
 
-    tensors: tuple[Tensor | None, ...]  # spikes, weight, bias, amplitude, scale
+    # spikes, weight, bias, amplitude, scale
+    tensors: tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
     output_size: tuple[int, int]
-    geometry: tuple[tuple[int, int], ...]  # stride, padding, dilation
+    geometry: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]  # stride, padding, dilation
     packed: bool
     channels_last: bool
     check_binary: bool
 
 
 def check_convolution(
-    spikes, weight, bias, stride, padding, dilation, amplitude, scale, check_binary
+    spikes: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int | tuple[int, int],
+    padding: int | tuple[int, int] | str,
+    dilation: int | tuple[int, int],
+    amplitude: Tensor | None,
+    scale: Tensor | None,
+    check_binary: bool | None,
 ) -> _Convolution:
     """Check the arguments of `unshared_spike_conv`."""
     checks.check_tensor("spikes", spikes)
@@ -185,7 +194,9 @@ def _hint_for_int8(weight: Tensor) -> str:
     return ": an int8 weight is held as uint8, 128 added (quantize_weight makes such weights)"
 
 
-def _check_amplitude(amplitude: Tensor, spikes: Tensor, weight: Tensor, shape) -> None:
+def _check_amplitude(
+    amplitude: Tensor, spikes: Tensor, weight: Tensor, shape: tuple[int, ...]
+) -> None:
     checks.check_tensor("amplitude", amplitude)
     checks.check_device("amplitude", amplitude, "spikes", spikes)
     checks.check_dtype("amplitude", amplitude, (torch.float32,))

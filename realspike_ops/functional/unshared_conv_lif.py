@@ -1,5 +1,7 @@
 """The documented function that runs a convolution of spikes and the neurons behind it as one."""
 
+from typing import TYPE_CHECKING, Literal, overload
+
 import torch
 from torch import Tensor
 
@@ -8,6 +10,43 @@ from realspike_ops.functional.lif import check_neurons, lif
 from realspike_ops.functional.unshared_conv import check_convolution, unshared_spike_conv
 from realspike_ops.ops import unshared_conv_lif as fused
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from realspike_ops.functional.settings import ConvLifSettings
+
+
+@overload
+def unshared_spike_conv_lif(
+    spikes: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    timesteps: int,
+    return_state: Literal[False] = False,
+    **settings: "Unpack[ConvLifSettings]",
+) -> Tensor: ...
+@overload
+def unshared_spike_conv_lif(
+    spikes: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    timesteps: int,
+    return_state: Literal[True],
+    **settings: "Unpack[ConvLifSettings]",
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def unshared_spike_conv_lif(
+    spikes: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    timesteps: int,
+    return_state: bool,
+    **settings: "Unpack[ConvLifSettings]",
+) -> Tensor | tuple[Tensor, Tensor]: ...
+
 
 def unshared_spike_conv_lif(
     spikes: Tensor,  # [T*B, Cin, H, W], or packed [T*B, H, W, ceil(Cin / 32)]
@@ -15,19 +54,21 @@ def unshared_spike_conv_lif(
     bias: Tensor | None = None,  # [Cout] or [Cout, OH, OW]
     *,
     timesteps: int,
-    decay: "float | Tensor" = 0.25,  # a tensor: [1], [Cout, 1, 1] or [Cout, OH, OW]
-    v_threshold: "float | Tensor" = 0.5,  # a tensor: as decay
+    decay: float | Tensor = 0.25,  # a tensor: [1], [Cout, 1, 1] or [Cout, OH, OW]
+    v_threshold: float | Tensor = 0.5,  # a tensor: as decay
     v_reset: float | None = 0.0,
     reset: str | None = None,
     emission: str = "binary",
     v_init: Tensor | None = None,  # [B, Cout, OH, OW]
     return_state: bool = False,
-    stride: "int | tuple[int, int]" = 1,
-    padding: "int | tuple[int, int] | str" = 0,
-    dilation: "int | tuple[int, int]" = 1,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1,
     amplitude: Tensor | None = None,  # [Cin, H, W]
     scale: Tensor | None = None,  # [Cout]
     check_binary: bool | None = None,
+) -> (
+    Tensor | tuple[Tensor, Tensor]
 ):  # [T*B, OH, OW, ceil(Cout / 32)] int32, or that and [B, Cout, OH, OW]
     r"""Convolve binary spikes and run LIF neurons on the currents: bits in, bits out.
 
@@ -92,12 +133,11 @@ def unshared_spike_conv_lif(
         currents, decay, v_threshold, v_reset, reset, True, emission, "rectangular", v_init
     )
     if fused.is_fused(spikes, weight, amplitude, timesteps):
-        packed, v_last = fused.unshared_conv_lif(
+        return fused.unshared_conv_lif(
             *(*conv.tensors, neurons.decay, neurons.v_threshold, neurons.v_init, timesteps),
             *(conv.output_size, *conv.geometry, conv.check_binary),
             *(neurons.form, bool(return_state)),
         )
-        return (packed, v_last) if return_state else packed
     currents = unshared_spike_conv(
         spikes, weight, bias, stride=stride, padding=padding, dilation=dilation,
         amplitude=amplitude, scale=scale, check_binary=check_binary,

@@ -1,5 +1,6 @@
 """Spikes as they travel between the layers of a folded network in inference: one bit each."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,8 +39,8 @@ class PackedSpikes:
         spikes = torch.ops.realspike.unpack_spikes(self.planes(), self.channels, True)
         if not self.signed:
             return spikes
-        positive, negative = spikes.unflatten(0, self.words.shape[:2])
-        return positive - negative
+        signs: Tensor = spikes.unflatten(0, self.words.shape[:2])
+        return signs[0] - signs[1]
 
     def binary_words(self, channels: int) -> Tensor:  # [N, ..., words]
         """Return the words for a layer that reads binary maps of `channels` channels."""
@@ -52,18 +53,18 @@ class PackedSpikes:
         return self.words
 
 
-def padded(spikes: Tensor, widths) -> Tensor:
+def padded(spikes: Tensor, widths: Sequence[int]) -> Tensor:
     """Pad, then cut: F.pad by itself refuses to cut more than the map has."""
     for own in (tuple(max(0, n) for n in widths), tuple(min(0, n) for n in widths)):
         spikes = F.pad(spikes, own) if any(own) else spikes
     return spikes
 
 
-def as_dense(spikes: "Tensor | PackedSpikes") -> Tensor:
+def as_dense(spikes: Tensor | PackedSpikes) -> Tensor:
     return spikes.dense() if isinstance(spikes, PackedSpikes) else spikes
 
 
-def as_map(spikes: "Tensor | PackedSpikes", rank: int) -> "Tensor | PackedSpikes":
+def as_map(spikes: Tensor | PackedSpikes, rank: int) -> Tensor | PackedSpikes:
     """Write lines [N, C, L] (`rank` 3) or features [N, F] (2) as maps of one row, or of a pixel."""
     for dims in range(rank, 4):
         if isinstance(spikes, PackedSpikes):  # [..., N, (L,) words]

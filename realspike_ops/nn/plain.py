@@ -7,13 +7,13 @@ from types import CodeType, FunctionType
 
 from torch import nn
 from torch.nn.modules import module as torch_module
-from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
 
 # The methods that run between the call of a module and its forward.
 _CALLS = ("__call__", "_wrapped_call_impl", "_call_impl", "__getattribute__")
 
 
-def why_not_plain(module: nn.Module, bases: "type | tuple[type, ...]") -> "str | None":
+def why_not_plain(module: nn.Module, bases: type | tuple[type, ...]) -> str | None:
     """Return why ``module(x)`` may be anything but what its base's ``forward`` computes, or None.
 
     A subclass is plain if ``forward`` and every method and property that it calls are inherited.
@@ -29,7 +29,7 @@ def why_not_plain(module: nn.Module, bases: "type | tuple[type, ...]") -> "str |
     base = next((cls for cls in kind.__mro__ if cls in bases), None)
     if base is None:
         return f"it is a {kind.__name__}, not {' or '.join(cls.__name__ for cls in bases)}"
-    if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+    if waits_for_weights(module):
         return f"it is a {kind.__name__} without weights yet: run it once"
     hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
     if hooks:
@@ -53,10 +53,17 @@ def why_not_plain(module: nn.Module, bases: "type | tuple[type, ...]") -> "str |
     return None
 
 
+def waits_for_weights(module: nn.Module) -> bool:
+    """Whether a lazy module has parameters or buffers without a shape."""
+    own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+    return any(is_lazy(tensor) for tensor in own)
+
+
 def _methods(base: type) -> Iterator[tuple[str, bool]]:
     """Yield the methods that forward runs, by name, and whether each is as its file has it."""
     classes = [cls for cls in base.__mro__ if cls not in (nn.Module, object)]
-    names, seen = ["forward"], set()
+    names = ["forward"]
+    seen: set[str] = set()
     while names:
         name = names.pop()
         found = [(cls, vars(cls)[name]) for cls in classes if name in vars(cls)]

@@ -19,7 +19,9 @@ class Rearrange(nn.Module):
     Shape: [N, ...] -> ``[N, *shape]``.
     """
 
-    def __init__(self, index: Tensor, shape: "tuple[int, ...]"):
+    index: Tensor
+
+    def __init__(self, index: Tensor, shape: tuple[int, ...]):
         super().__init__()
         self.shape = tuple(shape)
         self.register_buffer("index", index)
@@ -29,7 +31,8 @@ class Rearrange(nn.Module):
         x = x.flatten(1)
         # The last column, which -1 reads, is 0.
         x = nn.functional.pad(x, (0, 1))
-        return x[:, self.index].unflatten(1, self.shape)
+        maps: Tensor = x[:, self.index].unflatten(1, self.shape)
+        return maps
 
     def extra_repr(self) -> str:
         return f"shape={list(self.shape)}"

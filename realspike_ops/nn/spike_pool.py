@@ -23,12 +23,14 @@ class SpikeMaxPool2d(nn.Module):
     `PackedSpikes`.
     """
 
+    negative: Tensor | None
+
     def __init__(
         self,
-        kernel_size,
-        stride=None,
-        padding=0,
-        dilation=1,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] | None = None,
+        padding: int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
         ceil_mode: bool = False,
         *,
         negative: Tensor | None = None,
@@ -41,7 +43,7 @@ class SpikeMaxPool2d(nn.Module):
         self.ceil_mode = bool(ceil_mode)
         self.register_buffer("negative", negative)
 
-    def forward(self, spikes: "Tensor | PackedSpikes") -> "Tensor | PackedSpikes":
+    def forward(self, spikes: Tensor | PackedSpikes) -> Tensor | PackedSpikes:
         if isinstance(spikes, PackedSpikes):
             return self._pool_words(spikes)
         checks.check_tensor("spikes", spikes)
@@ -67,7 +69,7 @@ class SpikeMaxPool2d(nn.Module):
         pooled = pooled if flipped is None else pooled ^ flipped
         return PackedSpikes(pooled, spikes.channels, spikes.signed)
 
-    def _flipped(self, spikes: PackedSpikes) -> "Tensor | None":  # [words] or [2, 1, 1, 1, words]
+    def _flipped(self, spikes: PackedSpikes) -> Tensor | None:  # [words] or [2, 1, 1, 1, words]
         """Return the bits whose smallest value is wanted: o+ of a < 0, and o- of all others."""
         negative = self.negative
         if negative is None and not spikes.signed:
@@ -120,7 +122,7 @@ class SpikeMaxPool2d(nn.Module):
 class SpikeMaxPool1d(SpikeMaxPool2d):
     """`SpikeMaxPool2d` of lines [N, C, L], with pairs as of maps that have one row."""
 
-    def forward(self, spikes: "Tensor | PackedSpikes") -> "Tensor | PackedSpikes":
+    def forward(self, spikes: Tensor | PackedSpikes) -> Tensor | PackedSpikes:
         pooled = super().forward(as_map(spikes, 3))
         if isinstance(pooled, PackedSpikes):
             return PackedSpikes(pooled.words.squeeze(-3), pooled.channels, pooled.signed)

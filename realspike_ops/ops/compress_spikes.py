@@ -94,7 +94,7 @@ class _Emission:
     """The output of a LIF layer, known by its storage: its version, and its recipe."""
 
     version: int
-    recipe: "SavedBits | Rerun"
+    recipe: SavedBits | Rerun
 
 
 class compress_spikes(torch.autograd.graph.saved_tensors_hooks):
@@ -134,7 +134,7 @@ class compress_spikes(torch.autograd.graph.saved_tensors_hooks):
         _thread.active = self._outer
         self._emissions.clear()
 
-    def note(self, y: Tensor, recipe: "SavedBits | Rerun") -> None:
+    def note(self, y: Tensor, recipe: SavedBits | Rerun) -> None:
         """Remember what makes y [T, B, ...] again."""
         self._emissions = {key: e for key, e in self._emissions.items() if not key.expired()}
         key = StorageWeakRef(y.untyped_storage())
@@ -162,7 +162,7 @@ def spikes_are_dropped() -> bool:
     return getattr(_thread, "active", None) is not None
 
 
-def note_spikes(y: Tensor, recipe: "SavedBits | Rerun") -> None:
+def note_spikes(y: Tensor, recipe: SavedBits | Rerun) -> None:
     """Tell the active context what makes the output of a LIF layer again."""
     # Under torch.compile the tensors are fake, of a class of their own.
     if y.numel() > 0 and type(y) is Tensor:

@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
+from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.utils import _device
 
 _CLASSES = (Tensor, torch.nn.Parameter)

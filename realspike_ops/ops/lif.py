@@ -5,6 +5,8 @@ Shapes and memory formats become the view of the kernels (`lif_contract`), the s
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -118,7 +120,7 @@ def backward_with(launch, partial_shape):
             )
             return grad_x, *grads, grad_v_init
         neurons = neurons_in_memory_order(*tensors, v_init, neuron, shape, channels_last)
-        partials = [None, None, None]
+        partials: list[Tensor | None] = [None, None, None]
         if any(wanted[:3]):
             size = partial_shape(T, N, neurons.period, save, grad_y.element_size())
             partials = [
@@ -130,10 +132,10 @@ def backward_with(launch, partial_shape):
         gradients = Gradients(grad_y, grad_v_last, grad_x, partials, grad_v_init)
         launch(Currents(x, stride_t), neurons, saved, save, gradients)
         grads = (
-            sum_to_parameter(partial, neurons.period, tensor, shape, channels_last)
-            if want
-            else None
-            for partial, tensor, want in zip(partials, tensors, wanted, strict=False)
+            None
+            if partial is None
+            else sum_to_parameter(partial, neurons.period, tensor, shape, channels_last)
+            for partial, tensor in zip(partials, tensors, strict=True)
         )
         return grad_x, *grads, grad_v_init
 
@@ -183,11 +185,11 @@ def on_cuda(name):
     return lambda *args: function()(*args)
 
 
-FORWARD = {
+FORWARD: dict[str, Callable[..., Any]] = {
     "cpu": forward_with(lif_cpu.launch_fwd),
     "cuda": forward_with(on_cuda("launch_fwd")),
 }
-BACKWARD = {
+BACKWARD: dict[str, Callable[..., Any]] = {
     "cpu": backward_with(lif_cpu.launch_bwd, lif_cpu.partial_shape),
     "cuda": backward_with(on_cuda("launch_bwd"), on_cuda("partial_shape")),
 }

@@ -1,6 +1,9 @@
 """The call of realspike::lif_fwd and its derivative, with the dispatcher or past it."""
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from realspike_ops.ops import LIBRARY
 from realspike_ops.ops.compress_spikes import Rerun, SavedBits, note_spikes, spikes_are_dropped
@@ -33,7 +36,12 @@ def _recipe_of(y, inputs, neuron, saved, save):
     if save == SAVE_BITS:
         width = 4 if neuron.ternary else 2
         return SavedBits(y, inputs[1], saved, BITS_INTERVAL, width, neuron.ternary)
-    return Rerun(inputs, lambda inputs: lif(*inputs, neuron, SAVE_NOTHING, False)[0])
+
+    def run(inputs):
+        arguments: Any = (*inputs, neuron, SAVE_NOTHING, False)
+        return lif(*arguments)
+
+    return Rerun(inputs, run)
 
 
 def _gradients(ctx, grad_y, grad_v_last):
@@ -87,17 +95,28 @@ class _EagerLif(torch.autograd.Function):
         return *_gradients(ctx, grad_y, grad_v_last), None, None, None
 
 
-def lif(x, amplitude, decay, v_threshold, v_init, neuron, save, keep_state):
-    """Return (y, v_last or None); past the dispatcher where only autograd could intercept it."""
+def lif(
+    x: Tensor,
+    amplitude: Tensor | None,
+    decay: Tensor | None,
+    v_threshold: Tensor | None,
+    v_init: Tensor | None,
+    neuron: Neuron,
+    save: int,
+    keep_state: bool,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Return y, with `keep_state` (y, v_last).
+
+    Past the dispatcher where only autograd could intercept the call.
+    """
     inputs = (x, amplitude, decay, v_threshold, v_init)
     if x.device.type not in FORWARD or not is_plain_eager(*inputs):
         y, v_last, _ = torch.ops.realspike.lif_fwd(*inputs, *neuron, save, keep_state)
-        return y, v_last
+        return (y, v_last) if keep_state else y
     if save == SAVE_NOTHING:
         y, v_last, _ = FORWARD[x.device.type](*inputs, neuron, save, keep_state)
-        return y, v_last
-    emitted = _EagerLif.apply(*inputs, neuron, save, keep_state)
-    return emitted if keep_state else (emitted, None)
+        return (y, v_last) if keep_state else y
+    return _EagerLif.apply(*inputs, neuron, save, keep_state)
 
 
 torch.library.register_autograd(

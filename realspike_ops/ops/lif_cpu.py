@@ -50,6 +50,7 @@ def launch_fwd(currents: Currents, neurons: Neurons, y, v_last, saved, save: int
 
 def launch_packed(currents: Currents, neurons: Neurons, packed, v_last, channels_last) -> None:
     x = currents.x
+    assert x is not None
     C, pixels = x.shape[2], x.shape[3:].numel()
     extension().lif_packed_cpu(
         _params(currents, neurons, None, SAVE_NOTHING, x), packed.data_ptr(), pointer(v_last),

@@ -1,5 +1,8 @@
 """realspike::lif_packed: LIF inference whose spikes are bits from the start."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -61,7 +64,7 @@ def _fake(x, decay, v_threshold, v_init, *form):
     return _allocate(x, Neuron(*neuron).ternary), *or_empty(x, v_last)
 
 
-_FWD = {
+_FWD: dict[str, Callable[..., Any]] = {
     "cpu": _packed_with(lif_cpu.launch_packed),
     "cuda": _packed_with(on_cuda("launch_packed")),
 }
@@ -71,9 +74,18 @@ torch.library.register_fake("realspike::lif_packed", _fake, lib=LIBRARY)
 torch.library.register_vmap("realspike::lif_packed", lif_vmap.lif_packed, lib=LIBRARY)
 
 
-def lif_packed(x, decay, v_threshold, v_init, neuron, keep_state):
-    """Return (packed, v_last or None)."""
+def lif_packed(
+    x: Tensor,
+    decay: Tensor | None,
+    v_threshold: Tensor | None,
+    v_init: Tensor | None,
+    neuron: Neuron,
+    keep_state: bool,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Return the words, with `keep_state` (words, v_last)."""
     tensors = (x, decay, v_threshold, v_init)
     if x.device.type in _FWD and is_plain_eager(*tensors):
-        return _FWD[x.device.type](*tensors, neuron, keep_state)
-    return torch.ops.realspike.lif_packed(*tensors, *neuron, keep_state)
+        packed, v_last = _FWD[x.device.type](*tensors, neuron, keep_state)
+    else:
+        packed, v_last = torch.ops.realspike.lif_packed(*tensors, *neuron, keep_state)
+    return (packed, v_last) if keep_state else packed

@@ -101,7 +101,7 @@ def _pack(spikes: Tensor, check_binary: bool, launch) -> Tensor:
     not_binary = torch.zeros(1, dtype=torch.int32, device=spikes.device) if check_binary else None
     spikes = _as_n_c_p(spikes)
     launch(_pack_params(spikes, packed, not_binary))
-    if check_binary:
+    if not_binary is not None:
         _raise_unless_binary(not_binary)
     return packed
 

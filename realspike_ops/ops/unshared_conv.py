@@ -3,6 +3,8 @@
 All sizes are checked by the functional layer.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -166,14 +168,22 @@ def _backward(ctx, grad_out, _):
     return grad_spikes, grad_weight, grad_bias, grad_amplitude, *(None,) * 7
 
 
-def unshared_conv(spikes, weight, bias, amplitude, scale, *rest) -> Tensor:
+def unshared_conv(
+    spikes: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    amplitude: Tensor | None,
+    scale: Tensor | None,
+    output_size: tuple[int, int],
+    *geometry_and_switches: Any,
+) -> Tensor:
     """Call realspike::unshared_conv, past the dispatcher where nothing could intercept the call."""
     tensors = (spikes, weight, bias, amplitude, scale)
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     if needs_grad or spikes.device.type not in _FORWARD or not is_plain_eager(*tensors):
-        out, _ = torch.ops.realspike.unshared_conv(*tensors, *rest)
+        out, _ = torch.ops.realspike.unshared_conv(*tensors, output_size, *geometry_and_switches)
     else:
-        out, _ = _FORWARD[spikes.device.type](*tensors, *rest)
+        out, _ = _FORWARD[spikes.device.type](*tensors, output_size, *geometry_and_switches)
     return out
 
 

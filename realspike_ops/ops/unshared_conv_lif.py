@@ -4,6 +4,7 @@ For inference; all sizes are checked by the functional layer.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,7 +85,8 @@ def _launch_cuda(params, lif, packed, v_last):
 
 def _registered(*arguments):
     *fixed, keep_state = arguments
-    packed, v_last = _run(*fixed[:14], Neuron(*fixed[14:]), keep_state)
+    own: Any = (*fixed[:14], Neuron(*fixed[14:]), keep_state)
+    packed, v_last = _run(*own)
     return packed, *or_empty(packed, v_last)
 
 
@@ -100,9 +102,11 @@ for device in ("CPU", "CUDA"):
 torch.library.register_fake("realspike::unshared_conv_lif", _fake, lib=LIBRARY)
 
 
-def unshared_conv_lif(*arguments):
-    """Return (packed, v_last or None)."""
+def unshared_conv_lif(*arguments: Any) -> Any:
+    """Return the words, with `keep_state` (words, v_last); the arguments are those of `_run`."""
     *fixed, neuron, keep_state = arguments
     if is_plain_eager(*fixed[:8]):
-        return _run(*arguments)
-    return torch.ops.realspike.unshared_conv_lif(*fixed, *neuron, keep_state)
+        packed, v_last = _run(*arguments)
+    else:
+        packed, v_last = torch.ops.realspike.unshared_conv_lif(*fixed, *neuron, keep_state)
+    return (packed, v_last) if keep_state else packed

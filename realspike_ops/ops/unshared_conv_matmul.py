@@ -33,8 +33,8 @@ def unshared_conv_matmul(
     bias: Tensor | None,  # [Cout] or [Cout, OH, OW]
     amplitude: Tensor | None,  # [Cin, H, W]
     scale: Tensor | None,  # [Cout]
-    output_size,
-    *geometry,
+    output_size: tuple[int, int],
+    *geometry: tuple[int, int],  # stride, padding, dilation
 ) -> Tensor:  # [N, Cout, OH, OW] float32
     """Multiply in the dtype of the weight, which also rounds the products.
 

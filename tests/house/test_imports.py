@@ -167,6 +167,16 @@ def test_one_importer_of_the_extension():
     assert importers == ["realspike_ops._native"]
 
 
+def test_objects_are_made_by_their_constructors():
+    for path in (*SOURCES, *APPLICATION):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                owner = node.func.value
+                of_super = isinstance(owner, ast.Call) and getattr(owner.func, "id", "") == "super"
+                assert node.func.attr != "__new__", f"{path.name}:{node.lineno}"
+                assert node.func.attr != "__init__" or of_super, f"{path.name}:{node.lineno}"
+
+
 def test_triton_stays_in_the_kernels_and_their_launches():
     importers = {
         path.relative_to(PACKAGE).as_posix()

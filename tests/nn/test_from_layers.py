@@ -315,3 +315,34 @@ def test_given_weights_are_checked():
     steps = torch.full(weight.shape, 129, dtype=torch.uint8)
     with pytest.raises(ValueError, match="scale must be finite"):
         rso.SpikeConv2d.from_weight(steps, scale=torch.full((3,), torch.nan))
+
+
+@pytest.mark.parametrize("argument", ["padding_mode", "dtype", "bias_", "held"])
+def test_a_ready_weight_takes_no_argument_that_would_be_passed_over(argument):
+    with pytest.raises(
+        TypeError, match=rf"from_weight\(\) has no argument '{argument}'; it has str"
+    ):
+        rso.SpikeConv2d.from_weight(torch.ones(1, 1, 1, 1, 1, 4, 3), **{argument: None})
+
+
+def test_a_ready_weight_of_lines_has_the_pairs_of_maps_with_one_row():
+    weight = torch.ones(1, 3, 1, 1, 3, 1, 1)
+    pairs = {"stride": (1, 2), "padding": (0, 1), "dilation": (1, 1), "input_size": (1, 5)}
+    layer = rso.UnsharedSpikeConv1d.from_weight(weight, **pairs)
+    current = layer(torch.ones(1, 1, 5))  # taps -1 0 1, 1 2 3 and 3 4 5 of 5 spikes
+    assert torch.equal(current, torch.tensor([[[2.0, 3.0, 2.0]]]))
+
+
+def test_a_shared_kernel_leaves_int8_currents_in_steps_on_request():
+    layers = []
+    for folds in (False, True):
+        torch.manual_seed(0)
+        layers.append(rso.SpikeConv2d(3, 2, 3, dtype=torch.int8, fold_scale=folds))
+    scaled, in_steps = layers
+    spikes = (torch.rand(2, 3, 5, 5) < 0.5).float()
+    steps = in_steps(spikes)
+    torch.testing.assert_close(steps * scaled.scale[:, None, None], scaled(spikes))
+    # Without the bias they are whole numbers of steps.
+    whole = steps - in_steps.bias[:, None, None]
+    torch.testing.assert_close(whole, whole.round(), rtol=0, atol=1e-4)
+    assert torch.equal(in_steps.threshold(0.5), 0.5 / scaled.scale[:, None, None])

@@ -368,3 +368,14 @@ def test_the_good_arguments_are_good():
     shared_from(CONV, zeros(4, 1, 1))()
     linear_from(LINEAR, zeros(3, 2, 2))()
     layer(2, "element", (4, 5, 6))()
+
+
+def test_neurons_of_a_folded_network_check_their_numbers_by_name():
+    with pytest.raises(ValueError, match=r"decay must be in \[0, 1\]; got 2"):
+        rso.FoldedLIF(2, decay=2.0)
+    with pytest.raises(ValueError, match="v_threshold must be positive for ternary"):
+        rso.FoldedLIF(2, v_threshold=-1.0, emission="ternary")
+    # Tensors take the place of the numbers, and are not checked.
+    lif = rso.FoldedLIF(2, decay=torch.full((3, 1, 1), 0.5), v_threshold=-torch.ones(1))
+    assert sorted(lif.state_dict()) == ["decay_factor", "v_threshold"]
+    assert torch.equal(lif(torch.zeros(2, 3, 1, 1)), torch.ones(2, 3, 1, 1))

@@ -226,6 +226,15 @@ CHANGES = {
 }
 
 
+@pytest.mark.parametrize("argument", ["padding_mode", "held", "dtype", "storage"])
+def test_synapses_have_no_arguments_but_their_geometry(path, argument):
+    network, _, _ = parts(path)
+    of_kind(network, "SpikeLinear")[argument] = "zeros"
+    assert "no arguments but its geometry: ['stride', 'padding', 'dilation', 'input_size', " in (
+        refused(path, network)
+    )
+
+
 @pytest.mark.parametrize("what", CHANGES)
 def test_layers_that_do_not_fit_their_tensors(path, what):
     kind, changes, reason = CHANGES[what]

@@ -1,5 +1,8 @@
 """LIF neurons of a folded network: they emit 0 and 1, or -1, 0 and 1."""
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, overload
+
 import torch
 from torch import Tensor
 
@@ -9,6 +12,11 @@ from realspike_ops.functional.quantize_weight import in_steps
 from realspike_ops.nn.neurons.lif import RealSpikeLIF
 from realspike_ops.nn.packed_spikes import PackedSpikes
 from realspike_ops.nn.time import split_time
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from realspike_ops.functional.settings import NeuronDynamics, NeuronForm
 
 
 class FoldedLIF(RealSpikeLIF):
@@ -27,17 +35,20 @@ class FoldedLIF(RealSpikeLIF):
     Shape: [T*B, ...] of currents -> the same of spikes, or `PackedSpikes`.
     """
 
+    decay_factor: float | Tensor
+    current_scale: Tensor | None
+
     def __init__(
         self,
         timesteps: int,
         *,
-        decay: "float | Tensor" = 0.25,
-        v_threshold: "float | Tensor" = 0.5,
+        decay: float | Tensor = 0.25,
+        v_threshold: float | Tensor = 0.5,
         v_reset: float | None = 0.0,
         reset: str | None = None,
         detach_reset: bool = False,
         emission: str = "binary",
-        surrogate: "str | tuple[str, float]" = "rectangular",
+        surrogate: str | tuple[str, float] = "rectangular",
         current_scale: Tensor | None = None,
     ):
         tensors = {"decay_factor": decay, "v_threshold": v_threshold}
@@ -68,14 +79,21 @@ class FoldedLIF(RealSpikeLIF):
         if self.reset == "hard" and self.v_reset != 0:
             raise ValueError(f"v_reset must be 0 to divide by a scale; got {self.v_reset:g}")
         v_threshold = torch.as_tensor(self.v_threshold, device=scale.device)
-        form = self.form | {"v_threshold": in_steps(v_threshold, scale).float()}
+        form: NeuronForm = {**self.form, "v_threshold": in_steps(v_threshold, scale).float()}
         return FoldedLIF(self.timesteps, **form, current_scale=scale)
 
     @property
-    def decay(self) -> "float | Tensor":
+    def decay(self) -> float | Tensor:
         return self.decay_factor
 
-    def forward(self, x: Tensor, packed: bool = False) -> "Tensor | PackedSpikes":
+    @overload
+    def forward(self, x: Tensor, packed: Literal[False] = False) -> Tensor: ...
+    @overload
+    def forward(self, x: Tensor, packed: Literal[True]) -> PackedSpikes: ...
+    @overload
+    def forward(self, x: Tensor, packed: bool) -> Tensor | PackedSpikes: ...
+
+    def forward(self, x: Tensor, packed: bool = False) -> Tensor | PackedSpikes:
         """Emit spikes; ``packed``: as bits, in inference (see `can_pack`)."""
         if not packed:
             return super().forward(x)
@@ -92,10 +110,15 @@ class FoldedLIF(RealSpikeLIF):
         return scale is not None and bool((torch.frexp(scale).mantissa == 0.5).all())
 
     @property
-    def dynamics(self) -> dict:
+    def dynamics(self) -> "NeuronDynamics":
         """The part of the form that matters in inference."""
-        names = ("decay", "v_threshold", "v_reset", "reset", "emission")
-        return {name: self.form[name] for name in names}
+        return {
+            "decay": self.decay,
+            "v_threshold": self.v_threshold,
+            "v_reset": self.v_reset,
+            "reset": self.reset,
+            "emission": self.emission,
+        }
 
     def can_pack(self, x: Tensor) -> bool:
         """Whether the spikes for this current can be bits: nothing here requires a gradient."""
@@ -103,12 +126,14 @@ class FoldedLIF(RealSpikeLIF):
         differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
         return x.dim() > 1 and x.dtype in checks.FLOATS and not differentiated
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Self":
         exact = dict(self._buffers)
         super()._apply(fn, recurse)
         for name, buffer in exact.items():
             moved = self._buffers[name]
-            if buffer is not None and moved.dtype not in (buffer.dtype, torch.float64):
+            if buffer is None or moved is None:
+                continue
+            if moved.dtype not in (buffer.dtype, torch.float64):
                 self._buffers[name] = buffer.to(moved.device)
         return self
 

@@ -1,22 +1,32 @@
 """The LIF layer."""
 
 import math
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter, is_lazy
+from torch.types import Device
 
 from realspike_ops import _checks as checks
 from realspike_ops import functional
+from realspike_ops.nn.plain import waits_for_weights
 from realspike_ops.nn.synapses.storage import Stored
 from realspike_ops.nn.time import split_time
 from realspike_ops.surrogate import as_surrogate
 
+if TYPE_CHECKING:
+    from realspike_ops.functional.settings import LifArguments, NeuronForm
+
+# torch's stub has neither its arguments nor that it is a parameter.
+_uninitialized: Any = UninitializedParameter
 GRANULARITIES = ("none", "layer", "channel", "element")
 
 
-def parameter_shape(name: str, granularity: str, shape) -> "tuple[int, ...] | None":
+def parameter_shape(
+    name: str, granularity: str, shape: int | tuple[int, ...] | None
+) -> tuple[int, ...] | None:
     """Return the shape of a parameter that neurons of a map of `shape` share, None without one."""
     checks.check_choice(name, granularity, GRANULARITIES)
     if granularity == "none":
@@ -75,18 +85,22 @@ class RealSpikeLIF(Stored):
     decay_granularity = threshold_granularity = "none"
     may_be_lazy = False
 
+    amplitude: nn.Parameter | None
+    decay_logit: nn.Parameter | None
+    v_threshold: float | Tensor
+
     def __init__(
         self,
         timesteps: int,
         granularity: str = "none",
-        shape: "tuple[int, ...] | None" = None,
+        shape: tuple[int, ...] | None = None,
         decay: float = 0.25,
         v_threshold: float = 0.5,
         v_reset: float | None = 0.0,
         detach_reset: bool = False,
-        surrogate: "str | tuple[str, float]" = "rectangular",
-        device=None,
-        dtype=None,
+        surrogate: str | tuple[str, float] = "rectangular",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
         *,
         reset: str | None = None,
         emission: str = "binary",
@@ -98,6 +112,7 @@ class RealSpikeLIF(Stored):
         needs_shape = any(kind in ("channel", "element") for kind in shared)
         if shape is None and needs_shape and type(self) is RealSpikeLIF:
             self.__class__ = LazyRealSpikeLIF
+            assert isinstance(self, LazyRealSpikeLIF)
             self._wait_for_shapes()
         self.timesteps = checks.check_positive_int("timesteps", timesteps)
         self.granularity = granularity
@@ -113,10 +128,10 @@ class RealSpikeLIF(Stored):
         if dtype is None and torch.get_default_dtype() not in checks.FLOATS:
             dtype = torch.float32
 
-        def parameter(name):
+        def parameter(name: str) -> nn.Parameter | None:
             kind = checks.check_choice(name, getattr(self, name), GRANULARITIES)
             if self.may_be_lazy and kind in ("channel", "element"):
-                return UninitializedParameter(device=device, dtype=dtype)
+                return _uninitialized(device=device, dtype=dtype)
             sizes = parameter_shape(name, kind, shape)
             if sizes is None:
                 return None
@@ -151,11 +166,11 @@ class RealSpikeLIF(Stored):
             parameter.fill_(value)
 
     @property
-    def decay(self) -> "float | Tensor":
+    def decay(self) -> float | Tensor:
         return self._fixed_decay if self.decay_logit is None else self.decay_logit.sigmoid()
 
     @property
-    def form(self) -> dict:
+    def form(self) -> "NeuronForm":
         """The keyword arguments of `realspike_ops.lif` that make this layer's neuron."""
         return {
             "decay": self.decay,
@@ -167,19 +182,20 @@ class RealSpikeLIF(Stored):
             "surrogate": self.surrogate,
         }
 
-    def fitted(self, dims: int) -> dict:
+    def fitted(self, dims: int) -> "LifArguments":
         """Return `form` and the amplitude for neuron maps of `dims` dimensions.
 
         A parameter of channels, [C, 1, 1], becomes [C] for features: dims = 1.
         """
-        fitted = self.form | {"amplitude": self.amplitude}
+        fitted: LifArguments = {**self.form, "amplitude": self.amplitude}
         for name, granularity in (
             ("amplitude", self.granularity),
             ("decay", self.decay_granularity),
             ("v_threshold", self.threshold_granularity),
         ):
-            if granularity == "channel" and fitted[name].dim() != dims:
-                fitted[name] = fitted[name].view(-1, *(1,) * (dims - 1))
+            value = fitted[name]
+            if granularity == "channel" and isinstance(value, Tensor) and value.dim() != dims:
+                fitted[name] = value.view(-1, *(1,) * (dims - 1))
         return fitted
 
     def forward(self, x: Tensor) -> Tensor:
@@ -218,8 +234,10 @@ class LazyRealSpikeLIF(LazyModuleMixin, RealSpikeLIF):
     may_be_lazy = True
 
     def _wait_for_shapes(self) -> None:
-        # LazyModuleMixin registers these two hooks behind its own __init__.
-        self._load_hook = self._register_load_state_dict_pre_hook(self._lazy_load_hook)
+        # LazyModuleMixin registers these two hooks behind its own __init__. Its methods are typed
+        # for a protocol of torch that no module fits.
+        load_hook = self._lazy_load_hook  # pyright: ignore[reportAttributeAccessIssue]
+        self._load_hook = self._register_load_state_dict_pre_hook(load_hook)
         self._initialize_hook = self.register_forward_pre_hook(
             self._infer_parameters, with_kwargs=True
         )
@@ -228,7 +246,7 @@ class LazyRealSpikeLIF(LazyModuleMixin, RealSpikeLIF):
         if not is_lazy(getattr(self, name)):
             super()._reset_parameter(name)
 
-    def initialize_parameters(self, x: "Tensor | None" = None) -> None:  # [T*B, C, ...]
+    def initialize_parameters(self, x: Tensor | None = None) -> None:  # [T*B, C, ...]
         """Give parameters without a shape the shape of a map of x, and their first values."""
         granularities = {
             "amplitude": self.granularity,
@@ -238,6 +256,7 @@ class LazyRealSpikeLIF(LazyModuleMixin, RealSpikeLIF):
         missing = [name for name in granularities if is_lazy(getattr(self, name))]
         if not missing:
             return
+        assert x is not None  # only a state that is loaded comes without, and gives them all
         steps = split_time(x, self.timesteps)  # [T, B, C, ...]
         if steps.dim() < 3:
             raise ValueError(
@@ -249,7 +268,7 @@ class LazyRealSpikeLIF(LazyModuleMixin, RealSpikeLIF):
             getattr(self, name).materialize(sizes)
             self._reset_parameter(name)
 
-    def _load_from_state_dict(self, *args) -> None:
-        super()._load_from_state_dict(*args)
-        if not self.has_uninitialized_params():
-            self._infer_parameters(self, ())
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        if not waits_for_weights(self):
+            self._infer_parameters(self, ())  # pyright: ignore[reportAttributeAccessIssue]

@@ -8,16 +8,18 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.lazy import LazyModuleMixin
 
 from realspike_ops import _checks as checks
 from realspike_ops.nn.packed_spikes import PackedSpikes
-from realspike_ops.nn.plain import why_not_plain
+from realspike_ops.nn.plain import waits_for_weights, why_not_plain
 
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
-def read(name: str, layer: nn.Module, kinds, *names: str) -> "list[Tensor | None]":
+def read(
+    name: str, layer: nn.Module, kinds: type[nn.Module] | tuple[type[nn.Module], ...], *names: str
+) -> list[Tensor | None]:
     """Return the tensors that a layer computes with in eval mode, in float64.
 
     The layer must do nothing else than its class. Parametrized weights have their present values.
@@ -34,8 +36,7 @@ def read(name: str, layer: nn.Module, kinds, *names: str) -> "list[Tensor | None
             holds NaN or infinities.
     """
     kinds = kinds if isinstance(kinds, tuple) else (kinds,)
-    lazy = isinstance(layer, LazyModuleMixin) and layer.has_uninitialized_params()
-    if lazy or not isinstance(layer, kinds):
+    if not isinstance(layer, kinds) or waits_for_weights(layer):
         wanted = " or ".join(f"nn.{kind.__name__}" for kind in kinds)
         raise TypeError(f"{name} must be an initialised {wanted}; got {type(layer).__name__}")
     reason = why_not_plain(layer, kinds)
@@ -53,7 +54,7 @@ def read(name: str, layer: nn.Module, kinds, *names: str) -> "list[Tensor | None
             module.training = training
 
 
-def _constant(name: str, layer: nn.Module, own: str) -> "Tensor | None":
+def _constant(name: str, layer: nn.Module, own: str) -> Tensor | None:
     tensor, again = getattr(layer, own), getattr(layer, own)
     if tensor is None:
         return None
@@ -69,10 +70,8 @@ def _constant(name: str, layer: nn.Module, own: str) -> "Tensor | None":
     return tensor.detach().double()
 
 
-def batch_norm_affine(norm: nn.Module, channels: int) -> tuple[Tensor, Tensor]:  # [C], [C]
+def batch_norm_affine(norm: BatchNorm, channels: int) -> tuple[Tensor, Tensor]:  # [C], [C]
     """Return (scale, shift) of a batch norm in eval mode, in float64."""
-    if not isinstance(norm, BATCH_NORMS):
-        raise TypeError(f"batch_norm must be a batch norm layer; got {type(norm).__name__}")
     mean, var, weight, bias = read(
         "batch_norm", norm, BATCH_NORMS, "running_mean", "running_var", "weight", "bias"
     )
@@ -92,29 +91,39 @@ def batch_norm_affine(norm: nn.Module, channels: int) -> tuple[Tensor, Tensor]: 
 
 
 def affine(
-    name: str, layer: nn.Module, kind: type, batch_norm: "nn.Module | None"
+    name: str,
+    layer: nn.Conv1d | nn.Conv2d | nn.Linear,
+    kind: type[nn.Module],
+    batch_norm: nn.Module | None,
 ) -> tuple[Tensor, Tensor | None]:  # [Cout, ...], [Cout]; float64
     """Return the weight and bias of a layer followed by the batch norm."""
     weight, bias = read(name, layer, kind, "weight", "bias")
-    if getattr(layer, "padding_mode", "zeros") != "zeros":
+    if weight is None:
+        raise ValueError(f"{name} must have a weight; got None")
+    if (padding_mode := getattr(layer, "padding_mode", "zeros")) != "zeros":
         raise ValueError(
             f"{name}: padding_mode must be 'zeros' (spikes outside the map are silent); "
-            f"got {layer.padding_mode!r}"
+            f"got {padding_mode!r}"
         )
     if batch_norm is None:
         return weight, bias
+    if not isinstance(batch_norm, BATCH_NORMS):
+        raise TypeError(f"batch_norm must be a batch norm layer; got {type(batch_norm).__name__}")
     scale, shift = batch_norm_affine(batch_norm, weight.shape[0])
     checks.check_device("batch_norm", scale, f"{name}.weight", weight)
     own = layer.weight.dtype
     accepted = (own, torch.float32) if own in (torch.float16, torch.bfloat16) else (own,)
-    checks.check_dtype("batch_norm", batch_norm.running_mean, accepted, f" (behind {own} weights)")
+    mean = batch_norm.running_mean
+    assert mean is not None  # or its scale would have been refused
+    checks.check_dtype("batch_norm", mean, accepted, f" (behind {own} weights)")
     weight = weight * scale.view(-1, *(1,) * (weight.dim() - 1))
     return weight, shift if bias is None else bias * scale + shift
 
 
 def kernel_order(weight: Tensor, groups: int) -> Tensor:
     """[Cout, Cin/G, KH, KW] -> [G, KH, KW, Cin/G, Cout/G]."""
-    return weight.unflatten(0, (groups, -1)).permute(0, 3, 4, 2, 1)
+    grouped: Tensor = weight.unflatten(0, (groups, -1))  # [G, Cout/G, Cin/G, KH, KW]
+    return grouped.permute(0, 3, 4, 2, 1)
 
 
 def scale_input_channels(kernel: Tensor, amplitude: Tensor) -> Tensor:
@@ -142,7 +151,7 @@ def unshared_rows(
     (k, l). Taps outside the map get 0.
     """
     G, KH, KW, Cin_g, _ = kernel.shape[2:]
-    columns = slice(0, 1) if kernel.shape[1] == 1 else list(columns)
+    chosen = slice(0, 1) if kernel.shape[1] == 1 else list(columns)
     OH, OW = output_size
     (sh, sw), (ph, pw), (dh, dw) = stride, padding, dilation
     _, H, W = amplitude.shape
@@ -155,7 +164,7 @@ def unshared_rows(
         lines = padded[:, oh * sh : oh * sh + (KH - 1) * dh + 1 : dh]  # [Cin, KH, W + padding]
         taps = [lines[:, :, j * dw : j * dw + (OW - 1) * sw + 1 : sw] for j in range(KW)]
         window = torch.stack(taps, dim=2).view(G, Cin_g, KH, KW, OW)
-        yield window.permute(4, 0, 2, 3, 1).unsqueeze(-1) * kernel[rows[oh], columns]
+        yield window.permute(4, 0, 2, 3, 1).unsqueeze(-1) * kernel[rows[oh], chosen]
 
 
 def check_amplitude(amplitude: Tensor, weight: Tensor) -> Tensor:  # float64
@@ -181,7 +190,7 @@ def amplitude_of_features(amplitude: Tensor, features: int) -> Tensor:  # [featu
     return amplitude.reshape(-1).repeat_interleave(features // count)
 
 
-def map_size(spikes: "Tensor | PackedSpikes", channels: int) -> tuple[int, int]:
+def map_size(spikes: Tensor | PackedSpikes, channels: int) -> tuple[int, int]:
     """Return (H, W) of dense [N, C, H, W] or packed [N, H, W, words] spikes."""
     if isinstance(spikes, PackedSpikes):
         spikes = spikes.binary_words(channels)
@@ -192,4 +201,5 @@ def map_size(spikes: "Tensor | PackedSpikes", channels: int) -> tuple[int, int]:
             f"got {checks.shape_text(spikes)}"
         )
     packed = spikes.dtype == torch.int32
-    return tuple(spikes.shape[1:3] if packed else spikes.shape[2:])
+    H, W = spikes.shape[1:3] if packed else spikes.shape[2:]
+    return H, W

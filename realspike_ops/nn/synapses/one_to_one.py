@@ -1,5 +1,7 @@
 """One synapse per neuron: an identity shortcut becomes this layer."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -19,17 +21,18 @@ class _Select(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def forward(spikes, weight):
+    def forward(spikes: Tensor, weight: Tensor) -> Tensor:
         nothing = torch.zeros_like(weight)
         current = torch.where(spikes > 0, weight, nothing)
         return torch.where(spikes < 0, -weight, current)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        (grad,) = grads
         spikes, weight = ctx.saved_tensors
         grad_spikes = grad_weight = None
         if ctx.needs_input_grad[0]:
@@ -61,7 +64,7 @@ class OneToOneSynapses(Stored):
             weight = weight.permute(1, 2, 0).contiguous().permute(2, 0, 1)
         self.weight = nn.Parameter(weight)
 
-    def forward(self, spikes: "Tensor | PackedSpikes") -> Tensor:
+    def forward(self, spikes: Tensor | PackedSpikes) -> Tensor:
         trains = torch.is_grad_enabled() and self.weight.requires_grad
         reads_bits = self.weight.dtype in checks.FLOATS and not trains
         if isinstance(spikes, PackedSpikes) and reads_bits:
@@ -71,7 +74,8 @@ class OneToOneSynapses(Stored):
         checks.check_no_tangent(spikes=spikes, weight=self.weight)
         self._check_map(tuple(spikes.shape[1:]))
         weight = self.weight.to(torch.promote_types(spikes.dtype, torch.float32))
-        return _Select.apply(spikes, weight)
+        current: Tensor = _Select.apply(spikes, weight)
+        return current
 
     def _depthwise(self, spikes: PackedSpikes) -> Tensor:
         """Convolve with a 1 x 1 kernel of its own for every position and channel."""
@@ -86,10 +90,10 @@ class OneToOneSynapses(Stored):
         current = current if pixels else current.flatten(1)
         if not spikes.signed:
             return current
-        positive, negative = current.unflatten(0, (2, current.shape[0] // 2))
-        return positive - negative
+        signs: Tensor = current.unflatten(0, (2, current.shape[0] // 2))
+        return signs[0] - signs[1]
 
-    def _check_map(self, shape: "tuple[int, ...]") -> None:
+    def _check_map(self, shape: tuple[int, ...]) -> None:
         sizes = zip(reversed(self.weight.shape), reversed(shape), strict=False)
         if self.weight.dim() > len(shape) or any(own not in (1, size) for own, size in sizes):
             raise ValueError(

@@ -1,5 +1,7 @@
 """Convolution whose kernel is shared inside the map and differs near its edges."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -28,7 +30,17 @@ class PiecewiseSpikeConv(Stored):
     Shape: [N, Cin, H, W] of 0 and 1 (or `PackedSpikes`) -> [N, Cout, OH, OW].
     """
 
-    def __init__(self, weight: Tensor, rows, columns, stride, padding, dilation):
+    weight: Tensor
+
+    def __init__(
+        self,
+        weight: Tensor,
+        rows: Iterable[int],
+        columns: Iterable[int],
+        stride: int | tuple[int, int],
+        padding: tuple[int, int],
+        dilation: int | tuple[int, int],
+    ):
         super().__init__()
         if weight.dtype == torch.uint8:
             self.register_buffer("weight", weight)
@@ -36,15 +48,15 @@ class PiecewiseSpikeConv(Stored):
             self.weight = parameter(weight)
         self.rows, self.columns = tuple(rows), tuple(columns)
         self.stride = checks.pair("stride", stride, 1)
-        self.padding = tuple(padding)
+        self.padding = (padding[0], padding[1])
         self.dilation = checks.pair("dilation", dilation, 1)
         self.in_channels = weight.shape[2] * weight.shape[5]
         self.out_channels = weight.shape[2] * weight.shape[6]
 
-    def forward(self, spikes: "Tensor | PackedSpikes") -> Tensor:
+    def forward(self, spikes: Tensor | PackedSpikes) -> Tensor:
         size = fold_into_weight.map_size(spikes, self.in_channels)
         checked = not isinstance(spikes, PackedSpikes)
-        spikes = spikes if checked else spikes.words
+        spikes = spikes.words if isinstance(spikes, PackedSpikes) else spikes
         columns = _runs(self.columns)
         rows = [
             torch.cat([self._rectangle(spikes, size, checked, y, x) for x in columns], 3)
@@ -52,8 +64,10 @@ class PiecewiseSpikeConv(Stored):
         ]
         return torch.cat(rows, 2)
 
-    def _rectangle(self, spikes: Tensor, map_size, checked: bool, *runs) -> Tensor:
-        pads = []
+    def _rectangle(
+        self, spikes: Tensor, map_size: tuple[int, int], checked: bool, *runs: tuple[int, int]
+    ) -> Tensor:
+        pads: list[int] = []
         for (first, last), size, k, s, p, d in zip(
             runs, map_size, self.weight.shape[3:5], self.stride, self.padding, self.dilation,
             strict=True,

@@ -1,14 +1,21 @@
 """One kernel for all positions: the layers that channel-wise amplitudes fold to."""
 
 import math
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.types import Device
 
 from realspike_ops import _checks as checks
 from realspike_ops.nn.packed_spikes import PackedSpikes
 from realspike_ops.nn.synapses import fold_into_weight
-from realspike_ops.nn.synapses.spike_conv import Held, SpikeConv, allocate
+from realspike_ops.nn.synapses.spike_conv import Held, SpikeConv, allocate, reading_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+    from realspike_ops.nn.synapses.settings import Switches
 
 
 class SpikeConv2d(SpikeConv):
@@ -33,18 +40,18 @@ class SpikeConv2d(SpikeConv):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: "int | tuple[int, int]",
-        stride: "int | tuple[int, int]" = 1,
-        padding: "int | tuple[int, int] | str" = 0,
-        dilation: "int | tuple[int, int]" = 1,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
         padding_mode: str = "zeros",
-        device=None,
-        dtype: "torch.dtype | None" = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
         *,
-        held: "Held | None" = None,  # see from_weight
-        **settings,
+        held: Held | None = None,  # see from_weight
+        **settings: "Unpack[Switches]",
     ):
         held = held or allocate(
             (1, 1), in_channels, out_channels, kernel_size, groups, bias, padding_mode, device,
@@ -58,7 +65,7 @@ class SpikeConv2d(SpikeConv):
         conv: nn.Conv2d,
         amplitude: Tensor | None = None,  # [1] or [C, 1, 1]
         batch_norm: nn.Module | None = None,
-    ) -> "SpikeConv2d":
+    ) -> "Self":
         """Fold a layer- or channel-wise amplitude, and a batch norm behind it, into a convolution.
 
         Raises:
@@ -81,10 +88,10 @@ class SpikeConv2d(SpikeConv):
         return cls.from_weight(
             kernel.float().contiguous()[None, None],
             None if bias is None else bias.float(),
-            **{name: getattr(conv, name) for name in ("stride", "padding", "dilation")},
+            **reading_of(conv.stride, conv.padding, conv.dilation),
         )
 
-    def forward(self, spikes: Tensor) -> Tensor:
+    def forward(self, spikes: Tensor | PackedSpikes) -> Tensor:
         fold_into_weight.map_size(spikes, self.in_channels)
         return super().forward(spikes)
 
@@ -109,11 +116,11 @@ class SpikeLinear(SpikeConv):
         in_features: int,
         out_features: int,
         bias: bool = True,
-        device=None,
-        dtype: "torch.dtype | None" = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
         *,
-        held: "Held | None" = None,  # see from_weight
-        **settings,
+        held: Held | None = None,  # see from_weight
+        **settings: "Unpack[Switches]",
     ):
         held = held or allocate(
             (1, 1), in_features, out_features, bias=bias, device=device, dtype=dtype
@@ -121,7 +128,7 @@ class SpikeLinear(SpikeConv):
         super().__init__(held, **settings)
 
     @staticmethod
-    def _sizes(weight: Tensor) -> dict:  # [1, 1, 1, H, W, C, F]
+    def _sizes(weight: Tensor) -> dict[str, Any]:  # [1, 1, 1, H, W, C, F]
         return {
             "in_features": math.prod(weight.shape[2:6]),
             "out_features": weight.shape[2] * weight.shape[6],
@@ -138,7 +145,7 @@ class SpikeLinear(SpikeConv):
         amplitude: Tensor | None = None,  # [1], [in_features], [C, H, W] or [C, 1, 1]
         batch_norm: nn.Module | None = None,
         scale: float = 1.0,
-    ) -> "SpikeLinear":
+    ) -> "Self":
         """Fold the amplitude of the spikes, a batch norm and a scale of the output into a linear
         layer.
 
@@ -162,7 +169,7 @@ class SpikeLinear(SpikeConv):
             None if bias is None else (bias * scale).float(),
         )
 
-    def forward(self, spikes: "Tensor | PackedSpikes") -> Tensor:
+    def forward(self, spikes: Tensor | PackedSpikes) -> Tensor:
         if isinstance(spikes, PackedSpikes):
             words = spikes.binary_words(self.in_channels)
             if words.dim() == 2:
@@ -174,17 +181,15 @@ class SpikeLinear(SpikeConv):
                 spikes = spikes[:, None, None]
             elif spikes.dim() == 2 and spikes.shape[1] == self.in_features:
                 spikes = spikes.unflatten(1, (self.in_channels, *self.kernel_size))
-        size = fold_into_weight.map_size(spikes, self.in_channels) if self._is_map(spikes) else None
+        is_map = isinstance(spikes, PackedSpikes) or spikes.dim() == 4
+        size = fold_into_weight.map_size(spikes, self.in_channels) if is_map else None
         if size != self.kernel_size:
+            given = spikes.words if isinstance(spikes, PackedSpikes) else spikes
             raise ValueError(
                 f"spikes must have shape [N, {self.in_features}]{self._map_text()}; "
-                f"got {checks.shape_text(getattr(spikes, 'words', spikes))}"
+                f"got {checks.shape_text(given)}"
             )
         return super().forward(spikes).flatten(1)
-
-    @staticmethod
-    def _is_map(spikes) -> bool:
-        return isinstance(spikes, PackedSpikes) or spikes.dim() == 4
 
     def _map_text(self) -> str:
         if self.kernel_size == (1, 1):

@@ -1,9 +1,11 @@
 """The gather-accumulate layer: the parameters that all of them have, and the call of the op."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.types import Device
 
 from realspike_ops import _checks as checks
 from realspike_ops import functional
@@ -19,6 +21,11 @@ from realspike_ops.nn.synapses.storage import (
     parameter,
 )
 from realspike_ops.ops.huge_pages import empty_in_huge_pages
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+    from realspike_ops.nn.synapses.settings import ConvArguments, LayerSettings, Reading
 
 ALGORITHMS = ("gather", "matmul", "auto")
 # The arguments of a layer that its weight does not tell.
@@ -40,12 +47,17 @@ class Held(NamedTuple):
 class SpikeConv(Stored):
     """Base of the layers. `weight` is in kernel order: a spike selects one contiguous row."""
 
+    weight: Tensor
+    bias: nn.Parameter | None
+    amplitude: nn.Parameter | None
+    scale: Tensor | None
+
     def __init__(
         self,
         held: Held,
-        stride=1,
-        padding=0,
-        dilation=1,
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
         *,
         fold_scale: bool = False,
         algorithm: str = "gather",
@@ -55,17 +67,16 @@ class SpikeConv(Stored):
         weight, bias, scale, amplitude, is_drawn = held
         self.stride = checks.pair("stride", stride, 1)
         self.dilation = checks.pair("dilation", dilation, 1)
-        self.padding = padding if isinstance(padding, str) else checks.pair("padding", padding, 0)
+        self.padding = _padding(padding)
         self.groups = weight.shape[2]
-        self.kernel_size = tuple(weight.shape[3:5])
+        self.kernel_size = (weight.shape[3], weight.shape[4])
         self.in_channels = self.groups * weight.shape[5]
         self.out_channels = self.groups * weight.shape[6]
         self.fold_scale = fold_scale and scale is not None
         self.algorithm = checks.check_choice("algorithm", algorithm, ALGORITHMS)
         self.check_binary = check_binary
         self.register_buffer("scale", scale)
-        if bias is not None and self.fold_scale:
-            bias = self._in_steps(bias)
+        bias = None if bias is None else self._in_steps(bias)
         if weight.dtype == torch.uint8:
             self.register_buffer("weight", weight)
         else:
@@ -83,8 +94,8 @@ class SpikeConv(Stored):
         *,
         scale: Tensor | None = None,
         amplitude: Tensor | None = None,
-        **settings,
-    ) -> "SpikeConv":
+        **settings: "Unpack[LayerSettings]",
+    ) -> "Self":
         """Make a layer that holds a weight in kernel order, and a bias, as they are.
 
         Args:
@@ -108,13 +119,17 @@ class SpikeConv(Stored):
         if unknown := [name for name in settings if name not in SETTINGS]:
             accepted = ", ".join(SETTINGS)
             raise TypeError(f"from_weight() has no argument {unknown[0]!r}; it has {accepted}")
-        held = Held(weight, bias, scale, amplitude)
-        layer = cls(**cls._sizes(weight), **settings, held=held)
+        arguments: dict[str, Any] = {
+            **cls._sizes(weight),
+            **settings,
+            "held": Held(weight, bias, scale, amplitude),
+        }
+        layer = cls(**arguments)
         layer.check_finite()
         return layer
 
     @staticmethod
-    def _sizes(weight: Tensor) -> dict:  # [OH, OW, G, KH, KW, Cin/G, Cout/G]
+    def _sizes(weight: Tensor) -> dict[str, Any]:  # [OH, OW, G, KH, KW, Cin/G, Cout/G]
         """Return the arguments of the constructor that a weight tells."""
         G, KH, KW, Cin_g, Cout_g = weight.shape[2:]
         return {
@@ -132,34 +147,37 @@ class SpikeConv(Stored):
                 self.scale.fill_(bound / 127)
             if self.bias is not None:
                 self.bias.uniform_(-bound, bound)
-                if self.fold_scale:
-                    self.bias.copy_(self._in_steps(self.bias))
+                self.bias.copy_(self._in_steps(self.bias))
             if self.amplitude is not None:
                 self.amplitude.fill_(1)
 
     def _in_steps(self, bias: Tensor) -> Tensor:  # [Cout] or [Cout, OH, OW]
+        """Return a bias in what the currents are in."""
+        if self.scale is None or not self.fold_scale:
+            return bias
         scale = self.scale if bias.dim() == 1 else self.scale[:, None, None]
         return in_steps(bias, scale).to(torch.promote_types(bias.dtype, scale.dtype))
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Self":
         scale = self.scale
         super()._apply(fn, recurse)
-        if scale is not None and self.scale.dtype in (torch.float16, torch.bfloat16):
+        cast = self.scale
+        if scale is not None and cast is not None and cast.dtype in (torch.float16, torch.bfloat16):
             # Rounding it would round all weights once more.
-            self.scale = scale.to(self.scale.device)
+            self.scale = scale.to(cast.device)
         return self
 
-    def forward(self, spikes: "Tensor | PackedSpikes") -> Tensor:
+    def forward(self, spikes: Tensor | PackedSpikes) -> Tensor:
         return functional.unshared_spike_conv(**self._arguments(spikes), algorithm=self.algorithm)
 
-    def fire(self, spikes: "Tensor | PackedSpikes", neurons: FoldedLIF) -> PackedSpikes:
+    def fire(self, spikes: Tensor | PackedSpikes, neurons: FoldedLIF) -> PackedSpikes:
         """Run ``neurons(self(spikes), packed=True)`` as one op, in inference."""
         words = unshared_spike_conv_lif(
             **self._arguments(spikes), timesteps=neurons.timesteps, **neurons.dynamics
         )
         return PackedSpikes(words, self.out_channels, neurons.emission == "ternary")
 
-    def _arguments(self, spikes: "Tensor | PackedSpikes") -> dict:
+    def _arguments(self, spikes: Tensor | PackedSpikes) -> "ConvArguments":
         check_binary = self.check_binary
         if isinstance(spikes, PackedSpikes):
             # A LIF layer made the words: they need no check.
@@ -177,13 +195,15 @@ class SpikeConv(Stored):
             "check_binary": check_binary,
         }
 
-    def threshold(self, v_threshold: float = 0.5) -> "float | Tensor":  # [Cout, 1, 1]
+    def threshold(self, v_threshold: float = 0.5) -> float | Tensor:  # [Cout, 1, 1]
         """Return the threshold, also a reset potential, for neurons that read this layer.
 
         It is ``v_threshold`` divided by the scale where that is folded (``fold_scale=True``): the
         currents are then in steps of the scale.
         """
-        return v_threshold / self.scale[:, None, None] if self.fold_scale else v_threshold
+        if self.scale is None or not self.fold_scale:
+            return v_threshold
+        return v_threshold / self.scale[:, None, None]
 
     def extra_repr(self) -> str:
         return (
@@ -207,22 +227,44 @@ class SpikeConv(Stored):
         return text
 
 
+def reading_of(
+    stride: int | tuple[int, ...],
+    padding: int | tuple[int, ...] | str,
+    dilation: int | tuple[int, ...],
+    algorithm: str = "gather",
+    check_binary: bool | None = None,
+) -> "Reading":
+    """Return how a layer reads its map, with the window of a convolution."""
+    return {
+        "stride": checks.pair("stride", stride, 1),
+        "padding": _padding(padding),
+        "dilation": checks.pair("dilation", dilation, 1),
+        "algorithm": algorithm,
+        "check_binary": check_binary,
+    }
+
+
+def _padding(padding: int | tuple[int, ...] | str) -> tuple[int, int] | str:
+    return padding if isinstance(padding, str) else checks.pair("padding", padding, 0)
+
+
 def _float32(tensor: Tensor | None) -> Tensor | None:
     # float64 stays: a kernel refuses it, the reference computes in it.
-    half = tensor is not None and tensor.dtype in (torch.float16, torch.bfloat16)
-    return tensor.float() if half else tensor
+    if tensor is not None and tensor.dtype in (torch.float16, torch.bfloat16):
+        return tensor.float()
+    return tensor
 
 
 def allocate(
     positions: tuple[int, int],
     in_channels: int,
     out_channels: int,
-    kernel_size=1,
+    kernel_size: int | tuple[int, int] = 1,
     groups: int = 1,
     bias: bool = True,
     padding_mode: str = "zeros",
-    device=None,
-    dtype: "torch.dtype | None" = None,
+    device: Device = None,
+    dtype: torch.dtype | None = None,
 ) -> Held:
     """Allocate a weight, a bias and the scale of an int8 weight; their numbers are to be drawn."""
     # The kernels take these types whatever the default one is.
@@ -240,7 +282,7 @@ def allocate(
     is_int8 = dtype == torch.int8
     weight = empty_in_huge_pages(shape, torch.uint8 if is_int8 else dtype, device)
 
-    def by_channel():
+    def by_channel() -> Tensor:
         return torch.empty(out_channels, dtype=torch.float32, device=device)
 
     own_bias, scale = by_channel() if bias else None, by_channel() if is_int8 else None

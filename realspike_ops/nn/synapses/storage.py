@@ -1,8 +1,9 @@
 """How a layer's weights are stored: their type, their scale, and whether they fit it and memory."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,9 @@ from realspike_ops import _checks as checks
 from realspike_ops.functional.quantize_weight import int8_scale, int8_steps, quantize_weight
 from realspike_ops.nn.synapses import fold_into_weight
 from realspike_ops.ops.huge_pages import empty_in_huge_pages
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 DTYPES = (*checks.FLOATS, torch.int8)
 STORAGES = ("materialized", "factored")
@@ -29,7 +33,7 @@ def check_storage(storage: str, dtype: torch.dtype) -> None:
 class Stored(nn.Module):
     """A module whose numbers stay finite: a cast or a state that they overflow is refused."""
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Self":
         # All parameters are checked before one is changed: a refused module stays as it is.
         for name, parameter in self.named_parameters(recurse=recurse):
             if is_lazy(parameter):
@@ -40,12 +44,23 @@ class Stored(nn.Module):
                 checks.check_finite(name, extremes.to(dtype))
         return super()._apply(fn, recurse)
 
-    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, extra, errors):
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, extra, errors)
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
         try:
             self.check_finite(prefix)
         except ValueError as error:
-            errors.append(str(error))
+            error_msgs.append(str(error))
 
     def check_finite(self, prefix: str = "") -> None:
         """Raise ValueError if a parameter or buffer of this module itself is not finite."""
@@ -89,7 +104,9 @@ def bytes_available(device: torch.device) -> int | None:
     return next((int(n.split()[1]) * 1024 for n in lines if n.startswith("MemAvailable:")), None)
 
 
-def check_memory(shape, dtype: torch.dtype, device: torch.device, positions: int) -> None:
+def check_memory(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, positions: int
+) -> None:
     """Raise ValueError, before anything is allocated, if unshared weights do not fit in memory."""
     needed = math.prod(shape) * dtype.itemsize
     available = bytes_available(device)
@@ -106,9 +123,9 @@ def unshared(
     kernel: Tensor,  # [G, KH, KW, Cin/G, Cout/G] float64
     amplitude: Tensor,  # [Cin, H, W] float64
     output_size: tuple[int, int],
-    stride,
-    padding,
-    dilation,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None]:  # [OH, OW, G, KH, KW, Cin/G, Cout/G], [Cout] for int8
     """Fold an amplitude into unshared weights of any dtype, and never hold them in a wider one."""

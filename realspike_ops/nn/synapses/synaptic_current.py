@@ -1,5 +1,8 @@
 """The input current of neurons that several maps of spikes reach."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,16 +17,17 @@ class _Signs(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
         pass
 
     @staticmethod
-    def forward(spikes):
+    def forward(spikes: Tensor) -> tuple[Tensor, Tensor]:
         return (spikes > 0).to(spikes.dtype), (spikes < 0).to(spikes.dtype)
 
     @staticmethod
-    def backward(ctx, grad_positive, grad_negative):
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
         # o = o+ - o-. A current is linear, so that both gradients say the same about o.
+        grad_positive, grad_negative = grads
         return (grad_positive - grad_negative) / 2
 
 
@@ -58,8 +62,8 @@ class Synapses(nn.Module):
         *,
         maps: int = 1,
         signed: bool = False,
-        pad: "tuple[int, int, int, int]" = (0, 0, 0, 0),
-        channels: "tuple[int, int] | None" = None,
+        pad: tuple[int, int, int, int] = (0, 0, 0, 0),
+        channels: tuple[int, int] | None = None,
         flatten: bool = False,
         sums: int = 0,
         reads: int = 4,
@@ -70,7 +74,7 @@ class Synapses(nn.Module):
         self.maps = int(maps)
         self.signed = bool(signed)
         self.pad = tuple(pad)
-        self.channels = None if channels is None else tuple(channels)
+        self.channels = None if channels is None else (channels[0], channels[1])
         self.flatten = bool(flatten)
         self.sums = int(sums)
         self.reads = int(reads)
@@ -83,7 +87,7 @@ class Synapses(nn.Module):
         moved = self.flatten or self.line or self.reads != 4
         return not (several or any(self.pad) or self.channels or moved or self.sums)
 
-    def forward(self, *maps: "Tensor | PackedSpikes") -> Tensor:
+    def forward(self, *maps: Tensor | PackedSpikes) -> Tensor:
         current = self.layer(self._batch(maps))
         if self.signed or self.maps > 1:
             current = self._added(current)
@@ -98,24 +102,25 @@ class Synapses(nn.Module):
         current = current.squeeze(2) if self.line else current
         return current.flatten(1) if self.flatten else current
 
-    def _batch(self, maps) -> "Tensor | PackedSpikes":
+    def _batch(self, spikes_of: Sequence[Tensor | PackedSpikes]) -> Tensor | PackedSpikes:
         """Return all binary maps, padded, as one batch."""
-        maps = [as_map(spikes, self.reads) for spikes in maps]
-        if all(isinstance(spikes, PackedSpikes) for spikes in maps):
-            words = [spikes.planes() if self.signed else spikes.words for spikes in maps]
+        maps = [as_map(spikes, self.reads) for spikes in spikes_of]
+        packed = [spikes for spikes in maps if isinstance(spikes, PackedSpikes)]
+        if len(packed) == len(maps):
+            words = [spikes.planes() if self.signed else spikes.words for spikes in packed]
             # A layer that tells the signs apart by itself gets ternary spikes as they are.
-            signed = maps[0].signed and not self.signed
-            words = words[0] if len(words) == 1 else torch.cat(words, 1 if signed else 0)
-            return PackedSpikes(padded(words, (0, 0, *self.pad)), maps[0].channels, signed)
+            signed = packed[0].signed and not self.signed
+            joined = words[0] if len(words) == 1 else torch.cat(words, 1 if signed else 0)
+            return PackedSpikes(padded(joined, (0, 0, *self.pad)), packed[0].channels, signed)
         batch = [as_dense(spikes) for spikes in maps]
         if self.signed:
-            batch = [sign for spikes in batch for sign in _Signs.apply(spikes)]
+            batch: list[Tensor] = [sign for spikes in batch for sign in _Signs.apply(spikes)]
         return padded(batch[0] if len(batch) == 1 else torch.cat(batch), self.pad)
 
     def _added(self, current: Tensor) -> Tensor:
         count = self.maps * (2 if self.signed else 1)
         # torch.export can follow a size that is a quotient, but not the size of a chunk.
-        parts = current.unflatten(0, (count, current.shape[0] // count))
+        parts: Tensor | list[Tensor] = current.unflatten(0, (count, current.shape[0] // count))
         if self.signed:
             parts = [p - n for p, n in zip(parts[::2], parts[1::2], strict=True)]
         total = parts[0]
@@ -145,7 +150,10 @@ class SynapticCurrent(Stored):
     of currents.
     """
 
-    def __init__(self, synapses: "dict[str, nn.Module]", bias: Tensor | None = None):
+    synapses: nn.ModuleDict
+    bias: nn.Parameter | None
+
+    def __init__(self, synapses: dict[str, nn.Module], bias: Tensor | None = None):
         super().__init__()
         self.synapses = nn.ModuleDict(synapses)
         self.bias = None if bias is None else parameter(bias)
@@ -156,16 +164,17 @@ class SynapticCurrent(Stored):
         layers = self.synapses.values()
         return [layer for layer in layers for _ in range(getattr(layer, "maps", 1))]
 
-    def forward(self, *maps: "Tensor | PackedSpikes") -> Tensor:
+    def forward(self, *maps: Tensor | PackedSpikes) -> Tensor:
         count = len(self.readers)
         if len(maps) < count:
             raise ValueError(f"expected at least {count} maps; got {len(maps)}")
-        read, currents = 0, []
+        read = 0
+        currents: list[Tensor] = []
         for layer in self.synapses.values():
             own = getattr(layer, "maps", 1)
             currents.append(layer(*maps[read : read + own]))
             read += own
-        currents += maps[read:]
+        currents += [as_dense(current) for current in maps[read:]]
         total = currents[0]
         for current in currents[1:]:
             total = total + current

@@ -2,26 +2,36 @@
 
 import functools
 import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import torch
 from torch import Tensor, nn
+from torch.types import Device
 
 from realspike_ops import _checks as checks
 from realspike_ops import functional
 from realspike_ops.nn.packed_spikes import PackedSpikes
 from realspike_ops.nn.synapses import fold_into_weight
-from realspike_ops.nn.synapses.spike_conv import Held, SpikeConv, allocate
+from realspike_ops.nn.synapses.spike_conv import Held, SpikeConv, allocate, reading_of
 from realspike_ops.nn.synapses.storage import check_storage, stored, unshared
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-def input_size_fourth(init):
+    from realspike_ops.nn.synapses.settings import ConvArguments, Reading
+
+_P = ParamSpec("_P")
+
+
+def input_size_fourth(init: Callable[_P, None]) -> Callable[_P, None]:
     """Let a constructor take ``input_size`` behind ``kernel_size``, its place before 1.0.
 
     Without the keyword a fourth argument can be nothing else: every layer needs an input size.
     """
 
     @functools.wraps(init)
-    def accepting(self, *args, **kwargs):
+    def accepting(self: Any, *args: Any, **kwargs: Any) -> None:
         if len(args) > 3 and "input_size" not in kwargs:
             warnings.warn(
                 f"{type(self).__name__}: input_size as the fourth argument is deprecated, and "
@@ -29,9 +39,10 @@ def input_size_fourth(init):
                 DeprecationWarning,
                 stacklevel=2,
             )
-            *args, device = args if len(args) == 10 else (*args, kwargs.pop("device", None))
-            kwargs |= {"input_size": args.pop(3), "device": device}
-        init(self, *args, **kwargs)
+            *given, device = args if len(args) == 10 else (*args, kwargs.pop("device", None))
+            kwargs |= {"input_size": given.pop(3), "device": device}
+            args = tuple(given)
+        init(self, *args, **kwargs)  # pyright: ignore[reportCallIssue]  # in its order, or the old
 
     return accepting
 
@@ -73,22 +84,22 @@ class UnsharedSpikeConv(SpikeConv):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: "int | tuple[int, int]",
-        stride: "int | tuple[int, int]" = 1,
-        padding: "int | tuple[int, int] | str" = 0,
-        dilation: "int | tuple[int, int]" = 1,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
         padding_mode: str = "zeros",
-        device=None,
-        dtype: "torch.dtype | None" = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
         *,
-        input_size: "int | tuple[int, int]",
+        input_size: int | tuple[int, int],
         storage: str = "materialized",
         fold_scale: bool = False,
         algorithm: str = "gather",
         check_binary: bool | None = None,
-        held: "Held | None" = None,  # see from_weight
+        held: Held | None = None,  # see from_weight
     ):
         input_size = checks.pair("input_size", input_size, 1)
         if held is None:
@@ -116,7 +127,7 @@ class UnsharedSpikeConv(SpikeConv):
         cls,
         conv: nn.Conv2d,
         amplitude: Tensor | None = None,  # [1], [C, 1, 1] or [C, H, W]
-        input_size: "int | tuple[int, int] | None" = None,
+        input_size: int | tuple[int, int] | None = None,
         batch_norm: nn.Module | None = None,
         *,
         dtype: torch.dtype = torch.float32,
@@ -124,7 +135,7 @@ class UnsharedSpikeConv(SpikeConv):
         fold_scale: bool = False,
         algorithm: str = "gather",
         check_binary: bool | None = None,
-    ) -> "UnsharedSpikeConv":
+    ) -> "Self":
         """Fold an amplitude, and a batch norm behind it, into a convolution (Eq. 11 to 13).
 
         ``UnsharedSpikeConv.from_conv2d(conv, a, (H, W), bn)(o)`` equals ``bn(conv(a * o))`` in eval
@@ -150,8 +161,6 @@ class UnsharedSpikeConv(SpikeConv):
         """
         check_storage(storage, dtype)
         weight, bias = fold_into_weight.affine("conv", conv, nn.Conv2d, batch_norm)
-        settings = {name: getattr(conv, name) for name in ("stride", "padding", "dilation")}
-        settings |= {"algorithm": algorithm, "check_binary": check_binary}
         if input_size is None:
             if amplitude is not None:
                 checks.check_tensor("amplitude", amplitude)
@@ -159,20 +168,30 @@ class UnsharedSpikeConv(SpikeConv):
                 raise ValueError(
                     "input_size must be given as (H, W) unless amplitude has shape [C, H, W]"
                 )
-            input_size = tuple(amplitude.shape[1:])
+            input_size = (amplitude.shape[1], amplitude.shape[2])
         return cls._folded(
-            weight, bias, conv.groups, amplitude, input_size, dtype, storage, fold_scale, settings
+            *(weight, bias, conv.groups, amplitude, input_size, dtype, storage, fold_scale),
+            reading_of(conv.stride, conv.padding, conv.dilation, algorithm, check_binary),
         )
 
     @classmethod
     def _folded(
-        cls, weight, bias, groups, amplitude, input_size, dtype, storage, fold_scale, settings
-    ) -> "UnsharedSpikeConv":
+        cls,
+        weight: Tensor,
+        bias: Tensor | None,
+        groups: int,
+        amplitude: Tensor | None,
+        input_size: int | tuple[int, int],
+        dtype: torch.dtype,
+        storage: str,
+        fold_scale: bool,
+        reading: "Reading",
+    ) -> "Self":
         """Fold an amplitude into the weight [Cout, Cin/G, KH, KW] float64 of a convolution."""
         H, W = input_size = checks.pair("input_size", input_size, 1)
-        stride, dilation = (checks.pair(n, settings[n], 1) for n in ("stride", "dilation"))
+        stride, dilation = reading["stride"], reading["dilation"]
         before, output_size = functional.output_size(
-            input_size, tuple(weight.shape[2:]), stride, settings["padding"], dilation
+            input_size, tuple(weight.shape[2:]), stride, reading["padding"], dilation
         )
         in_channels = weight.shape[1] * groups
         amplitude = weight.new_ones(1) if amplitude is None else amplitude
@@ -197,10 +216,10 @@ class UnsharedSpikeConv(SpikeConv):
             amplitude=kept,
             scale=scale,
             fold_scale=fold_scale,
-            **settings,
+            **reading,
         )
 
-    def _arguments(self, spikes: "Tensor | PackedSpikes") -> dict:
+    def _arguments(self, spikes: Tensor | PackedSpikes) -> "ConvArguments":
         # Another size can give the same output map (with a stride), but not the same borders.
         size = fold_into_weight.map_size(spikes, self.in_channels)
         if size != self.input_size:

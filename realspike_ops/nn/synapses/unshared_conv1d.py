@@ -1,13 +1,22 @@
 """Unshared spike convolution of sequences."""
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor, nn
+from torch.types import Device
 
 from realspike_ops import _checks as checks
 from realspike_ops.nn.packed_spikes import PackedSpikes, as_map
 from realspike_ops.nn.synapses import fold_into_weight
+from realspike_ops.nn.synapses.spike_conv import Held, reading_of
 from realspike_ops.nn.synapses.storage import check_storage
 from realspike_ops.nn.synapses.unshared_conv import UnsharedSpikeConv, input_size_fourth
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+    from realspike_ops.nn.synapses.settings import Reading, StorageSettings, WeightSettings
 
 
 class UnsharedSpikeConv1d(UnsharedSpikeConv):
@@ -33,43 +42,47 @@ class UnsharedSpikeConv1d(UnsharedSpikeConv):
         out_channels: int,
         kernel_size: int,
         stride: int = 1,
-        padding: "int | str" = 0,
+        padding: int | str = 0,
         dilation: int = 1,
         groups: int = 1,
         bias: bool = True,
         padding_mode: str = "zeros",
-        device=None,
-        dtype: "torch.dtype | None" = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
         *,
         input_size: int,
-        **settings,
+        held: Held | None = None,  # see from_weight
+        **settings: "Unpack[StorageSettings]",
     ):
+        reading = _reading_of(stride, padding, dilation)
         super().__init__(
             in_channels,
             out_channels,
             (1, _one("kernel_size", kernel_size, 1)),
-            **_geometry(stride, padding, dilation),
+            *(reading["stride"], reading["padding"], reading["dilation"]),
             groups=groups,
             bias=bias,
             padding_mode=padding_mode,
             device=device,
             dtype=dtype,
             input_size=(1, _one("input_size", input_size, 1)),
+            held=held,
             **settings,
         )
 
     @classmethod
     def from_weight(
-        cls, weight: Tensor, bias: Tensor | None = None, **settings
-    ) -> "UnsharedSpikeConv1d":
+        cls, weight: Tensor, bias: Tensor | None = None, **settings: "Unpack[WeightSettings]"
+    ) -> "Self":
         """Make a layer of a weight; `SpikeConv.from_weight`, with the pairs of a map of one row."""
+        given: dict[str, Any] = {**settings}
         for name in ("stride", "padding", "dilation", "input_size"):
-            if isinstance(settings.get(name), (tuple, list)):
-                settings[name] = settings[name][-1:]
-        return super().from_weight(weight, bias, **settings)
+            if isinstance(given.get(name), (tuple, list)):
+                given[name] = given[name][-1:]
+        return super().from_weight(weight, bias, **given)
 
     @staticmethod
-    def _sizes(weight: Tensor) -> dict:
+    def _sizes(weight: Tensor) -> dict[str, Any]:
         sizes = UnsharedSpikeConv._sizes(weight)
         return sizes | {"kernel_size": sizes["kernel_size"][1]}
 
@@ -86,7 +99,7 @@ class UnsharedSpikeConv1d(UnsharedSpikeConv):
         fold_scale: bool = False,
         algorithm: str = "gather",
         check_binary: bool | None = None,
-    ) -> "UnsharedSpikeConv1d":
+    ) -> "Self":
         """Fold an amplitude, and a batch norm behind it, into a convolution (Eq. 11 to 13).
 
         Args:
@@ -110,14 +123,13 @@ class UnsharedSpikeConv1d(UnsharedSpikeConv):
             if amplitude is None or amplitude.shape[-1] == 1:
                 raise ValueError("input_size must be given unless amplitude has shape [C, L]")
             input_size = amplitude.shape[-1]
-        settings = _geometry(conv.stride, conv.padding, conv.dilation)
         return cls._folded(
             weight.unsqueeze(2), bias, conv.groups, amplitude,
             (1, _one("input_size", input_size, 1)), dtype, storage, fold_scale,
-            settings | {"algorithm": algorithm, "check_binary": check_binary},
+            _reading_of(conv.stride, conv.padding, conv.dilation, algorithm, check_binary),
         )  # fmt: skip
 
-    def forward(self, spikes: "Tensor | PackedSpikes") -> Tensor:
+    def forward(self, spikes: Tensor | PackedSpikes) -> Tensor:
         if isinstance(spikes, PackedSpikes):
             return super().forward(as_map(spikes, 3)).squeeze(2)
         checks.check_tensor("spikes", spikes)
@@ -130,15 +142,23 @@ class UnsharedSpikeConv1d(UnsharedSpikeConv):
         return super().forward(spikes.unsqueeze(1 if packed else 2)).squeeze(2)
 
 
-def _geometry(stride, padding, dilation) -> dict:
-    return {
-        "stride": (1, _one("stride", stride, 1)),
-        "padding": padding if isinstance(padding, str) else (0, _one("padding", padding, 0)),
-        "dilation": (1, _one("dilation", dilation, 1)),
-    }
+def _reading_of(
+    stride: int | tuple[int, ...],
+    padding: int | tuple[int, ...] | str,
+    dilation: int | tuple[int, ...],
+    algorithm: str = "gather",
+    check_binary: bool | None = None,
+) -> "Reading":
+    """Return how a map of one row is read."""
+    return reading_of(
+        (1, _one("stride", stride, 1)),
+        padding if isinstance(padding, str) else (0, _one("padding", padding, 0)),
+        (1, _one("dilation", dilation, 1)),
+        *(algorithm, check_binary),
+    )
 
 
-def _one(name: str, value, low: int) -> int:
+def _one(name: str, value: object, low: int) -> int:
     """Accept an int, or a tuple of one as nn.Conv1d has them."""
     if isinstance(value, (tuple, list)) and len(value) == 1:
         value = value[0]

@@ -134,15 +134,15 @@ BUGS = [
     Bug(
         "layer-channels-of-features-as-maps",
         "realspike_ops/nn/neurons/lif.py",
-        'if granularity == "channel" and fitted[name].dim() != dims:',
-        'if granularity == "channel" and fitted[name].dim() < dims:',
+        "isinstance(value, Tensor) and value.dim() != dims:",
+        "isinstance(value, Tensor) and value.dim() < dims:",
         "tests/nn/test_nn_states.py",
         "channels_of_features_and",
     ),
     Bug(
         "layer-scale-cast-like-weights",
         "realspike_ops/nn/synapses/spike_conv.py",
-        "self.scale = scale.to(self.scale.device)",
+        "self.scale = scale.to(cast.device)",
         "pass",
         "tests/nn/test_nn_states.py",
         "casts",
@@ -154,6 +154,14 @@ BUGS = [
         "checks.check_finite(name, extremes)",
         "tests/nn/test_nn_states.py",
         "cast_that_overflows",
+    ),
+    Bug(
+        "conv-ready-weight-drawn-anew",
+        "realspike_ops/nn/synapses/spike_conv.py",
+        "        if is_drawn:\n",
+        "        if weight is not None:\n",
+        "tests/nn/test_from_layers.py",
+        "ready_weight_of_lines",
     ),
     Bug(
         "conv-int8-bias-not-in-steps",

@@ -270,8 +270,8 @@ BUGS = [
     Bug(
         "half-precision-neurons",
         "realspike_ops/nn/neurons/folded_lif.py",
-        "if buffer is not None and moved.dtype not in (buffer.dtype, torch.float64):",
-        "if buffer is not None and moved.dtype is None:",
+        "if moved.dtype not in (buffer.dtype, torch.float64):",
+        "if moved.dtype is None:",
         "tests/reparam/test_fold_module.py",
         "half_precision",
     ),
@@ -375,8 +375,8 @@ BUGS = [
     Bug(
         "words-padded-along-the-wrong-dimension",
         "realspike_ops/nn/synapses/synaptic_current.py",
-        "padded(words, (0, 0, *self.pad))",
-        "padded(words, (0, 0, *self.pad[2:], *self.pad[:2]))",
+        "padded(joined, (0, 0, *self.pad))",
+        "padded(joined, (0, 0, *self.pad[2:], *self.pad[:2]))",
         "tests/reparam/test_fold_rules.py",
         "functions and pad",
     ),
@@ -660,7 +660,7 @@ BUGS = [
     Bug(
         "bits-lose-the-sign-on-the-way-to-one-weight-per-neuron",
         "realspike_ops/nn/synapses/synaptic_current.py",
-        "signed = maps[0].signed and not self.signed",
+        "signed = packed[0].signed and not self.signed",
         "signed = False",
         "tests/reparam/test_fold_ternary.py",
         "by_hand or networks_in_bits",

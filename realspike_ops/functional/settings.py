@@ -1,0 +1,45 @@
+"""The keyword arguments of the documented functions as types, each set written once."""
+
+from typing import TypedDict
+
+from torch import Tensor
+
+
+class NeuronDynamics(TypedDict, total=False):
+    """What of the neurons of `realspike_ops.lif` matters in inference."""
+
+    decay: float | Tensor  # a tensor: [1], [C, 1, 1] or [C, H, W]
+    v_threshold: float | Tensor  # a tensor: as decay
+    v_reset: float | None
+    reset: str | None
+    emission: str
+
+
+class NeuronForm(NeuronDynamics, total=False):
+    """What the neurons of `realspike_ops.lif` are."""
+
+    detach_reset: bool
+    surrogate: str | tuple[str, float]
+
+
+class ConvSettings(TypedDict, total=False):
+    """How `realspike_ops.unshared_spike_conv` reads spikes and weights."""
+
+    stride: int | tuple[int, int]
+    padding: int | tuple[int, int] | str
+    dilation: int | tuple[int, int]
+    amplitude: Tensor | None  # [Cin, H, W]
+    scale: Tensor | None  # [Cout]
+    check_binary: bool | None
+
+
+class ConvLifSettings(NeuronDynamics, ConvSettings, total=False):
+    """The settings of `realspike_ops.unshared_spike_conv_lif`."""
+
+    v_init: Tensor | None  # [B, Cout, OH, OW]
+
+
+class LifArguments(NeuronForm, total=False):
+    """All that a layer of neurons gives to `realspike_ops.lif` beside its input."""
+
+    amplitude: Tensor | None  # [1], [C, 1, 1] or [C, H, W]

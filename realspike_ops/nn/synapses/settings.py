@@ -1,0 +1,55 @@
+"""The arguments of layers of synapses as types, each set written once."""
+
+from typing import TypedDict
+
+from torch import Tensor
+
+from realspike_ops.functional.settings import ConvSettings
+
+
+class Switches(TypedDict, total=False):
+    """What every layer takes by keyword."""
+
+    fold_scale: bool
+    algorithm: str
+    check_binary: bool | None
+
+
+class StorageSettings(Switches, total=False):
+    """What an unshared layer takes by keyword."""
+
+    storage: str
+
+
+class LayerSettings(Switches, total=False):
+    """What a layer is made with beside its tensors."""
+
+    stride: int | tuple[int, int]
+    padding: int | tuple[int, int] | str
+    dilation: int | tuple[int, int]
+    input_size: int | tuple[int, int]
+
+
+class WeightSettings(LayerSettings, total=False):
+    """What `from_weight` takes by keyword."""
+
+    scale: Tensor | None  # [Cout]
+    amplitude: Tensor | None  # [Cin, H, W]
+
+
+class Reading(TypedDict):
+    """How a layer reads its map."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int] | str
+    dilation: tuple[int, int]
+    algorithm: str
+    check_binary: bool | None
+
+
+class ConvArguments(ConvSettings):
+    """All that a layer gives to `realspike_ops.unshared_spike_conv`."""
+
+    spikes: Tensor
+    weight: Tensor
+    bias: Tensor | None
