@@ -1,13 +1,15 @@
 # The front door. Every target sets up what it needs first.
 #
 #   make quickstart   train, fold, verify and run a small network on real digits (CPU, minutes)
+#   make check        lint, types, and a test of every promise, op and command (CPU, two minutes)
 #   make test         the test suite
 #   make bench        the benchmarks
 #   make lint         ruff, clang-format and pyright
 #   make docs         the documentation, to build/docs/index.html; its pages run (minutes)
 #   make figures      README's figures and docs/performance.md, from the committed results
 #   make plant-bugs   plant bugs, one at a time, and see that the tests notice each (CPU, minutes)
-#   make proofs       search inputs that a reader of files does not withstand (CPU, 40 minutes)
+#   make proofs       ten times the random examples, and a search for inputs that a reader of files does
+#                     not withstand, FUZZ seconds for each (CPU, an hour)
 #   make mutants      change the Python code at random, and see that the tests notice (CPU, hours)
 #   make wheel        a source distribution, a wheel of it, and that wheel in a fresh environment
 #   make wheels       the wheels of a release, with cibuildwheel (needs Docker)
@@ -25,10 +27,14 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: quickstart test bench lint peers docs figures plant-bugs proofs mutants wheel wheels gpu setup clean
+.PHONY: quickstart check test bench lint peers docs figures plant-bugs proofs mutants wheel wheels gpu setup clean
 
 quickstart: $(VENV)/.built
 	$(BIN)/realspike quickstart --out runs/quickstart
+
+check: lint
+	sed '/^#/d; /^\(promise\|op\|command\) /d; /^house$$/d; s/[^ ]*[a-z][^ ]*/tests\/&/g' tests/check.txt | xargs \
+	  env OMP_NUM_THREADS=1 REALSPIKE_EFFORT=check $(BIN)/python -m pytest -q -m "not gpu and not slow" -n $(JOBS)
 
 test: $(VENV)/.built
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m "not gpu" -n $(JOBS) --dist loadfile
@@ -61,7 +67,8 @@ plant-bugs: $(VENV)/.built
 
 proofs: $(VENV)/.built
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e ".[fuzz]"
-	nice $(BIN)/python tests/proofs/fuzz_readers.py
+	OMP_NUM_THREADS=1 REALSPIKE_EFFORT=proofs nice $(BIN)/python -m pytest tests -q -m "hypothesis and not gpu" -n $(JOBS)
+	nice $(BIN)/python tests/proofs/fuzz_readers.py --seconds $(or $(FUZZ),300)
 
 # As many places as MUTANTS says; what was tried before is not tried again (build/mutants.jsonl).
 mutants: $(VENV)/.built
