@@ -1,6 +1,6 @@
 """What int8 weights cost on the handwritten digits, with ordinary scales and with powers of two.
 
-    python bench/quantization.py --seeds 5 --widths 4 16 --results docs/results
+    python bench/quantization.py --seeds 3 --widths 4 16 --results docs/results
 
 For every seed (of split, weights and batches) an element-wise Real Spike network is trained and
 folded in float32, in int8 with ordinary scales, and in int8 with scales that are powers of two,
@@ -176,10 +176,10 @@ def table(results: list[dict], arguments: argparse.Namespace) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--widths", type=int, nargs="+", default=[4, 16])
-    parser.add_argument("--epochs", type=int, default=15)
-    parser.add_argument("--more", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--more", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=0.01)
     parser.add_argument("--results", type=Path, help="folder for the table and the numbers")
     arguments = parser.parse_args()

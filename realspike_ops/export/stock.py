@@ -28,7 +28,7 @@ def without_custom_ops(folded: FoldedNetwork) -> nn.Module:
     that runs anywhere, not the one that is fast or small.
 
     Args:
-        folded: What `reparameterize` returned.
+        folded: The network that `reparameterize` returned.
 
     Returns:
         A module that takes what ``folded`` takes, in eval mode; its weights are buffers, on the
@@ -131,7 +131,7 @@ class _Neurons(nn.Module):
 
 
 class _Synapses(nn.Module):
-    """What layers of synapses share: float32 weights, and a bias per channel or per neuron."""
+    """Base of the synapses: float32 weights, and a bias per channel or per neuron."""
 
     def __init__(self, layer: nn.Module):
         super().__init__()
@@ -158,9 +158,7 @@ class _Convolution(_Synapses):
 
     def current(self, spikes: Tensor) -> Tensor:
         groups = self.in_channels // self.weight.shape[1]
-        return F.conv2d(
-            *(spikes, self.weight, None, self.stride, self.padding, self.dilation, groups)
-        )
+        return F.conv2d(spikes, self.weight, None, self.stride, self.padding, self.dilation, groups)
 
 
 class _Linear(_Synapses):

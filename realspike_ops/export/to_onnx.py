@@ -17,7 +17,7 @@ def export_onnx(folded: FoldedNetwork, path: "str | Path") -> None:
     Its one input is called ``x``, [B, ...] or frames [T*B, ...] as the network takes them.
 
     Args:
-        folded: What `reparameterize` returned; exported as in eval mode, on the CPU.
+        folded: The network that `reparameterize` returned; exported as in eval mode, on the CPU.
         path: Of the file.
 
     Raises:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class NeuronDynamics(TypedDict, total=False):
-    """What of the neurons of `realspike_ops.lif` matters in inference."""
+    """The arguments of `realspike_ops.lif` that matter in inference."""
 
     decay: float | Tensor  # a tensor: [1], [C, 1, 1] or [C, H, W]
     v_threshold: float | Tensor  # a tensor: as decay
@@ -16,7 +16,7 @@ class NeuronDynamics(TypedDict, total=False):
 
 
 class NeuronForm(NeuronDynamics, total=False):
-    """What the neurons of `realspike_ops.lif` are."""
+    """The arguments of `realspike_ops.lif` that make its neurons."""
 
     detach_reset: bool
     surrogate: str | tuple[str, float]

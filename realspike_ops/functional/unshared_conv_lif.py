@@ -134,10 +134,9 @@ def unshared_spike_conv_lif(
     )
     if fused.is_fused(spikes, weight, amplitude, timesteps):
         return fused.unshared_conv_lif(
-            *(*conv.tensors, neurons.decay, neurons.v_threshold, neurons.v_init, timesteps),
-            *(conv.output_size, *conv.geometry, conv.check_binary),
-            *(neurons.form, bool(return_state)),
-        )
+            *conv.tensors, neurons.decay, neurons.v_threshold, neurons.v_init, timesteps,
+            conv.output_size, *conv.geometry, conv.check_binary, neurons.form, bool(return_state),
+        )  # fmt: skip
     currents = unshared_spike_conv(
         spikes, weight, bias, stride=stride, padding=padding, dilation=dilation,
         amplitude=amplitude, scale=scale, check_binary=check_binary,

@@ -119,12 +119,14 @@ def _load_or_zero(ptr, first, lane, mask, HAS: tl.constexpr):
     return value
 
 
-@triton.jit(
-    do_not_specialize=[
-        *("T", "rows_per_chunk", "columns", "amplitude_inner", "amplitude_size", "decay_inner"),
-        *("decay_size", "v_threshold_inner", "v_threshold_size"),
-    ]
-)
+# Sizes that vary from layer to layer: one kernel is compiled for all of them.
+_SIZES = (
+    "T rows_per_chunk columns amplitude_inner amplitude_size decay_inner decay_size "
+    "v_threshold_inner v_threshold_size"
+).split()
+
+
+@triton.jit(do_not_specialize=_SIZES)
 def lif_fwd_kernel(
     x_ptr,  # [T, N], x_stride_t apart
     amplitude_ptr,  # [amplitude_size]
@@ -221,12 +223,7 @@ def lif_fwd_kernel(
             tl.store(v_last_ptr + first + lane, v, mask=mask)
 
 
-@triton.jit(
-    do_not_specialize=[
-        *("T", "rows_per_chunk", "columns", "amplitude_inner", "amplitude_size", "decay_inner"),
-        *("decay_size", "v_threshold_inner", "v_threshold_size"),
-    ]
-)
+@triton.jit(do_not_specialize=_SIZES)
 def lif_bwd_kernel(
     grad_y_ptr,  # [T, N]
     grad_v_last_ptr,  # [N]

@@ -25,12 +25,11 @@ def _pack(spike, channel):
     return tl.sum(tl.where(spike, 1 << channel, 0), axis=1)
 
 
-@triton.jit(
-    do_not_specialize=[
-        *("T", "C", "P", "words", "decay_inner", "decay_size", "v_threshold_inner"),
-        "v_threshold_size",
-    ]
-)
+# Sizes that vary from layer to layer: one kernel is compiled for all of them.
+_SIZES = "T C P words decay_inner decay_size v_threshold_inner v_threshold_size".split()
+
+
+@triton.jit(do_not_specialize=_SIZES)
 def lif_packed_fwd_kernel(
     x_ptr,  # [T, B, C, P] by strides; a timestep is dense
     decay_ptr,  # [decay_size]

@@ -132,9 +132,9 @@ def _of_one_kernel(grad_out, packed, weight, amplitude, geometry, wanted):
     padded, _ = window_of(packed.shape[1:3], shape, *geometry)
     x = F.pad(spikes if amplitude is None else amplitude * spikes, padded)
     grad_x, grad_kernel, _ = torch.ops.aten.convolution_backward(
-        *(grad_out, x, kernel, None, stride, (0, 0), dilation, False, (0, 0), G),
+        grad_out, x, kernel, None, stride, (0, 0), dilation, False, (0, 0), G,
         [needs_spikes or needs_amplitude, needs_weight, False],
-    )
+    )  # fmt: skip
     grad_spikes = grad_weight = grad_amplitude = None
     if grad_x is not None:
         grad_x = F.pad(grad_x, [-p for p in padded])
@@ -186,7 +186,7 @@ def _backward_grad_weight(ctx, grad):
     """The op is linear in grad_out: its derivative is the forward pass, with `grad` for weights."""
     (packed,) = ctx.saved_tensors
     out, _ = torch.ops.realspike.unshared_conv(
-        *(packed, grad, None, None, None, ctx.shape[:2], *ctx.geometry, True, False)
+        packed, grad, None, None, None, ctx.shape[:2], *ctx.geometry, True, False
     )
     return out.to(ctx.dtype), *(None,) * 6
 

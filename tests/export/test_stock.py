@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nir_networks
 import numpy as np
 import pytest
 import torch
@@ -70,6 +71,17 @@ def test_others_up_to_the_order_of_sums(dtype, form):
     folded = rso.reparameterize(network, x, weight_dtype=dtype)
     with torch.no_grad():
         torch.testing.assert_close(rso.without_custom_ops(folded)(x), folded(x))
+
+
+@pytest.mark.parametrize("name", ["vgg", "residual"])
+def test_ties_on_a_grid(name):
+    """Potentials meet the threshold exactly, again and again."""
+    model, x = nir_networks.network(name, 4, decay=0.5, granularity="element")
+    folded = rso.reparameterize(model, x)
+    with torch.no_grad():
+        output = folded(x)
+        assert torch.equal(rso.without_custom_ops(folded)(x), output)
+    assert output.unique().numel() > 5
 
 
 def lines():

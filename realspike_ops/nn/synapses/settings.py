@@ -8,7 +8,7 @@ from realspike_ops.functional.settings import ConvSettings
 
 
 class Switches(TypedDict, total=False):
-    """What every layer takes by keyword."""
+    """The keyword arguments of every layer."""
 
     fold_scale: bool
     algorithm: str
@@ -16,13 +16,13 @@ class Switches(TypedDict, total=False):
 
 
 class StorageSettings(Switches, total=False):
-    """What an unshared layer takes by keyword."""
+    """The keyword arguments of an unshared layer."""
 
     storage: str
 
 
 class LayerSettings(Switches, total=False):
-    """What a layer is made with beside its tensors."""
+    """The arguments of a layer beside its tensors."""
 
     stride: int | tuple[int, int]
     padding: int | tuple[int, int] | str
@@ -31,7 +31,7 @@ class LayerSettings(Switches, total=False):
 
 
 class WeightSettings(LayerSettings, total=False):
-    """What `from_weight` takes by keyword."""
+    """The keyword arguments of `from_weight`."""
 
     scale: Tensor | None  # [Cout]
     amplitude: Tensor | None  # [Cin, H, W]

@@ -170,9 +170,9 @@ class UnsharedSpikeConv(SpikeConv):
                 )
             input_size = (amplitude.shape[1], amplitude.shape[2])
         return cls._folded(
-            *(weight, bias, conv.groups, amplitude, input_size, dtype, storage, fold_scale),
+            weight, bias, conv.groups, amplitude, input_size, dtype, storage, fold_scale,
             reading_of(conv.stride, conv.padding, conv.dilation, algorithm, check_binary),
-        )
+        )  # fmt: skip
 
     @classmethod
     def _folded(

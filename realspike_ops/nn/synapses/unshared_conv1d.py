@@ -59,7 +59,9 @@ class UnsharedSpikeConv1d(UnsharedSpikeConv):
             in_channels,
             out_channels,
             (1, _one("kernel_size", kernel_size, 1)),
-            *(reading["stride"], reading["padding"], reading["dilation"]),
+            stride=reading["stride"],
+            padding=reading["padding"],
+            dilation=reading["dilation"],
             groups=groups,
             bias=bias,
             padding_mode=padding_mode,
@@ -154,7 +156,8 @@ def _reading_of(
         (1, _one("stride", stride, 1)),
         padding if isinstance(padding, str) else (0, _one("padding", padding, 0)),
         (1, _one("dilation", dilation, 1)),
-        *(algorithm, check_binary),
+        algorithm,
+        check_binary,
     )
 
 

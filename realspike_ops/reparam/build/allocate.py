@@ -21,9 +21,9 @@ def allocate(folding: Folding, dtype: torch.dtype, scales: str = "largest") -> F
     """Build the network that `folding` planned, with synapses of `dtype`.
 
     Args:
-        folding: What is planned.
-        dtype: Of the synapses.
-        scales: Of int8 ones: "largest" or "power_of_two".
+        folding: The plan.
+        dtype: The type of the synapses.
+        scales: The scales of int8 synapses: "largest" or "power_of_two".
 
     Raises:
         ReparameterizationError: if the synapses cannot be of this type.

@@ -1,4 +1,4 @@
-"""What a current is counted in, and what its numbers are rounded to."""
+"""The units of a current, and the numbers that its weights are rounded to."""
 
 from dataclasses import dataclass
 

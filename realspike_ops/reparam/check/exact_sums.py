@@ -23,11 +23,11 @@ def assert_exact_sums(folded: FoldedNetwork, x: Tensor) -> dict[str, float]:
     """Prove that no sum of synapses can be rounded, whatever fires, in whatever order.
 
     ``reparameterize(..., weight_dtype=torch.int8, scales="power_of_two")`` makes such networks; so
-    may weights of any type that are few multiples of a power of two. What the encoding adds to a
-    current is a real value, of which nothing is said.
+    may weights of any type that are few multiples of a power of two. The encoding may add a real
+    value to a current, and nothing is proved of that value.
 
     Args:
-        folded: What `reparameterize` returned.
+        folded: The network that `reparameterize` returned.
         x: An input of the shape that the network takes; its values do not matter.
 
     Returns:

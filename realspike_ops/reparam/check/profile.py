@@ -10,6 +10,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from realspike_ops import functional
 from realspike_ops.nn import OneToOneSynapses, RealSpikeLIF
 from realspike_ops.reparam.check.batches import batches_of
+from realspike_ops.reparam.check.connections import (
+    Operations,
+    is_spiking,
+    of_convolution,
+    of_product,
+)
 from realspike_ops.reparam.check.html import table
 from realspike_ops.reparam.check.verify import eval_mode
 from realspike_ops.reparam.network import FoldedNetwork
@@ -18,6 +24,7 @@ from realspike_ops.reparam.units import bytes_text, count_text, joules_text
 # Horowitz, "Computing's Energy Problem", ISSCC 2014: float32 in 45 nm.
 ADDITION_PJ = 0.9
 MULTIPLICATION_PJ = 3.7
+_ACTIVATIONS = (RealSpikeLIF, nn.ReLU, nn.Sigmoid)
 
 
 @dataclass
@@ -32,6 +39,12 @@ class LayerProfile:
     multiplications: float = 0.0
     ann_macs: float = 0.0  # multiply-adds of the same layer on real values, once per sample
     weight_bytes: int = 0
+    # As NeuroBench counts: inputs that are not 0 meet weights that are not 0, without biases.
+    effective_acs: float = 0.0  # of inputs -1, 0 and 1
+    effective_macs: float = 0.0  # of other inputs
+    dense_operations: float = 0.0  # whatever the inputs and weights are
+    connections: int = 0  # weights
+    zero_connections: int = 0
 
     @property
     def energy_pj(self) -> float:
@@ -48,6 +61,40 @@ class ProfileReport:
 
     samples: int = 0  # as in `verify`: the rows that reach the neurons, over their timesteps
     layers: list[LayerProfile] = field(default_factory=list)
+    footprint: int = 0  # bytes of all parameters and buffers
+    parameters: int = 0
+    activations: int = 0  # outputs of neurons, ReLU and sigmoid layers, over all samples
+    active: int = 0  # those that are not 0
+
+    def neurobench(self) -> dict:
+        """Return the numbers that NeuroBench reports, under its names.
+
+        ``Footprint`` (bytes), ``ParameterCount``, ``ConnectionSparsity`` (share of the weights that
+        are 0), ``ActivationSparsity`` (share of the activations that are 0) and
+        ``SynapticOperations`` per sample: ``Effective_MACs``, ``Effective_ACs`` and ``Dense``. Of a
+        network that reads frames [T*B, ...], a sample is all T frames; NeuroBench counts rows.
+
+        Reference:
+            Yik et al., "NeuroBench: A Framework for Benchmarking Neuromorphic Computing Algorithms
+            and Systems", Nature Communications, 2025.
+        """
+        connections, silent = self.total("connections"), self.activations - self.active
+        samples = max(1, self.samples)
+
+        def per_sample(name: str) -> float:
+            return round(self.total(name) * samples) / samples  # the counts are integers
+
+        return {
+            "Footprint": self.footprint,
+            "ParameterCount": self.parameters,
+            "ConnectionSparsity": self.total("zero_connections") / max(1, connections),
+            "ActivationSparsity": silent / max(1, self.activations),
+            "SynapticOperations": {
+                "Effective_MACs": per_sample("effective_macs"),
+                "Effective_ACs": per_sample("effective_acs"),
+                "Dense": per_sample("dense_operations"),
+            },
+        }
 
     def total(self, name: str) -> float:
         """Return the sum of a field over the layers."""
@@ -58,7 +105,8 @@ class ProfileReport:
         layers = [asdict(row) | {key: getattr(row, key) for key in energies} for row in self.layers]
         counts = ("synops", "additions", "multiplications", "ann_macs", "weight_bytes", *energies)
         total = {name: self.total(name) for name in counts}
-        return json.dumps({"samples": self.samples, "total": total, "layers": layers}, indent=2)
+        content = {"samples": self.samples, "total": total, "neurobench": self.neurobench()}
+        return json.dumps(content | {"layers": layers}, indent=2)
 
     def _heading(self) -> str:
         return (
@@ -178,6 +226,8 @@ class _Counter(TorchDispatchMode):
         self.network, self.names = network, names
         self.rows: dict[str, LayerProfile] = {}
         self.sized: set[str] = set()
+        self.connected: set[str] = set()  # the layers whose weights are counted
+        self.activations = self.active = 0
         self.fired: dict[str, list[float]] = {}  # name -> [not 0, all]
         self.stack: list[tuple[str, nn.Module]] = []
         self.samples = 0
@@ -201,7 +251,15 @@ class _Counter(TorchDispatchMode):
                     self._note_rate(output)
                 elif isinstance(module, OneToOneSynapses):
                     self._note_rate(args[0], name)
-                    self._row(name, "synapses").synops += args[0].count_nonzero().item()
+                    row = self._row(name, "synapses")
+                    row.synops += args[0].count_nonzero().item()
+                    acts = (args[0] != 0) & (module.weight != 0)
+                    acting, spiking = float(acts.sum().item()), is_spiking(args[0])
+                    self._count(row, Operations(acting, float(args[0].numel()), spiking))
+                    self._connect(name, row, module.weight)
+                if isinstance(module, _ACTIVATIONS):
+                    self.activations += output.numel()
+                    self.active += output.count_nonzero().item()
 
             handles.append(module.register_forward_pre_hook(enter))
             handles.append(module.register_forward_hook(leave, always_call=False))
@@ -220,12 +278,24 @@ class _Counter(TorchDispatchMode):
     def report(self) -> ProfileReport:
         samples = max(1, self.samples)
         for name, row in self.rows.items():
-            for count in ("synops", "additions", "multiplications", "ann_macs"):
+            for count in (
+                *("synops", "additions", "multiplications", "ann_macs"),
+                *("effective_acs", "effective_macs", "dense_operations"),
+            ):
                 setattr(row, count, getattr(row, count) / samples)
             not_zero, everything = self.fired.get(name, (0, 0))
             if everything:
                 row.firing_rate = not_zero / everything
-        return ProfileReport(self.samples, list(self.rows.values()))
+        parameters = [*self.network.parameters()]
+        tensors = [*parameters, *self.network.buffers()]
+        return ProfileReport(
+            self.samples,
+            list(self.rows.values()),
+            footprint=sum(t.numel() * t.element_size() for t in tensors),
+            parameters=sum(p.numel() for p in parameters),
+            activations=self.activations,
+            active=self.active,
+        )
 
     def _row(self, name: "str | None" = None, kind: str = "other") -> LayerProfile:
         """Return the row of the named module, by default of the innermost that runs."""
@@ -271,6 +341,27 @@ class _Counter(TorchDispatchMode):
                 count(self, args, out)
         return out
 
+    def _count(self, row: LayerProfile, operations: Operations) -> None:
+        row.effective_acs += operations.effective if operations.spiking else 0
+        row.effective_macs += 0 if operations.spiking else operations.effective
+        row.dense_operations += operations.dense
+
+    def _connect(self, name: str, row: LayerProfile, weight: Tensor) -> None:
+        """Count the weights of a layer once; 128 is the int8 weight 0."""
+        if name not in self.connected:
+            self.connected.add(name)
+            row.connections += weight.numel()
+            zero = 128 if weight.dtype == torch.uint8 else 0
+            row.zero_connections += weight.eq(zero).sum().item()
+
+    def _acting(self, operations: Operations, weight: Tensor) -> None:
+        """Count the operations of the innermost layer, and its own weights."""
+        name, module = self.stack[-1]
+        own = getattr(module, "weight", None)
+        row = self._row()
+        self._count(row, operations)
+        self._connect(name, row, own if isinstance(own, Tensor) and own.dim() > 1 else weight)
+
     def _weights(self, spikes: Tensor, dense: float, events: float) -> None:
         """Count a layer of weights that has `dense` connections; spikes used `events` of them."""
         kind = "synapses" if self.behind_encoding else "encoding"
@@ -284,18 +375,27 @@ class _Counter(TorchDispatchMode):
         self._note_rate(spikes, row.name)
         row.synops += events
         row.additions += events
-        if not ((spikes == 0) | (spikes.abs() == 1)).all():
+        if not is_spiking(spikes):
             row.multiplications += events
 
     def convolution(self, args, out):
-        spikes, weight, bias, stride, padding, dilation, _, _, groups = args[:9]
+        spikes, weight, bias, stride, padding, dilation, transposed, _, groups = args[:9]
+        if weight.dim() == 3 and not transposed:  # lines are maps of one row
+            maps = (t.unsqueeze(2) for t in (spikes, weight))
+            geometry = ((one, *pair) for one, pair in ((1, stride), (0, padding), (1, dilation)))
+            arguments = (*maps, bias, *geometry, False, (0, 0), groups)
+            return self.convolution(arguments, out.unsqueeze(2))
         KH, KW = weight.shape[2:]
         dense = out.numel() * weight[0].numel()
         events = _events(
             spikes, out, (KH, KW), stride, padding, dilation, weight.shape[0] // groups
         )
         self._weights(spikes, dense, events)
-        self._bias(bias, out)
+        if not transposed:
+            acts = weight.ne(0).unflatten(0, (groups, -1)).permute(0, 3, 4, 2, 1)[None, None]
+            geometry = out.shape[2:], stride, padding, dilation
+            self._acting(of_convolution(spikes, acts, *geometry), weight)
+        return self._bias(bias, out)
 
     def unshared_conv(self, args, out):
         spikes, weight, bias, amplitude, scale, _, stride, padding, dilation = args[:9]
@@ -306,6 +406,9 @@ class _Counter(TorchDispatchMode):
         dense = out.numel() * KH * KW * Ci
         events = _events(spikes, out, (KH, KW), stride, padding, dilation, Co)
         self._weights(spikes, dense, events)
+        acts = weight.ne(128 if weight.dtype == torch.uint8 else 0)
+        geometry = out.shape[2:], stride, padding, dilation
+        self._acting(of_convolution(spikes, acts, *geometry), weight)
         self._bias(bias, out)
         self._row().multiplications += events if amplitude is not None else 0
         self._row().multiplications += out.numel() if scale is not None else 0
@@ -336,6 +439,7 @@ class _Counter(TorchDispatchMode):
     def _product(self, spikes, weight, out):
         dense = spikes.numel() * weight.shape[-1]
         self._weights(spikes, dense, spikes.count_nonzero().item() * weight.shape[-1])
+        self._acting(of_product(spikes, weight), weight)
 
     def _bias(self, bias, out):
         if bias is not None:
