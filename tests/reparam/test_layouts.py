@@ -324,6 +324,9 @@ def test_features_of_a_current():
     grid = (4, 2, 3)
     x, elements = current(grid), indices(*grid)
     maps = {"lif": 1.0 + elements % 7, "other": 1.0 + elements % 5}
+    whole = layout.as_map(Folding(), x, elements.flatten(), (24,))
+    assert whole.terms is x.terms  # as they are
+    assert (whole.grid, whole.rank) == (grid, 2)
     for picked in (elements.flatten(), elements[1:3].flatten(), elements[[3, 0]].flatten()):
         got = layout.as_map(Folding(), x, picked, tuple(picked.shape))
         assert got.shape == tuple(picked.shape)
@@ -333,6 +336,49 @@ def test_features_of_a_current():
     got = layout.as_map(Folding(), x, elements[:, 1, 2], (4,))
     assert (got.grid, got.rank) == ((4, 1, 1), 2)
     assert torch.equal(computed(got, maps)[:, 0, 0], computed(x, maps)[:, 1, 2])
+
+
+def test_what_would_store_more_is_moved():
+    """Neurons read currents in another order; windows would give every channel all weights."""
+    grid = (4, 2, 2)
+    depthwise = value.apply(
+        layers.scale_and_shift(grid, torch.ones(4, 1, 1).double()), current(grid)
+    )
+    pooled = value.apply(layers.avg_pool2d((4, 3, 3), 2, 1), spikes((4, 3, 3)))
+    elements = indices(*grid)
+
+    def made(x, picked, **options):
+        return layout.as_map(Folding(), x, picked.flatten(), tuple(picked.shape), **options)
+
+    flipped, run = elements.flip(0), elements[1:3]
+    assert made(full, flipped, for_neurons=True).grid == grid  # full kernels anyway
+    with pytest.raises(NoWindow):
+        made(pooled, flipped, for_neurons=True)
+    with pytest.raises(NoWindow):
+        made(pooled, run, for_neurons=True)
+    assert made(pooled, flipped).terms[0].window.groups == 1
+    around = torch.cat((torch.full_like(run, -1), elements))
+    assert made(pooled, around, for_neurons=True).terms[0].window.groups == 4
+    # Spikes of one layer after another are whole; in front of neurons they are not moved.
+    x = spikes(grid)
+    assert made(x, around, for_neurons=True).terms[0].window.groups == 4
+    with pytest.raises(NoWindow):
+        made(x, flipped, for_neurons=True)
+    folding = Folding()
+    layout.as_map(folding, x, flipped.flatten(), grid)
+    assert len(folding.moved) == 1
+
+
+@pytest.mark.parametrize("shape", [(6, 2), (2, 2, 3), (12,)])
+def test_spikes_are_moved_to_lines_maps_and_features(shape):
+    """[2, 2, 3] transposed, written in `shape`."""
+    grid, folding = (2, 2, 3), Folding()
+    elements = indices(*grid).mT.flatten()
+    got = layout.as_map(folding, spikes(grid), elements, shape)
+    [(_, module, _)] = folding.moved
+    assert module.shape == shape
+    assert (got.shape, got.rank) == (shape, len(shape) + 1)
+    assert got.terms[0].source.rank == got.rank
 
 
 def test_other_spikes_are_moved():

@@ -431,6 +431,23 @@ def test_a_border_has_kernels_of_its_own_only_where_it_reads_something():
     assert compose(whole, window).is_shared
 
 
+@pytest.mark.parametrize("size", [(6, 7), (5, 8)])
+@pytest.mark.parametrize("stride", [(2, 3), (3, 2)])
+def test_beside_a_map_of_every_other_pixel_nothing_is_read(size, stride):
+    """A padded kernel over a shortcut of 1 x 1 with a stride is shared; over one that is padded
+    itself, the rows beside the map would be pixels, or zeros, and it is not."""
+    steps = [-(-n // s) for n, s in zip(size, stride, strict=True)]
+    first = random_window((1, *size), (1, 1), (1, *steps), stride=stride)
+    second = random_window((1, *steps), (3, 3), (1, *steps), padding=(1, 1), seed=1)
+    assert compose(second, first).is_shared
+    reach = {"stride": stride, "padding": (1, 0), "dilation": (2, 3)}
+    wide = random_window((1, *size), (3, 2), (1, *steps), **reach)
+    for first in (random_window((1, *size), (2, 2), (1, *steps), **reach), wide):
+        got = compose(second, first)
+        expected = torch.tensordot(matrix_of(second), matrix_of(first), 3)
+        assert torch.equal(matrix_of(got), expected)
+
+
 def test_a_window_reads_some_channels_of_a_group():
     """Groups of 2 of 6 channels: the inner window writes channels 3 and 4, or 2 to 5."""
     outer = random_window((6, 2, 2), (1, 2), (9, 2, 1), groups=3, seed=1)
