@@ -341,9 +341,7 @@ def test_features_of_a_current():
 def test_what_would_store_more_is_moved():
     """Neurons read currents in another order; windows would give every channel all weights."""
     grid = (4, 2, 2)
-    depthwise = value.apply(
-        layers.scale_and_shift(grid, torch.ones(4, 1, 1).double()), current(grid)
-    )
+    full = current(grid)
     pooled = value.apply(layers.avg_pool2d((4, 3, 3), 2, 1), spikes((4, 3, 3)))
     elements = indices(*grid)
 

@@ -532,6 +532,24 @@ def test_what_sums_of_windows_store():
     assert (both.kernel_size, both.padding, both.dilation) == ((1, 3), (0, 4), (1, 4))
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_tap_before_and_taps_behind_are_one_window(axis):
+    """Tap -1 and taps 0 and 1 are three; -3 and 0, 3 are three, three apart."""
+    for apart in (1, 3):
+        before, pair, steps, size = [0, 0], [1, 1], [1, 1], [1, 9, 9]
+        before[axis], pair[axis], steps[axis] = apart, 2, apart
+        one = random_window(size, (1, 1), size, padding=tuple(before))
+        two = random_window(size, tuple(pair), size, dilation=tuple(steps), seed=1)
+        for got in (merge(one, two), merge(two, one)):
+            assert (got.kernel_size[axis], got.padding[axis], got.dilation[axis]) == (
+                3,
+                apart,
+                apart,
+            )
+            assert got.kernel_size[1 - axis] == 1
+            assert torch.equal(matrix_of(got), matrix_of(one) + matrix_of(two))
+
+
 def test_windows_on_other_maps_are_not_added():
     a = random_window((4, 6, 6), (1, 1), (4, 6, 6))
     assert merge(a, a) is not None
