@@ -1,6 +1,7 @@
 """Image folders: what is a class, what is an image, and what becomes of its levels."""
 
 import contextlib
+import math
 import os
 import struct
 import zlib
@@ -129,6 +130,86 @@ def test_the_suffix_may_be_anothers(tmp_path):
     np.testing.assert_array_equal(read(path), COLOURS.transpose(2, 0, 1))
 
 
+# Crops
+
+
+@pytest.fixture
+def root(tmp_path):
+    for part in ("train", "val"):
+        for name in ("ant", "bee"):
+            save(tmp_path / part / name / "1.png", COLOURS)
+    return tmp_path
+
+
+class Draws:
+    """A generator that draws what it is given, and keeps between which bounds."""
+
+    def __init__(self, *numbers):
+        self.numbers, self.bounds = list(numbers), []
+
+    def uniform(self, low, high):
+        self.bounds.append((low, high))
+        return self.numbers.pop(0)
+
+
+def random_box(monkeypatch, dataset, size, *numbers):
+    draws = Draws(*numbers)
+    monkeypatch.setattr(np.random, "default_rng", lambda entropy: draws)
+    box = dataset._random_box(Image.new("RGB", size), 0)
+    assert not draws.numbers
+    return box, draws.bounds
+
+
+def test_random_crops_by_hand(root, monkeypatch):
+    """0.4 of 60 x 50 pixels at a ratio of 4:3 are 40 x 30."""
+    dataset = ImageFolder(root / "train", 8, training=True)
+    share, ratio = (0.08, 1.0), (math.log(3 / 4), math.log(4 / 3))
+    box, bounds = random_box(monkeypatch, dataset, (60, 50), 0.4, math.log(4 / 3), 3.0, 5.0)
+    assert box == pytest.approx((3, 5, 43, 35))
+    assert bounds == [share, ratio, pytest.approx((0, 20)), pytest.approx((0, 20))]
+    # 1600 of 40 x 50 pixels at 1:1 are as wide as the image; at 4:3, or 3:4 of 50 x 40, they do
+    # not fit.
+    box, _ = random_box(monkeypatch, dataset, (40, 50), 0.8, 0.0, 0.0, 10.0)
+    assert box == pytest.approx((0, 10, 40, 50))
+    for size, odd in (((40, 50), 4 / 3), ((50, 40), 3 / 4)):
+        given = [0.8, math.log(odd)] * 9 + [0.2, 0.0, 1.0, 2.0]
+        box, bounds = random_box(monkeypatch, dataset, size, *given)
+        assert box == pytest.approx((1, 2, 21, 22))
+        assert bounds[:20] == [share, ratio] * 10
+        # After ten tries the square in the middle.
+        box, _ = random_box(monkeypatch, dataset, size, *[0.8, math.log(odd)] * 10)
+        assert box == ((0, 5, 40, 45) if size == (40, 50) else (5, 0, 45, 40))
+
+
+def test_random_crops_follow_from_seed_epoch_and_index(root):
+    image = Image.new("RGB", (60, 50))
+
+    def box(seed=1, epoch=0, index=0):
+        dataset = ImageFolder(root / "train", 8, training=True, seed=seed)
+        dataset.epoch = epoch
+        return dataset._random_box(image, index)
+
+    assert box() == box()
+    assert len({box(), box(seed=2), box(epoch=2), box(index=2), box(2, 1, 0)}) == 5
+
+
+def test_the_crop_in_the_middle(root):
+    """224 of 256 pixels of the shorter side."""
+    dataset = ImageFolder(root / "train", 8, training=False)
+    assert dataset._central_box(Image.new("RGB", (512, 256))) == (144, 16, 368, 240)
+    assert dataset._central_box(Image.new("RGB", (256, 300))) == (16, 38, 240, 262)
+
+
+def test_which_crop(root):
+    for training in (False, True):
+        dataset = ImageFolder(root / "train", 8, training)
+        dataset._random_box = lambda image, index: (0, 0, index + 1, 8)
+        dataset._central_box = lambda image: (0, 0, *image.size)
+        image, label = dataset[1]
+        assert label == 1
+        assert np.array_equal(image, COLOURS.transpose(2, 0, 1)) != training
+
+
 def refused(path):
     with pytest.raises(DataError) as raised:
         read(path)
@@ -193,14 +274,6 @@ def test_small_files_of_huge_pictures_are_refused(tmp_path, W, H):
 
 
 # Classes
-
-
-@pytest.fixture
-def root(tmp_path):
-    for part in ("train", "val"):
-        for name in ("ant", "bee"):
-            save(tmp_path / part / name / "1.png", COLOURS)
-    return tmp_path
 
 
 def load(root, classes=2):

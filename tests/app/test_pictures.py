@@ -352,3 +352,17 @@ def test_a_run_without_a_record_has_a_page(tmp_path):
     run_report.write(run)
     assert not (run / "plots" / "accuracy.png").exists()
     assert json.loads(json.dumps(ROW)) == ROW
+
+
+def test_a_figure_shows_in_notebooks():
+    assert plots.new_figure(2, 2)._repr_png_().startswith(b"\x89PNG")
+
+
+def test_a_report_does_not_fold_what_is_too_large(tmp_path, monkeypatch):
+    network = build(NetworkConfig("element", width=2), seed=0).eval()
+    checkpoint.save(tmp_path / "a.safetensors", network, {})
+    monkeypatch.setattr(run_report, "LARGEST", 1000)
+    page = run_report.write(tmp_path / "a.safetensors").read_text()
+    assert "not folded for this report" in page
+    assert "max_bytes" in page
+    assert "<h2>Energy</h2>" not in page

@@ -1,5 +1,6 @@
 """What a run says while it trains."""
 
+import csv
 import io
 import re
 
@@ -8,10 +9,14 @@ import pytest
 for package in ("sklearn", "safetensors", "rich", "lightning", "tensorboard", "kornia", "yaml"):
     pytest.importorskip(package)
 
-from realspike import train
+from realspike import checkpoint, train
 from realspike.config.run_config import RunConfig
+from realspike.inspect import trained_file
+from realspike.inspect.activity import record_activity
 from realspike.train import reporting
+from realspike.train.module import learning_rate_factor
 from rich.console import Console
+from tensorboard.backend.event_processing import event_accumulator
 
 SMALL = {
     **{"name": "digits", "architecture": "digits", "width": 2, "timesteps": 1, "epochs": 2},
@@ -117,3 +122,69 @@ def test_nothing_is_printed_without_a_console(tmp_path, capsys):
     train.start(RunConfig().replaced(**SMALL), tmp_path / "run")
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""
+
+
+def rows_of(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_steps_and_layers_are_noted(tmp_path):
+    config = RunConfig().replaced(
+        **{"name": "digits", "architecture": "digits", "width": 4, "timesteps": 2, "epochs": 2},
+        **{"batch_size": 256, "log_every": 4, "learning_rate": 0.05, "device": "cpu"},
+    )
+    out = tmp_path / "run"
+    train.start(config, out)
+    steps = rows_of(out / "steps.csv")
+    # Six steps an epoch: every fourth, and the last of an epoch.
+    assert [int(row["step"]) for row in steps] == [4, 6, 8, 12]
+    assert [int(row["epoch"]) for row in steps] == [1, 1, 2, 2]
+    rates = [0.05 * learning_rate_factor(step, 12, 0) for step in (3, 5, 7, 11)]
+    assert [float(row["learning_rate"]) for row in steps] == pytest.approx(rates)
+    records = checkpoint.load(out / "model.safetensors").training["history"]
+    counts = [4 * 256, 1347 - 4 * 256]
+    losses = [float(row["loss"]) for row in steps]
+    epoch = sum(loss * count for loss, count in zip(losses[:2], counts, strict=True)) / 1347
+    assert epoch == pytest.approx(records[0]["train_loss"])
+    seconds = [float(row["seconds"]) for row in steps]
+    assert 0 < seconds[0] < seconds[1] < seconds[2] < seconds[3]
+    assert all(float(row["images_per_second"]) > 0 for row in steps)
+
+    layers = rows_of(out / "layers.csv")
+    assert [(row["epoch"], row["layer"]) for row in layers] == [
+        (str(epoch), f"lif{number}") for epoch in (1, 2) for number in (1, 2, 3)
+    ]
+    network = trained_file.load(out)
+    activity = record_activity(network.network, (inputs for inputs, _ in network.test_batches()))
+    for row, layer in zip(layers[3:], activity, strict=True):
+        assert float(row["firing_rate"]) == pytest.approx(layer.firing_rate)
+        amplitude = network.network.get_submodule(layer.name).amplitude
+        for name in ("mean", "min", "max"):
+            expected = getattr(amplitude, name)().item()
+            assert float(row[f"amplitude_{name}"]) == pytest.approx(expected)
+
+    scalars = event_accumulator.EventAccumulator(str(out / "tensorboard")).Reload()
+    assert [event.step for event in scalars.Scalars("steps/loss")] == [4, 6, 8, 12]
+    assert [event.step for event in scalars.Scalars("firing_rate/lif2")] == [1, 2]
+    accuracy = scalars.Scalars("hp/test_accuracy")[-1].value
+    assert accuracy == pytest.approx(records[-1]["test_accuracy"])
+    session = scalars.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    assert b"training.learning_rate" in session
+
+
+def test_notes_go_on_with_a_run(tmp_path):
+    config = RunConfig().replaced(
+        **{"name": "digits", "architecture": "digits", "width": 2, "timesteps": 1, "epochs": 1},
+        **{"batch_size": 512, "device": "cpu", "granularity": "none"},
+    )
+    out = tmp_path / "run"
+    train.start(config, out)
+    before = rows_of(out / "steps.csv")
+    train.resume(out, epochs=2)
+    steps, layers = rows_of(out / "steps.csv"), rows_of(out / "layers.csv")
+    assert [int(row["step"]) for row in steps] == [3, 6]
+    assert steps[0] == before[0]
+    assert float(steps[1]["seconds"]) > float(steps[0]["seconds"])
+    assert {row["amplitude_mean"] for row in layers} == {""}
+    assert len(layers) == 6

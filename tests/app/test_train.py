@@ -92,7 +92,7 @@ def test_a_run_writes_its_files(whole):
     assert result.stopped_by == 0
     names = {path.name for path in out.iterdir()}
     written = {"config.yaml", "metrics.csv", "last.ckpt", "model.safetensors", "tensorboard"}
-    assert names == written | {".lock"}
+    assert names == written | {".lock", "steps.csv", "layers.csv"}
     assert list((out / "tensorboard").glob("events.out.tfevents.*"))
     assert read_csv(out / "metrics.csv") == result.records
     assert [record["epoch"] for record in result.records] == [1, 2]

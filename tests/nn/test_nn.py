@@ -350,3 +350,25 @@ def test_unshared_weights_learn(device):
         for parameter in layer.parameters():
             parameter -= 0.1 * parameter.grad
     assert layer(spikes).sum().item() < before
+
+
+@pytest.mark.parametrize("shape", [(1,), (2, 1, 1), (2, 1, 3)])
+def test_gradients_of_one_to_one_synapses_by_hand(shape):
+    """Those of weight * spike: of a weight the sum over the neurons that share it."""
+    spikes = torch.tensor([[[[1.0, 0, -1]], [[0, 1, 1]]], [[[1, 1, 0]], [[0, -1, 0]]]])
+    grad = torch.tensor([[[[2.0, 3, 5]], [[7, 11, 13]]], [[[17, 19, 23]], [[29, 31, 37]]]])
+    weight = torch.arange(2.0, 2 + torch.Size(shape).numel()).view(shape)
+    layer = rso.OneToOneSynapses(weight)
+    spikes.requires_grad_()
+    (layer(spikes) * grad).sum().backward()
+    each = torch.tensor([[[19.0, 19, -5]], [[0, -20, 13]]])
+    expected = {1: [26], 2: [33, -7], 6: each.flatten().tolist()}[weight.numel()]
+    assert layer.weight.grad.flatten().tolist() == expected
+    assert layer.weight.grad.shape == shape
+    assert torch.equal(spikes.grad, grad * weight)
+    # Whichever of the two is asked for.
+    frozen = rso.OneToOneSynapses(weight).requires_grad_(False)
+    (got,) = torch.autograd.grad((frozen(spikes) * grad).sum(), spikes)
+    assert torch.equal(got, grad * weight)
+    (got,) = torch.autograd.grad((layer(spikes.detach()) * grad).sum(), layer.weight)
+    assert got.flatten().tolist() == expected

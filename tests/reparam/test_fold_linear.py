@@ -217,6 +217,35 @@ def test_spikes_are_moved_only_where_no_window_reads_them(name):
     assert torch.allclose(folded(x), network(x))
 
 
+CURRENTS = {
+    "features": (lambda x: x.flatten(1)[:, 36:108], 0),
+    "lines": (lambda x: x.flatten(2)[:, :, None].mean(3)[..., :1], 0),
+    "maps": (lambda x: x[:, :, ::2, 1:], 0),
+    "one flipped": (lambda x: x.flatten(1).flip(1), 1),
+}
+
+
+@pytest.mark.parametrize("name", CURRENTS)
+def test_currents_are_moved_only_where_no_synapses_compute_them(name):
+    take, moved = CURRENTS[name]
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lif, self.conv = rso.RealSpikeLIF(T, "channel", (4, 6, 6)), nn.Conv2d(4, 3, 1)
+            self.second, self.mean = rso.RealSpikeLIF(T), rso.MeanOverTime(T)
+
+        def forward(self, x):
+            return self.mean(self.second(take(self.conv(self.lif(x)))))
+
+    x = torch.rand(2 * T, 4, 6, 6)
+    network = Network().eval()
+    folded = rso.reparameterize(network, x)
+    kinds = [type(module).__name__ for module in folded.modules()]
+    assert kinds.count("Rearrange") == moved
+    assert torch.allclose(folded(x), network(x))
+
+
 class MembraneShortcut(nn.Module):
     """x + conv(lif(x)): the current goes on through all blocks, from the image to the scores."""
 

@@ -98,6 +98,9 @@ class TrainingSection:
     ema: float = option(0.0, "decay of an average of the weights (0: none)", 0, 1)
     compress_spikes: bool = option(False, "keep spikes for backward as bits: less memory, slower")
     sync_batchnorm: bool = option(True, "batch norm over all GPUs of a run")
+    log_every: int = option(
+        50, "steps between two notes of loss, learning rate and speed", 1, 10**6
+    )
     seed: int = option(0, "of weights, batches and augmentation", 0, 2**31 - 1)
     threads: int | None = option(None, "CPU threads per process; null: as PyTorch chooses", 1, 1024)
 

@@ -37,18 +37,27 @@ class Curve:
 
 
 def new_figure(width: float, height: float):
-    """A figure outside pyplot: no window, no global state. Sizes in inches."""
+    """A figure outside pyplot: no window, no global state; notebooks show it. Sizes in inches."""
     matplotlib = require("matplotlib")
     require("matplotlib.backends.backend_agg")
-    figure = require("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
+
+    class Picture(require("matplotlib.figure").Figure):
+        def _repr_png_(self) -> bytes:
+            return _png(self)
+
+    figure = Picture(figsize=(width, height), layout="constrained")
     matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
     return figure
 
 
 def write_png(figure, path: Path) -> None:
+    write_atomically(path, _png(figure))
+
+
+def _png(figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=160, facecolor="white")
-    write_atomically(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def clean(axes) -> None:

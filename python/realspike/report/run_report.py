@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+import realspike_ops as rso
 from realspike import environment, records
 from realspike.files import make_writable_folder, write_atomically
 from realspike.inspect import trained_file
@@ -19,15 +20,43 @@ from realspike.report import plots, run_plots
 
 SAMPLES = 256  # of the test data, behind rates and entropies
 SHOWN_CHANNELS = 6
+LARGEST = 2**28  # bytes of a folded network that a report holds; `realspike fold` has no such limit
 FOLDER = "plots"
 PAGE = "report.html"
 
+CAPTIONS = {
+    "accuracy": (
+        "Accuracy and loss over the epochs (Fig. 5)",
+        "On the test data after every epoch; the loss is that of the training, on a logarithmic "
+        "scale. Dashed is binary.",
+    ),
+    "kernels": (
+        "What the amplitudes make of a kernel (Fig. 3)",
+        "The shared kernel, the amplitudes of the map that it reads, and how the kernels at some "
+        "positions differ from it after folding. Taps beyond the map are grey.",
+    ),
+    "channels": (
+        "Channels as spikes",
+        "An early layer on the first test sample: above what the folded network emits, below what "
+        "the trained one does. Grey neurons are silent.",
+    ),
+    "amplitudes": (
+        "Amplitudes",
+        "How many neurons have which amplitude, layer by layer; all began at the line.",
+    ),
+    "firing_rates": (
+        "Firing rates",
+        "The share of the timesteps at which neurons fire: the mean of a layer, and the middle "
+        "half of its neurons.",
+    ),
+}
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #333; max-width: 62em; margin: 2em auto;
        padding: 0 1em }
 h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2em }
 table { border-collapse: collapse } td, th { padding: .2em .9em .2em 0; text-align: right }
 td:first-child, th:first-child { text-align: left } th { border-bottom: 1px solid #999 }
+figure { margin: 0 } figcaption, caption { color: #666; font-size: .9em }
 img { max-width: 100% } code, pre { font-size: .9em } pre { background: #f5f5f5; padding: 1em }
 """
 
@@ -63,26 +92,62 @@ def write(
     layers = record_activity(network.network, (inputs for inputs, _ in batches))
     real_valued = [layer for layer in layers if layer.is_real_valued]
     drawn = {
-        "accuracy": ("Accuracy and loss over the epochs (Fig. 5)", _curves([network, *beside])),
-        "kernels": ("What the amplitudes make of a kernel (Fig. 3)", _kernels(network)),
-        "channels": ("Channels as spikes", _channels(network, batches)),
-        "amplitudes": (
-            "Amplitudes",
-            run_plots.amplitude_histograms(real_valued) if real_valued else None,
-        ),
-        "firing_rates": ("Firing rates", run_plots.firing_rates(layers)),
+        "accuracy": _curves([network, *beside]),
+        "kernels": _kernels(network),
+        "channels": _channels(network, batches),
+        "amplitudes": run_plots.amplitude_histograms(real_valued) if real_valued else None,
+        "firing_rates": run_plots.firing_rates(layers),
     }
     pictures = {}
-    for name, (caption, figure) in drawn.items():
+    for name, figure in drawn.items():
         if figure is not None:
-            pictures[f"{name}.png"] = caption
+            pictures[f"{name}.png"] = CAPTIONS[name]
             plots.write_png(figure, folder / f"{name}.png")
     page = out / PAGE
-    content = _page(
-        network, pictures, folder, entropy_table(layers), sum(len(b) for _, b in batches)
-    )
+    samples = sum(len(labels) for _, labels in batches)
+    folding = _folding(network, batches[0][0])
+    content = _page(network, pictures, folder, entropy_table(layers), samples, folding)
     write_atomically(page, content.encode())
     return page
+
+
+def _folding(network: Trained, inputs: torch.Tensor) -> str:
+    """Return the sections about the folded network, on a batch: what it is, whether it computes
+    the same, and what both take."""
+    try:
+        folded = rso.reparameterize(network.network, network.example_input(), max_bytes=LARGEST)
+        rso.assert_multiplication_free(folded, inputs)
+    except (rso.ReparameterizationError, rso.MultiplicationError) as error:
+        return (
+            f"<h2>Folding</h2>\n<p>This network was not folded for this report: "
+            f"{html.escape(str(error))}</p>"
+        )
+    sizes = [
+        sum(tensor.nbytes for tensor in either.state_dict().values()) / 2**20
+        for either in (network.network, folded)
+    ]
+    reports = [
+        rso.profile(network.network, inputs),
+        rso.profile(folded, inputs, names_of=network.network),
+    ]
+    parts = [
+        "<h2>Folding</h2>",
+        f"<p>The amplitudes and batch norms are folded into the weights: {sizes[0]:.1f} MiB become "
+        f"{sizes[1]:.1f} MiB. Behind the encoding the network emits 0 and 1, and nothing "
+        "multiplies data.</p>",
+        "<h2>Verification</h2>",
+        "<p>Trained and folded, side by side: the largest difference of a current, and the spikes "
+        "that fire in one of them alone, which a current at the threshold makes.</p>",
+        rso.verify(network.network, folded, inputs)._repr_html_(),
+        "<h2>Energy</h2>",
+        "<p>Operations of one sample, by the usual figures of 45 nm; what it takes to move weights "
+        "is not in them.</p>",
+        *(
+            f"<h3>{name}</h3>\n{report._repr_html_()}"
+            for name, report in zip(("Trained", "Folded"), reports, strict=True)
+        ),
+    ]
+    return "\n".join(parts)
 
 
 def _history(network: Trained) -> list[dict]:
@@ -147,7 +212,9 @@ def _channels(network: Trained, batches):
     )
 
 
-def _page(network: Trained, pictures, folder: Path, entropies: list[dict], samples: int) -> str:
+def _page(
+    network: Trained, pictures, folder: Path, entropies: list[dict], samples: int, folding: str
+) -> str:
     history = _history(network)
     config = network.config.network
     title = f"{config.architecture}, {plots_name(config.granularity)}, T = {config.timesteps}"
@@ -159,12 +226,14 @@ def _page(network: Trained, pictures, folder: Path, entropies: list[dict], sampl
             f"</b>, training accuracy {100 * last['train_accuracy']:.2f} %. Commit "
             f"<code>{html.escape(str(network.record.get('commit') or 'unknown'))}</code>.</p>"
         )
-    for name, caption in pictures.items():
+    for name, (heading, caption) in pictures.items():
         data = base64.b64encode((folder / name).read_bytes()).decode()
         parts.append(
-            f'<h2>{html.escape(caption)}</h2>\n<img alt="{html.escape(caption)}" '
+            f'<h2>{html.escape(heading)}</h2>\n<figure><img alt="{html.escape(heading)}" '
             f'src="data:image/png;base64,{data}">'
+            f"<figcaption>{html.escape(caption)}</figcaption></figure>"
         )
+    parts.append(folding)
     parts.append(f"<h2>Entropy of a spike, on {samples} test samples [bits]</h2>")
     parts.append(_table(ENTROPY_HEADER, entropy_rows(entropies)))
     parts.append("<h2>Epochs</h2>")

@@ -46,6 +46,7 @@ from realspike.train.saving import (
     network_tensors,
     write_results,
 )
+from realspike.train.statistics import Statistics
 from realspike_ops import RealSpikeLIF
 
 CONFIG_FILE = run_config.FILE
@@ -363,7 +364,7 @@ def _placement(device: str) -> dict:
 def _callbacks(config: RunConfig, splits: Splits, out: Path, on_epoch, console) -> list:
     # Before the checkpoints, which contain the records.
     divergence, history = DivergenceCheck(), History(on_epoch)
-    callbacks = [divergence, history]
+    callbacks = [divergence, history, Statistics(config, history)]
     if config.training.ema:
         callbacks.append(lightning.callbacks.EMAWeightAveraging(decay=config.training.ema))
     if console is not None and _rank() == 0:

@@ -9,7 +9,7 @@ import torch
 from realspike import checkpoint, environment
 from realspike.config.run_config import RunConfig
 from realspike.data import Splits
-from realspike.train import sealed
+from realspike.train import sealed, statistics
 from realspike.train.divergence import DivergenceCheck
 from realspike.train.history import History, write_csv
 
@@ -146,3 +146,5 @@ def write_results(out: Path, state: dict) -> None:
     config = RunConfig.from_dict(ours["config"]).network_config()
     checkpoint.write(out / NETWORK_FILE, config, network_tensors(state), record)
     write_csv(out / METRICS_FILE, records)
+    if found := state["callbacks"].get("Statistics"):
+        statistics.write(out, found)

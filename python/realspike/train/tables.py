@@ -11,6 +11,7 @@ from realspike.config.recipes import Cell, description, in_paper
 from realspike.config.run_config import RunConfig
 from realspike.train.history import read_csv
 from realspike.train.run import CONFIG_FILE, METRICS_FILE, RunError, resume, start
+from realspike.train.statistics import last_step
 
 METHODS = {
     "none": "binary (vanilla)",
@@ -45,7 +46,8 @@ class Job:
             return None
         self.check()
         records = read_csv(self.folder / METRICS_FILE)
-        done = len(records) == self.config.training.epochs
+        training = self.config.training
+        done = len(records) == training.epochs or last_step(self.folder) == training.max_steps
         return records[-1]["test_accuracy"] if done else None
 
     def check(self) -> None:

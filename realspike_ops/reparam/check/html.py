@@ -1,13 +1,13 @@
 """Tables as notebooks show them."""
 
 from collections.abc import Iterable, Sequence
-from html import escape
 
 
 def table(
     caption: str, titles: Sequence[str], rows: "Iterable[Sequence[str]]", below: str = ""
 ) -> str:
     """Return a table whose first column is text and whose others are numbers."""
+    from html import escape  # whose names of characters take a while to import
 
     def row(cells: Sequence[str], tag: str) -> str:
         sides = ("left", *("right",) * (len(cells) - 1))

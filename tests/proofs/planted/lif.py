@@ -310,10 +310,9 @@ BUGS = [
     Bug(
         "lif-triton-size-is-a-constant",
         "realspike_ops/kernels/lif.py",
-        '*("T", "rows_per_chunk", "columns",',
-        '*("rows_per_chunk", "columns",',
+        '"T rows_per_chunk columns ',
+        '"rows_per_chunk columns ',
         "tests/lif/test_lif_triton_compiled.py",
         "sizes_change",
-        count=2,
     ),
 ]

@@ -1,0 +1,170 @@
+"""What a run was like, for CSV files and TensorBoard; it travels in the checkpoint.
+
+``steps.csv`` has loss, learning rate and speed every N steps; ``layers.csv`` the firing rate and
+the amplitudes of every layer on the test data, epoch by epoch.
+"""
+
+import csv
+import io
+import time
+from pathlib import Path
+
+import lightning.pytorch as lightning
+import torch
+
+from realspike.config.run_config import RunConfig
+from realspike.files import write_atomically
+from realspike.train.history import History
+from realspike_ops import RealSpikeLIF
+
+STEPS_FILE, LAYERS_FILE = "steps.csv", "layers.csv"
+_STEP = ("step", "epoch", "loss", "learning_rate", "images_per_second", "seconds")
+_AMPLITUDE = ("amplitude_mean", "amplitude_std", "amplitude_min", "amplitude_max")
+_LAYER = ("epoch", "layer", "firing_rate", *_AMPLITUDE)
+
+
+class Statistics(lightning.Callback):
+    """Notes the steps and the layers of a run.
+
+    Args:
+        config: Of the run.
+        history: Whose last record the hyperparameters are shown with.
+        clock: Gives seconds.
+    """
+
+    def __init__(self, config: RunConfig, history: History, clock=time.monotonic):
+        self.config, self.history, self.clock = config, history, clock
+        self.steps: list[dict] = []
+        self.layers: list[dict] = []
+        self.seconds = 0.0  # of training and testing, in all the processes that the run has had
+        self._sums = torch.zeros(3, dtype=torch.float64)  # since the last note
+        self._amplitudes: dict[str, dict] = {}
+        self._fired: dict[str, torch.Tensor] = {}
+        self._chances: dict[str, int] = {}
+        self._handles: list = []
+
+    def on_train_start(self, trainer, module) -> None:
+        self._last = self._noted = self.clock()
+
+    def on_train_epoch_start(self, trainer, module) -> None:
+        self._sums = torch.zeros(3, dtype=torch.float64, device=module.device)
+        self._noted = self.clock()  # a test is no training
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
+        self._rate = trainer.optimizers[0].param_groups[0]["lr"]
+        self._step = trainer.global_step
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        self._sums += outputs["sums"]
+        step = trainer.global_step
+        due = step % self.config.training.log_every == 0 or step == trainer.max_steps
+        if step == self._step or not (due or trainer.is_last_batch):
+            return
+        loss, _, images = trainer.strategy.reduce(self._sums.clone(), reduce_op="sum").tolist()
+        now = self.clock()
+        self._tick(now)
+        row = {
+            **{"step": step, "epoch": trainer.current_epoch + 1, "loss": loss / images},
+            "learning_rate": self._rate,
+            "images_per_second": images / max(now - self._noted, 1e-9),
+            "seconds": self.seconds,
+        }
+        self.steps.append(row)
+        self._noted = now
+        self._sums = torch.zeros_like(self._sums)
+        if trainer.logger and trainer.is_global_zero:
+            shown = {f"steps/{name}": row[name] for name in _STEP if name not in ("step", "epoch")}
+            trainer.logger.log_metrics(shown, step=step)
+
+    def _tick(self, now: float) -> None:
+        self.seconds += now - self._last
+        self._last = now
+
+    def on_validation_epoch_start(self, trainer, module) -> None:
+        self._fired, self._chances = {}, {}
+        for name, lif in module.network.named_modules():
+            if isinstance(lif, RealSpikeLIF):
+                self._handles.append(lif.register_forward_hook(self._count(name)))
+
+    def _count(self, name: str):
+        def hook(lif, _, output):
+            self._fired[name] = self._fired.get(name, 0) + output.detach().count_nonzero()
+            self._chances[name] = self._chances.get(name, 0) + output.numel()
+
+        return hook
+
+    def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, *_) -> None:
+        if batch_idx:
+            return
+        # With the weights that are tested, which may be an average.
+        self._amplitudes = {}
+        for name, lif in module.network.named_modules():
+            if isinstance(lif, RealSpikeLIF) and lif.amplitude is not None:
+                values = lif.amplitude.detach().double()
+                found = (values.mean(), values.std(correction=0), values.min(), values.max())
+                values = torch.stack(found).tolist()
+                self._amplitudes[name] = dict(zip(_AMPLITUDE, values, strict=True))
+
+    def on_validation_epoch_end(self, trainer, module) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def on_train_epoch_end(self, trainer, module) -> None:
+        self._tick(self.clock())
+        epoch = trainer.current_epoch + 1
+        if not self._fired:
+            return
+        fired = torch.stack([*self._fired.values()]).double()
+        chances = fired.new_tensor([*self._chances.values()])
+        fired, chances = trainer.strategy.reduce(torch.stack([fired, chances]), reduce_op="sum")
+        shown: dict[str, float] = {}
+        for name, rate in zip(self._fired, (fired / chances).tolist(), strict=True):
+            found = {"firing_rate": rate, **self._amplitudes.get(name, {})}
+            self.layers.append({"epoch": epoch, "layer": name, **found})
+            shown |= {f"{key}/{name}": value for key, value in found.items()}
+        if trainer.logger and trainer.is_global_zero:
+            trainer.logger.log_metrics(shown, step=epoch)
+
+    def on_train_end(self, trainer, module) -> None:
+        if trainer.logger and trainer.is_global_zero and self.history.records:
+            sections = self.config.to_dict()
+            keys = {f"{s}.{k}": v for s, values in sections.items() for k, v in values.items()}
+            keys = {key: "null" if value is None else value for key, value in keys.items()}
+            last = self.history.records[-1]
+            metrics = {f"hp/{name}": last[name] for name in ("test_accuracy", "test_loss")}
+            trainer.logger.log_hyperparams(keys, metrics)
+
+    def state_dict(self) -> dict:
+        return {"steps": self.steps, "layers": self.layers, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.steps, self.layers = [*state["steps"]], [*state["layers"]]
+        self.seconds = state["seconds"]
+
+
+def write(out: Path, state: dict) -> None:
+    """Write both files of what `Statistics.state_dict` returned."""
+    for file, names, rows in (
+        (STEPS_FILE, _STEP, state["steps"]),
+        (LAYERS_FILE, _LAYER, state["layers"]),
+    ):
+        text = io.StringIO()
+        writer = csv.DictWriter(text, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(out / file, text.getvalue().encode())
+
+
+def last_step(out: Path) -> int:
+    """Return the last step that was noted in the folder of a run; 0 without one.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
+    path = out / STEPS_FILE
+    if not path.exists():
+        return 0
+    with open(path, newline="", encoding="utf-8") as file:
+        steps = [row["step"] for row in csv.DictReader(file)]
+    return int(steps[-1]) if steps else 0

@@ -1,0 +1,266 @@
+"""The parts of a run alone, by hand: divergence, sums, the schedule, checkpoints, the folder."""
+
+import csv
+import errno
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+for package in ("safetensors", "lightning", "tensorboard", "kornia", "yaml"):
+    pytest.importorskip(package)
+
+from realspike import files
+from realspike.config.run_config import RunConfig
+from realspike.records import RecordError
+from realspike.train import divergence, module, run, sealed
+from realspike.train.divergence import Diverged, DivergenceCheck
+from realspike.train.history import History, read_csv, write_csv
+from realspike.train.run import RunError
+from torch import nn
+
+
+def trainer_of(rate=0.5, epoch=3, processes=1):
+    """A trainer whose other processes have the sums of this one."""
+    return SimpleNamespace(
+        strategy=SimpleNamespace(reduce=lambda x, reduce_op: x * processes),
+        current_epoch=epoch,
+        is_global_zero=True,
+        logger=None,
+        optimizers=[SimpleNamespace(param_groups=[{"lr": rate}, {"lr": 9.0}])],
+    )
+
+
+def module_of(**weights):
+    network = nn.Module()
+    for name, weight in weights.items():
+        network.register_buffer(name, torch.tensor(weight))
+    return SimpleNamespace(network=network, device=torch.device("cpu"))
+
+
+def sums(loss, correct=0, count=1):
+    return {"sums": torch.tensor([loss, correct, count], dtype=torch.float64)}
+
+
+# Divergence
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("validating", [False, True])
+def test_a_loss_that_is_not_finite_ends_the_run(loss, validating):
+    """Whatever the losses before and behind it."""
+    trainer, of, check = trainer_of(), module_of(weight=1.0), DivergenceCheck()
+    end = check.on_validation_batch_end if validating else check.on_train_batch_end
+    for n, value in enumerate((2.0, 3.0, loss, 4.0)):
+        end(trainer, of, sums(value), None, n)
+    with pytest.raises(Diverged, match=f"in epoch 4: the loss is {loss}"):
+        check.check(trainer, of)
+    with pytest.raises(Diverged):
+        check.on_train_epoch_end(trainer, of)
+
+
+def test_losses_that_are_finite_end_nothing():
+    trainer, of, check = trainer_of(), module_of(weight=1.0), DivergenceCheck()
+    for n in range(120):
+        check.on_train_batch_end(trainer, of, sums(0.0 if n % 2 else 1e30), None, n)
+        check.on_validation_batch_end(trainer, of, sums(-1e30), None, n)
+    check.on_train_epoch_end(trainer, of)
+
+
+def test_the_loss_is_looked_at_every_fifty_batches():
+    trainer, of, check = trainer_of(), module_of(weight=1.0), DivergenceCheck()
+    seen = []
+    for n in range(200):
+        try:
+            check.on_train_batch_end(trainer, of, sums(math.nan), None, n)
+        except Diverged:
+            seen.append(n)
+    assert seen == [49, 99, 149, 199]
+    assert divergence.INTERVAL == 50
+
+
+def test_a_weight_that_is_not_finite_is_named():
+    check = DivergenceCheck()
+    check.check(trainer_of(), module_of(a=1.0, b=[1, 2]))
+    for number in (math.nan, math.inf):
+        with pytest.raises(Diverged, match="in epoch 4: b has values that are not finite"):
+            check.check(trainer_of(), module_of(a=1.0, b=[0.0, number, 1.0]))
+
+
+# Records
+
+
+def test_a_record_by_hand():
+    """Loss 6 of 4 samples, 2 of them right, then 2 and 3; the same on another process."""
+    said = []
+    history = History(said.append)
+    for epoch in (0, 1):
+        trainer = trainer_of(rate=0.25 / (epoch + 1), epoch=epoch, processes=2)
+        of = module_of()
+        history.on_train_epoch_start(trainer, of)
+        for n, batch in enumerate((sums(6.0, 2, 4), sums(2.0, 3, 4))):
+            history.on_train_batch_start(trainer, of, None, n)
+            history.on_train_batch_end(trainer, of, batch, None, n)
+            assert history.running_loss() == (6 / 4, 8 / 8)[n]
+        history.on_validation_epoch_start(trainer, of)
+        history.on_validation_batch_end(trainer, of, sums(5.0, 1, 2), None, 0)
+        history.on_validation_batch_end(trainer, of, sums(1.0, 1, 2), None, 1)
+        history.on_train_epoch_end(trainer, of)
+    record = {"train_loss": 1.0, "train_accuracy": 5 / 8, "test_loss": 1.5, "test_accuracy": 0.5}
+    assert said == [
+        {"epoch": 1, **record, "learning_rate": 0.25},
+        {"epoch": 2, **record, "learning_rate": 0.125},
+    ]
+    assert history.records == said
+
+
+def test_a_record_in_the_middle_of_an_epoch_travels_on():
+    history = History()
+    trainer, of = trainer_of(processes=2), module_of()
+    history.on_train_batch_end(trainer, of, sums(6.0, 2, 4), None, 0)
+    history.gather(trainer)
+    state = history.state_dict()
+    assert state["train"].tolist() == [12, 4, 8]
+    later = History()
+    later.load_state_dict(state)
+    later.on_train_batch_end(trainer, of, sums(4.0, 2, 8), None, 1)
+    assert later.running_loss() == 1.0
+
+
+def test_records_in_a_file(tmp_path):
+    record = {
+        **{"epoch": 1, "train_loss": 1.5, "train_accuracy": 0.25, "test_loss": 2.0},
+        **{"test_accuracy": 0.5, "learning_rate": 0.1},
+    }
+    path = tmp_path / "metrics.csv"
+    write_csv(path, [record, record | {"epoch": 2}])
+    assert read_csv(path) == [record, record | {"epoch": 2}]
+    assert b"\r" not in path.read_bytes()
+    with open(path, newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
+    write_csv(path, [])
+    with pytest.raises(RecordError, match="it has no epochs"):
+        read_csv(path)
+
+
+# The schedule
+
+
+def test_the_learning_rate_by_hand():
+    """Two steps up, then half a cosine over four steps; anew at step 4 of 8."""
+
+    def factors(steps, *rest):
+        return [round(module.learning_rate_factor(step, steps, *rest), 6) for step in range(steps)]
+
+    near, far = (2 + math.sqrt(2)) / 4, (2 - math.sqrt(2)) / 4
+    assert factors(6, 2) == [0.5, 1, 1, round(near, 6), 0.5, round(far, 6)]
+    assert factors(4, 0) == [1, round(near, 6), 0.5, round(far, 6)]
+    one = [1, round(near, 6), 0.5, round(far, 6)]
+    assert factors(8, 0, [4]) == one * 2
+    assert factors(10, 2, [6]) == [0.5, 1, *one, *one]
+    assert factors(1, 1) == [1]
+    assert module.learning_rate_factor(4, 4, 4) == 1  # behind the last step of a rise alone
+    assert module.learning_rate_factor(4, 4, 0) == 0
+
+
+def test_the_sums_of_a_batch_by_hand():
+    """The mean loss 1.5 of three samples, the second of them wrong."""
+    logits = torch.tensor([[1.0, 2.0], [3.0, 1.0], [0.0, 5.0]])
+    got = module._sums(torch.tensor(1.5), logits, torch.tensor([1, 1, 1]))
+    assert got.tolist() == [4.5, 2, 3]
+    assert got.dtype == torch.float64
+
+
+# Checkpoints
+
+
+def test_a_sealed_checkpoint(tmp_path):
+    path = tmp_path / "last.ckpt"
+    sealed.write(path, {"x": torch.arange(3), "n": 4})
+    content = path.read_bytes()
+    state = sealed.read(path)
+    assert state["n"] == 4
+    assert state["x"].tolist() == [0, 1, 2]
+    assert torch.load(path, weights_only=True)["n"] == 4  # torch passes over the seal
+    for place in (0, len(content) // 2, -41, -33, -32, -1):
+        damaged = bytearray(content)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="checksum"):
+            sealed.read(path)
+    path.write_bytes(content[:-1])
+    with pytest.raises(ValueError, match="checksum"):
+        sealed.read(path)
+
+
+# The folder of a run
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.EROFS, "Read-only file system"), "Read-only file system"),
+        (OSError("no number"), "no number"),
+        (BlockingIOError(errno.EAGAIN, "held"), "another process trains in .*: wait for it or end"),
+    ],
+)
+def test_a_folder_that_cannot_be_locked(tmp_path, monkeypatch, error, reason):
+    def locked(folder):
+        raise error
+
+    monkeypatch.setattr(files, "locked", locked)
+    with pytest.raises(RunError, match=reason) as raised, run._alone_in(tmp_path):
+        raise AssertionError("the folder was entered")
+    assert str(tmp_path) in str(raised.value)
+    monkeypatch.setenv("RANK", "1")  # which leaves the folder to the first process
+    with run._alone_in(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(("reason", "code"), [("No space left", errno.ENOSPC), ("odd", None)])
+def test_a_folder_that_cannot_be_made(tmp_path, monkeypatch, reason, code):
+    def make(path):
+        raise OSError(code, reason) if code else OSError(reason)
+
+    monkeypatch.setattr(files, "make_writable_folder", make)
+    with pytest.raises(RunError, match=f"cannot write to .*out: {reason}"):
+        run.start(RunConfig().replaced(name="digits", architecture="digits"), tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "model.safetensors", "metrics.csv"])
+def test_a_folder_with_a_run_is_not_free(tmp_path, name):
+    run._check_free(tmp_path)
+    (tmp_path / name).touch()
+    with pytest.raises(RunError, match="--out chooses another folder") as raised:
+        run._check_free(tmp_path)
+    assert ("--resume continues it" in str(raised.value)) == (name == "last.ckpt")
+    assert name in str(raised.value) or name == "last.ckpt"
+    with pytest.raises(RunError, match="a name that is text"):
+        run._check_free(tmp_path / "\udcff")
+
+
+@pytest.mark.parametrize(
+    ("world", "local", "nodes", "strategy"),
+    [(None, None, 1, "auto"), (1, 1, 1, "auto"), (2, 2, 1, "ddp"), (8, 2, 4, "ddp")],
+)
+def test_where_processes_are_placed(monkeypatch, world, local, nodes, strategy):
+    for name, value in (("WORLD_SIZE", world), ("LOCAL_WORLD_SIZE", local)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, str(value))
+    placed = run._placement("cpu")
+    assert placed == {
+        **{"accelerator": "cpu", "devices": local or 1, "num_nodes": nodes},
+        **{"strategy": strategy, "sync_batchnorm": False},
+    }
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for device in ("cuda", "auto"):
+        placed = run._placement(device)
+        assert placed["accelerator"] == "gpu"
+        assert placed["sync_batchnorm"] == (strategy == "ddp")
+    assert run._placement("cpu")["accelerator"] == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert run._placement("auto")["accelerator"] == "cpu"
+    with pytest.raises(RunError, match="there is no CUDA device"):
+        run._placement("cuda")
