@@ -133,8 +133,8 @@ def _folding(network: Trained, inputs: torch.Tensor) -> str:
     parts = [
         "<h2>Folding</h2>",
         f"<p>The amplitudes and batch norms are folded into the weights: {sizes[0]:.1f} MiB become "
-        f"{sizes[1]:.1f} MiB. Behind the encoding the network emits 0 and 1, and nothing "
-        "multiplies data.</p>",
+        f"{sizes[1]:.1f} MiB. Behind the encoding the network emits 0 and 1, and its synapses only "
+        "add.</p>",
         "<h2>Verification</h2>",
         "<p>Trained and folded, side by side: the largest difference of a current, and the spikes "
         "that fire in one of them alone, which a current at the threshold makes.</p>",
