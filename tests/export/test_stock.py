@@ -186,6 +186,7 @@ FRESH = """
 import sys, torch
 if sys.argv[2] == "registered":
     import realspike_ops
+torch.set_grad_enabled(False)  # as it was exported
 x, expected = torch.load(sys.argv[1] + ".pt")
 for program in (
     torch.export.load(sys.argv[1] + ".export.pt2").module(),
