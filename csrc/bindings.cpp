@@ -136,93 +136,61 @@ UnpackSpikesParams unpack_params(uintptr_t packed, uintptr_t spikes, int64_t N, 
           stride_p};
 }
 
-// A field of a record whose fields Python gives by name.
-template <class Record>
+// A field of UnsharedConvParams, which Python gives by its name.
 struct Field {
   py::str name;
   bool is_pointer;
-  void (*set)(Record& record, py::handle value);
+  void (*set)(UnsharedConvParams& params, py::handle value);
 };
 
-template <auto kMember, class Record>
-void set_field(Record& record, py::handle value) {
-  auto& field = record.*kMember;
-  using T = std::remove_reference_t<decltype(field)>;
-  if constexpr (std::is_pointer_v<T>) {
-    field = reinterpret_cast<T>(value.cast<uintptr_t>());
-  } else if constexpr (std::is_enum_v<T>) {
-    field = static_cast<T>(value.cast<std::underlying_type_t<T>>());
-  } else {
-    field = value.cast<T>();
-  }
+template <auto kMember>
+Field field(const char* name) {
+  using T = std::remove_reference_t<decltype(std::declval<UnsharedConvParams&>().*kMember)>;
+  return {py::reinterpret_steal<py::str>(PyUnicode_InternFromString(name)), std::is_pointer_v<T>,
+          [](UnsharedConvParams& params, py::handle value) {
+            if constexpr (std::is_pointer_v<T>) {
+              params.*kMember = reinterpret_cast<T>(value.cast<uintptr_t>());
+            } else if constexpr (std::is_enum_v<T>) {
+              params.*kMember = static_cast<T>(value.cast<int>());
+            } else {
+              params.*kMember = value.cast<T>();
+            }
+          }};
 }
 
-// Lets Python make a record. A pointer that is not given is nullptr, a number has to be given, and
-// other names are refused.
-template <class Record>
-void def_record(py::module_& m, const char* name, std::vector<Field<Record>> fields) {
-  py::class_<Record>(m, name).def(py::init([fields = std::move(fields)](const py::kwargs& given) {
-    Record record{};
-    size_t found = 0;
-    for (const Field<Record>& field : fields) {
-      const py::handle value = PyDict_GetItemWithError(given.ptr(), field.name.ptr());
-      if (value) {
-        field.set(record, value);
-        ++found;
-      } else if (!field.is_pointer) {
-        throw py::type_error("missing field: " + std::string(field.name));
-      }
-    }
-    if (found != given.size()) {
-      for (const Field<Record>& field : fields) given.attr("pop")(field.name, py::none());
-      throw py::type_error("no such field: " + std::string(py::str(given.begin()->first)));
-    }
-    return record;
-  }));
+template <class... Fields>
+std::vector<Field> all_of(const Fields&... fields) {
+  return {fields...};
 }
 
-#define FIELD(Record, name)                                                         \
-  Field<Record> {                                                                   \
-    py::reinterpret_steal<py::str>(PyUnicode_InternFromString(#name)),              \
-        std::is_pointer_v<decltype(Record::name)>, set_field<&Record::name, Record> \
-  }
-
-void def_unshared_conv_params(py::module_& m) {
-  using P = UnsharedConvParams;
-  def_record<P>(m, "UnsharedConvParams",
-                {FIELD(P, spikes),
-                 FIELD(P, weight),
-                 FIELD(P, bias),
-                 FIELD(P, amplitude),
-                 FIELD(P, scale),
-                 FIELD(P, out),
-                 FIELD(P, weight_dtype),
-                 FIELD(P, N),
-                 FIELD(P, H),
-                 FIELD(P, W),
-                 FIELD(P, words),
-                 FIELD(P, OH),
-                 FIELD(P, OW),
-                 FIELD(P, G),
-                 FIELD(P, KH),
-                 FIELD(P, KW),
-                 FIELD(P, Cin_g),
-                 FIELD(P, Cout_g),
-                 FIELD(P, stride_h),
-                 FIELD(P, stride_w),
-                 FIELD(P, padding_h),
-                 FIELD(P, padding_w),
-                 FIELD(P, dilation_h),
-                 FIELD(P, dilation_w),
-                 FIELD(P, weight_stride_p),
-                 FIELD(P, bias_stride_c),
-                 FIELD(P, bias_stride_p),
-                 FIELD(P, out_stride_n),
-                 FIELD(P, out_stride_c),
-                 FIELD(P, out_stride_p)});
-}
-
+// A pointer that is not given is nullptr, a number has to be given, and other names are refused.
+UnsharedConvParams unshared_conv_params(const py::kwargs& given) {
+#define FIELD(name) field<&UnsharedConvParams::name>(#name)
+  static const auto& fields = *new std::vector(
+      all_of(FIELD(spikes), FIELD(weight), FIELD(bias), FIELD(amplitude), FIELD(scale), FIELD(out),
+             FIELD(weight_dtype), FIELD(N), FIELD(H), FIELD(W), FIELD(words), FIELD(OH), FIELD(OW),
+             FIELD(G), FIELD(KH), FIELD(KW), FIELD(Cin_g), FIELD(Cout_g), FIELD(stride_h),
+             FIELD(stride_w), FIELD(padding_h), FIELD(padding_w), FIELD(dilation_h),
+             FIELD(dilation_w), FIELD(weight_stride_p), FIELD(bias_stride_c), FIELD(bias_stride_p),
+             FIELD(out_stride_n), FIELD(out_stride_c), FIELD(out_stride_p)));
 #undef FIELD
+  UnsharedConvParams params{};
+  size_t found = 0;
+  for (const Field& field : fields) {
+    const py::handle value = PyDict_GetItemWithError(given.ptr(), field.name.ptr());
+    found += value ? 1 : 0;
+    if (value) {
+      field.set(params, value);
+    } else if (!field.is_pointer) {
+      throw py::type_error("missing field: " + std::string(field.name));
+    }
+  }
+  if (found != given.size()) {
+    for (const Field& field : fields) given.attr("pop")(field.name, py::none());
+    throw py::type_error("no such field: " + std::string(py::str(given.begin()->first)));
+  }
+  return params;
+}
 
 UnsharedConvLif with_neurons(const UnsharedConvParams& conv, const LifParams& lif, uintptr_t packed,
                              uintptr_t v_last) {
@@ -241,7 +209,7 @@ PYBIND11_MODULE(_C, m) {
   py::class_<LifParams>(m, "LifParams").def(py::init(&lif_params));
   py::class_<PackSpikesParams>(m, "PackSpikesParams").def(py::init(&pack_params));
   py::class_<UnpackSpikesParams>(m, "UnpackSpikesParams").def(py::init(&unpack_params));
-  def_unshared_conv_params(m);
+  py::class_<UnsharedConvParams>(m, "UnsharedConvParams").def(py::init(&unshared_conv_params));
 
   const auto no_gil = py::call_guard<py::gil_scoped_release>();
   m.def("lif_tiling", [](int64_t T, int64_t N, int64_t period) {

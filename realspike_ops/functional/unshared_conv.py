@@ -11,7 +11,7 @@ from realspike_ops import _checks as checks
 from realspike_ops.functional.conv_geometry import geometry_of
 from realspike_ops.functional.pack_spikes import check_words
 from realspike_ops.ops.eager import is_plain_eager
-from realspike_ops.ops.unshared_conv_matmul import choose_algorithm, unshared_conv_matmul
+from realspike_ops.ops.unshared_conv_factored import factored_conv2d
 
 WEIGHT_DTYPES = (*checks.FLOATS, torch.uint8)
 
@@ -26,7 +26,6 @@ def unshared_spike_conv(
     dilation: int | tuple[int, int] = 1,
     amplitude: Tensor | None = None,  # [Cin, H, W]
     scale: Tensor | None = None,  # [Cout]
-    algorithm: str = "gather",
     check_binary: bool | None = None,
 ) -> Tensor:  # [N, Cout, OH, OW]
     r"""Convolve binary spikes with a kernel for every output position, by additions alone.
@@ -53,9 +52,6 @@ def unshared_spike_conv(
         scale: float32, with uint8 weights alone: multiplies their sums, once per output. None
             leaves the currents in steps of the scale, so that bias and threshold are to be divided
             by it instead, and nothing is multiplied.
-        algorithm: "gather" adds rows of weights. "matmul" is a matrix product per position: it
-            multiplies, and rounds to the dtype of the weight. "auto" is the one of the two that
-            should be faster (docs/unshared_conv.md).
         check_binary: Raise if a dense spike is neither 0 nor 1, or a packed word has bits beyond
             the last channel. Default: on the CPU, where it costs next to nothing; on a GPU it makes
             the host wait for the result, so there it is on request.
@@ -77,28 +73,20 @@ def unshared_spike_conv(
     Reference:
         Guo et al., "Real Spike", ECCV 2022, equations (11) to (13).
     """
-    checks.check_choice("algorithm", algorithm, ("gather", "matmul", "auto"))
     conv = check_convolution(
         spikes, weight, bias, stride, padding, dilation, amplitude, scale, check_binary
     )
-    if algorithm == "auto":
-        algorithm = choose_algorithm(spikes.device.type, spikes.shape[0], weight)
-    if amplitude is not None and spikes.device.type == "cuda":
-        algorithm = "matmul"  # there is no factored kernel: one convolution of amplitude * spikes
-    learns_scale = scale is not None and scale.requires_grad and torch.is_grad_enabled()
-    if algorithm == "gather" and learns_scale:
+    if scale is not None and scale.requires_grad and torch.is_grad_enabled():
         raise ValueError(
-            "scale must not require a gradient: the sums that it multiplies are not kept; detach "
-            'it, or use algorithm="matmul"'
+            "scale must not require a gradient: the sums that it multiplies are not kept; detach it"
         )
-    arguments = (*conv.tensors, conv.output_size, *conv.geometry)
-    if algorithm == "gather":
-        checks.check_not_differentiated_by_functorch("unshared_spike_conv")
-    if algorithm == "matmul":
+    if amplitude is not None and spikes.device.type == "cuda":
         if conv.check_binary and (not conv.packed or is_plain_eager(spikes)):
             channels = weight.shape[2] * weight.shape[5]
             realspike_ops.ops.pack_spikes.packed_words(spikes.detach(), channels, True)
-        return unshared_conv_matmul(*arguments)
+        return factored_conv2d(spikes, weight, bias, amplitude, conv.output_size, conv.geometry)
+    checks.check_not_differentiated_by_functorch("unshared_spike_conv")
+    arguments = (*conv.tensors, conv.output_size, *conv.geometry)
     return realspike_ops.ops.unshared_conv.unshared_conv(
         *arguments, conv.channels_last, conv.check_binary
     )

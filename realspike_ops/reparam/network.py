@@ -191,8 +191,8 @@ class FoldedNetwork(Stored):
 
 
 def _can_fire(conv: nn.Module, spikes: "Tensor | PackedSpikes", neurons: nn.Module) -> bool:
-    """Whether a convolution and its neurons can run as one op: the gather, in inference."""
-    if conv.algorithm != "gather" or _is_seen(conv, after=False):
+    """Whether a convolution and its neurons can run as one op, in inference."""
+    if _is_seen(conv, after=False):
         return False
     tensors = [*conv.parameters(), *neurons.buffers()]
     tensors += [spikes] if isinstance(spikes, Tensor) else []

@@ -334,7 +334,6 @@ def test_gradients_have_the_strides_of_their_parameters(channels, grouped, size)
         rso.SpikeConv2d.from_conv2d(nn.Conv2d(*arguments)),
         rso.UnsharedSpikeConv(*arguments, **form),
         rso.UnsharedSpikeConv(*arguments, **form, storage="factored"),
-        rso.UnsharedSpikeConv(*arguments, **form, algorithm="matmul"),
         rso.UnsharedSpikeConv.from_conv2d(nn.Conv2d(*arguments), torch.rand(shape), size),
         *(
             rso.RealSpikeLIF(T, granularity, shape)

@@ -280,7 +280,6 @@ def reference_ops():
         *,
         amplitude=None,
         scale=None,
-        algorithm=None,
         check_binary=None,
         **geometry,
     ):

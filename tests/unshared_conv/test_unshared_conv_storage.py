@@ -1,5 +1,5 @@
 """How unshared weights are stored: float16, bfloat16, int8, factored, one kernel for all positions;
-and the algorithms and modules that take them. Each against a float64 computation on the values that
+and the modules that take them. Each against a float64 computation on the values that
 are stored, so that only the sums can differ."""
 
 import itertools
@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 import realspike_ops as rso
 from realspike_ops._native import extension
+from realspike_ops.ops.unshared_conv_factored import factored_conv2d
 
 HALVES = [torch.float16, torch.bfloat16]
 # Whole vectors of every width, and one channel less and more.
@@ -315,60 +316,23 @@ def test_gradient_of_the_spikes_through_int8(scaled, device):
     assert torch.equal(leaf.grad.cpu(), expected.grad)
 
 
-# --- algorithms -----------------------------------------------------------------------------------
+# --- factored storage on a GPU --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8], ids=str)
-@pytest.mark.parametrize("storage", ["unshared", "shared", "factored"])
-def test_matmul_equals_gather(storage, dtype, packed, device):
-    if storage == "factored" and dtype == torch.uint8:
-        pytest.skip("refused")
-    spikes = binary((3, 66, 4, 5), 1).to(device)
-    position = (2, 3) if storage == "unshared" else (1, 1)
-    weight = grid((*position, 2, 3, 3, 33, 4), 2).to(device)
-    if dtype == torch.uint8:
-        weight = biased(random_int8(weight.shape, 2)).to(device)
-    options = {"stride": 2, "padding": (1, 1), "bias": grid((8, 2, 3), 3).to(device)}
-    if storage == "factored":
-        options["amplitude"] = grid((66, 4, 5), 4).to(device)
-    if dtype == torch.uint8:
-        options["scale"] = torch.full((8,), 0.5, device=device)
-    spikes = rso.pack_spikes(spikes) if packed else spikes
-    gather, matmul, auto = (
-        rso.unshared_spike_conv(spikes, weight, algorithm=algorithm, **options)
-        for algorithm in ("gather", "matmul", "auto")
-    )
-    assert torch.equal(matmul, gather)
-    assert torch.equal(auto, gather)
-
-
-def test_matmul_refuses_real_valued_spikes():
-    with pytest.raises(ValueError, match="spikes must be 0 or 1"):
-        rso.unshared_spike_conv(
-            torch.full((1, 2, 1, 1), 0.5), torch.zeros(1, 1, 1, 1, 1, 2, 1), algorithm="matmul"
-        )
-
-
-def test_rule_of_auto():
-    from realspike_ops.ops.unshared_conv_matmul import choose_algorithm
-
-    def chosen(device, samples, dtype=torch.bfloat16, channels=256, position=(2, 3)):
-        weight = torch.empty(*position, 1, 1, 1, 1, channels, dtype=dtype)
-        return choose_algorithm(device, samples, weight)
-
-    assert chosen("cpu", 10**6) == "gather"
-    assert chosen("cpu", 10**6, position=(1, 1)) == "gather"
-    assert chosen("cuda", 128) == "matmul"
-    assert chosen("cuda", 127) == "gather"
-    assert chosen("cuda", 64, channels=512) == "matmul"
-    assert chosen("cuda", 63, channels=512) == "gather"
-    assert chosen("cuda", 10**6, channels=255) == "gather"
-    assert chosen("cuda", 128, torch.float16) == "matmul"
-    assert chosen("cuda", 128, torch.float32) == "gather"
-    assert chosen("cuda", 128, torch.uint8) == "gather"
-    # One kernel for all positions: the convolution itself.
-    assert chosen("cuda", 1, torch.float32, position=(1, 1)) == "matmul"
+@pytest.mark.parametrize("bias", [(8,), (8, 2, 3)], ids=str)
+def test_convolution_of_amplitude_times_spikes_is_the_gather(packed, bias):
+    """What stands for the kernel that a GPU lacks; here on the CPU, where both exist."""
+    spikes = binary((3, 66, 4, 5), 1)
+    weight, amplitude = grid((1, 1, 2, 3, 3, 33, 4), 2), grid((66, 4, 5), 4)
+    options = {"bias": grid(bias, 3), "amplitude": amplitude, "stride": 2, "padding": (1, 1)}
+    expected = rso.unshared_spike_conv(spikes, weight, **options)
+    assert expected.any()
+    spikes = rso.pack_spikes(spikes) if packed else spikes.double()
+    geometry = ((2, 2), (1, 1), (1, 1))
+    out = factored_conv2d(spikes, weight, options["bias"], amplitude, (2, 3), geometry)
+    assert out.dtype == torch.float32
+    assert torch.equal(out, expected)
 
 
 def test_the_check_can_be_switched_off():

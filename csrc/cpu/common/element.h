@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "core/dtype.h"
 #include "core/numbers.h"
 
 // Storage types and their conversion to float and back (round to nearest even). Branch-free, so
@@ -70,6 +71,19 @@ struct Float16 {
     return static_cast<uint16_t>(x ^ (sign >> 16));
   }
 };
+
+// Calls f with a value of the element type.
+template <class F>
+inline void with_element(DType dtype, F f) {
+  switch (dtype) {
+    case DType::kFloat16:
+      return f(Float16{});
+    case DType::kBFloat16:
+      return f(BFloat16{});
+    default:
+      return f(Float32{});
+  }
+}
 
 }  // namespace
 }  // namespace realspike

@@ -37,14 +37,7 @@ void lif_bwd_elements(const LifBackward& p, const LifTile& tile) {
 }
 
 void lif_bwd_tile(const LifBackward& p, const LifTile& tile) {
-  switch (p.dtype) {
-    case DType::kFloat16:
-      return lif_bwd_elements<Float16>(p, tile);
-    case DType::kBFloat16:
-      return lif_bwd_elements<BFloat16>(p, tile);
-    default:
-      return lif_bwd_elements<Float32>(p, tile);
-  }
+  with_element(p.dtype, [&](auto element) { lif_bwd_elements<decltype(element)>(p, tile); });
 }
 
 }  // namespace

@@ -170,14 +170,7 @@ void lif_fwd_elements(const LifForward& p, const LifTile& tile) {
 }
 
 inline void lif_fwd_tile(const LifForward& p, const LifTile& tile) {
-  switch (p.dtype) {
-    case DType::kFloat16:
-      return lif_fwd_elements<Float16>(p, tile);
-    case DType::kBFloat16:
-      return lif_fwd_elements<BFloat16>(p, tile);
-    default:
-      return lif_fwd_elements<Float32>(p, tile);
-  }
+  with_element(p.dtype, [&](auto element) { lif_fwd_elements<decltype(element)>(p, tile); });
 }
 
 }  // namespace

@@ -165,14 +165,7 @@ void lif_packed_elements(const LifPacked& p, int64_t task) {
 }
 
 inline void lif_packed_task(const LifPacked& p, int64_t task) {
-  switch (p.dtype) {
-    case DType::kFloat16:
-      return lif_packed_elements<Float16>(p, task);
-    case DType::kBFloat16:
-      return lif_packed_elements<BFloat16>(p, task);
-    default:
-      return lif_packed_elements<Float32>(p, task);
-  }
+  with_element(p.dtype, [&](auto element) { lif_packed_elements<decltype(element)>(p, task); });
 }
 
 }  // namespace

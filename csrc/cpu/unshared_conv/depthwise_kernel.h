@@ -157,16 +157,8 @@ void run_depthwise_task(const UnsharedConvParams& p, const UnsharedConvTiles& ti
 
 void unshared_conv_depthwise_task(const UnsharedConvParams& p, const UnsharedConvTiles& tiles,
                                   int64_t task, const TaskMemory& memory) {
-  switch (p.weight_dtype) {
-    case DType::kFloat32:
-      return run_depthwise_task<Float32Row>(p, tiles, task, memory);
-    case DType::kFloat16:
-      return run_depthwise_task<Float16Row>(p, tiles, task, memory);
-    case DType::kBFloat16:
-      return run_depthwise_task<BFloat16Row>(p, tiles, task, memory);
-    case DType::kInt8:
-      return run_depthwise_task<Int8Row>(p, tiles, task, memory);
-  }
+  with_row(p.weight_dtype,
+           [&](auto row) { run_depthwise_task<decltype(row)>(p, tiles, task, memory); });
 }
 
 }  // namespace

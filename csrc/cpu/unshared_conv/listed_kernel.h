@@ -107,20 +107,15 @@ void run_listed_task(const UnsharedConvParams& p, const LifPacked* lif,
 void unshared_conv_listed_task(const UnsharedConvParams& p, const LifPacked* lif,
                                const UnsharedConvTiles& tiles, const SpikeLists& lists,
                                int64_t task, const TaskMemory& memory) {
-  const bool factored = p.amplitude != nullptr;
-  switch (p.weight_dtype) {
-    case DType::kFloat32:
-      return factored ? run_listed_task<Float32Row, true>(p, lif, tiles, lists, task, memory)
-                      : run_listed_task<Float32Row, false>(p, lif, tiles, lists, task, memory);
-    case DType::kFloat16:
-      return factored ? run_listed_task<Float16Row, true>(p, lif, tiles, lists, task, memory)
-                      : run_listed_task<Float16Row, false>(p, lif, tiles, lists, task, memory);
-    case DType::kBFloat16:
-      return factored ? run_listed_task<BFloat16Row, true>(p, lif, tiles, lists, task, memory)
-                      : run_listed_task<BFloat16Row, false>(p, lif, tiles, lists, task, memory);
-    case DType::kInt8:
-      return run_listed_task<Int8Row, false>(p, lif, tiles, lists, task, memory);
-  }
+  with_row(p.weight_dtype, [&](auto row) {
+    using Row = decltype(row);
+    if constexpr (!Row::kBiased) {
+      if (p.amplitude != nullptr) {
+        return run_listed_task<Row, true>(p, lif, tiles, lists, task, memory);
+      }
+    }
+    run_listed_task<Row, false>(p, lif, tiles, lists, task, memory);
+  });
 }
 
 }  // namespace

@@ -274,6 +274,21 @@ struct Int8Row {
   static int32_t widen(uint8_t weight) { return weight; }
 };
 
+// Calls f with a value of the type of the rows.
+template <class F>
+inline void with_row(DType weight_dtype, F f) {
+  switch (weight_dtype) {
+    case DType::kFloat32:
+      return f(Float32Row{});
+    case DType::kFloat16:
+      return f(Float16Row{});
+    case DType::kBFloat16:
+      return f(BFloat16Row{});
+    case DType::kInt8:
+      return f(Int8Row{});
+  }
+}
+
 // Channels whose sums fit in the registers and leave some free.
 #if defined(__AVX512F__)
 constexpr int kWidestChannels = 128;

@@ -305,16 +305,8 @@ DepthwiseKernel select_depthwise(const DepthwiseConfig& config) {
 }
 
 inline DepthwiseKernel select_depthwise_kernel(DType weight_dtype, const DepthwiseConfig& config) {
-  switch (weight_dtype) {
-    case DType::kFloat32:
-      return select_depthwise<float>(config);
-    case DType::kFloat16:
-      return select_depthwise<Float16Weight>(config);
-    case DType::kBFloat16:
-      return select_depthwise<BFloat16Weight>(config);
-    default:
-      return select_depthwise<Int8Weight>(config);
-  }
+  return with_weight(weight_dtype,
+                     [&](auto weight) { return select_depthwise<decltype(weight)>(config); });
 }
 
 }  // namespace realspike

@@ -231,16 +231,8 @@ ListedKernel select_listed(const ListedConfig& config) {
 }
 
 inline ListedKernel select_listed_kernel(DType weight_dtype, const ListedConfig& config) {
-  switch (weight_dtype) {
-    case DType::kFloat32:
-      return select_listed<float>(config);
-    case DType::kFloat16:
-      return select_listed<Float16Weight>(config);
-    case DType::kBFloat16:
-      return select_listed<BFloat16Weight>(config);
-    default:
-      return select_listed<Int8Weight>(config);
-  }
+  return with_weight(weight_dtype,
+                     [&](auto weight) { return select_listed<decltype(weight)>(config); });
 }
 
 }  // namespace realspike

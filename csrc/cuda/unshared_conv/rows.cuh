@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "core/dtype.h"
 #include "cuda/common/device.cuh"
 
 #ifndef REALSPIKE_SIMT
@@ -24,6 +25,21 @@ struct BFloat16Weight {
 struct Int8Weight {
   uint8_t bits;
 };
+
+// Calls f with a value of the type that stores a weight, and returns what f returns.
+template <typename F>
+auto with_weight(DType weight_dtype, const F& f) {
+  switch (weight_dtype) {
+    case DType::kFloat32:
+      return f(float{});
+    case DType::kFloat16:
+      return f(Float16Weight{});
+    case DType::kBFloat16:
+      return f(BFloat16Weight{});
+    default:
+      return f(Int8Weight{});
+  }
+}
 
 __device__ inline float float_of(float weight) { return weight; }
 

@@ -223,16 +223,8 @@ StagedKernel select_staged(const StagedConfig& config) {
 
 // Returns nullptr for a configuration that has no kernel.
 inline StagedKernel select_staged_kernel(DType weight_dtype, const StagedConfig& config) {
-  switch (weight_dtype) {
-    case DType::kFloat32:
-      return select_staged<float>(config);
-    case DType::kFloat16:
-      return select_staged<Float16Weight>(config);
-    case DType::kBFloat16:
-      return select_staged<BFloat16Weight>(config);
-    default:
-      return select_staged<Int8Weight>(config);
-  }
+  return with_weight(weight_dtype,
+                     [&](auto weight) { return select_staged<decltype(weight)>(config); });
 }
 
 }  // namespace realspike

@@ -11,7 +11,6 @@ class Switches(TypedDict, total=False):
     """The keyword arguments of every layer."""
 
     fold_scale: bool
-    algorithm: str
     check_binary: bool | None
 
 
@@ -43,7 +42,6 @@ class Reading(TypedDict):
     stride: tuple[int, int]
     padding: tuple[int, int] | str
     dilation: tuple[int, int]
-    algorithm: str
     check_binary: bool | None
 
 

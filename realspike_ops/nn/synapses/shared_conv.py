@@ -27,7 +27,7 @@ class SpikeConv2d(SpikeConv):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
             padding_mode, device, dtype: As in `UnsharedSpikeConv`.
-        settings: ``fold_scale``, ``algorithm`` and ``check_binary`` of `UnsharedSpikeConv`.
+        settings: ``fold_scale`` and ``check_binary`` of `UnsharedSpikeConv`.
 
     Attributes:
         weight: [1, 1, groups, KH, KW, Cin/groups, Cout/groups] float32.

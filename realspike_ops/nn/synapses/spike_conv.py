@@ -27,11 +27,8 @@ if TYPE_CHECKING:
 
     from realspike_ops.nn.synapses.settings import ConvArguments, LayerSettings, Reading
 
-ALGORITHMS = ("gather", "matmul", "auto")
 # The arguments of a layer that its weight does not tell.
-SETTINGS = (
-    "stride", "padding", "dilation", "fold_scale", "algorithm", "check_binary", "input_size",
-)  # fmt: skip
+SETTINGS = ("stride", "padding", "dilation", "fold_scale", "check_binary", "input_size")
 
 
 class Held(NamedTuple):
@@ -60,7 +57,6 @@ class SpikeConv(Stored):
         dilation: int | tuple[int, int] = 1,
         *,
         fold_scale: bool = False,
-        algorithm: str = "gather",
         check_binary: bool | None = None,
     ):
         super().__init__()
@@ -73,7 +69,6 @@ class SpikeConv(Stored):
         self.in_channels = self.groups * weight.shape[5]
         self.out_channels = self.groups * weight.shape[6]
         self.fold_scale = fold_scale and scale is not None
-        self.algorithm = checks.check_choice("algorithm", algorithm, ALGORITHMS)
         self.check_binary = check_binary
         self.register_buffer("scale", scale)
         bias = None if bias is None else self._in_steps(bias)
@@ -104,8 +99,8 @@ class SpikeConv(Stored):
             bias: [Cout] or [Cout, OH, OW] float32, or None.
             scale: [Cout] float32, of a uint8 weight alone.
             amplitude: [Cin, H, W] float32, of factored storage alone.
-            settings: stride, padding, dilation, fold_scale, algorithm, check_binary and, for
-                unshared weights, input_size.
+            settings: stride, padding, dilation, fold_scale, check_binary and, for unshared
+                weights, input_size.
 
         Raises:
             ValueError: if the weight has other dimensions, or a number is not finite.
@@ -168,7 +163,7 @@ class SpikeConv(Stored):
         return self
 
     def forward(self, spikes: Tensor | PackedSpikes) -> Tensor:
-        return functional.unshared_spike_conv(**self._arguments(spikes), algorithm=self.algorithm)
+        return functional.unshared_spike_conv(**self._arguments(spikes))
 
     def fire(self, spikes: Tensor | PackedSpikes, neurons: FoldedLIF) -> PackedSpikes:
         """Run ``neurons(self(spikes), packed=True)`` as one op, in inference."""
@@ -222,8 +217,6 @@ class SpikeConv(Stored):
             text += ", storage='factored'"
         if self.fold_scale:
             text += ", fold_scale=True"
-        if self.algorithm != "gather":
-            text += f", algorithm={self.algorithm!r}"
         return text
 
 
@@ -231,7 +224,6 @@ def reading_of(
     stride: int | tuple[int, ...],
     padding: int | tuple[int, ...] | str,
     dilation: int | tuple[int, ...],
-    algorithm: str = "gather",
     check_binary: bool | None = None,
 ) -> "Reading":
     """Return how a layer reads its map, with the window of a convolution."""
@@ -239,7 +231,6 @@ def reading_of(
         "stride": checks.pair("stride", stride, 1),
         "padding": _padding(padding),
         "dilation": checks.pair("dilation", dilation, 1),
-        "algorithm": algorithm,
         "check_binary": check_binary,
     }
 

@@ -67,7 +67,7 @@ class UnsharedSpikeConv(SpikeConv):
             the memory of a shared convolution, but not free of multiplications.
         fold_scale: Leave int8 currents in steps of the scale: the bias is divided by it here, the
             neurons' threshold is to be (`threshold`), and nothing is multiplied.
-        algorithm, check_binary: See `realspike_ops.unshared_spike_conv`.
+        check_binary: See `realspike_ops.unshared_spike_conv`.
 
     Attributes:
         weight: [OH, OW, groups, KH, KW, Cin/groups, Cout/groups], or [1, 1, ...] where one kernel
@@ -97,7 +97,6 @@ class UnsharedSpikeConv(SpikeConv):
         input_size: int | tuple[int, int],
         storage: str = "materialized",
         fold_scale: bool = False,
-        algorithm: str = "gather",
         check_binary: bool | None = None,
         held: Held | None = None,  # see from_weight
     ):
@@ -117,9 +116,8 @@ class UnsharedSpikeConv(SpikeConv):
                 amplitude = held.weight.new_empty(shape, dtype=torch.float32)
                 held = held._replace(amplitude=amplitude)
         super().__init__(
-            held, stride, padding, dilation, fold_scale=fold_scale, algorithm=algorithm,
-            check_binary=check_binary,
-        )  # fmt: skip
+            held, stride, padding, dilation, fold_scale=fold_scale, check_binary=check_binary
+        )
         self.input_size = input_size
 
     @classmethod
@@ -133,7 +131,6 @@ class UnsharedSpikeConv(SpikeConv):
         dtype: torch.dtype = torch.float32,
         storage: str = "materialized",
         fold_scale: bool = False,
-        algorithm: str = "gather",
         check_binary: bool | None = None,
     ) -> "Self":
         """Fold an amplitude, and a batch norm behind it, into a convolution (Eq. 11 to 13).
@@ -149,7 +146,7 @@ class UnsharedSpikeConv(SpikeConv):
             amplitude: Amplitude of the spikes that it reads; None: 1.
             input_size: (H, W) of its input; may be left out if the amplitude is [C, H, W].
             batch_norm: The batch norm that follows it, if any; its running statistics are used.
-            dtype, storage, fold_scale, algorithm, check_binary: As in the constructor.
+            dtype, storage, fold_scale, check_binary: As in the constructor.
 
         Raises:
             TypeError: if ``conv`` is not an ``nn.Conv2d``.
@@ -171,7 +168,7 @@ class UnsharedSpikeConv(SpikeConv):
             input_size = (amplitude.shape[1], amplitude.shape[2])
         return cls._folded(
             weight, bias, conv.groups, amplitude, input_size, dtype, storage, fold_scale,
-            reading_of(conv.stride, conv.padding, conv.dilation, algorithm, check_binary),
+            reading_of(conv.stride, conv.padding, conv.dilation, check_binary),
         )  # fmt: skip
 
     @classmethod

@@ -30,7 +30,7 @@ class UnsharedSpikeConv1d(UnsharedSpikeConv):
             its order.
         groups, bias, padding_mode, device: As well; ``padding_mode`` is "zeros".
         input_size: Length L of the sequence. By keyword; as the fourth argument it is deprecated.
-        dtype, storage, fold_scale, algorithm, check_binary: As in `UnsharedSpikeConv`.
+        dtype, storage, fold_scale, check_binary: As in `UnsharedSpikeConv`.
 
     Shape: [N, Cin, L] of 0 and 1 (or packed [N, L, words]) -> [N, Cout, OL].
     """
@@ -99,7 +99,6 @@ class UnsharedSpikeConv1d(UnsharedSpikeConv):
         dtype: torch.dtype = torch.float32,
         storage: str = "materialized",
         fold_scale: bool = False,
-        algorithm: str = "gather",
         check_binary: bool | None = None,
     ) -> "Self":
         """Fold an amplitude, and a batch norm behind it, into a convolution (Eq. 11 to 13).
@@ -109,7 +108,7 @@ class UnsharedSpikeConv1d(UnsharedSpikeConv):
             amplitude: Amplitude of the spikes that it reads; None: 1.
             input_size: Length of its input; may be left out if the amplitude is [C, L].
             batch_norm: The batch norm that follows it, if any; its running statistics are used.
-            dtype, storage, fold_scale, algorithm, check_binary: As in the constructor.
+            dtype, storage, fold_scale, check_binary: As in the constructor.
 
         Raises:
             TypeError: if ``conv`` is not an ``nn.Conv1d``.
@@ -128,7 +127,7 @@ class UnsharedSpikeConv1d(UnsharedSpikeConv):
         return cls._folded(
             weight.unsqueeze(2), bias, conv.groups, amplitude,
             (1, _one("input_size", input_size, 1)), dtype, storage, fold_scale,
-            _reading_of(conv.stride, conv.padding, conv.dilation, algorithm, check_binary),
+            _reading_of(conv.stride, conv.padding, conv.dilation, check_binary),
         )  # fmt: skip
 
     def forward(self, spikes: Tensor | PackedSpikes) -> Tensor:
@@ -148,7 +147,6 @@ def _reading_of(
     stride: int | tuple[int, ...],
     padding: int | tuple[int, ...] | str,
     dilation: int | tuple[int, ...],
-    algorithm: str = "gather",
     check_binary: bool | None = None,
 ) -> "Reading":
     """Return how a map of one row is read."""
@@ -156,7 +154,6 @@ def _reading_of(
         (1, _one("stride", stride, 1)),
         padding if isinstance(padding, str) else (0, _one("padding", padding, 0)),
         (1, _one("dilation", dilation, 1)),
-        algorithm,
         check_binary,
     )
 
