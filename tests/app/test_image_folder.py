@@ -85,6 +85,16 @@ def test_few_bits_are_scaled(tmp_path, depth):
     np.testing.assert_array_equal(read(path), np.tile([0, 255] * 4, (3, 8, 1)))
 
 
+def test_levels_beyond_sixteen_bits_are_refused():
+    def levels(*numbers):
+        return image_folder._rgb(Image.fromarray(np.array([numbers], np.int32)))
+
+    assert np.asarray(levels(0, 65535))[0, :, 0].tolist() == [0, 255]
+    for numbers in ((-1, 5), (0, 65536), (-1, 65536)):
+        with pytest.raises(ValueError, match=f"reach from {numbers[0]} to {numbers[1]}"):
+            levels(*numbers)
+
+
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P"])
 @pytest.mark.parametrize("suffix", ["png", "PNG"])
 def test_modes_of_png(tmp_path, mode, suffix, recwarn):
@@ -278,6 +288,22 @@ def test_small_files_of_huge_pictures_are_refused(tmp_path, W, H):
 
 def load(root, classes=2):
     return image_folder.load(root, 8, classes, 0)
+
+
+def test_what_is_read(root):
+    """Training images are cropped at random, from the seed of the run; the others are not."""
+    splits = image_folder.load(root, 8, None, 5)
+    assert (splits.train.training, splits.test.training) == (True, False)
+    assert (splits.train.seed, splits.train.size, splits.test.size) == (5, 8, 8)
+    assert (splits.train.folder, splits.test.folder) == (root / "train", root / "val")
+    assert splits.classes == ["ant", "bee"]
+    with pytest.raises(DataError, match=r"has 2 folders of classes; the configuration says 3"):
+        load(root, 3)
+    (root / "val").rename(root / "test")
+    assert load(root).test.folder == root / "test"
+    (root / "test" / "bee").rename(root / "test" / "cow")
+    with pytest.raises(DataError, match="must have the same classes; not: bee"):
+        load(root)
 
 
 def test_what_is_left_out(root):

@@ -74,6 +74,9 @@ def apart(T):
         "images [T, B]": (
             nn.Sequential(nn.Flatten(0, 1), network(T, nothing)), normal((T, T, 3, 4, 4), 1)
         ),
+        "more or fewer images [T, B]": (
+            nn.Sequential(nn.Flatten(0, 1), network(T, nothing)), normal((T, T + 1, 3, 4, 4), 1)
+        ),
         "no neurons": (nn.Conv2d(3, 4, 3), images),
         "no images": (network(T), images[:0]),
         "a batch of its own": (network(T, end=lambda x: x.view(T, 7, 5).mean(1)), images),
@@ -100,6 +103,10 @@ def meeting(T):
         "batch-major": (batch_major, images, "timestep outermost"),
         "batch-major, one image": (batch_major, images[:1], "timestep outermost"),
         "batch-major, black": (batch_major, torch.zeros(1, 3, 4, 4), "timestep outermost"),
+        "batch-major encoding and averages": (  # the neurons alone read other rows
+            network(T, lambda x: x.repeat_interleave(T, 0), lambda x: x.view(-1, T, 5).mean(1)),
+            *(images, "timestep outermost"),
+        ),
         "batch-major averages": (
             network(T, end=lambda x: x.view(-1, T, 5).mean(1)), images, "timestep outermost"
         ),
@@ -132,6 +139,20 @@ def test_labels_tell_images_from_frames():
         message = found(model, x, torch.zeros(6))
         assert "DirectEncoding(T)" in message
         assert ("MeanOverTime(T)" in message) != averaged
+
+
+def test_one_timestep_keeps_every_image_apart():
+    x = normal((6, 3, 4, 4), 1)
+    assert found(network(1), x, torch.zeros(6)) == ""
+
+
+def test_neurons_with_other_timesteps():
+    """Rows are timesteps of 4 and of 5."""
+    model = nn.Sequential(
+        *(nn.Flatten(), rso.RealSpikeLIF(4), nn.Linear(48, 48), rso.RealSpikeLIF(5)),
+        nn.Linear(48, 5),
+    ).eval()
+    assert "are missing" in found(model, normal((20, 3, 4, 4), 1))
 
 
 def test_reparameterize_and_verify_warn_once():

@@ -320,6 +320,29 @@ def test_parts_of_a_current_that_are_no_windows():
             layout.as_map(Folding(), x, other.flatten(), tuple(other.shape))
 
 
+def test_everything_in_another_shape_is_no_part():
+    x, elements = current((4, 2, 3)), indices(4, 2, 3).flatten()
+    for shape in ((2, 4, 3), (4, 3, 2), (8, 3)):
+        with pytest.raises(NoWindow):
+            layout.as_map(Folding(), x, elements, shape)
+        folding = Folding()
+        got = layout.as_map(folding, spikes((4, 2, 3)), elements, shape)
+        assert got.shape == shape
+        assert [module.index.tolist() for _, module, _ in folding.moved] == [elements.tolist()]
+
+
+def test_nothing_of_a_value_with_a_constant():
+    """Zeros, read from beside its maps, so that something is read at all."""
+    x = value.apply(
+        layers.scale_and_shift((2, 5, 6), torch.ones(2, 1, 1), torch.ones(2, 1, 1)),
+        spikes((2, 5, 6)),
+    )
+    got = layout.as_map(Folding(), x, torch.full((16,), -1), (4, 2, 2))
+    assert got.grid == (4, 2, 2)
+    assert got.terms
+    assert not computed(got, {"lif": torch.ones(2, 5, 6)}).any()
+
+
 def test_features_of_a_current():
     grid = (4, 2, 3)
     x, elements = current(grid), indices(*grid)
@@ -362,9 +385,13 @@ def test_what_would_store_more_is_moved():
     assert made(x, around, for_neurons=True).terms[0].window.groups == 4
     with pytest.raises(NoWindow):
         made(x, flipped, for_neurons=True)
-    folding = Folding()
-    layout.as_map(folding, x, flipped.flatten(), grid)
-    assert len(folding.moved) == 1
+    between = torch.cat((elements[:2], torch.full_like(run, -1), elements[2:]))
+    for picked in (flipped, between, elements[1:]):
+        folding = Folding()
+        layout.as_map(folding, x, picked.flatten(), tuple(picked.shape))
+        assert len(folding.moved) == 1
+        with pytest.raises(NoWindow):
+            made(x, picked, for_neurons=True)
 
 
 @pytest.mark.parametrize("shape", [(6, 2), (2, 2, 3), (12,)])

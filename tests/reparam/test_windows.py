@@ -198,6 +198,38 @@ def test_a_transposed_convolution_of_other_channels():
         layers.conv2d((2, 4, 4), torch.ones(2, 2, 1, 1), groups=2)
 
 
+def test_what_is_not_given():
+    """Layers have torch's defaults."""
+    shape = (2, 1, 9)
+    line = integers((2, 2, 2))
+    weight = line[:, :, None]
+
+    def on_line(function):
+        return lambda x: function(x[:, :, 0])[:, :, None]
+
+    assert_affine(layers.conv2d(shape, weight), lambda x: F.conv2d(x, weight), shape)
+    assert_affine(layers.conv1d(shape, line), on_line(lambda x: F.conv1d(x, line)), shape)
+    for padding in ({}, {"padding": 1}):
+        pooled = layers.avg_pool1d(shape, 3, **padding)
+        assert_affine(pooled, on_line(lambda x, p=padding: F.avg_pool1d(x, 3, **p)), shape)
+        grown = layers.avg_pool2d((2, 9, 9), 3, **padding)
+        assert_affine(grown, lambda x, p=padding: F.avg_pool2d(x, 3, **p), (2, 9, 9))
+    for affine, phases, size in (
+        layers.conv_transpose1d(shape, line),
+        layers.conv_transpose2d(shape, weight),
+    ):
+        assert (tuple(phases), size) == ((1, 1), [1, 10])
+        expected = F.conv_transpose2d(integers((1, *shape), 7), weight)[0]
+        assert_in_phases(affine, phases, size, expected, integers(shape, 7))
+
+
+def test_many_channels():
+    x, weight = integers((300, 1, 1)), integers((300, 300, 1, 1), 1)
+    assert torch.equal(layers.conv2d(x.shape, weight).of(x), F.conv2d(x[None], weight)[0])
+    affine, _, _ = layers.conv_transpose2d(x.shape, weight)
+    assert torch.equal(affine.of(x), F.conv_transpose2d(x[None], weight)[0])
+
+
 def test_transposed_convolutions_of_lines():
     weight = integers((2, 1, 3))
     options = {"stride": 2, "padding": 1, "output_padding": 1, "dilation": 2}
@@ -304,6 +336,12 @@ def test_adaptive_average_pooling_that_divides_is_pooling():
     window = layers.adaptive_avg_pool2d((2, 6, 9), (3, 3)).window
     assert window.is_shared
     assert (window.kernel_size, window.stride, window.padding) == ((2, 3), (2, 3), (0, 0))
+
+
+def test_adaptive_average_pooling_to_a_larger_map():
+    """6 rows to 7: row y is the average of rows y - 1 and y."""
+    window = layers.adaptive_avg_pool2d((2, 6, 6), (7, 3)).window
+    assert (window.kernel_size, window.stride, window.padding) == ((2, 2), (1, 2), (1, 0))
 
 
 @pytest.mark.parametrize(
