@@ -78,7 +78,7 @@ class Checkout:
         for name in ("PYTEST_ADDOPTS", "REALSPIKE_CPU_ISA"):
             self.environment.pop(name, None)
         self._run_or_exit(sys.executable, "setup.py", "-q", "build_ext", "--inplace")
-        (self.build_folder,) = folder.glob("build/temp*")
+        self.build_folder = folder / "build" / "cmake"
         (self.built,) = folder.glob("build/lib*/realspike_ops/_C*")
         self.extension = folder / "realspike_ops" / self.built.name
         self.clean_extension = shutil.copyfile(self.built, folder / "build" / "clean_extension")
