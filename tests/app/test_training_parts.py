@@ -92,25 +92,26 @@ def test_a_weight_that_is_not_finite_is_named():
 
 
 def test_a_record_by_hand():
-    """Loss 6 of 4 samples, 2 of them right, then 2 and 3; the same on another process."""
+    """Loss 12 of 4 samples, 2 of them right, then 8 and 3; the same on another process."""
     said = []
     history = History(said.append)
     for epoch in (0, 1):
         trainer = trainer_of(rate=0.25 / (epoch + 1), epoch=epoch, processes=2)
         of = module_of()
         history.on_train_epoch_start(trainer, of)
-        for n, batch in enumerate((sums(6.0, 2, 4), sums(2.0, 3, 4))):
+        for n, batch in enumerate((sums(12.0, 2, 4), sums(8.0, 3, 4))):
             history.on_train_batch_start(trainer, of, None, n)
             history.on_train_batch_end(trainer, of, batch, None, n)
-            assert history.running_loss() == (6 / 4, 8 / 8)[n]
+            assert history.running_loss() == (12 / 4, 20 / 8)[n]
         history.on_validation_epoch_start(trainer, of)
-        history.on_validation_batch_end(trainer, of, sums(5.0, 1, 2), None, 0)
-        history.on_validation_batch_end(trainer, of, sums(1.0, 1, 2), None, 1)
+        history.on_validation_batch_end(trainer, of, sums(5.0 + 8 * epoch, 1, 2), None, 0)
+        history.on_validation_batch_end(trainer, of, sums(1.0, 1 + epoch, 2), None, 1)
         history.on_train_epoch_end(trainer, of)
-    record = {"train_loss": 1.0, "train_accuracy": 5 / 8, "test_loss": 1.5, "test_accuracy": 0.5}
+    record = {"train_loss": 2.5, "train_accuracy": 5 / 8}
+    first, second = {"test_loss": 1.5, "test_accuracy": 0.5}, {"test_loss": 3.5, "test_accuracy": 0.75}
     assert said == [
-        {"epoch": 1, **record, "learning_rate": 0.25},
-        {"epoch": 2, **record, "learning_rate": 0.125},
+        {"epoch": 1, **record, **first, "learning_rate": 0.25},
+        {"epoch": 2, **record, **second, "learning_rate": 0.125},
     ]
     assert history.records == said
 
@@ -124,8 +125,8 @@ def test_a_record_in_the_middle_of_an_epoch_travels_on():
     assert state["train"].tolist() == [12, 4, 8]
     later = History()
     later.load_state_dict(state)
-    later.on_train_batch_end(trainer, of, sums(4.0, 2, 8), None, 1)
-    assert later.running_loss() == 1.0
+    later.on_train_batch_end(trainer, of, sums(20.0, 2, 8), None, 1)
+    assert later.running_loss() == 2.0
 
 
 def test_records_in_a_file(tmp_path):
@@ -162,6 +163,38 @@ def test_the_learning_rate_by_hand():
     assert factors(1, 1) == [1]
     assert module.learning_rate_factor(4, 4, 4) == 1  # behind the last step of a rise alone
     assert module.learning_rate_factor(4, 4, 0) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "factors"),
+    [
+        # Steps of 4 per epoch; cosines over 8, 4, and 8 behind a rise of 4; anew after an epoch.
+        ({"epochs": 2}, {0: 1, 4: 0.5, 8: 0}),
+        ({"epochs": 2, "max_steps": 4}, {0: 1, 2: 0.5, 4: 0}),
+        ({"epochs": 2, "max_steps": 9}, {0: 1, 4: 0.5, 8: 0}),
+        ({"epochs": 3, "warmup_epochs": 1}, {0: 0.25, 3: 1, 4: 1, 8: 0.5, 12: 0}),
+        ({"epochs": 3, "warmup_epochs": 0.5}, {0: 0.5, 1: 1, 2: 1, 7: 0.5, 12: 0}),
+    ],
+)
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_the_optimizer_of_a_run(settings, factors, kind):
+    config = RunConfig().replaced(
+        **{"name": "digits", "architecture": "digits", "learning_rate": 0.5, "momentum": 0.75},
+        **{"weight_decay": 0.25, "optimizer": kind.__name__.lower()},
+        **settings,
+    )
+    classifier = module.SpikingClassifier(config, nn.Linear(2, 2), [0.5], [0.25], 4)
+    made = classifier.configure_optimizers()
+    optimizer, schedule = made["optimizer"], made["lr_scheduler"]
+    assert type(optimizer) is kind
+    assert schedule["interval"] == "step"
+    assert optimizer.defaults.get("momentum", optimizer.defaults.get("betas")) in (
+        *(0.75, (0.75, 0.999)),
+    )
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.25, 0]
+    factor = schedule["scheduler"].lr_lambdas[0]
+    assert {step: factor(step) for step in factors} == pytest.approx(factors)
+    assert schedule["scheduler"].base_lrs == [0.5, 0.5]
 
 
 def test_the_sums_of_a_batch_by_hand():
