@@ -108,7 +108,10 @@ def test_a_record_by_hand():
         history.on_validation_batch_end(trainer, of, sums(1.0, 1 + epoch, 2), None, 1)
         history.on_train_epoch_end(trainer, of)
     record = {"train_loss": 2.5, "train_accuracy": 5 / 8}
-    first, second = {"test_loss": 1.5, "test_accuracy": 0.5}, {"test_loss": 3.5, "test_accuracy": 0.75}
+    first, second = (
+        {"test_loss": 1.5, "test_accuracy": 0.5},
+        {"test_loss": 3.5, "test_accuracy": 0.75},
+    )
     assert said == [
         {"epoch": 1, **record, **first, "learning_rate": 0.25},
         {"epoch": 2, **record, **second, "learning_rate": 0.125},
@@ -163,6 +166,7 @@ def test_the_learning_rate_by_hand():
     assert factors(1, 1) == [1]
     assert module.learning_rate_factor(4, 4, 4) == 1  # behind the last step of a rise alone
     assert module.learning_rate_factor(4, 4, 0) == 0
+    assert module.learning_rate_factor(1, 1, 0) == 0  # behind a cosine of one step
 
 
 @pytest.mark.parametrize(
@@ -172,6 +176,7 @@ def test_the_learning_rate_by_hand():
         ({"epochs": 2}, {0: 1, 4: 0.5, 8: 0}),
         ({"epochs": 2, "max_steps": 4}, {0: 1, 2: 0.5, 4: 0}),
         ({"epochs": 2, "max_steps": 9}, {0: 1, 4: 0.5, 8: 0}),
+        ({"epochs": 4, "restarts": "2,3"}, {0: 1, 4: 0.5, 8: 1, 10: 0.5, 12: 1, 14: 0.5, 16: 0}),
         ({"epochs": 3, "warmup_epochs": 1}, {0: 0.25, 3: 1, 4: 1, 8: 0.5, 12: 0}),
         ({"epochs": 3, "warmup_epochs": 0.5}, {0: 0.5, 1: 1, 2: 1, 7: 0.5, 12: 0}),
     ],
@@ -198,10 +203,10 @@ def test_the_optimizer_of_a_run(settings, factors, kind):
 
 
 def test_the_sums_of_a_batch_by_hand():
-    """The mean loss 1.5 of three samples, the second of them wrong."""
+    """The mean loss 2.5 of three samples, the second of them wrong."""
     logits = torch.tensor([[1.0, 2.0], [3.0, 1.0], [0.0, 5.0]])
-    got = module._sums(torch.tensor(1.5), logits, torch.tensor([1, 1, 1]))
-    assert got.tolist() == [4.5, 2, 3]
+    got = module._sums(torch.tensor(2.5), logits, torch.tensor([1, 1, 1]))
+    assert got.tolist() == [7.5, 2, 3]
     assert got.dtype == torch.float64
 
 
