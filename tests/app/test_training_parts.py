@@ -210,6 +210,17 @@ def test_the_sums_of_a_batch_by_hand():
     assert got.dtype == torch.float64
 
 
+def test_every_batch_of_every_process_is_augmented_anew():
+    def seed_of(seed=1, epoch=2, batch=3, rank=4):
+        config = SimpleNamespace(training=SimpleNamespace(seed=seed))
+        of = SimpleNamespace(config=config, current_epoch=epoch, global_rank=rank)
+        return module.SpikingClassifier._augmentation_seed(of, batch)
+
+    drawn = [seed_of(), seed_of(seed=2), seed_of(epoch=3), seed_of(batch=4), seed_of(rank=0)]
+    assert drawn[0] == seed_of()
+    assert len({*drawn, seed_of(1, 3, 2, 4), seed_of(rank=5)}) == 7
+
+
 # Checkpoints
 
 
