@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 from realspike.data import DataError, cifar10_dvs
-from realspike.data.events import frames_of_events
+from realspike.data.events import STEPS, _positions, frames_of_events, saccades
 
 HEADER = b"#!AER-DAT2.0\r\n# This is a raw AE data file - do not edit\r\n"
 CHIP = b"# AEChip: eu.seebetter.ini.chips.davis.Davis346red\r\n"
@@ -128,3 +129,18 @@ def test_recordings_are_found_whatever_the_case_of_their_suffix(tmp_path):
     splits = cifar10_dvs.load(tmp_path, 2, 48)
     assert {path.name for path, _ in splits.train.files} == {"a_0.aedat"}
     assert {path.name for path, _ in splits.test.files} == {"a_1.AEDAT"}
+
+
+# What an event camera sees of an image
+
+
+def test_the_camera_moves_along_a_triangle():
+    """Of 2.5 pixels, (down, right): to the second corner, the third, and back to the first."""
+    corners = [(0, 0), (0.5, 0.25), (1, 0.5), (0.4, 0.75), (-0.2, 1), (-0.1, 0.5), (0, 0)]
+    torch.testing.assert_close(_positions(7), 2.5 * torch.tensor(corners))
+
+
+def test_nothing_is_seen_of_an_even_darkness():
+    assert not saccades(torch.zeros(2, 1, 8, 8), 3).any()
+    with pytest.raises(ValueError, match=f"at most {STEPS}; got {STEPS + 1}"):
+        saccades(torch.zeros(1, 1, 8, 8), STEPS + 1)
