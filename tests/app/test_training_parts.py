@@ -14,7 +14,7 @@ for package in ("safetensors", "lightning", "tensorboard", "kornia", "yaml"):
 from realspike import files
 from realspike.config.run_config import RunConfig
 from realspike.records import RecordError
-from realspike.train import divergence, module, run, sealed
+from realspike.train import divergence, module, reporting, run, sealed
 from realspike.train.divergence import Diverged, DivergenceCheck
 from realspike.train.history import History, read_csv, write_csv
 from realspike.train.run import RunError
@@ -146,6 +146,49 @@ def test_records_in_a_file(tmp_path):
     write_csv(path, [])
     with pytest.raises(RecordError, match="it has no epochs"):
         read_csv(path)
+
+
+# What a run says
+
+
+def reporting_of(**settings):
+    lines = []
+    console = SimpleNamespace(is_terminal=False, print=lambda text, soft_wrap: lines.append(text))
+    config = RunConfig().replaced(name="digits", architecture="digits", **settings)
+    return reporting.Reporting(console, config, History(), (1200, 34), clock=lambda: 0.0), lines
+
+
+@pytest.mark.parametrize(
+    ("settings", "total"),
+    [
+        ({"epochs": 3}, 30),
+        ({"epochs": 3, "max_steps": 7}, 7),
+        ({"epochs": 3, "max_steps": 7, "accumulate": 2}, 14),
+        ({"epochs": 3, "max_steps": 16, "accumulate": 2}, 30),
+        ({"epochs": 3, "accumulate": 2}, 30),
+    ],
+)
+def test_the_batches_of_a_run(settings, total):
+    """10 of an epoch; a step may be of several."""
+    made, _ = reporting_of(**settings)
+    assert made._total(SimpleNamespace(num_training_batches=10)) == total
+
+
+@pytest.mark.parametrize(
+    ("threads", "processes", "where"),
+    [
+        (1, 1, "cpu, 1 thread: "),
+        (2, 1, "cpu, 2 threads: "),
+        (2, 2, "cpu, 2 threads in 2 processes: "),
+    ],
+)
+def test_where_a_run_is(monkeypatch, threads, processes, where):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    made, lines = reporting_of()
+    of = SimpleNamespace(network=nn.Linear(3, 2), device=torch.device("cpu"))
+    made.on_train_start(SimpleNamespace(world_size=processes), of)
+    [line] = lines
+    assert f", 8 parameters, on cpu, {where}1,200 training and 34 test samples of digits" in line
 
 
 # The schedule
