@@ -177,9 +177,9 @@ def test_the_batches_of_a_run(settings, total):
 @pytest.mark.parametrize(
     ("threads", "processes", "where"),
     [
-        (1, 1, "cpu, 1 thread: "),
-        (2, 1, "cpu, 2 threads: "),
-        (2, 2, "cpu, 2 threads in 2 processes: "),
+        (1, 1, "1 thread: "),
+        (2, 1, "2 threads: "),
+        (2, 2, "2 threads in 2 processes: "),
     ],
 )
 def test_where_a_run_is(monkeypatch, threads, processes, where):
