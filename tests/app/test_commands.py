@@ -1,5 +1,6 @@
 """The commands that use a checkpoint: eval, fold, verify, profile, plot."""
 
+import argparse
 import json
 import re
 import sys
@@ -12,6 +13,7 @@ for package in ("sklearn", "safetensors", "rich", "lightning", "yaml", "matplotl
 
 from digit_images import test_part
 from realspike import checkpoint, cli, train
+from realspike.cli import common
 from realspike.config.network_config import NetworkConfig
 from realspike.config.run_config import RunConfig
 from realspike.inspect import activity, folded_file, kernels, trained_file
@@ -406,3 +408,11 @@ def test_export_says_what_it_cannot_do(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "nir", None)
     assert "pip install '.[nir]'" in output(capsys, "export", run, "-o", out, code=2)
     assert not out.exists()
+
+
+def test_numbers_of_samples():
+    samples = common.integer(1, 10**9)
+    assert [samples(text) for text in ("1", "10000", "1000000000")] == [1, 10**4, 10**9]
+    for text in ("0", "1000000001", "1.5"):
+        with pytest.raises(argparse.ArgumentTypeError, match="from 1 to 1000000000"):
+            samples(text)

@@ -25,8 +25,8 @@ class SpikeConv2d(SpikeConv):
     gather-accumulate of `UnsharedSpikeConv` with the weights of an ``nn.Conv2d``.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
-            padding_mode, device, dtype: As in `UnsharedSpikeConv`.
+        in_channels, out_channels, kernel_size, stride: As in `UnsharedSpikeConv`.
+        padding, dilation, groups, bias, padding_mode, device, dtype: As in `UnsharedSpikeConv`.
         settings: ``fold_scale`` and ``check_binary`` of `UnsharedSpikeConv`.
 
     Attributes:

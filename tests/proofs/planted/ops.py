@@ -240,8 +240,8 @@ BUGS = [
         "realspike_ops/ops/ordered_sum.py",
         "x.numel() >= _SUM_OF_ONE_THREAD",
         "x.numel() >= _SUM_OF_ONE_THREAD**3",
-        "tests/ops/test_threads.py",
-        "do_not_depend_on_threads",
+        "tests/ops/test_layout.py",
+        "adds_the_halves",
     ),
     Bug(
         "threads-in-their-own-mode",
