@@ -2,6 +2,7 @@
 
 import operator
 from collections import Counter
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -46,9 +47,9 @@ class Conversion:
         self.root, self.timesteps, self.granularity = root, timesteps, granularity
         self.neuron, self.norms_at_threshold = neuron, norms
         some = next((p for p in root.parameters() if p.is_floating_point()), torch.empty(0))
-        self.where = {"device": some.device, "dtype": some.dtype}
+        self.where: dict[str, Any] = {"device": some.device, "dtype": some.dtype}
 
-    def of(self, example: Tensor, neurons: "dict[str, Neuron | None]", time: str) -> fx.GraphModule:
+    def of(self, example: Tensor, neurons: dict[str, Neuron | None], time: str) -> fx.GraphModule:
         """Return the network.
 
         Args:
@@ -118,27 +119,27 @@ class Conversion:
             return
         for node in self.graph.graph.nodes:
             if node.op in ("call_module", "get_attr"):
-                node.target = node.target.removeprefix(prefix)
+                node.target = str(node.target).removeprefix(prefix)
             stack = node.meta.get("nn_module_stack", {})
             node.meta["nn_module_stack"] = {
                 name.removeprefix(prefix): kind
                 for name, kind in stack.items()
                 if name != prefix.rstrip(".")
             }
-        for name, child in self.graph.model.named_children():
+        for name, child in self.graph.get_submodule("model").named_children():
             setattr(self.graph, name, child)
 
-    def _neuron_at(self, node: fx.Node) -> "Neuron | None":
+    def _neuron_at(self, node: fx.Node) -> Neuron | None:
         if record.is_relu(self.graph, node):
             return self.neuron
         if node.op == "call_module":
-            layer = self.graph.get_submodule(node.target)
+            layer = self.graph.get_submodule(str(node.target))
             return layer.neuron if isinstance(layer, Recorded) else None
         return None
 
     # --- what is refused
 
-    def _check(self, sites: "dict[fx.Node, Neuron]") -> None:
+    def _check(self, sites: dict[fx.Node, Neuron]) -> None:
         for node, found in sites.items():
             calls = sum(other.target == node.target for other in sites)
             if found is not self.neuron and calls > 1:
@@ -167,7 +168,7 @@ class Conversion:
 
     # --- time
 
-    def _ends(self) -> "dict[fx.Node, fx.Node]":
+    def _ends(self) -> dict[fx.Node, fx.Node]:
         """Return for every output the node that it is before a softmax."""
         ends = {}
         for output in self.graph.graph.output_node().all_input_nodes:
@@ -177,7 +178,7 @@ class Conversion:
             ends[output] = end
         return ends
 
-    def _encode(self, sites: "list[fx.Node]") -> None:
+    def _encode(self, sites: list[fx.Node]) -> None:
         """Repeat the last tensor before the first neuron that everything behind it depends on."""
         graph, first = self.graph.graph, sites[0]
         is_open: set[fx.Node] = set()
@@ -256,7 +257,7 @@ class Conversion:
 
     # --- neurons
 
-    def _shape_of(self, node: fx.Node) -> "tuple[int, ...]":
+    def _shape_of(self, node: fx.Node) -> tuple[int, ...]:
         return tuple(getattr(node.meta.get("val"), "shape", ()))
 
     def _fire(self, node: fx.Node, neuron: Neuron) -> None:
@@ -299,13 +300,13 @@ class Conversion:
         """Let a layer that reads [T, B, ...] be the one of torch that it comes from."""
         if node.op != "call_module":
             return
-        layer, shape = self.graph.get_submodule(node.target), self._shape_of(node)
+        layer, shape = self.graph.get_submodule(str(node.target)), self._shape_of(node)
         is_linear = isinstance(layer, nn.Linear) and len(shape) == 3 and shape[0] == self.timesteps
         if not is_linear and not isinstance(layer, RecordedLayer):
             return
-        layer = self.root.get_submodule(node.target)
+        layer = self.root.get_submodule(str(node.target))
         layer.__class__ = torch_class(layer) or type(layer)
-        result = self._replaced(node, node.target, layer, splits=True)
+        result = self._replaced(node, str(node.target), layer, splits=True)
         result.meta.update(val=node.meta["val"])
         node.replace_all_uses_with(result)
         self.graph.graph.erase_node(node)
@@ -314,7 +315,7 @@ class Conversion:
         granularity = self.granularity
         if granularity == "element" and any(self._is_max_pooled(n) for n in spikes):
             granularity = "channel"
-        form = dict(neuron.form)
+        form: dict[str, Any] = dict(neuron.form)
         for name, value in neuron.learned.items():
             kind = "layer" if value.numel() == 1 else "element"
             if kind == "element" and tuple(value.shape) != shape:
@@ -334,10 +335,10 @@ class Conversion:
         with torch.no_grad():
             for name, value in neuron.learned.items():
                 logit = name == "decay"
-                parameter = lif.decay_logit if logit else getattr(lif, name)
+                parameter: Any = lif.decay_logit if logit else getattr(lif, name)
                 value = value.double().to(parameter.device)
                 parameter.copy_(torch.logit(value) if logit else value)
-        if neuron.fixed_amplitude:
+        if neuron.fixed_amplitude and lif.amplitude is not None:
             lif.amplitude.requires_grad_(False)
         return lif.train(self.root.training)
 
@@ -352,18 +353,18 @@ class Conversion:
         return False
 
     def _start_norms(self, current: fx.Node, threshold) -> None:
-        def source(node: fx.Node) -> fx.Node:
+        def source(node: fx.Node) -> Any:
             encodes = record.activation_name(self.graph, node) == "directencoding"
             return node.args[0] if encodes else node
 
         current = source(current)
         is_sum = record.activation_name(self.graph, current) in ("add", "add_", "__add__", "iadd")
         norms = [
-            self.root.get_submodule(n.target)
+            self.root.get_submodule(str(n.target))
             for n in map(source, current.all_input_nodes if is_sum else [current])
             if n.op == "call_module"
-            and not self._was_made(n.target)
-            and isinstance(self.root.get_submodule(n.target), BATCH_NORMS)
+            and not self._was_made(str(n.target))
+            and isinstance(self.root.get_submodule(str(n.target)), BATCH_NORMS)
         ]
         start = float(torch.as_tensor(threshold).detach().mean()) / max(len(norms), 1) ** 0.5
         for norm in norms:
@@ -388,11 +389,12 @@ class Conversion:
     def _name(self, node: fx.Node) -> str:
         """Return the layer's name at its first call; else the first that is free."""
         if node.op == "call_module":
-            self.calls[node.target] += 1
-            if self.calls[node.target] == 1 and not self._was_made(node.target):
-                return node.target
-            path, _, name = node.target.rpartition(".")
-            return self._free(path, "relu" if self._was_made(node.target) else name)
+            target = str(node.target)
+            self.calls[target] += 1
+            if self.calls[target] == 1 and not self._was_made(target):
+                return target
+            path, _, name = target.rpartition(".")
+            return self._free(path, "relu" if self._was_made(target) else name)
         path = [*node.meta["nn_module_stack"]][-1:] or [""]
         return self._free("" if self._was_made(path[0]) else path[0], "relu")
 
@@ -451,7 +453,7 @@ def _is_call(node: fx.Node, method: str) -> bool:
     return node.op == "call_method" and node.target == method
 
 
-def _chain(output: fx.Node, end: fx.Node) -> "list[fx.Node]":
+def _chain(output: fx.Node, end: fx.Node) -> list[fx.Node]:
     """Return the functions of one tensor between an output and `end`, which is not one of them."""
     nodes = []
     while output is not end:

@@ -1,5 +1,7 @@
 """From a network of ReLU, or of another library's neurons, to one of RealSpikeLIF layers."""
 
+from typing import Any
+
 from torch import Tensor, fx, nn
 
 from realspike_ops import _checks as checks
@@ -23,7 +25,7 @@ def convert(
     *,
     timesteps: int,
     granularity: str = "none",
-    surrogate: "str | tuple[str, float] | None" = None,
+    surrogate: str | tuple[str, float] | None = None,
     norms_at_threshold: bool = False,
     encode: bool = True,
     **neuron,
@@ -78,7 +80,7 @@ def convert(
     if unknown := [name for name in neuron if name not in _FORM]:
         accepted = ", ".join(_FORM)
         raise TypeError(f"convert() has no argument {unknown[0]!r}; of neurons, it has {accepted}")
-    form = neuron | ({} if surrogate is None else {"surrogate": surrogate})
+    form: dict[str, Any] = neuron | ({} if surrogate is None else {"surrogate": surrogate})
     RealSpikeLIF(timesteps, "none", (1,), **form)  # refuses what it does not take
     root = plain_copy(model)
     neurons = {}

@@ -2,8 +2,10 @@
 
 import operator
 from collections.abc import Callable
+from typing import Any
 
 from torch import fx
+from torch.fx.node import map_aggregate
 
 from realspike_ops.convert.neurons import Recorded
 from realspike_ops.reparam.trace.names import function_name
@@ -56,14 +58,15 @@ class Loops:
             result.meta.update(val=node.meta["val"])
             node.replace_all_uses_with(result)
 
-    def _joined(self, node: fx.Node) -> "tuple | None":
+    def _joined(self, node: fx.Node) -> tuple | None:
         """Return the tensors of T timesteps that a node joins."""
         if node.op not in ("call_function", "call_method"):
             return None
         name = function_name(node)
         if name in ("stack", "cat"):
             given = dict(zip(("tensors", "dim"), node.args, strict=False)) | dict(node.kwargs)
-            terms, dim = given.get("tensors", ()), given.get("dim", given.get("axis", 0))
+            terms: Any = given.get("tensors", ())
+            dim = given.get("dim", given.get("axis", 0))
             return tuple(terms) if dim == 0 and len(terms) == self.timesteps else None
         if name not in _SUMS or node.kwargs:
             return None
@@ -71,7 +74,8 @@ class Loops:
             return None  # a part of the sum
         terms = []
         while _is_node(node) and node.op != "get_attr" and function_name(node) in _SUMS:
-            node, last = node.args
+            args: Any = node.args
+            node, last = args
             terms.append(last)
         return tuple(t for t in (node, *reversed(terms)) if not self._is_zero(t))
 
@@ -99,7 +103,7 @@ class Loops:
             self.rolled[nodes] = self._of_input(nodes) or self._roll(nodes)
         return self.rolled[nodes]
 
-    def _of_input(self, nodes: tuple) -> "fx.Node | None":
+    def _of_input(self, nodes: tuple) -> fx.Node | None:
         """Return [T*B, ...] for x[t] of x [T, B, ...], or x[:, t] of [B, T, ...]."""
         if nodes[0].target is not operator.getitem:
             return None
@@ -145,7 +149,7 @@ class Loops:
         has_time = any(_is_node(a) and a in self.timed for a in _flat(given))
         if not has_time and "drop" not in str(first.target).lower():
             return first  # the same at every timestep
-        args, kwargs = (fx.node.map_aggregate(a, self._over_time) for a in (tuple(args), kwargs))
+        args, kwargs = (map_aggregate(a, self._over_time) for a in (tuple(args), kwargs))
         return self._new(nodes, args, kwargs)
 
     def _argument(self, values: tuple):
@@ -181,7 +185,7 @@ class Loops:
 
     def _is_neuron(self, node: fx.Node) -> bool:
         return node.op == "call_module" and isinstance(
-            self.record.get_submodule(node.target), Recorded
+            self.record.get_submodule(str(node.target)), Recorded
         )
 
     def _check_states(self, nodes: tuple) -> None:
@@ -210,7 +214,8 @@ def times(size: fx.Node, timesteps: int) -> fx.Node:
     Raises:
         Unaligned: for all rows but a number of them.
     """
-    x, numerator, denominator, offset = size.args
+    args: Any = size.args
+    x, numerator, denominator, offset = args
     if offset:
         raise Unaligned
     with size.graph.inserting_after(size):
@@ -223,5 +228,5 @@ def _is_node(value) -> bool:
 
 def _flat(values) -> list:
     found: list = []
-    fx.node.map_aggregate(tuple(values), found.append)
+    map_aggregate(tuple(values), found.append)
     return found

@@ -6,6 +6,7 @@ The libraries are never imported: their classes are told by their names.
 import inspect
 import math
 from dataclasses import dataclass, field
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ class Neuron:
     """
 
     form: dict
-    learned: "dict[str, Tensor]" = field(default_factory=dict)
+    learned: dict[str, Tensor] = field(default_factory=dict)
     fixed_amplitude: bool = False
     returns_state: bool = False
     splits_time: bool = False
@@ -79,7 +80,7 @@ class RecordedLayer(nn.Module):
         return self.layer(x)
 
 
-def torch_class(module: nn.Module) -> "type | None":
+def torch_class(module: nn.Module) -> type | None:
     """Return the torch class that a layer of SpikingJelly is for each timestep, None for others."""
     kind = type(module)
     if not kind.__module__.startswith("spikingjelly.activation_based.layer"):
@@ -89,13 +90,14 @@ def torch_class(module: nn.Module) -> "type | None":
     return layer_class(kind)
 
 
-def stand_in(module: nn.Module, neuron: "Neuron | None") -> nn.Module:
+def stand_in(module: nn.Module, neuron: Neuron | None) -> nn.Module:
     """Return what is recorded in the place of a module: a neuron or a layer, by its name."""
     kind, given = (RecordedLayer, module) if neuron is None else (Recorded, neuron)
-    return type(type(module).__name__, (kind,), {})(given)
+    named: Any = type(type(module).__name__, (kind,), {})
+    return named(given)
 
 
-def neuron_of(name: str, module: nn.Module, surrogate=None) -> "Neuron | None":
+def neuron_of(name: str, module: nn.Module, surrogate=None) -> Neuron | None:
     """Return the neuron that equals a module, None if it is none of another library.
 
     Args:
@@ -120,7 +122,7 @@ def neuron_of(name: str, module: nn.Module, surrogate=None) -> "Neuron | None":
     kind = type(module).__name__
     make = _NEURONS.get(kind) if home.startswith(_LIBRARIES[library]) else None
 
-    def refuse(reason: str):
+    def refuse(reason: str) -> NoReturn:
         raise ReparameterizationError(f"{name!r} ({kind}): {reason}")
 
     if make is None:

@@ -33,7 +33,7 @@ _OTHERS = frozenset(
 def activation_name(graph: fx.GraphModule, node: fx.Node) -> str:
     """Return the name of the function that a node computes; a layer's is in small letters."""
     if node.op == "call_module":
-        layer = graph.get_submodule(node.target)
+        layer = graph.get_submodule(str(node.target))
         kind = layer_class(type(layer)) or type(layer)
         names = {"LeakyReLU": "leaky_relu", "LogSoftmax": "log_softmax", "Softmax2d": "softmax"}
         return names.get(kind.__name__, kind.__name__.lower())
@@ -46,7 +46,7 @@ def is_relu(graph: fx.GraphModule, node: fx.Node) -> bool:
         return name in _RELUS
     # clamp(min=0) is one too.
     given = dict(zip(("min", "max"), node.args[1:], strict=False)) | dict(node.kwargs)
-    return given.get("min") == 0 and given.get("max") is None
+    return bool(given.get("min") == 0 and given.get("max") is None)
 
 
 def is_other_activation(graph: fx.GraphModule, node: fx.Node) -> bool:
@@ -54,8 +54,8 @@ def is_other_activation(graph: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def record(
-    model: nn.Module, example: Tensor, stand_ins: "dict[str, nn.Module]", timesteps: int = 1
-) -> "tuple[fx.GraphModule, int]":
+    model: nn.Module, example: Tensor, stand_ins: dict[str, nn.Module], timesteps: int = 1
+) -> tuple[fx.GraphModule, int]:
     """Record `model` for any batch, with modules named in `stand_ins` replaced.
 
     Returns:
@@ -88,7 +88,7 @@ def record(
     return graph, len(rows) * PRIME
 
 
-def replace_modules(model: nn.Module, by_name: "dict[str, nn.Module]") -> None:
+def replace_modules(model: nn.Module, by_name: dict[str, nn.Module]) -> None:
     """Replace modules, under every name that they have."""
     by_id = {id(model.get_submodule(name)): module for name, module in by_name.items()}
     for parent in [*model.modules()]:
@@ -102,7 +102,7 @@ def _refuse_mixed_rows(model: nn.Module, example: Tensor, timesteps: int) -> Non
     if example.dim() == 0 or len(example) == 0 or not example.is_floating_point():
         return
 
-    def read(image: int) -> "list[Tensor]":
+    def read(image: int) -> list[Tensor]:
         """Return which numbers of the outputs come from one of two images."""
         rows = example[:1].expand(2 * timesteps, *example.shape[1:]).clone()
         rows[image::2] = torch.nan

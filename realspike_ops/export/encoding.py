@@ -46,13 +46,12 @@ def real_steps(folded: FoldedNetwork) -> dict[str, Step]:
 
 
 @torch.no_grad()
-def repeated_steps(
-    folded: FoldedNetwork, real: dict[str, Step], timesteps: int
-) -> "dict[str, str]":
+def repeated_steps(folded: FoldedNetwork, real: dict[str, Step], timesteps: int) -> dict[str, str]:
     """Return the real values that repeat another one over time, each with the one that it repeats.
 
     A run on random images shows it, whatever the code of the model looks like.
     """
+    assert folded.input_shape is not None
     g = torch.Generator().manual_seed(0)
     values = {INPUT: torch.randn(folded.batch or timesteps, *folded.input_shape, generator=g)}
     modules = nn.ModuleDict({f"of_{n}": folded.get_submodule(n) for n in real})
@@ -72,7 +71,7 @@ def repeated_steps(
 
 
 def folded_encoding(
-    folded: FoldedNetwork, real: dict[str, Step], repeats: "dict[str, str]", name: str
+    folded: FoldedNetwork, real: dict[str, Step], repeats: dict[str, str], name: str
 ) -> FoldedNetwork:
     """Return a network of neurons in the place of the image, and the synapses that compute the real
     value ``name`` from it, at one timestep.
@@ -87,6 +86,7 @@ def folded_encoding(
             inputs = tuple(repeats.get(source, source) for source in step.inputs)
             steps.insert(0, Step(step.name, inputs))
             needed |= {*inputs}
+    assert folded.input_shape is not None
     example = torch.zeros(1, *folded.input_shape)
     try:
         return reparameterize(_Encoding(folded, steps), example)

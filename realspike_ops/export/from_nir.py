@@ -29,12 +29,12 @@ READOUTS = ("sum", "none")
 @torch.no_grad()
 def import_nir(
     path: "str | Path | nir.NIRGraph",
-    timesteps: "int | None" = None,
+    timesteps: int | None = None,
     *,
-    dt: "float | None" = None,
+    dt: float | None = None,
     granularity: str = "channel",
-    encoding: "str | None" = None,
-    readout: "str | None" = None,
+    encoding: str | None = None,
+    readout: str | None = None,
 ) -> fx.GraphModule:
     r"""Build a network of stock layers and `RealSpikeLIF` from a NIR graph.
 
@@ -69,10 +69,10 @@ def import_nir(
     Rounding: arrays are read as float32, in which readers of NIR compute.
     """
     package = nir_package()
-    if isinstance(path, package.NIRGraph):
-        graph = path
-    elif isinstance(path, (str, Path)):
+    if isinstance(path, (str, Path)):
         graph = package.read(str(path))
+    elif isinstance(path, package.NIRGraph):
+        graph = path
     else:
         raise TypeError(f"path must be that of a file, or a NIRGraph; got {type(path).__name__}")
     noted = graph.metadata
@@ -210,13 +210,14 @@ class _Reader:
     # --- layers
 
     def _conv2d(self, name: str, node) -> nn.Conv2d:
-        weight = _tensor(node.weight)
+        weight = _tensor(node.weight)  # [Cout, Cin/G, KH, KW]
+        Cout, Ci, KH, KW = weight.shape
         padding = node.padding if isinstance(node.padding, str) else _pair(node.padding)
         groups = int(node.groups)
         conv = nn.Conv2d(
-            weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]),
-            _pair(node.stride), padding, _pair(node.dilation), groups,
-        )  # fmt: skip
+            Ci * groups, Cout, (KH, KW), _pair(node.stride), padding, _pair(node.dilation), groups
+        )
+        assert conv.bias is not None
         conv.weight.copy_(weight)
         conv.bias.copy_(_tensor(node.bias))
         return conv
@@ -241,8 +242,8 @@ class _Reader:
 
     def _pool(self, name: str, node) -> nn.AvgPool2d:
         divisor = 1 if type(node) is self.nir.SumPool2d else None
-        sizes = (_pair(n) for n in (node.kernel_size, node.stride, node.padding))
-        return nn.AvgPool2d(*sizes, divisor_override=divisor)
+        size, stride, padding = (_pair(n) for n in (node.kernel_size, node.stride, node.padding))
+        return nn.AvgPool2d(size, stride, padding, divisor_override=divisor)
 
     def _lif(self, name: str, node) -> RealSpikeLIF:
         _same(name, "v_leak", node.v_leak, 0.0)

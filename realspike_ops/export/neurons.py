@@ -15,7 +15,7 @@ from realspike_ops.nn import FoldedLIF
 TAU_OF_IF = 2.0**30  # in units of dt
 
 
-def _one_number(name: str, what: str, value: "float | Tensor") -> np.float32:
+def _one_number(name: str, what: str, value: float | Tensor) -> np.float32:
     if isinstance(value, Tensor):
         values = value.detach().cpu().float().unique()
         if values.numel() != 1:
@@ -44,7 +44,7 @@ def _time_constant(name: str, decay: np.float32, dt: float) -> float:
 
 
 def neuron_numbers(
-    name: str, neurons: FoldedLIF, scale: "Tensor | None", dt: float
+    name: str, neurons: FoldedLIF, scale: Tensor | None, dt: float
 ) -> tuple[float, np.float32]:
     """Return tau and the NIR threshold of neurons whose current is in real units.
 
@@ -82,6 +82,6 @@ def neuron_numbers(
     return _time_constant(name, decay, dt), below
 
 
-def fires_above(v_threshold: np.float32) -> float:
+def fires_above(v_threshold: float | np.float32) -> float:
     """Return the threshold of `>=` that fires where `>` does at ``v_threshold``."""
     return float(np.nextafter(np.float32(v_threshold), np.float32(np.inf)))

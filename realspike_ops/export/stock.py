@@ -1,10 +1,12 @@
 """Folded networks of PyTorch's own operators, which run where the library's are not registered."""
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from realspike_ops import nn as layers
 from realspike_ops.functional import output_size
@@ -64,13 +66,12 @@ class _StockNetwork(nn.Module):
         values = {INPUT: x}
         for step in self.steps:
             values[step.name] = self.get_submodule(step.name)(*(values[n] for n in step.inputs))
-        return torch.utils._pytree.tree_map_only(str, values.__getitem__, self.output)
+        return pytree.tree_map_only(str, values.__getitem__, self.output)
 
 
 def _stock(name: str, module: nn.Module) -> nn.Module:
     """Return what does the same with PyTorch's operators; others have no operators but these."""
-    kind = type(module)
-    if kind is layers.FoldedLIF:
+    if type(module) is layers.FoldedLIF:
         return _Neurons(module)
     if isinstance(module, SpikeConv):
         if module.amplitude is not None or module.scale is not None:
@@ -80,17 +81,18 @@ def _stock(name: str, module: nn.Module) -> nn.Module:
             )
         if isinstance(module, layers.SpikeLinear):
             return _Linear(module)
-        if kind is layers.UnsharedSpikeConv1d:
+        if type(module) is layers.UnsharedSpikeConv1d:
             return _Lines(module)
-        return _Convolution(module) if kind is layers.SpikeConv2d else _Unshared(module)
-    if kind is layers.PiecewiseSpikeConv:
+        is_shared = type(module) is layers.SpikeConv2d
+        return _Convolution(module) if is_shared else _Unshared(module)
+    if type(module) is layers.PiecewiseSpikeConv:
         return _Piecewise(module)
-    if kind is layers.OneToOneSynapses:
+    if type(module) is layers.OneToOneSynapses:
         return _OneToOne(module)
-    if kind is layers.Synapses:
+    if type(module) is layers.Synapses:
         form = {key: getattr(module, key) for key in _OF_SYNAPSES}
         return layers.Synapses(_stock(name, module.layer), **form)
-    if kind is layers.SynapticCurrent:
+    if type(module) is layers.SynapticCurrent:
         inner = {key: _stock(name, one) for key, one in module.synapses.items()}
         return layers.SynapticCurrent(inner, module.bias)
     return module
@@ -101,6 +103,10 @@ _OF_SYNAPSES = ("maps", "signed", "pad", "channels", "flatten", "sums", "reads",
 
 class _Neurons(nn.Module):
     """LIF neurons as a loop over time, as in `realspike_ops.lif`."""
+
+    decay: Tensor
+    v_threshold: Tensor
+    v_reset: Any  # a number, of a hard reset
 
     def __init__(self, lif: layers.FoldedLIF):
         super().__init__()
@@ -133,7 +139,16 @@ class _Neurons(nn.Module):
 class _Synapses(nn.Module):
     """Base of the synapses: float32 weights, and a bias per channel or per neuron."""
 
-    def __init__(self, layer: nn.Module):
+    weight: Tensor
+    bias: Tensor | None  # [Cout, 1, 1] or [Cout, OH, OW]
+    stride: tuple[int, int]
+    padding: Any  # a pair, or "same" or "valid"
+    dilation: tuple[int, int]
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    in_channels: int
+
+    def __init__(self, layer: SpikeConv | layers.PiecewiseSpikeConv | layers.OneToOneSynapses):
         super().__init__()
         weight = layer.weight.detach()
         steps = 128 if weight.dtype == torch.uint8 else 0
@@ -142,9 +157,16 @@ class _Synapses(nn.Module):
         if bias is not None:
             bias = bias.detach().float()
             bias = bias[:, None, None] if bias.dim() == 1 else bias
-        self.register_buffer("bias", bias)  # [Cout, 1, 1] or [Cout, OH, OW]
+        self.register_buffer("bias", bias)
         for name in ("stride", "padding", "dilation", "rows", "columns", "in_channels"):
             setattr(self, name, getattr(layer, name, None))
+
+    @staticmethod
+    def arranged(weight: Tensor) -> Tensor:
+        return weight
+
+    def current(self, spikes: Tensor) -> Tensor:
+        raise NotImplementedError
 
     def forward(self, spikes: Tensor) -> Tensor:
         current = self.current(spikes.float())
@@ -173,10 +195,6 @@ class _Linear(_Synapses):
 
 
 class _Unshared(_Synapses):
-    @staticmethod
-    def arranged(weight: Tensor) -> Tensor:
-        return weight
-
     def current(self, spikes: Tensor) -> Tensor:  # [N, Cin, H, W]
         OH, OW, G, KH, KW, Ci = self.weight.shape[:6]
         geometry = self.stride, self.padding, self.dilation
@@ -200,7 +218,8 @@ class _Lines(_Unshared):
 
 
 class _Piecewise(_Synapses):
-    arranged = staticmethod(_Unshared.arranged)
+    at_rows: Tensor  # [OH] int64
+    at_columns: Tensor  # [OW] int64
 
     def __init__(self, layer: layers.PiecewiseSpikeConv):
         super().__init__(layer)
@@ -218,12 +237,11 @@ class _Piecewise(_Synapses):
                 current = F.conv2d(spikes, kernel, None, self.stride, 0, self.dilation, G)
                 here = (self.at_rows[:, None] == r) & (self.at_columns == q)  # [OH, OW]
                 total = current if total is None else torch.where(here, current, total)
+        assert total is not None  # there is a kernel
         return total
 
 
 class _OneToOne(_Synapses):
-    arranged = staticmethod(_Unshared.arranged)
-
     def current(self, spikes: Tensor) -> Tensor:
         return spikes * self.weight
 

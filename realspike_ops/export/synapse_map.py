@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from realspike_ops import functional
 from realspike_ops import nn as layers
+from realspike_ops.nn.synapses.spike_conv import SpikeConv
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class SynapseMap:
     in_shape: tuple[int, int, int]
     first_channel: int  # of the channels that it writes
     channels: int  # of all, the others get nothing
-    bias: "Tensor | None"  # [Cout] or [Cout, OH, OW] of its own channels
+    bias: Tensor | None  # [Cout] or [Cout, OH, OW] of its own channels
 
     @property
     def out_shape(self) -> tuple[int, int, int]:
@@ -48,7 +49,7 @@ class SynapseMap:
         own = factor[self.own_channels].view(self.weight.shape[2], 1, 1, 1, -1)
         return replace(self, weight=(self.weight.double() * own).float())
 
-    def square(self) -> "tuple[int, tuple[int, int], tuple[int, int]] | None":
+    def square(self) -> tuple[int, tuple[int, int], tuple[int, int]] | None:
         """Return a square kernel's size, where in it the kernel begins, and its padding.
 
         NIR infers both sizes of a kernel from its rows and pads both sides of a map alike. So the
@@ -59,15 +60,20 @@ class SynapseMap:
         axes = self._axes(self.weight.shape[3:5])
         largest = max(self.weight.shape[3:5])
         for K in range(largest, 2 * largest + 2 * max(0, *(-p for p in self.padding)) + 3):
-            starts = [_start_in(K, *axis) for axis in axes]
-            if None not in starts:
-                padding = (p + n * d for n, (_, _, d, p, _, _) in zip(starts, axes, strict=True))
-                return K, tuple(starts), tuple(padding)
+            top, left = (_start_in(K, *axis) for axis in axes)
+            if top is not None and left is not None:
+                ph, pw = (
+                    self.padding[0] + top * self.dilation[0],
+                    self.padding[1] + left * self.dilation[1],
+                )
+                return K, (top, left), (ph, pw)
         return None
 
     def conv_weight(self) -> Tensor:  # [channels, Cin, K, K]
         """Return the kernel in its square frame, with groups as zeros."""
-        K, (top, left), _ = self.square()
+        square = self.square()
+        assert square is not None
+        K, (top, left), _ = square
         KH, KW = self.weight.shape[3:5]
         out = torch.zeros(self.channels, self.in_shape[0], K, K)
         kernel = self.weight[0, 0].permute(0, 4, 3, 1, 2)  # [G, Cout/G, Cin/G, KH, KW]
@@ -110,7 +116,7 @@ class SynapseMap:
 
 def _start_in(
     K: int, size: int, stride: int, dilation: int, padding: int, length: int, positions: int
-) -> "int | None":
+) -> int | None:
     """Return at which of K taps a kernel begins, None where no padding of both sides fits."""
     for start in range(K - size + 1):
         both = padding + start * dilation
@@ -130,6 +136,9 @@ def _taps(
     return outputs[on_the_map], at[on_the_map]
 
 
+_SPIKE_CONVS = (layers.SpikeConv2d, layers.UnsharedSpikeConv, layers.SpikeLinear)
+
+
 # --- from layers ----------------------------------------------------------------------------------
 
 
@@ -141,14 +150,15 @@ def synapse_map(name: str, layer: nn.Module, shape: tuple[int, ...]) -> SynapseM
     """
     if type(layer) is layers.Synapses:
         return _of_synapses(name, layer, shape)
-    in_shape = tuple(shape) if len(shape) == 3 else (math.prod(shape), 1, 1)
+    features = (math.prod(shape), 1, 1)
+    in_shape = (shape[0], shape[1], shape[2]) if len(shape) == 3 else features
     if type(layer) is layers.OneToOneSynapses:
         return _of_one_to_one(name, layer, in_shape)
     if type(layer) is layers.PiecewiseSpikeConv:
         weight = _float32(name, layer.weight)
         rows, columns, padding = layer.rows, layer.columns, layer.padding
         bias = None
-    elif type(layer) in (layers.SpikeConv2d, layers.UnsharedSpikeConv, layers.SpikeLinear):
+    elif isinstance(layer, _SPIKE_CONVS) and type(layer) in _SPIKE_CONVS:
         weight, bias = _of_spike_conv(name, layer)
         if type(layer) is layers.SpikeLinear:
             in_shape = (layer.in_channels, *layer.kernel_size)
@@ -160,12 +170,12 @@ def synapse_map(name: str, layer: nn.Module, shape: tuple[int, ...]) -> SynapseM
     else:
         raise ValueError(f"{name!r} is a {type(layer).__name__}, which NIR has no node for")
     return SynapseMap(
-        weight, tuple(rows), tuple(columns), layer.stride, layer.dilation, tuple(padding),
+        weight, tuple(rows), tuple(columns), layer.stride, layer.dilation, padding,
         in_shape, 0, layer.out_channels, bias,
     )  # fmt: skip
 
 
-def _of_synapses(name: str, synapses: nn.Module, shape: tuple[int, ...]) -> SynapseMap:
+def _of_synapses(name: str, synapses: layers.Synapses, shape: tuple[int, ...]) -> SynapseMap:
     if synapses.signed:
         raise ValueError(
             f"{name!r} reads ternary spikes, which NIR's neurons do not emit: train with "
@@ -176,7 +186,7 @@ def _of_synapses(name: str, synapses: nn.Module, shape: tuple[int, ...]) -> Syna
         C, H, W = shape
         read = synapse_map(name, synapses.layer, (C, H + top + bottom, W + left + right))
         padding = (read.padding[0] + top, read.padding[1] + left)
-        read = replace(read, in_shape=tuple(shape), padding=padding)
+        read = replace(read, in_shape=(C, H, W), padding=padding)
     else:
         read = synapse_map(name, synapses.layer, shape)
     if synapses.sums:
@@ -189,7 +199,9 @@ def _of_synapses(name: str, synapses: nn.Module, shape: tuple[int, ...]) -> Syna
     return read
 
 
-def _of_one_to_one(name: str, layer: nn.Module, in_shape: tuple[int, int, int]) -> SynapseMap:
+def _of_one_to_one(
+    name: str, layer: layers.OneToOneSynapses, in_shape: tuple[int, int, int]
+) -> SynapseMap:
     C, H, W = in_shape
     weight = _float32(name, layer.weight)
     if weight.dim() == 1 and weight.numel() > 1:  # of features
@@ -203,7 +215,7 @@ def _of_one_to_one(name: str, layer: nn.Module, in_shape: tuple[int, int, int]) 
     return SynapseMap(weight, rows, columns, (1, 1), (1, 1), (0, 0), in_shape, 0, C, None)
 
 
-def _of_spike_conv(name: str, layer: nn.Module) -> tuple[Tensor, "Tensor | None"]:
+def _of_spike_conv(name: str, layer: SpikeConv) -> tuple[Tensor, Tensor | None]:
     if layer.amplitude is not None:
         raise ValueError(
             f"{name!r} multiplies by amplitudes (storage='factored'), which a weight of NIR does "

@@ -26,7 +26,7 @@ WEIGHTS = ("float32", "float16")
 @torch.no_grad()
 def export_nir(
     folded: FoldedNetwork,
-    path: "str | Path | None" = None,
+    path: str | Path | None = None,
     dt: float = 1e-4,
     fold_r: bool = False,
     weights: str = "float32",

@@ -11,7 +11,7 @@ from realspike_ops.reparam import FoldedNetwork
 
 
 @torch.no_grad()
-def export_onnx(folded: FoldedNetwork, path: "str | Path") -> None:
+def export_onnx(folded: FoldedNetwork, path: str | Path) -> None:
     """Write a folded network, as `without_custom_ops` has it, as an ONNX file for any batch.
 
     Its one input is called ``x``, [B, ...] or frames [T*B, ...] as the network takes them.
@@ -37,7 +37,9 @@ def export_onnx(folded: FoldedNetwork, path: "str | Path") -> None:
             f"export_onnx needs the package {error.name!r}: pip install 'realspike[onnx]'"
         ) from error
     program = exported_program(without_custom_ops(folded).cpu(), folded)
-    torch.onnx.export(program, dynamo=True, verbose=False).save(str(path))
+    written = torch.onnx.export(program, dynamo=True, verbose=False)
+    assert written is not None  # with dynamo
+    written.save(str(path))
 
 
 def exported_program(network: nn.Module, folded: FoldedNetwork) -> torch.export.ExportedProgram:
@@ -50,8 +52,10 @@ def exported_program(network: nn.Module, folded: FoldedNetwork) -> torch.export.
     x = torch.zeros(folded.batch or 2 * T, *folded.input_shape)
     if folded.batch is not None:
         return torch.export.export(network, (x,))
+    from torch._dynamo.exc import UserError
+
     batch = torch.export.Dim("batch", min=1, max=2**20)
     try:
         return torch.export.export(network, (x,), dynamic_shapes=({0: batch},))
-    except torch._dynamo.exc.UserError:  # frames: T divides their number
+    except UserError:  # frames: T divides their number
         return torch.export.export(network, (x,), dynamic_shapes=({0: T * batch},))

@@ -22,7 +22,9 @@ _CURRENTS = (
     layers.SpikeConv2d, layers.UnsharedSpikeConv, layers.SpikeLinear, layers.PiecewiseSpikeConv,
     layers.OneToOneSynapses, layers.Synapses, layers.SynapticCurrent,
 )  # fmt: skip
-_INSTEAD = {layers.SpikeMaxPool2d: "pool by averages (nn.AvgPool2d) where you train"}
+_INSTEAD: dict[type, str] = {
+    layers.SpikeMaxPool2d: "pool by averages (nn.AvgPool2d) where you train"
+}
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ class Walk:
 
     def _run(self) -> None:
         sizes = self.folded.input_shape
+        assert sizes is not None
         self.spikes[INPUT] = Signal((INPUT,), sizes, len(sizes) == 1)
         self.nodes[INPUT] = PlannedNode(lambda: self.nir.Input({"input": np.array(sizes)}))
         for name, module in self.folded.named_modules():
@@ -212,14 +215,14 @@ class Walk:
 
     # --- currents
 
-    def _current(self, name: str, factor: "Tensor | None" = None) -> Signal:
+    def _current(self, name: str, factor: Tensor | None = None) -> Signal:
         """Return the current that a step computes, times the factor of every channel."""
         key = name, b"" if factor is None else factor.double().numpy().tobytes()
         if key not in self.currents:
             self.currents[key] = self._planned_current(name, factor)
         return self.currents[key]
 
-    def _planned_current(self, name: str, factor: "Tensor | None") -> Signal:
+    def _planned_current(self, name: str, factor: Tensor | None) -> Signal:
         if name in self.spikes:
             spikes = self.spikes[name]
             return spikes if factor is None else self._relay(f"{name}_times_r", spikes, factor)
@@ -240,8 +243,8 @@ class Walk:
         name: str,
         network: FoldedNetwork,
         step: str,
-        spikes: "dict[str, Signal]",
-        factor: "Tensor | None",
+        spikes: dict[str, Signal],
+        factor: Tensor | None,
     ) -> Signal:
         """Plan what a step of a network adds up: synapses that read spikes, and currents."""
         module = network.get_submodule(step)
@@ -286,7 +289,7 @@ class Walk:
         )
         return Branch(name, synapses, synapses.full_bias(), sources, is_features)
 
-    def _relay(self, name: str, signal: Signal, factor: "Tensor | None") -> Signal:
+    def _relay(self, name: str, signal: Signal, factor: Tensor | None) -> Signal:
         """Pass a signal on, times a factor, through one synapse for every neuron."""
         identity = layers.OneToOneSynapses(torch.ones(1))
         whole = Signal(signal.nodes, signal.node_shape, signal.is_flat)
@@ -311,7 +314,9 @@ class Walk:
             raise ValueError(f"{name!r} reads spikes twice: NIR has one edge between two nodes")
         one_position = math.prod(synapses.out_shape[1:]) == 1
         if branch.is_conv and not (is_flat and one_position):
-            K, _, padding = synapses.square()
+            square = synapses.square()
+            assert square is not None
+            K, _, padding = square
             size = synapses.channels * synapses.in_shape[0] * K * K
 
             def build():
@@ -376,7 +381,7 @@ def _with_bias(name: str, branches: list[Branch], bias: Tensor) -> list[Branch]:
     return [b if k != n else replace(b, bias=bias) for k, b in enumerate(branches)]
 
 
-def _scaled(branch: Branch, factor: "Tensor | None") -> Branch:
+def _scaled(branch: Branch, factor: Tensor | None) -> Branch:
     if factor is None:
         return branch
     # Of flattened maps, all features of a channel have the factor of the channel.

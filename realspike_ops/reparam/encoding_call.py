@@ -1,6 +1,7 @@
 """A call of the encoding that is no layer of one tensor: a function, a method, several inputs."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 class Argument:
     """Stands for an input or a constant of an `EncodingCall`."""
 
-    which: "int | str"
+    which: int | str
 
 
 class EncodingCall(nn.Module):
@@ -22,7 +23,7 @@ class EncodingCall(nn.Module):
         constants: Tensors of the trained network.
     """
 
-    def __init__(self, target, args: tuple, kwargs: dict, constants: "dict[str, Tensor]"):
+    def __init__(self, target, args: tuple | list, kwargs: dict, constants: dict[str, Tensor]):
         super().__init__()
         if isinstance(target, nn.Module):
             self.module, target = target, "module"
@@ -32,10 +33,10 @@ class EncodingCall(nn.Module):
             self.register_buffer(name, tensor)
 
     def forward(self, *inputs):
-        def given(value):
+        def given(value) -> Any:
             if isinstance(value, Argument):
-                is_input = isinstance(value.which, int)
-                return inputs[value.which] if is_input else getattr(self, value.which)
+                which = value.which
+                return inputs[which] if isinstance(which, int) else getattr(self, which)
             if isinstance(value, (tuple, list)):
                 return type(value)(given(item) for item in value)
             if isinstance(value, slice):

@@ -41,7 +41,7 @@ _DTYPES = {
 
 
 def save_folded(
-    folded: FoldedNetwork, path: "str | Path", metadata: "Mapping[str, str] | None" = None
+    folded: FoldedNetwork, path: str | Path, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write a folded network to a safetensors file that `load_folded` reads.
 
@@ -93,7 +93,7 @@ def save_folded(
         raise
 
 
-def load_folded(path: "str | Path", *, memory_limit: int = 2**30) -> FoldedNetwork:
+def load_folded(path: str | Path, *, memory_limit: int = 2**30) -> FoldedNetwork:
     """Read what `save_folded` wrote: a network in eval mode, on the CPU.
 
     Before a tensor is read, the layers are built of the shapes in the file, and run on them.

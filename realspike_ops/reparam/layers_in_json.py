@@ -5,6 +5,7 @@ A layer is written as its kind and its arguments. Only the kinds that are named 
 
 import operator
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ _SPIKE_CONVS = {
 }  # fmt: skip
 _SPIKE_POOLS = {cls.__name__: cls for cls in (layers.SpikeMaxPool1d, layers.SpikeMaxPool2d)}
 # Layers of this library whose attributes say how they were made.
-_FIELDS: "dict[type, str]" = {
+_FIELDS: dict[type, str] = {
     layers.PiecewiseSpikeConv: "rows columns stride padding dilation",
     layers.OneToOneSynapses: "",
     layers.Rearrange: "shape",
@@ -37,7 +38,7 @@ _FIELDS: "dict[type, str]" = {
     layers.Synapses: "maps signed pad channels flatten sums reads line",
 }
 # Layers that their arguments, kept under the same names, rebuild; `bias` is whether there is one.
-_BY_ARGUMENTS: "dict[type, str]" = {
+_BY_ARGUMENTS: dict[type, str] = {
     nn.Conv2d: "in_channels out_channels kernel_size stride padding dilation groups bias "
     "padding_mode",
     nn.Linear: "in_features out_features bias",
@@ -95,7 +96,7 @@ def by_first_name(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]
 def layer_in_json(name: str, module: nn.Module) -> dict:
     """Write a layer without its tensors, for the step `name`."""
     kind = type(module)
-    described = {"kind": kind.__name__}
+    described: dict[str, Any] = {"kind": kind.__name__}
     if kind in _BY_ARGUMENTS:
         for argument in _BY_ARGUMENTS[kind].split():
             value = getattr(module, argument)
@@ -105,14 +106,14 @@ def layer_in_json(name: str, module: nn.Module) -> dict:
         described["input_size"] = getattr(module, "input_size", None)
     elif kind in _FIELDS:
         described |= {field: getattr(module, field) for field in _FIELDS[kind].split()}
-        if kind is layers.Synapses:
+        if isinstance(module, layers.Synapses):
             described["layer"] = layer_in_json(name, module.layer)
-    elif kind is layers.FoldedLIF:
+    elif type(module) is layers.FoldedLIF:
         form = {k: None if isinstance(v, Tensor) else v for k, v in module.form.items()}
         described |= form | {"timesteps": module.timesteps, "surrogate": tuple(module.surrogate)}
-    elif kind is layers.SynapticCurrent:
+    elif type(module) is layers.SynapticCurrent:
         described["synapses"] = {k: layer_in_json(name, m) for k, m in module.synapses.items()}
-    elif kind is EncodingCall:
+    elif type(module) is EncodingCall:
         described |= _described_call(name, module)
     else:
         raise ValueError(
@@ -158,9 +159,8 @@ def layer_from_json(described: dict, tensors: dict[str, Tensor]) -> nn.Module:
         for key, count in zip(("rows", "columns"), tensors["weight"].shape, strict=False):
             if not all(0 <= index < count for index in described[key]):
                 raise ValueError(f"{key} of a {kind} must be below {count}")
-        runs = [
-            1 + sum(map(operator.ne, k, k[1:])) for k in map(described.get, ("rows", "columns"))
-        ]
+        indices = (described["rows"], described["columns"])
+        runs = [1 + sum(map(operator.ne, k, k[1:])) for k in indices]
         if runs[0] * runs[1] > LARGEST_SIZE:
             raise ValueError(f"a {kind} has {runs[0]} x {runs[1]} rectangles of equal kernels")
         return layers.PiecewiseSpikeConv(tensors["weight"], **described)
@@ -175,9 +175,8 @@ def layer_from_json(described: dict, tensors: dict[str, Tensor]) -> nn.Module:
     if kind == "FoldedLIF":
         described["surrogate"] = _tupled(described["surrogate"])
         buffers = {"decay": "decay_factor", "v_threshold": "v_threshold"}
-        given = {k: tensors[v] for k, v in buffers.items() if described[k] is None}
-        scale = tensors.get("current_scale")
-        return layers.FoldedLIF(**(described | given), current_scale=scale)
+        described |= {k: tensors[v] for k, v in buffers.items() if described[k] is None}
+        return layers.FoldedLIF(**described, current_scale=tensors.get("current_scale"))
     if kind == "Synapses":
         layer = layer_from_json(described.pop("layer"), by_first_name(tensors).get("layer", {}))
         return layers.Synapses(layer, **described)

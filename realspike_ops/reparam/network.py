@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,15 +63,15 @@ class FoldedNetwork(Stored):
     def __init__(
         self,
         steps: list[Step],
-        modules: "dict[str, nn.Module]",
+        modules: dict[str, nn.Module],
         output,
-        input_shape: "tuple[int, ...] | None" = None,
-        batch: "int | None" = None,
-        neurons: "dict[str, tuple[str, int]] | None" = None,
+        input_shape: tuple[int, ...] | None = None,
+        batch: int | None = None,
+        neurons: dict[str, tuple[str, int]] | None = None,
     ):
         super().__init__()
         self.batch = batch
-        self.neurons = {name: tuple(call) for name, call in (neurons or {}).items()}
+        self.neurons = {name: (layer, n) for name, (layer, n) in (neurons or {}).items()}
         self.input_shape = None if input_shape is None else tuple(input_shape)
         self.steps = tuple(steps)
         self.output = output
@@ -83,7 +84,7 @@ class FoldedNetwork(Stored):
             self._unused_after.append([k for k, at in last.items() if at == n and k not in outputs])
 
     @property
-    def outputs(self) -> "tuple[str, ...]":
+    def outputs(self) -> tuple[str, ...]:
         """The steps whose outputs are the network's."""
         return tuple(leaf for leaf in pytree.tree_leaves(self.output) if isinstance(leaf, str))
 
@@ -100,14 +101,14 @@ class FoldedNetwork(Stored):
                 f"x must have {self.batch} rows: the model that was folded takes no other batch "
                 f"(its forward has that size as a number); got {checks.shape_text(x)}"
             )
-        values = {INPUT: x}
+        values: dict[str, Any] = {INPUT: x}
         in_bits = self.steps_in_bits()
         neurons_of = self.fused_steps(in_bits)
         for step, unused in zip(self.steps, self._unused_after, strict=True):
             inputs = [values[name] for name in step.inputs]
-            module = self.get_submodule(step.name)
+            module: Any = self.get_submodule(step.name)
             neurons = neurons_of.get(step.name)
-            if neurons is not None and _can_fire(module, *inputs, self._modules[neurons]):
+            if neurons is not None and _can_fire(module, inputs[0], self.get_submodule(neurons)):
                 values[neurons] = module.fire(*inputs, self._modules[neurons])
                 values[step.name] = None
             elif step.name in values:
@@ -135,7 +136,7 @@ class FoldedNetwork(Stored):
         in_bits: set[str] = set()
         read_dense = set(self.outputs)
         for step in reversed(self.steps):
-            module = self._modules[step.name]
+            module: Any = self._modules[step.name]
             emits = isinstance(module, (layers.FoldedLIF, layers.SpikeMaxPool2d))
             if emits and step.name not in read_dense and not _is_seen(module, before=False):
                 in_bits.add(step.name)
@@ -147,7 +148,7 @@ class FoldedNetwork(Stored):
                 in_bits -= set() if step.inputs[0] in in_bits else {step.name}  # as it reads
         return frozenset(in_bits)
 
-    def fused_steps(self, in_bits: "frozenset[str]") -> "dict[str, str]":
+    def fused_steps(self, in_bits: frozenset[str]) -> dict[str, str]:
         """Return the convolutions that run as one op with neurons, and the neurons behind them.
 
         Nothing else reads the current of such a convolution, and no hook is to see it.
@@ -159,7 +160,7 @@ class FoldedNetwork(Stored):
             if step.name not in in_bits or not isinstance(module, layers.FoldedLIF):
                 continue
             (current,) = step.inputs
-            conv = self._modules.get(current)
+            conv: Any = self._modules.get(current)
             fusible = type(conv) in (layers.SpikeConv2d, layers.UnsharedSpikeConv)
             if not fusible or read[current] != 1 or current in self.outputs:
                 continue
@@ -190,7 +191,7 @@ class FoldedNetwork(Stored):
         return as_text(self)
 
 
-def _can_fire(conv: nn.Module, spikes: "Tensor | PackedSpikes", neurons: nn.Module) -> bool:
+def _can_fire(conv: nn.Module, spikes: Tensor | PackedSpikes, neurons: nn.Module) -> bool:
     """Whether a convolution and its neurons can run as one op, in inference."""
     if _is_seen(conv, after=False):
         return False

@@ -24,7 +24,7 @@ def reparameterize(
     model: nn.Module,
     example_input: Tensor,
     *,
-    weight_dtype: "torch.dtype | None" = None,
+    weight_dtype: torch.dtype | None = None,
     scales: str = "largest",
     max_bytes: int = MAX_BYTES,
 ) -> FoldedNetwork:

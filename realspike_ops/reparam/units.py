@@ -13,7 +13,7 @@ def joules_text(picojoules: float) -> str:
     return _text(picojoules, 1000, (" pJ", " nJ", " uJ", " mJ"))
 
 
-def _text(number: float, step: int, units: "tuple[str, ...]") -> str:
+def _text(number: float, step: int, units: tuple[str, ...]) -> str:
     """Write a number with four digits, in the first unit where it is below `step`, or the last."""
     for unit in units[:-1]:
         if number < step:

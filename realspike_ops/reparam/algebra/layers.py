@@ -7,6 +7,7 @@ torch function of the same name behind its input; it computes in float64.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch import Tensor
 from realspike_ops import _checks as checks
 from realspike_ops import functional
 from realspike_ops.nn.synapses import fold_into_weight
-from realspike_ops.reparam.algebra.window import Window, conv_window, scale_window
+from realspike_ops.reparam.algebra.window import Window, conv_window, scale_window, two
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,17 @@ class Affine:
     shifts: bool  # whether a map of zeros gives anything else
 
 
-def _double(tensor: "Tensor | None") -> "Tensor | None":
+@overload
+def _double(tensor: Tensor) -> Tensor: ...
+@overload
+def _double(tensor: None) -> None: ...
+
+
+def _double(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach().double()
 
 
-def conv2d(shape, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Affine:
+def conv2d(shape, weight: Tensor, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Affine:
     weight, bias = _double(weight), _double(bias)
     if shape[0] != weight.shape[1] * groups:
         raise ValueError(f"it needs {weight.shape[1] * groups} channels, but reads {shape[0]}")
@@ -49,7 +56,7 @@ def conv2d(shape, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) 
     return Affine(window, of, bias is not None)
 
 
-def linear(shape, weight, bias=None) -> Affine:
+def linear(shape, weight: Tensor, bias=None) -> Affine:
     """Return a linear layer on the flattened map: one position, a kernel as large as the map."""
     weight, bias = _double(weight), _double(bias)
     kernel = weight.view(-1, *shape).permute(2, 3, 1, 0)[None]  # [1, H, W, C, F]
@@ -60,7 +67,7 @@ def linear(shape, weight, bias=None) -> Affine:
     return Affine(conv_window(kernel, shape, (1, 1)), of, bias is not None)
 
 
-def scale_and_shift(shape, scale: Tensor, shift: "Tensor | None" = None) -> Affine:
+def scale_and_shift(shape, scale: Tensor, shift: Tensor | None = None) -> Affine:
     """scale * x + shift, both [C, 1, 1] or [C, H, W]."""
 
     def of(x):
@@ -142,18 +149,18 @@ def adaptive_avg_pool2d(shape, output_size) -> Affine:
             kernel[r, q, :, i : i + h, j : j + w] = 1 / (h * w)
 
     def of(x):
-        return F.adaptive_avg_pool2d(x[None], out)[0]
+        return F.adaptive_avg_pool2d(x[None], two(out))[0]
 
     rows, columns = indices
-    strides, paddings = tuple(strides), tuple(paddings)
-    window = Window(tuple(shape), kernel, rows, columns, strides, paddings, (1, 1), 0, C)
+    pads = two(paddings)
+    window = Window(tuple(shape), kernel, rows, columns, two(strides), pads, (1, 1), 0, C)
     return Affine(window, of, False)
 
 
 # --- lines: maps with one row ---------------------------------------------------------------------
 
 
-def on_a_line(size, outside: int):
+def on_a_line(size, outside: int) -> Any:
     """Write an argument of a layer on lines [C, L] for maps [C, 1, L]."""
     if isinstance(size, str) or size is None or size in ((), []):
         return size
@@ -190,7 +197,7 @@ def _phases(x: Tensor, phases) -> Tensor:  # [C, H*a, W*b] -> [C*a*b, H, W]
 
 
 def conv_transpose2d(
-    shape, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
+    shape, weight: Tensor, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
 ):
     """A convolution whose channels are the stride[0] x stride[1] phases of every pixel."""
     weight, bias = _double(weight), _double(bias)  # [Cin, Cout/G, KH, KW]
@@ -233,7 +240,7 @@ def conv_transpose2d(
 
 
 def conv_transpose1d(
-    shape, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
+    shape, weight: Tensor, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
 ):
     stride, dilation = on_a_line(stride, 1), on_a_line(dilation, 1)
     padding, output_padding = on_a_line(padding, 0), on_a_line(output_padding, 0)
@@ -246,7 +253,8 @@ def separable(shape, rows: Tensor, columns: Tensor):  # [OH, H], [OW, W] float64
     """Every row of a map times one matrix, every column times the other."""
     C = shape[0]
     axes = [_axis_of_phases(matrix) for matrix in (rows, columns)]
-    (a, b), stride, padding = (tuple(axis[n] for axis in axes) for n in range(3))
+    a, b = (axis.phases for axis in axes)
+    stride, padding = two(axis.stride for axis in axes), two(axis.padding for axis in axes)
     (row_kernels, row_index), (column_kernels, column_index) = (axis[3:] for axis in axes)
     kernel = torch.einsum("rpi,qoj->rqijpo", row_kernels, column_kernels)
     R, Q, KH, KW = kernel.shape[:4]
@@ -261,7 +269,15 @@ def separable(shape, rows: Tensor, columns: Tensor):  # [OH, H], [OW, W] float64
     return Affine(window, of, False), (a, b), (len(rows), len(columns))
 
 
-def _axis_of_phases(matrix: Tensor):
+class _Phases(NamedTuple):
+    phases: int
+    stride: int
+    padding: int
+    kernels: Tensor  # [R, phases, K]
+    index: tuple[int, ...]
+
+
+def _axis_of_phases(matrix: Tensor) -> _Phases:
     """Return (phases, stride, padding, kernels [R, phases, K], index).
 
     The rows of the matrix from y*phases on are kernel index[y], from column y*stride - padding on.
@@ -278,4 +294,4 @@ def _axis_of_phases(matrix: Tensor):
             if 0 <= n * stride + first + i < size:
                 kernels[n, :, i] = matrix[n * phases : (n + 1) * phases, n * stride + first + i]
     distinct, index = torch.unique(kernels, dim=0, return_inverse=True)
-    return phases, stride, -first, distinct, tuple(index.tolist())
+    return _Phases(phases, stride, -first, distinct, tuple(index.tolist()))

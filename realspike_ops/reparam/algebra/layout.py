@@ -35,7 +35,7 @@ def rows_of(folding, value: Value) -> int:
     return folding.small_batch * (value.timesteps if value.time == "steps" else 1)
 
 
-def tensor_of(layout: Layout, numbers: Tensor) -> "Tensor | tuple[Tensor, ...]":  # [rows, E]
+def tensor_of(layout: Layout, numbers: Tensor) -> Tensor | tuple[Tensor, ...]:  # [rows, E]
     """Write a number for every element where the layout has it."""
     numbers = torch.cat((numbers.new_zeros(1), numbers.flatten()))
     if isinstance(layout.ids, tuple):
@@ -57,7 +57,9 @@ def laid_out(value: Value, layout: Layout) -> Value:
     return replace(value, layout=layout)
 
 
-def arranged(folding, value: Value, dims: int, every_row: bool = False):
+def arranged(
+    folding, value: Value, dims: int, every_row: bool = False
+) -> tuple[Value, Tensor, Tensor, int]:
     """Return (value, rows, elements, count of the rows of a small batch).
 
     The last `dims` dimensions of the tensor hold these elements of the value's maps; -1 is a zero.
@@ -68,13 +70,13 @@ def arranged(folding, value: Value, dims: int, every_row: bool = False):
     layout = layout_of(folding, value)
     ids = layout.ids
     if not isinstance(ids, Tensor):
-        folding.refuse("it reads several tensors at once: read them one by one")
+        return folding.refuse("it reads several tensors at once: read them one by one")
     lead = ids.shape[: ids.dim() - dims]
     ids = ids.reshape(math.prod(lead), -1)
-    forms = [(value, ids, layout.rows)]
+    forms: list[tuple[Value | None, Tensor, int]] = [(value, ids, layout.rows)]
     if value.time == "steps":
         unrolled = side_by_side(value, Layout(ids, layout.rows))
-        forms.append((None, unrolled.ids, unrolled.rows))
+        forms.append((None, unrolled.tensor, unrolled.rows))
     for form, ids, rows in forms:
         elements = (form or value).elements * (1 if form else value.timesteps)
         found = _aligned(ids, elements, rows)
@@ -89,14 +91,14 @@ def arranged(folding, value: Value, dims: int, every_row: bool = False):
 
 def side_by_side(value: Value, layout: Layout) -> Layout:
     """Return where the elements of `unrolled(value)` stand."""
-    ids, T, E = layout.ids, value.timesteps, value.elements
+    ids, T, E = layout.tensor, value.timesteps, value.elements
     B = layout.rows // T
     row, element = (ids - 1) // E, (ids - 1) % E
     t, b = row // B, row % B
     return Layout(torch.where(ids > 0, b * T * E + t * E + element + 1, 0), B)
 
 
-def _aligned(ids: Tensor, elements: int, rows: int) -> "tuple[Tensor, Tensor] | None":  # [N, E']
+def _aligned(ids: Tensor, elements: int, rows: int) -> tuple[Tensor, Tensor] | None:  # [N, E']
     read = ids > 0
     if len(ids) == rows and not read.any():
         return torch.arange(rows), torch.full_like(ids[0], -1)
@@ -107,12 +109,12 @@ def _aligned(ids: Tensor, elements: int, rows: int) -> "tuple[Tensor, Tensor] | 
     return (of_row[:, 0], element[0]) if same and len(ids) else None
 
 
-def mapped(folding, value: Value, rank: int, every_row: bool = False) -> "tuple[Value, Layout]":
+def mapped(folding, value: Value, rank: int, every_row: bool = False) -> tuple[Value, Layout]:
     """Return the maps in the last rank - 1 dimensions of a tensor, and how it writes the rows."""
     if value.layout is None and value.rank == rank:
         rows = rows_of(folding, value)
         return value, Layout(torch.arange(rows), rows)
-    shape = tuple(layout_of(folding, value).ids.shape[1 - rank :])
+    shape = tuple(layout_of(folding, value).tensor.shape[1 - rank :])
     value, lead, elements, rows = arranged(folding, value, rank - 1, every_row)
     return as_map(folding, value, elements, shape), Layout(lead, rows)
 
@@ -120,7 +122,7 @@ def mapped(folding, value: Value, rank: int, every_row: bool = False) -> "tuple[
 def on_rows(value: Value, rows: Layout) -> Value:
     """Return the value, which a layer made of the maps of `mapped`, for the rows of the tensor."""
     elements = torch.arange(value.elements).view(value.shape)
-    ids = rows.ids[(...,) + (None,) * elements.dim()] * value.elements + elements + 1
+    ids = rows.tensor[(...,) + (None,) * elements.dim()] * value.elements + elements + 1
     return laid_out(value, Layout(ids, rows.rows))
 
 
@@ -166,7 +168,7 @@ def as_map(folding, value: Value, elements: Tensor, shape, for_neurons: bool = F
     )
 
 
-def _whole_channels(elements: Tensor, grid) -> "list[int] | None":
+def _whole_channels(elements: Tensor, grid) -> list[int] | None:
     """Return the channels that features are, one flattened behind the other."""
     pixels = grid[1] * grid[2]
     if pixels == 1 or len(elements) % pixels:
@@ -180,7 +182,7 @@ def _whole_channels(elements: Tensor, grid) -> "list[int] | None":
     return (elements[:, 0] // pixels).tolist()
 
 
-def _separate(elements: Tensor, grid) -> "tuple[list[int], list[int], list[int]] | None":
+def _separate(elements: Tensor, grid) -> tuple[list[int], list[int], list[int]] | None:
     """Return the channel, row and column of every channel, row and column, -1 where it is zero;
     None where they depend on each other."""
     _, H, W = grid
@@ -195,7 +197,7 @@ def _separate(elements: Tensor, grid) -> "tuple[list[int], list[int], list[int]]
     return tuple(f.tolist() for f in found) if torch.equal(told, elements) else None
 
 
-def _stride(pixels: "list[int]", size: int) -> "tuple[int, int] | None":
+def _stride(pixels: list[int], size: int) -> tuple[int, int] | None:
     """Return (stride, padding) with pixels[y] = y * stride - padding inside the map, -1 outside."""
     inside = [(y, p) for y, p in enumerate(pixels) if p >= 0]
     if not inside:
@@ -209,7 +211,7 @@ def _stride(pixels: "list[int]", size: int) -> "tuple[int, int] | None":
     return None
 
 
-def _are_runs(value: Value, channels: "list[int]") -> bool:
+def _are_runs(value: Value, channels: list[int]) -> bool:
     """Whether every term's channels stay side by side, or are not there at all."""
     for term in value.terms:
         own = list(term.window.own_range)
@@ -264,7 +266,7 @@ def _picked(numbers: Tensor, elements: Tensor, other: float) -> Tensor:
     return torch.cat((numbers.flatten(), numbers.new_full((1,), other)))[elements]
 
 
-def _moved_amplitude(term: Term, elements: Tensor, grid) -> "Tensor | None":
+def _moved_amplitude(term: Term, elements: Tensor, grid) -> Tensor | None:
     source, kernel = term.source, term.window.kernel
     if source.amplitude is None and bool((kernel == 1).all()):
         return None

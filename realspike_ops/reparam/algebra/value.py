@@ -33,10 +33,10 @@ class Source:
     step: str
     shape: tuple[int, int, int]  # features are [F, 1, 1], lines [C, 1, L]
     rank: int  # of the spikes: [N, F], [N, C, L] or [N, C, H, W]
-    amplitude: "Tensor | None"  # three dimensions, each 1 or full; float64
+    amplitude: Tensor | None  # three dimensions, each 1 or full; float64
     signed: bool  # ternary
     timesteps: int
-    at: "int | None" = None  # one timestep alone: [B, ...]
+    at: int | None = None  # one timestep alone: [B, ...]
 
     @property
     def flat(self) -> bool:
@@ -61,8 +61,15 @@ class Layout:
     1 + row * elements + element of the value's grid. Several tensors have several `ids`.
     """
 
-    ids: "Tensor | tuple[Tensor, ...]"  # int64
+    ids: Tensor | tuple[Tensor, ...]  # int64
     rows: int  # of the small batch: T*B, or B
+
+    @property
+    def tensor(self) -> Tensor:
+        """The ids of one tensor. What reads several at once is refused: a rule's TypeError is."""
+        if not isinstance(self.ids, Tensor):
+            raise TypeError("it reads several tensors at once: read them one by one")
+        return self.ids
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,15 +81,15 @@ class Value:
     over the timesteps; "single" B, of sources at one timestep each.
     """
 
-    grid: "tuple[int, int, int] | None"
+    grid: tuple[int, int, int]
     terms: tuple[Term, ...] = ()
-    constant: "Tensor | None" = None  # [C, 1, 1] or [C, H, W] float64
-    real: "str | None" = None
+    constant: Tensor | None = None  # [C, 1, 1] or [C, H, W] float64
+    real: str | None = None
     rank: int = 4
     time: str = "steps"
-    layer: "str | None" = None  # the last layer with weights on the way
-    average: "str | None" = None  # the layer that averages over time
-    layout: "Layout | None" = None
+    layer: str | None = None  # the last layer with weights on the way
+    average: str | None = None  # the layer that averages over time
+    layout: Layout | None = None
 
     @property
     def is_real(self) -> bool:
@@ -127,7 +134,7 @@ def of_source(source: Source) -> Value:
     return Value(source.shape, (Term(source, window),), rank=source.rank)
 
 
-def compressed(constant: "Tensor | None") -> "Tensor | None":
+def compressed(constant: Tensor | None) -> Tensor | None:
     """Store a constant once per channel where it does not vary inside the maps."""
     if constant is None or tuple(constant.shape[1:]) == (1, 1):
         return constant
@@ -167,11 +174,11 @@ def merged(terms: list[Term]) -> tuple[Term, ...]:
     return tuple(kept)
 
 
-def add_constants(a: "Tensor | None", b: "Tensor | None") -> "Tensor | None":
+def add_constants(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return a if b is None else b if a is None else a + b
 
 
-def add(a: Value, b: Value, real: "str | None") -> Value:
+def add(a: Value, b: Value, real: str | None) -> Value:
     """Return a + b, whose real part is `real`."""
     return replace(
         a,

@@ -6,6 +6,7 @@ windows is a window again.
 """
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -46,7 +47,7 @@ class Window:
 
     @property
     def kernel_size(self) -> Pair:
-        return tuple(self.kernel.shape[3:5])
+        return two(self.kernel.shape[3:5])
 
     @property
     def own_channels(self) -> int:
@@ -96,23 +97,30 @@ class Window:
         return several and self.reads_the_whole_map and bool((self.kernel[0, 0] == taps).all())
 
 
+def two(values: Iterable[int]) -> Pair:
+    """Return them as (height, width)."""
+    height, width = values
+    return height, width
+
+
 def conv_window(
     kernel: Tensor,  # [G, KH, KW, Ci, Co]
-    in_shape,
-    out_size: Pair,
-    stride: Pair = (1, 1),
-    padding: Pair = (0, 0),
-    dilation: Pair = (1, 1),
+    in_shape: Sequence[int],
+    out_size: Sequence[int],
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
 ) -> Window:
     """Return the window of a kernel that all positions share."""
+    C, H, W = in_shape
     return Window(
-        in_shape=tuple(in_shape),
+        in_shape=(C, H, W),
         kernel=kernel[None, None],
         rows=(0,) * out_size[0],
         columns=(0,) * out_size[1],
-        stride=tuple(stride),
-        padding=tuple(padding),
-        dilation=tuple(dilation),
+        stride=two(stride),
+        padding=two(padding),
+        dilation=two(dilation),
         first_channel=0,
         channels=kernel.shape[0] * kernel.shape[4],
     )
@@ -143,7 +151,7 @@ def placed(window: Window, first_channel: int, channels: int) -> Window:
     return replace(window, first_channel=first_channel + window.first_channel, channels=channels)
 
 
-def reindexed(window: Window, channels: "list[int]") -> "Window | None":
+def reindexed(window: Window, channels: list[int]) -> Window | None:
     """Return the window whose output channels are `channels` of the window's own; -1: zeros.
 
     None: the window writes none of them.
@@ -191,9 +199,9 @@ def compose(second: Window, first: Window) -> Window:
         kernel=kernel,
         rows=rows,
         columns=columns,
-        stride=tuple(a.stride for a in axes),
-        padding=tuple(a.padding for a in axes),
-        dilation=tuple(a.dilation for a in axes),
+        stride=two(a.stride for a in axes),
+        padding=two(a.padding for a in axes),
+        dilation=two(a.dilation for a in axes),
         first_channel=second.first_channel,
         channels=second.channels,
     )
@@ -335,7 +343,7 @@ def _compose_axis(second: Window, first: Window, axis: int) -> _Axis:
 # --- sums -----------------------------------------------------------------------------------------
 
 
-def merge(a: Window, b: Window) -> "Window | None":
+def merge(a: Window, b: Window) -> Window | None:
     """Return the sum of two windows on one map as one window; None where that would store more."""
     if (a.in_shape, a.out_shape, a.stride) != (b.in_shape, b.out_shape, b.stride):
         return None
@@ -383,8 +391,8 @@ def merge(a: Window, b: Window) -> "Window | None":
         kernel=kernel,
         rows=tuple(pairs[0].index(pair) for pair in zip(a.rows, b.rows, strict=True)),
         columns=tuple(pairs[1].index(pair) for pair in zip(a.columns, b.columns, strict=True)),
-        padding=tuple(padding),
-        dilation=tuple(dilation),
+        padding=two(padding),
+        dilation=two(dilation),
     )
 
 

@@ -54,7 +54,9 @@ def allocate(folding: Folding, dtype: torch.dtype, scales: str = "largest") -> F
         if scale is not None:
             by_neuron = _by_neuron(scale, planned)
             for neurons in planned.neurons:
-                modules[neurons.step] = modules[neurons.step].in_steps_of(by_neuron)
+                lif = modules[neurons.step]
+                assert isinstance(lif, FoldedLIF)
+                modules[neurons.step] = lif.in_steps_of(by_neuron)
             if planned.has_real_part:
                 # The step is part of the encoding, which computes with real values and may divide.
                 name = folding.unique_name(f"{step.name}_real_in_steps")
@@ -91,10 +93,12 @@ def _by_neuron(scale: Tensor, planned: PlannedCurrent) -> Tensor:  # [C, 1, 1], 
     return scale.view(C, *(1 for _ in range(planned.rank - 2)))
 
 
-def _int8_refusal(folding: Folding) -> "str | None":
+def _int8_refusal(folding: Folding) -> str | None:
     for planned in folding.planned.values():
         for neurons in planned.neurons:
-            reason = refusal_of_steps(planned, folding.modules[neurons.step])
+            lif = folding.modules[neurons.step]
+            assert isinstance(lif, FoldedLIF)
+            reason = refusal_of_steps(planned, lif)
             if reason is not None:
                 return f"{neurons.layer} cannot read a current of int8 weights: {reason}"
     return None

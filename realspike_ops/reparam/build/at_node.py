@@ -3,9 +3,11 @@
 import math
 import re
 from functools import cached_property
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 
 from realspike_ops.nn import RealSpikeLIF
 from realspike_ops.reparam.algebra.value import Value
@@ -20,10 +22,10 @@ class AtNode:
     def __init__(self, graph: fx.GraphModule):
         self.graph = graph
         self.values: dict[fx.Node, Value] = {}
-        self.node: fx.Node | None = None
+        self.node: fx.Node
 
-    def _module(self, node: fx.Node) -> "nn.Module | None":
-        return self.graph.get_submodule(node.target) if node.op == "call_module" else None
+    def _module(self, node: fx.Node) -> nn.Module | None:
+        return self.graph.get_submodule(str(node.target)) if node.op == "call_module" else None
 
     @property
     def layer_name(self) -> str:
@@ -34,7 +36,7 @@ class AtNode:
         """The name of the function, operator or method that the node calls; "" for a layer."""
         return "" if self.node.op == "call_module" else function_name(self.node)
 
-    def refuse(self, reason: str):
+    def refuse(self, reason: str) -> NoReturn:
         # The trace has a batch that nobody has: its sizes are shown as those of the example.
         reason = re.sub(r"\b\d{8,}\b", lambda size: str(size_of(int(size[0]), 1, 1)), reason)
         raise ReparameterizationError(
@@ -63,10 +65,10 @@ class AtNode:
         """The shape of the argument in a small batch: a tensor for `rerun` has it."""
         return tuple(self._of_standin(size) for size in self.shape_of(value))
 
-    def rerun(self, standins: "dict[Value, Tensor]"):
+    def rerun(self, standins: dict[Value, Tensor]):
         """Run the node on other tensors in the place of values."""
 
-        def given(n: fx.Node):
+        def given(n: fx.Node) -> Any:
             value = self.values.get(n)
             tensor = next((t for v, t in standins.items() if v is value), None)
             if tensor is not None:
@@ -74,12 +76,13 @@ class AtNode:
             return self._of_standin(n.meta["val"])
 
         node = self.node
-        args, kwargs = (fx.node.map_arg(a, given) for a in (node.args, node.kwargs))
+        args, kwargs = map_arg((node.args, node.kwargs), given)
         if node.op == "call_method":
-            return getattr(Tensor, node.target)(*args, **kwargs)
-        return (self._module(node) or node.target)(*args, **kwargs)
+            return getattr(Tensor, str(node.target))(*args, **kwargs)
+        called: Any = self._module(node) or node.target
+        return called(*args, **kwargs)
 
-    def _of_standin(self, number):
+    def _of_standin(self, number) -> Any:
         """Return what a number of the trace is in the batch of the stand-ins."""
         return size_of(number, self.standin_batch, self.example_batch)
 

@@ -21,8 +21,8 @@ class Steps:
             their type.
     """
 
-    scale: "Tensor | None" = None
-    finest: "float | None" = None
+    scale: Tensor | None = None
+    finest: float | None = None
 
     def own(self, channels: range) -> "Steps":
         """Return those of some of the channels."""

@@ -25,7 +25,7 @@ def kernels_of(planned: PlannedCurrent) -> list[PlannedKernel]:
     return [synapses for synapses in planned.synapses if isinstance(synapses, PlannedKernel)]
 
 
-def current_scale(planned: PlannedCurrent, scales: str) -> "Tensor | None":  # [C] float32
+def current_scale(planned: PlannedCurrent, scales: str) -> Tensor | None:  # [C] float32
     """Return the size of a step of every channel; None where nothing is rounded."""
     kernels = kernels_of(planned)
     if not kernels:
@@ -76,7 +76,7 @@ def _finest(planned: PlannedCurrent, steps: Steps, timesteps: int) -> float:
     return finest
 
 
-def refusal_of_steps(planned: PlannedCurrent, neurons: FoldedLIF) -> "str | None":
+def refusal_of_steps(planned: PlannedCurrent, neurons: FoldedLIF) -> str | None:
     """Return why the current of these neurons cannot be in steps of a scale, or None."""
     if kernels_of(planned) and neurons.reset == "hard" and neurons.v_reset != 0:
         return (

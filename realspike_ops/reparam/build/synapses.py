@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,12 +54,12 @@ def _average(term: Term, rank: int) -> "PlannedKernel":
     return _kernel(SpikeConv2d, pixel, rank, sums=math.prod(source.shape[1:]))
 
 
-def _channels(window: Window) -> "tuple[int, int] | None":
+def _channels(window: Window) -> tuple[int, int] | None:
     everything = (window.first_channel, window.own_channels) == (0, window.channels)
     return None if everything else (window.first_channel, window.channels)
 
 
-def _plain(bias: "Tensor | None", dtype) -> "Tensor | None":  # [C, 1, 1] -> [C]
+def _plain(bias: Tensor | None, dtype) -> Tensor | None:  # [C, 1, 1] -> [C]
     if bias is None:
         return None
     bias = bias.to(torch.float64 if dtype == torch.float64 else torch.float32)
@@ -136,7 +137,7 @@ class PlannedKernel:
     def rows(self) -> Iterator[Tensor]:  # [OW, G, KH, KW, Cin/G, Cout/G] float64 each
         """Yield the weight, one row of positions at a time, to hold little more than it."""
         window, amplitude = self.window, self.source.amplitude
-        if self._is_unshared:
+        if amplitude is not None and self._is_unshared:
             yield from fold_into_weight.unshared_rows(
                 window.kernel,
                 amplitude.expand(window.in_shape),
@@ -175,7 +176,7 @@ class PlannedKernel:
         """How many there are, at most."""
         return math.prod(self.window.kernel.shape[3:6]) * len(self.sources) * max(1, self.sums)
 
-    def build(self, dtype: torch.dtype, bias: "Tensor | None", steps: Steps) -> Synapses:
+    def build(self, dtype: torch.dtype, bias: Tensor | None, steps: Steps) -> Synapses:
         """Allocate the layer; the bias is in these steps already."""
         own = steps.own(self.window.own_range)
         stored = torch.uint8 if dtype == torch.int8 else dtype
@@ -183,7 +184,10 @@ class PlannedKernel:
         for out, row in zip(weight, self.rows(), strict=True):
             out.copy_(own.of_weights(row))
         pad, padding = self._padding()
-        geometry = {"stride": self.window.stride, "dilation": self.window.dilation}
+        geometry: dict[str, Any] = {
+            "stride": self.window.stride,
+            "dilation": self.window.dilation,
+        }
         if self.sums:
             geometry = {"stride": 1, "dilation": 1}  # every position by itself
         if self.kind is PiecewiseSpikeConv:
@@ -235,7 +239,7 @@ class PlannedKernel:
         return (left, right, top, bottom), (0, 0)
 
 
-def _equal(a: "Tensor | None", b: "Tensor | None") -> bool:
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
     if a is None or b is None:
         return a is b
     return torch.equal(*torch.broadcast_tensors(a, b))
@@ -282,7 +286,7 @@ class PlannedOneToOne:
             numbers = numbers.view(-1, 1, 1) if numbers.dim() == 1 else numbers
         return steps.own(self.window.own_range).of(numbers)
 
-    def build(self, dtype: torch.dtype, bias: None, steps: Steps) -> Synapses:
+    def build(self, dtype: torch.dtype, bias: Tensor | None, steps: Steps) -> Synapses:
         # The layer tells the signs of ternary spikes apart by itself.
         coefficient = self._in(steps)
         dtype = torch.float32 if dtype == torch.int8 else dtype
@@ -316,7 +320,7 @@ class PlannedCurrent:
     """The synapses of one step, before they are allocated."""
 
     synapses: list[PlannedSynapses]  # in the order of the step's inputs
-    bias: "Tensor | None"  # [C, 1, 1] or [C, H, W] float64
+    bias: Tensor | None  # [C, 1, 1] or [C, H, W] float64
     grid: tuple[int, int, int]  # its map
     rank: int  # of the current: [N, F] (the map flattened), [N, C, L] or [N, C, H, W]
     has_real_part: bool  # the last input of the step, added as it is

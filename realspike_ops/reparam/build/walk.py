@@ -1,8 +1,11 @@
 """The walk over a traced network: the value of every tensor, and the steps that compute it."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from realspike_ops import _checks as checks
@@ -14,7 +17,7 @@ from realspike_ops.nn import (
     SumOverTime,
     SynapticCurrent,
 )
-from realspike_ops.reparam.algebra.layout import NoWindow, arranged, as_map
+from realspike_ops.reparam.algebra.layout import NoWindow, arranged, as_map, layout_of
 from realspike_ops.reparam.algebra.value import Source, Term, Value, of_source
 from realspike_ops.reparam.build.at_node import AtNode
 from realspike_ops.reparam.build.synapses import (
@@ -43,7 +46,7 @@ class Folding(AtNode):
         carries: Whether neurons may read the current of others with something added to it.
     """
 
-    def __init__(self, graph: fx.GraphModule, batch: "int | None" = None, carries: bool = True):
+    def __init__(self, graph: fx.GraphModule, batch: int | None = None, carries: bool = True):
         super().__init__(graph)
         self.batch, self.carries = batch, carries
         self.encoding: list[Step] = []
@@ -107,7 +110,7 @@ class Folding(AtNode):
                 continue
             if node.op == "placeholder":
                 self.input_shape = tuple(node.meta["val"].shape[1:])
-                self.values[node] = Value(None, real=INPUT)
+                self.values[node] = _real(INPUT)
             elif node.op == "output":
                 self._finish(node)
             elif node.op != "get_attr" and node.target is not batch_size:
@@ -115,19 +118,21 @@ class Folding(AtNode):
                 if value is not None:  # a constant, whatever it was told from
                     self.values[node] = value
 
-    def _value(self, node: fx.Node) -> "Value | None":
+    def _value(self, node: fx.Node) -> Value | None:
         read = [self.values[n] for n in node.all_input_nodes if n in self.values]
         result = node.meta["val"]
-        if isinstance(self._module(node), RealSpikeLIF):
-            return self._fire(node, read[0], result)
+        if isinstance(lif := self._module(node), RealSpikeLIF):
+            return self._fire(node, lif, read[0], result)
         if all(value.is_real for value in read):
-            return Value(None, real=self._encode_node(node))
+            return _real(self._encode_node(node))
         self.result_shape = tuple(getattr(result, "shape", ()))
         return self._apply_rule(node)
 
-    def _apply_rule(self, node: fx.Node) -> "Value | None":
-        def given(item):
-            return fx.node.map_arg(item, lambda n: self.values.get(n, n.meta["val"]))
+    def _apply_rule(self, node: fx.Node) -> Value | None:
+        def given(n: fx.Node) -> Any:
+            return self.values.get(n, n.meta["val"])
+
+        args, kwargs = map_arg((node.args, node.kwargs), given)
 
         module = self._module(node)
         try:
@@ -143,12 +148,13 @@ class Folding(AtNode):
                 sized = any(n.target is batch_size for n in node.all_input_nodes)
                 if sized and rule in table.ARITHMETIC:
                     self.refuse("the size of the batch is one of its operands")
-                value = rule(self, *given(node.args), **given(node.kwargs))
+                value = rule(self, *args, **kwargs)
             else:
-                rule, arguments = table.MODULES.get(layer_class(type(module)), (None, None))
-                if rule is None:
+                found = table.MODULES.get(layer_class(type(module)))
+                if found is None:
                     self.refuse("it is not linear, or not known")
-                value = rule(self, *given(node.args), *arguments(module))
+                rule, arguments = found
+                value = rule(self, *args, *arguments(module))
         except ReparameterizationError:
             raise
         except (ValueError, TypeError, RuntimeError) as error:
@@ -162,10 +168,10 @@ class Folding(AtNode):
 
     def _encode_node(self, node: fx.Node) -> str:
         """Add a step to the encoding that runs the node on the real parts of its arguments."""
-        inputs: list[str] = []
+        inputs: list[Any] = []
         constants: dict[str, Tensor] = {}
 
-        def argument(n: fx.Node):
+        def argument(n: fx.Node) -> Any:
             if n in self.values:
                 inputs.append(self.values[n].real)
                 return Argument(len(inputs) - 1)
@@ -175,8 +181,7 @@ class Folding(AtNode):
             constants[f"constant{len(constants)}"] = n.meta["val"]
             return Argument(f"constant{len(constants) - 1}")
 
-        args = fx.node.map_arg(node.args, argument)
-        kwargs = fx.node.map_arg(node.kwargs, argument)
+        args, kwargs = map_arg((node.args, node.kwargs), argument)
         module = self._module(node)
         if module is None or args != (Argument(0),) or kwargs:
             target = node.target if module is None else module
@@ -192,8 +197,7 @@ class Folding(AtNode):
 
     # --- currents and neurons
 
-    def _fire(self, node: fx.Node, value: Value, result: Tensor) -> Value:
-        lif = self._module(node)
+    def _fire(self, node: fx.Node, lif: RealSpikeLIF, value: Value, result: Tensor) -> Value:
         if value.terms and value.time != "steps":
             self.refuse("the timesteps are no longer apart")
         if value.terms and value.timesteps != lif.timesteps:
@@ -209,23 +213,22 @@ class Folding(AtNode):
         self.neurons[name] = (self.layer_name, node.meta["call"])
         if current in self.planned:
             self.planned[current].neurons.append(PlannedNeurons(name, describe(node)))
-        form = lif.fitted(result.dim() - 1)
+        form: dict[str, Any] = {**lif.fitted(result.dim() - 1)}
         amplitude = form.pop("amplitude")
         self.modules[name] = FoldedLIF(lif.timesteps, **form)
         self.steps.append(Step(name, (current,)))
-        shape = tuple(result.shape[1:])
-        shape = {2: (*shape, 1, 1), 3: (shape[0], 1, shape[-1]), 4: shape}[result.dim()]
+        shape = _as_map(result.shape[1:])
         if amplitude is not None:
             amplitude = amplitude.detach().double()
             sizes = (1,) * (result.dim() - 1 - amplitude.dim()) + tuple(amplitude.shape)
-            sizes = {2: (*sizes, 1, 1), 3: (sizes[0], 1, sizes[-1]), 4: sizes}[result.dim()]
-            amplitude = amplitude.reshape(sizes)
+            amplitude = amplitude.reshape(_as_map(sizes))
         signed = lif.emission == "ternary"
         return of_source(Source(name, shape, result.dim(), amplitude, signed, lif.timesteps))
 
     def _current(self, value: Value, reader: str) -> str:
         """Plan the steps that compute a value, written as its tensor is, and return its name."""
         if value.is_real:
+            assert value.real is not None
             return value.real
         value = self._carried(value)
         real, written = value.real, value
@@ -235,7 +238,7 @@ class Folding(AtNode):
         spikes = value.terms[0].source.step if value.is_spikes else None
         name = spikes or self._planned_step(value, reader)
         if elements is not None:
-            shape = tuple(written.layout.ids.shape[1:])
+            shape = tuple(layout_of(self, written).tensor.shape[1:])
             name = self.spikes(f"{reader}_rearranged", Rearrange(elements, shape), name)
             if real is not None:
                 name = self.spikes(f"{reader}_sum", SynapticCurrent({}), name, real)
@@ -256,18 +259,18 @@ class Folding(AtNode):
                 return replace(added, real=current)
         return value
 
-    def _readable(self, value: Value) -> "tuple[Value, Tensor | None]":
+    def _readable(self, value: Value) -> tuple[Value, Tensor | None]:
         """Return maps that synapses can compute, and which of their elements the tensor has."""
         if value.layout is None:
             return value, None
         layout = value.layout
         if not isinstance(layout.ids, Tensor):
             self.refuse("it reads several tensors at once: read them one by one")
-        dims = layout.ids.dim() - 1
+        dims = layout.tensor.dim() - 1
         value, _, elements, _ = arranged(self, replace(value, real=None), dims, every_row=True)
         try:
             if dims in (1, 2, 3):
-                shape = tuple(layout.ids.shape[1:])
+                shape = tuple(layout.tensor.shape[1:])
                 return as_map(self, value, elements, shape, for_neurons=True), None
         except NoWindow:
             pass
@@ -343,7 +346,7 @@ class Folding(AtNode):
         if value.time != "averaged":
             return self._current(value, "output")
         name = self._current(replace(value, real=None), "output")
-        name = self.spikes(value.average, SumOverTime(value.timesteps), name)
+        name = self.spikes(str(value.average), SumOverTime(value.timesteps), name)
         if value.real is not None:
             name = self.spikes("output_sum", SynapticCurrent({}), name, value.real)
         return name
@@ -357,3 +360,15 @@ def _own(output):
         return [_own(item) for item in output]
     is_plain = type(output) is tuple
     return tuple(_own(item) for item in output) if is_plain else output
+
+
+def _real(step: str) -> Value:
+    """Return a value that is real alone. It has no grid, which nobody asks of it."""
+    return Value(None, real=step)  # pyright: ignore[reportArgumentType]  # for all others it is set
+
+
+def _as_map(sizes: Sequence[int]) -> tuple[int, int, int]:  # [F], [C, L] or [C, H, W]
+    """Return the shape of the map that features, a line or a map are."""
+    C, *pixels = sizes
+    H, W = (1, 1) if not pixels else (1, pixels[0]) if len(pixels) == 1 else pixels
+    return C, H, W

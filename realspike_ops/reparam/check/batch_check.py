@@ -29,7 +29,7 @@ _NO_ENCODING = (
 
 
 def warn_if_images_meet(
-    model: nn.Module, x: Tensor, labels: "Tensor | None" = None, *, stacklevel: int = 1
+    model: nn.Module, x: Tensor, labels: Tensor | None = None, *, stacklevel: int = 1
 ) -> None:
     """Warn, in one sentence, where the outputs of an image depend on what else is in its batch.
 
@@ -48,7 +48,7 @@ def warn_if_images_meet(
         warnings.warn(missing, UserWarning, stacklevel=stacklevel + 1)
 
 
-def _what_is_missing(model: nn.Module, x: Tensor, labels: "Tensor | None") -> "str | None":
+def _what_is_missing(model: nn.Module, x: Tensor, labels: Tensor | None) -> str | None:
     neurons = [m for m in model.modules() if isinstance(m, RealSpikeLIF)]
     T = math.lcm(*(m.timesteps for m in neurons))
     if T == 1 or len(x) == 0:
@@ -84,14 +84,14 @@ def _what_is_missing(model: nn.Module, x: Tensor, labels: "Tensor | None") -> "s
     return None
 
 
-def _rows(x: Tensor, count: int, neighbour: "float | Tensor") -> Tensor:
+def _rows(x: Tensor, count: int, neighbour: float | Tensor) -> Tensor:
     """Return rows of two samples, one after the other: the second, the odd ones, is changed."""
     rows = x[torch.arange(count, device=x.device) % len(x)].clone()
     rows[1::2] += neighbour
     return rows
 
 
-def _run(model: nn.Module, neurons, rows: Tensor) -> "tuple[list[Tensor], float]":
+def _run(model: nn.Module, neurons, rows: Tensor) -> tuple[list[Tensor], float]:
     """Return the outputs, and how many rows of the first neurons come from one of ``rows``."""
     with _dense_spikes(neurons) as seen:
         outputs = [out for out in pytree.tree_leaves(model(rows)) if isinstance(out, Tensor)]
@@ -118,7 +118,7 @@ def _dense_spikes(neurons):
             handle.remove()
 
 
-def _meets(outputs: "list[Tensor]") -> bool:
+def _meets(outputs: list[Tensor]) -> bool:
     """Whether NaN of the second sample is in rows of the first."""
     return any(_of_first(out).isnan().any() for out in outputs)
 

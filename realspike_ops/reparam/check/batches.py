@@ -12,10 +12,10 @@ _ACCEPTED = "a batch (a tensor [B, ...]), or an iterable of batches or of (batch
 
 class Batch(NamedTuple):
     inputs: Tensor  # [B, ...], or frames [T*B, ...]
-    labels: "Tensor | None"
+    labels: Tensor | None
 
 
-def batches_of(data, input_shape: "tuple[int, ...] | None" = None) -> Iterator[Batch]:
+def batches_of(data, input_shape: tuple[int, ...] | None = None) -> Iterator[Batch]:
     """Yield the batches of ``data``.
 
     Args:

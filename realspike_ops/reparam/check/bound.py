@@ -10,9 +10,11 @@ already added up, and a d of its own. The two networks differ by at most the sum
 import copy
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from realspike_ops.nn import (
@@ -66,13 +68,13 @@ class _Magnitudes(fx.Interpreter):
         self.currents: list[Magnitude] = []
 
     def run_node(self, node: fx.Node):
-        module = self.module.get_submodule(node.target) if node.op == "call_module" else None
+        module = self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
         read = _magnitudes_in([self.env[n] for n in node.all_input_nodes])
         if isinstance(module, RealSpikeLIF):
             (current,) = (self.env[n] for n in node.all_input_nodes)
             self.currents.append(current if read else Magnitude(_absolute(current), 0))
             spikes = _absolute(next(self.spikes).cpu())
-            amplitude = module.fitted(spikes.dim() - 1)["amplitude"]
+            amplitude = module.fitted(spikes.dim() - 1).get("amplitude")
             return Magnitude(spikes if amplitude is None else spikes * _absolute(amplitude), 1)
         if not read or node.op == "output":
             return super().run_node(node)
@@ -84,7 +86,8 @@ class _Magnitudes(fx.Interpreter):
         if name in ("add", "sub", "subtract", "rsub", "neg"):
             alpha = abs(kwargs.pop("alpha", 1))
             terms = (torch.as_tensor(a, dtype=torch.float64) for a in (*args, *kwargs.values()))
-            return Magnitude(sum(terms) * max(1, alpha), deepest + 2)
+            total = sum(terms, torch.zeros((), dtype=torch.float64))
+            return Magnitude(total * max(1, alpha), deepest + 2)
         norm = module if isinstance(module, nn.modules.batchnorm._BatchNorm) else None
         if norm is not None or name == "batch_norm":
             parameters = () if norm is None else _norm_arguments(norm)
@@ -102,7 +105,7 @@ class _Magnitudes(fx.Interpreter):
         ]
         return pytree.tree_unflatten(parts, tree)
 
-    def _arguments(self, node: fx.Node):
+    def _arguments(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments with absolute values: of what depends on spikes, of constants."""
 
         def of(value):
@@ -111,8 +114,8 @@ class _Magnitudes(fx.Interpreter):
             is_weight = isinstance(value, Tensor) and value.is_floating_point()
             return _absolute(value) if is_weight else value
 
-        def given(argument):
-            return fx.node.map_arg(argument, lambda n: pytree.tree_map(of, self.env[n]))
+        def given(argument) -> Any:
+            return map_arg(argument, lambda n: pytree.tree_map(of, self.env[n]))
 
         args = given(node.args)
         if node.op != "call_module" and function_name(node) in _ARITHMETIC:
@@ -124,7 +127,7 @@ def _absolute(tensor: Tensor) -> Tensor:
     return tensor.detach().abs().double()
 
 
-def _magnitudes_in(values) -> "list[Magnitude]":
+def _magnitudes_in(values) -> list[Magnitude]:
     return [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Magnitude)]
 
 
@@ -144,7 +147,7 @@ _MOVES = frozenset(
 )
 
 
-def _roundings(module: "nn.Module | None", name: str, args, kwargs, out: Tensor) -> int:
+def _roundings(module: nn.Module | None, name: str, args, kwargs, out: Tensor) -> int:
     """Return how often a value is rounded on its way into a sum, or more."""
     if name in _MOVES:
         return 2
@@ -177,10 +180,10 @@ def _norm(
     x: Tensor,  # [N, C, ...]
     mean: Tensor,  # [C] and all behind it; absolute values
     var: Tensor,
-    weight: "Tensor | None" = None,
-    bias: "Tensor | None" = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
     training: bool = False,
-    momentum: "float | None" = None,
+    momentum: float | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
     """Return F.batch_norm with a plus between x and the mean."""
@@ -190,7 +193,7 @@ def _norm(
     return x * scale.view(shape) + shift.view(shape)
 
 
-def folded_roundings(folded: FoldedNetwork) -> "tuple[list[int], int]":
+def folded_roundings(folded: FoldedNetwork) -> tuple[list[int], int]:
     """Return how often every LIF layer's current, and the output, are rounded."""
     depth: dict[str, int] = {}
     currents = []

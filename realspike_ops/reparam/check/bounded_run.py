@@ -1,7 +1,9 @@
 """A run of a folded network on shapes alone, before anything of its size is allocated."""
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -27,11 +29,12 @@ def check_run(folded: FoldedNetwork, limit: int) -> None:
     timesteps = [m.timesteps for m in folded.modules() if isinstance(m, layers.FoldedLIF)]
     # T rows are one sample of frames, or T images.
     rows = folded.batch or max(timesteps, default=1)
+    assert folded.input_shape is not None
     with torch.inference_mode(), torch.device("meta"), _Bounded(limit):
         folded(torch.empty(rows, *folded.input_shape, device="meta"))
 
 
-def _check_operands(call: nn.Module, inputs: tuple) -> None:
+def _check_operands(call: Any, inputs: tuple) -> None:
     """Refuse arithmetic on anything but tensors and numbers: a text times 6 * 10^8 is a text."""
     is_arithmetic = getattr(call.target, "__module__", None) == "_operator"
     if not is_arithmetic or call.target.__name__ == "getitem":

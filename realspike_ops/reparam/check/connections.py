@@ -23,10 +23,10 @@ def is_spiking(x: Tensor) -> bool:
 def of_convolution(
     x: Tensor,  # [N, Cin, H, W]
     acts: Tensor,  # [OH or 1, OW or 1, G, KH, KW, Cin/G, Cout/G] bool: the weight is not 0
-    out_size: "tuple[int, int]",
-    stride: "tuple[int, int]",
-    padding: "tuple[int, int]",
-    dilation: "tuple[int, int]",
+    out_size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
 ) -> Operations:
     """Count a convolution, shared or not. Taps outside the map meet nothing."""
     G, KH, KW, Ci, Co = acts.shape[2:]

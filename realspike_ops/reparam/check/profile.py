@@ -33,7 +33,7 @@ class LayerProfile:
 
     name: str
     kind: str  # encoding, synapses, neurons or other
-    firing_rate: "float | None" = None  # share of the inputs (of neurons: outputs) that are not 0
+    firing_rate: float | None = None  # share of the inputs (of neurons: outputs) that are not 0
     synops: float = 0.0  # weights that a spike reached
     additions: float = 0.0
     multiplications: float = 0.0
@@ -165,7 +165,7 @@ _NAME_WIDTH = 100 - sum(_WIDTHS)
 
 
 @torch.no_grad()
-def profile(network: nn.Module, data, *, names_of: "nn.Module | None" = None) -> ProfileReport:
+def profile(network: nn.Module, data, *, names_of: nn.Module | None = None) -> ProfileReport:
     """Run a trained or folded network and count what it computes.
 
     A spike that meets a weight is one synaptic operation: an addition if the spikes are 0 and 1 (or
@@ -197,7 +197,7 @@ def profile(network: nn.Module, data, *, names_of: "nn.Module | None" = None) ->
     return counter.report()
 
 
-def _names_of_model(network: nn.Module, trained: "nn.Module | None") -> dict[str, str]:
+def _names_of_model(network: nn.Module, trained: nn.Module | None) -> dict[str, str]:
     """Return how layers, and modules that hold layers, are called in the trained network, by their
     names in the folded one, which have no dots."""
     if not isinstance(network, FoldedNetwork):
@@ -297,7 +297,7 @@ class _Counter(TorchDispatchMode):
             active=self.active,
         )
 
-    def _row(self, name: "str | None" = None, kind: str = "other") -> LayerProfile:
+    def _row(self, name: str | None = None, kind: str = "other") -> LayerProfile:
         """Return the row of the named module, by default of the innermost that runs."""
         name = self.stack[-1][0] if name is None else name
         module = self.network.get_submodule(name)
@@ -324,7 +324,7 @@ class _Counter(TorchDispatchMode):
         into = _name_in_model(step.removesuffix("_current"), self.names)
         return f"{into} from {_name_in_model(source, self.names)}"
 
-    def _note_rate(self, tensor: Tensor, name: "str | None" = None) -> None:
+    def _note_rate(self, tensor: Tensor, name: str | None = None) -> None:
         name = name if name is not None else self._last_neurons
         rate = self.fired.setdefault(self._shown(name), [0, 0])
         rate[0] += tensor.count_nonzero().item()
@@ -352,7 +352,7 @@ class _Counter(TorchDispatchMode):
             self.connected.add(name)
             row.connections += weight.numel()
             zero = 128 if weight.dtype == torch.uint8 else 0
-            row.zero_connections += weight.eq(zero).sum().item()
+            row.zero_connections += int(weight.eq(zero).sum())
 
     def _acting(self, operations: Operations, weight: Tensor) -> None:
         """Count the operations of the innermost layer, and its own weights."""
@@ -434,7 +434,7 @@ class _Counter(TorchDispatchMode):
         self._bias(bias, out)
 
     def mm(self, args, out):
-        self._product(*args[:2], out)
+        self._product(args[0], args[1], out)
 
     def _product(self, spikes, weight, out):
         dense = spikes.numel() * weight.shape[-1]

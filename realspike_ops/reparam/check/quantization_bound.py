@@ -13,7 +13,7 @@ from realspike_ops.nn import RealSpikeLIF, SumOverTime, Synapses, SynapticCurren
 from realspike_ops.reparam.network import FoldedNetwork
 
 
-def quantization_bounds(folded: FoldedNetwork, x: Tensor) -> "list[Tensor | None]":
+def quantization_bounds(folded: FoldedNetwork, x: Tensor) -> list[Tensor | None]:
     """Return the largest current errors of every LIF layer, then of every output, for the spikes of
     ``folded(x)``, in the units of the trained network; None where nothing was rounded."""
     in_steps = [m for m in folded.modules() if getattr(m, "current_scale", None) is not None]
@@ -76,7 +76,7 @@ def _of_half_steps(module: nn.Module, all_rounded: bool) -> nn.Module:
 
     The int8 weights themselves are not copied: one value stands for all of them.
     """
-    weights = [m.weight for m in module.modules() if _is_int8(m)]
+    weights = [m.get_buffer("weight") for m in module.modules() if _is_int8(m)]
     halves = {
         id(w): torch.full((1, 1, *w.shape[2:]), 0.5, dtype=torch.float32, device=w.device).expand(
             w.shape

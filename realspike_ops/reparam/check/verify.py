@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +112,7 @@ def _percent(ratio: float | None) -> str:
 @contextmanager
 def record_currents(model: nn.Module):
     """Collect (layer name, LIF module, input current) in the order of execution."""
-    calls: list[tuple[str, RealSpikeLIF, Tensor]] = []
+    calls: list[tuple[str, Any, Tensor]] = []  # the module is a RealSpikeLIF
     handles = [
         module.register_forward_pre_hook(
             # A copy: the model may change the current in place behind the neurons.
@@ -149,7 +149,7 @@ def binary_spikes(lif: RealSpikeLIF, current: Tensor) -> Tensor:  # [T*B, ...] -
     return functional.lif(split_time(current, lif.timesteps), **neurons).flatten(0, 1)
 
 
-def samples_of(batch: Tensor, calls: "list[tuple[str, RealSpikeLIF, Tensor]]") -> int:
+def samples_of(batch: Tensor, calls: list[tuple[str, RealSpikeLIF, Tensor]]) -> int:
     """Return B, from the T*B rows that reach the first LIF layer.
 
     A network may repeat images [B] over time, or read frames [T*B].
@@ -246,7 +246,7 @@ def verify(
                 _compare(layer, pair)
             pairs_of_outputs = list(zip(trained_outputs, folded_outputs, strict=True))
             errors = [(a.double() - b.double()).abs() for a, b in pairs_of_outputs]
-            if bounds and batch.shape[0] > 0:
+            if bounds and isinstance(folded, FoldedNetwork) and batch.shape[0] > 0:
                 timesteps = [lif.timesteps for _, lif, _ in trained_calls]
                 _compare_with_bounds(
                     report, pairs, timesteps, errors,
@@ -264,7 +264,7 @@ def verify(
     return report
 
 
-def _tensors_in(outputs) -> "list[Tensor]":
+def _tensors_in(outputs) -> list[Tensor]:
     """Return the one output of a network, or all those in its tuple or dictionary."""
     return [out for out in pytree.tree_leaves(outputs) if isinstance(out, Tensor)]
 
@@ -311,7 +311,7 @@ def _compare(layer: LayerReport, pair: _Pair) -> None:
         return
     error = (pair.current - pair.folded_current).abs().max().item()
     layer.max_current_error = _larger(layer.max_current_error, error)
-    layer.flipped_spikes += (pair.spikes != pair.folded_spikes).sum().item()
+    layer.flipped_spikes += int((pair.spikes != pair.folded_spikes).sum().item())
     layer.spikes += int(pair.folded_spikes.count_nonzero().item())
     layer.neuron_timesteps += pair.folded_spikes.numel()
 
@@ -328,6 +328,7 @@ def _compare_with_bounds(report, pairs, timesteps, output_errors, bounds) -> Non
         flips = split_time((pair.spikes != pair.folded_spikes).cpu(), T)
         equal &= ~flips.transpose(0, 1).flatten(1).any(1)
     for error, bound in zip(output_errors, bounds[len(pairs) :], strict=True):
+        assert equal is not None  # there are neurons
         # [T*B, ...], or [B, ...] averages.
         error, bound = (t.cpu().unflatten(0, (-1, len(equal))) for t in (error, bound))
         ratio = _largest_ratio(error[:, equal], bound[:, equal])

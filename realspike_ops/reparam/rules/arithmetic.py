@@ -5,6 +5,7 @@ that depend on the input are `Value`s and all others are tensors. It returns a `
 """
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ def add(folding, input, other, *, alpha=1):
     return total
 
 
-def _affine(folding, value: Value, scale: Tensor, shift: "Tensor | None") -> Value:
+def _affine(folding, value: Value, scale: Tensor, shift: Tensor | None) -> Value:
     """Scale and shift the spikes' part; the shift is added once, and not to the real part."""
     spiking = value if value.real is None else replace(value, real=None)
     result = scaled_and_shifted(folding, spiking, scale, shift)
@@ -69,7 +70,7 @@ def _times(folding, value: Value, factor) -> Value:
     return replace(algebra.scale(value, float(factor)), real=_scaled_real(folding, value, factor))
 
 
-def _scaled_real(folding, value: Value, factor) -> "str | None":
+def _scaled_real(folding, value: Value, factor) -> str | None:
     return value.real and folding.encode(torch.mul, (value.real,), factor)
 
 
@@ -119,10 +120,10 @@ def over_time(is_mean):
     def rule(folding, input, module):
         timesteps = module.timesteps
         layout = _one_tensor(folding, input)
-        split = Layout(layout.ids.unflatten(0, (timesteps, -1)), layout.rows)
+        split = Layout(layout.tensor.unflatten(0, (timesteps, -1)), layout.rows)
         result = _sum_of_timesteps(folding, input, split, {0}, is_mean)
         if result is None:
-            folding.refuse(f"it averages {timesteps} timesteps of {input.timesteps}")
+            return folding.refuse(f"it averages {timesteps} timesteps of {input.timesteps}")
         return laid_out(*result)
 
     return rule
@@ -133,17 +134,17 @@ def reduction(is_mean):
         if kwargs.get("dtype") is not None:
             folding.refuse("dtype=: folded currents are added in one type")
         layout = _one_tensor(folding, input)
-        rank = layout.ids.dim()
+        rank = layout.tensor.dim()
         dims = {d % rank for d in ((dim,) if isinstance(dim, int) else dim or range(rank))}
-        shape = [1 if d in dims else n for d, n in enumerate(layout.ids.shape)]
+        shape = [1 if d in dims else n for d, n in enumerate(layout.tensor.shape)]
         shape = shape if keepdim else [n for d, n in enumerate(shape) if d not in dims]
         result, layout = _reduced(folding, input, layout, dims, is_mean)
-        return laid_out(result, Layout(layout.ids.reshape(shape), layout.rows))
+        return laid_out(result, Layout(layout.tensor.reshape(shape), layout.rows))
 
     return rule
 
 
-def _reduced(folding, value: Value, layout: Layout, dims: "set[int]", is_mean: bool):
+def _reduced(folding, value: Value, layout: Layout, dims: set[int], is_mean: bool):
     """Return the sum over dimensions, and its layout: first over timesteps, then elements."""
     for time in [dims, *({d} for d in sorted(dims))]:
         result = _sum_of_timesteps(folding, value, layout, time, is_mean)
@@ -162,7 +163,7 @@ def _sum_of_timesteps(folding, value: Value, layout: Layout, dims, is_mean: bool
     """Return the sum over these dimensions where they are all timesteps of every element."""
     if value.time != "steps":
         return None
-    T, E, ids = value.timesteps, value.elements, _grouped(layout.ids, dims)
+    T, E, ids = value.timesteps, value.elements, _grouped(layout.tensor, dims)
     if ids.shape[-1] != T:
         return None
     row, element = (ids - 1) // E, (ids - 1) % E
@@ -180,10 +181,11 @@ def _sum_of_timesteps(folding, value: Value, layout: Layout, dims, is_mean: bool
 def _over_elements(folding, value: Value, layout: Layout, dims, is_mean: bool):
     """Return the sum over elements of single rows: of whole maps, or rows of them, by pooling."""
     for form, at in _forms(value, layout):
-        ids = _grouped(at.ids, dims)
+        ids = _grouped(at.tensor, dims)
         shape, n = ids.shape[:-1], ids.shape[-1]
         ids = ids.reshape(-1, n)
         row = torch.where(ids > 0, (ids - 1) // form.elements, -1)
+        element = torch.where(ids > 0, (ids - 1) % form.elements, -1)
         own = row.amax(1, keepdim=True)
         if ((row == own) | (row < 0)).all():
             break
@@ -192,7 +194,7 @@ def _over_elements(folding, value: Value, layout: Layout, dims, is_mean: bool):
             "it adds up rows of a batch: only the map, features, or the T of split timesteps "
             "[T, B, ...] can be"
         )
-    elements = torch.where(ids > 0, (ids - 1) % form.elements, -1).sort(1).values
+    elements = element.sort(1).values
     sets, index = torch.unique(elements, dim=0, return_inverse=True)
     form = replace(form, layout=None)
     pooled = _pooled(form, sets)
@@ -203,6 +205,7 @@ def _over_elements(folding, value: Value, layout: Layout, dims, is_mean: bool):
         matrix.scatter_add_(1, sets % (form.elements + 1), torch.ones_like(sets).double())
         layer, scale = layers.linear(form.grid, matrix[:, :-1]), 1 / n if is_mean else 1.0
         pooled = replace(algebra.apply(layer, form), rank=2), torch.arange(len(sets)), scale
+    scale: Any
     result, order, scale = pooled
     if scale == "mean":
         scale = 1.0 if is_mean else float(n)

@@ -1,6 +1,7 @@
 """scale * x + shift by constants of the trained network, whichever way the tensor is written."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,16 +14,16 @@ from realspike_ops.reparam.algebra.value import Value
 from realspike_ops.reparam.rules.shape import by_matrix
 
 
-def scaled_and_shifted(folding, value: Value, scale: Tensor, shift: "Tensor | None") -> Value:
+def scaled_and_shifted(folding, value: Value, scale: Tensor, shift: Tensor | None) -> Value:
     """Return scale * value + shift, both constants that broadcast against the tensor."""
     constants = [None if c is None else c.detach().double() for c in (scale, shift)]
-    maps = [_of_map(c, value) for c in constants] if value.layout is None else [None]
+    maps: list[Any] = [_of_map(c, value) for c in constants] if value.layout is None else [None]
     if all(given is None or c is not None for given, c in zip(constants, maps, strict=False)):
         return algebra.apply(layers.scale_and_shift(value.grid, *maps), value)
     layout = layout_of(folding, value)
     if not isinstance(layout.ids, Tensor):
         folding.refuse("it reads several tensors at once: read them one by one")
-    shape = tuple(layout.ids.shape)
+    shape = tuple(layout.tensor.shape)
     for constant in constants:
         if constant is None:
             continue
@@ -31,7 +32,7 @@ def scaled_and_shifted(folding, value: Value, scale: Tensor, shift: "Tensor | No
                 f"a constant of shape {checks.shape_text(constant)} does not broadcast against "
                 f"{checks.shape_text(shape)} alone"
             )
-    if shift is not None and (layout.ids == 0).any():
+    if shift is not None and bool((layout.tensor == 0).any()):
         try:
             read, rows = mapped(folding, value, min(4, len(shape)))
         except NoWindow as reason:
@@ -41,7 +42,7 @@ def scaled_and_shifted(folding, value: Value, scale: Tensor, shift: "Tensor | No
     if value.time == "steps":
         forms.append((algebra.unrolled(value), side_by_side(value, layout)))
     for form, at in forms:
-        found = [None if c is None else _of_elements(c, at, form) for c in constants]
+        found: list[Any] = [None if c is None else _of_elements(c, at, form) for c in constants]
         if all(c is None or f is not None for c, f in zip(constants, found, strict=True)):
             affine = layers.scale_and_shift(form.grid, *found)
             return replace(algebra.apply(affine, replace(form, layout=None)), layout=at)
@@ -51,12 +52,12 @@ def scaled_and_shifted(folding, value: Value, scale: Tensor, shift: "Tensor | No
     except NoWindow:
         return by_matrix(folding, value)
     written = on_rows(read, rows)
-    if written.layout is not None and torch.equal(written.layout.ids, layout.ids):
+    if written.layout is not None and torch.equal(written.layout.tensor, layout.tensor):
         return by_matrix(folding, value)
     return scaled_and_shifted(folding, written, scale, shift)
 
 
-def _of_map(constant: "Tensor | None", value: Value) -> "Tensor | None":  # [C, 1, 1] or [C, H, W]
+def _of_map(constant: Tensor | None, value: Value) -> Tensor | None:  # [C, 1, 1] or [C, H, W]
     """Return a constant as one map, None where it does not broadcast against one alone."""
     if constant is None:
         return None
@@ -75,7 +76,7 @@ def _of_map(constant: "Tensor | None", value: Value) -> "Tensor | None":  # [C, 
     return constant.expand(value.grid[0], *size)
 
 
-def _of_elements(constant: Tensor, layout, value: Value) -> "Tensor | None":
+def _of_elements(constant: Tensor, layout, value: Value) -> Tensor | None:
     """Return a constant for every element of the maps, None where it differs between their rows."""
     ids = layout.ids.flatten()
     numbers = constant.expand(layout.ids.shape).flatten()[ids > 0]

@@ -65,7 +65,7 @@ def linear(folding, input, weight, bias=None):
         return replace(result, layer=folding.layer_name)
     layout = layout_of(folding, input)
     for positions in (1, 2):
-        if layout.ids.dim() > positions + 1:
+        if layout.tensor.dim() > positions + 1:
             try:
                 return _linear_at(folding, input, weight, bias, positions)
             except ReparameterizationError:
@@ -77,13 +77,13 @@ def _linear_at(folding, input: Value, weight, bias, positions: int) -> Value:
     """Fold a linear layer as a 1 x 1 convolution of [..., positions, F]."""
     last = positions + 1
     layout = layout_of(folding, input)
-    to_front = layout.ids.movedim(-1, -last)
+    to_front = layout.tensor.movedim(-1, -last)
     read, rows = mapped(folding, replace(input, layout=Layout(to_front, layout.rows)), last + 1)
     kernel = weight[:, :, None, None]
     result = algebra.apply(layers.conv2d(read.grid, kernel, bias), read)
     result = on_rows(replace(result, layer=folding.layer_name), rows)
     layout = layout_of(folding, result)
-    return laid_out(result, Layout(layout.ids.movedim(-last, -1), layout.rows))
+    return laid_out(result, Layout(layout.tensor.movedim(-last, -1), layout.rows))
 
 
 def batch_norm(
@@ -91,13 +91,14 @@ def batch_norm(
     momentum=0.1, eps=1e-5,
 ):  # fmt: skip
     if training or running_mean is None:
-        folding.refuse(
+        return folding.refuse(
             "it must use running statistics (track_running_stats=True, eval mode): those of a "
             "batch depend on all of its samples"
         )
     norm = nn.BatchNorm1d(len(running_mean), eps=eps)
     norm.running_mean, norm.running_var = running_mean, running_var
-    norm.weight, norm.bias = (None if p is None else nn.Parameter(p) for p in (weight, bias))
+    affine = (None if p is None else nn.Parameter(p) for p in (weight, bias))
+    norm.weight, norm.bias = affine  # pyright: ignore[reportAttributeAccessIssue]  # None: 1, 0
     shape = folding.shape_of(input)
     scale, shift = (t.detach() for t in fold_into_weight.batch_norm_affine(norm, shape[1]))
     shape = (-1, *(1 for _ in shape[2:]))
@@ -208,7 +209,7 @@ def _interleaved(folding, input: Value, rank: int, layer) -> Value:
     elements = torch.arange(value.elements).view(C // (a * b), a, b, H, W)
     elements = elements.permute(0, 3, 1, 4, 2).reshape(-1, H * a, W * b)[:, :height, :width]
     elements = elements[:, 0] if rank == 3 else elements
-    ids = rows.ids[(...,) + (None,) * elements.dim()] * value.elements + elements + 1
+    ids = rows.tensor[(...,) + (None,) * elements.dim()] * value.elements + elements + 1
     return laid_out(value, Layout(ids, rows.rows))
 
 

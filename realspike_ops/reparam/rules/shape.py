@@ -5,6 +5,7 @@ that depend on the input are `Value`s and all others are tensors. It returns a `
 """
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,7 +67,7 @@ def _double(tensors):
     return tuple(t.double() for t in tensors)
 
 
-def _tensors(tensors) -> "list[Tensor]":
+def _tensors(tensors) -> list[Tensor]:
     return [tensors] if isinstance(tensors, Tensor) else list(tensors)
 
 
@@ -82,7 +83,7 @@ def summed(folding, parts: list[Value]) -> Value:
     parts = with_common_rows(parts)
     if len({(p.time, p.grid, p.rank) for p in parts}) == 1 and _same_layouts(parts):
         return _total(parts)
-    shape = next((p.layout.ids.shape for p in parts if p.layout is not None), None)
+    shape = next((p.layout.tensor.shape for p in parts if p.layout is not None), None)
     dims = parts[0].rank if shape is None else len(shape)
     # The rows are in the first dimension, in the first two, or, in order, in another one.
     ways = [(0, 1, False, 3), (0, 2, False, 3), (0, 1, False, 1)]
@@ -106,7 +107,7 @@ def _summed_by_rows(folding, parts: list[Value], front, lead, every_row, most: i
     read, shape = [], ()
     for part in parts:
         layout = layout_of(folding, part)
-        ids = layout.ids.movedim(front, 0)
+        ids = layout.tensor.movedim(front, 0)
         shape = ids.shape
         rank = min(len(shape) - lead, most) + 1
         ids = ids.reshape(*shape[:lead], -1, *shape[len(shape) - rank + 2 :])
@@ -122,11 +123,11 @@ def _summed_by_rows(folding, parts: list[Value], front, lead, every_row, most: i
         folding.refuse("it adds tensors whose rows are in different orders")
     maps = _with_common_grids(folding, with_common_rows([value for value, _ in read]))
     total = on_rows(_total(maps), rows)
-    ids = layout_of(folding, total).ids.reshape(shape).movedim(0, front)
+    ids = layout_of(folding, total).tensor.reshape(shape).movedim(0, front)
     return laid_out(total, Layout(ids, rows.rows))
 
 
-def _chosen(folding, value: Value, every_row: bool) -> "tuple[Value, Layout]":
+def _chosen(folding, value: Value, every_row: bool) -> tuple[Value, Layout]:
     """`mapped`, for any choice of elements as features."""
     value, rows, elements, count = arranged(folding, value, 1, every_row)
     matrix = torch.eye(value.elements + 1, dtype=torch.float64)[elements, :-1]  # -1: no element
@@ -141,9 +142,10 @@ def _same_layouts(parts: list[Value]) -> bool:
     return all(
         p.layout.rows == first.rows
         and isinstance(p.layout.ids, Tensor)
-        and p.layout.ids.shape == first.ids.shape
-        and torch.equal(p.layout.ids, first.ids)
+        and p.layout.ids.shape == first.tensor.shape
+        and torch.equal(p.layout.ids, first.tensor)
         for p in parts
+        if p.layout is not None
     )
 
 
@@ -192,8 +194,8 @@ def cat(folding, tensors, dim=0):
     """Join plain maps along their channels as they are, and other tensors by their numbers."""
     values = [v for v in tensors if isinstance(v, Value)] if not isinstance(tensors, Value) else []
     plain = (
-        len(values) > 1
-        and len(values) == len(tensors)
+        not isinstance(tensors, Value)
+        and 1 < len(values) == len(tensors)
         and all(v.terms and v.real is None and v.layout is None for v in values)
     )
     if not plain or dim % (values[0].rank) != 1 or len({v.time for v in values}) > 1:
@@ -222,7 +224,7 @@ def cast(folding, input, *args, **kwargs):
     return input
 
 
-def _zeros(folding, value: Value) -> Tensor:
+def _zeros(folding, value: Value) -> Any:
     layout = layout_of(folding, value)
     numbers = torch.zeros((layout.rows, value.elements), dtype=folding.dtype_of(value))
     return tensor_of(layout, numbers)
@@ -294,7 +296,7 @@ def by_matrix(folding, *args, **kwargs):
     return laid_out(result, Layout(ids.view(out.shape), rows))
 
 
-def _of_every_step(matrix: Tensor) -> "tuple[Tensor, Tensor] | None":  # [K, T, E]
+def _of_every_step(matrix: Tensor) -> tuple[Tensor, Tensor] | None:  # [K, T, E]
     """Return the matrix of one timestep, and its rows at every timestep."""
     read = matrix.abs().amax(2) > 0  # [K, T]
     order = [r.nonzero()[:, 0] for r in read.T]

@@ -1,5 +1,8 @@
 """Which rule folds which operation; an operation in neither table is refused."""
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import nn
 
 from realspike_ops.nn import MeanOverTime, SumOverTime
@@ -45,7 +48,7 @@ _MOVES = (
 ).split()
 _PRODUCTS = "matmul mm bmm mv einsum tensordot inner cumsum bilinear unfold".split()
 
-RULES = {
+RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(_PRODUCTS, by_matrix),
     **dict.fromkeys(_MOVES, moved),
     **{"conv2d": conv2d, "conv1d": conv1d, "linear": linear, "batch_norm": batch_norm},
@@ -103,7 +106,7 @@ _UPSAMPLING = (interpolate, _nothing)
 _MOVED = (moved, _nothing)
 
 # Layer -> (rule, its arguments after the input).
-MODULES = {
+MODULES: dict[type | None, tuple[Callable[..., Any], Callable[..., Any]]] = {
     nn.Conv2d: (conv2d, _conv2d_arguments),
     nn.Conv1d: (conv1d, _conv2d_arguments),
     nn.ConvTranspose2d: (conv_transpose2d, _conv_transpose_arguments),

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def without_change(op: str, target, args: tuple, kwargs: dict, changed: Tensor) -> "tuple | None":
+def without_change(op: str, target, args: tuple, kwargs: dict, changed: Tensor) -> tuple | None:
     """Return (op, target, args, kwargs) of a call that changes nothing; None: there is none.
 
     The call returns the tensor that the given one makes of `changed`.
@@ -36,7 +36,7 @@ def changed_copy(method: str, x: Tensor, *args, **kwargs) -> Tensor:
     return copy
 
 
-def _not_told_to(function, args: tuple, kwargs: dict) -> "tuple[tuple, dict] | None":
+def _not_told_to(function, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
     """Return the arguments of a call with inplace=True, by name or by position, without that."""
     try:
         given = inspect.signature(function).bind(*args, **kwargs)

@@ -8,7 +8,7 @@ _KNOWN = frozenset({"torch", "realspike_ops", "_operator", "builtins"})
 _CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
-def layer_class(kind: type) -> "type | None":
+def layer_class(kind: type) -> type | None:
     """Return the layer of PyTorch or of this library that a class is, or comes from."""
     for base in kind.__mro__:
         if base.__module__.startswith(("torch.nn.modules.", "realspike_ops.")):

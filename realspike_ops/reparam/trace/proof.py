@@ -55,7 +55,7 @@ def prove(model: nn.Module, graph: fx.GraphModule, example: Tensor, batch_is_fre
         raise ReparameterizationError(f"the model cannot be run on example_input: {reason}")
 
 
-def _run(module: nn.Module, call, x: Tensor) -> "list[tuple[str, Tensor]]":
+def _run(module: nn.Module, call, x: Tensor) -> list[tuple[str, Tensor]]:
     """Return the currents of all LIF layers, in the order in which they run, and the outputs."""
     seen: list[tuple[str, Tensor]] = []
     calls: Counter[str] = Counter()
@@ -69,7 +69,7 @@ def _run(module: nn.Module, call, x: Tensor) -> "list[tuple[str, Tensor]]":
             generator = torch.Generator().manual_seed(seed)
             low = -1 if lif.emission == "ternary" else 0
             spikes = torch.randint(low, 2, x.shape, generator=generator, device="cpu").to(x.dtype)
-            amplitude = lif.fitted(x.dim() - 1)["amplitude"]
+            amplitude = lif.fitted(x.dim() - 1).get("amplitude")
             return spikes if amplitude is None else spikes * amplitude
 
         return forward
@@ -91,7 +91,7 @@ def _run(module: nn.Module, call, x: Tensor) -> "list[tuple[str, Tensor]]":
     return seen + [("the output", t) for t in outputs]
 
 
-def _first_difference(a: list, b: list) -> "str | None":
+def _first_difference(a: list, b: list) -> str | None:
     for (name, x), (_, y) in zip(a, b, strict=False):
         if x.shape != y.shape or x.dtype != y.dtype or not _close(x, y):
             return name

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
 from threading import get_ident
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,6 +21,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
 )
+from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -64,7 +66,7 @@ class Recorder(TorchFunctionMode):
         self._tensors: list[Tensor] = []  # those of the ids above, which no other tensor gets
         self._stale: dict[int, str] = {}  # views of what was changed, and by what
         self._sizes: dict[int, fx.Node] = {}
-        self._in_place: list[nn.Module] = []  # layers that are told to change their input
+        self._in_place: list[Any] = []  # layers that are told to change their input
         self._names = {id(m): name for name, m in root.named_modules()}
         attributes = (*root.named_parameters(), *root.named_buffers())
         self._constants = {(id(t), _version(t)): name for name, t in attributes}
@@ -87,7 +89,7 @@ class Recorder(TorchFunctionMode):
         last = repr(self._last)
         return f"{last} in {path!r}" if path and last != repr(path) else last
 
-    def refuse(self, reason: str):
+    def refuse(self, reason: str) -> NoReturn:
         raise ReparameterizationError(f"{self.place}: {reason}")
 
     # --- what is called
@@ -165,7 +167,7 @@ class Recorder(TorchFunctionMode):
 
     # --- one call
 
-    def _run(self, op: str, target, args, kwargs, forward: "Callable | None" = None):
+    def _run(self, op: str, target, args, kwargs, forward: Callable | None = None) -> Any:
         if any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")):
             self.refuse("torch.autocast inside forward() is not kept: cast tensors by hand")
         given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
@@ -179,8 +181,8 @@ class Recorder(TorchFunctionMode):
         versions = [_version(t) for t in fakes]
         try:
             with self.fake_mode:
-                stand_ins = pytree.tree_map_only(Tensor, self._fake, (args, kwargs))
-                result = self._result(op, target, *stand_ins, forward)
+                own_args, own_kwargs = pytree.tree_map_only(Tensor, self._fake, (args, kwargs))
+                result = self._result(op, target, own_args, own_kwargs, forward)
         except (DataDependentOutputException, DynamicOutputShapeException):
             self.refuse(
                 f"{type(self.root).__name__} cannot be traced: what is done here depends on the "
@@ -200,22 +202,23 @@ class Recorder(TorchFunctionMode):
             self.refuse("it changes several tensors in place")
         # The change becomes a value of its own: whoever reads the tensor from now on reads that.
         (tensor,) = changed.values()
-        functional = (op, target, args, kwargs)
+        functional: tuple | None = (op, target, args, kwargs)
         if op != "call_module":
-            functional = without_change(*functional, tensor)
+            functional = without_change(op, target, args, kwargs, tensor)
         elif getattr(layer := self.root.get_submodule(target), "inplace", False):
             self._in_place.append(layer)
         else:
             functional = None
         if functional is None:
             self.refuse("it changes its argument in place, and has no form that does not")
-        node = self._node(*functional, self._fake(tensor))
+        arguments: Any = (*functional, self._fake(tensor))
+        node = self._node(*arguments)
         self._replace(tensor, node)
         if isinstance(result, Tensor):
             self._keep(result, node)
         return result
 
-    def _result(self, op: str, target, args, kwargs, forward: "Callable | None"):
+    def _result(self, op: str, target, args, kwargs, forward: Callable | None):
         if op == "call_method":
             return getattr(Tensor, target)(*args, **kwargs)
         if op == "call_function":
@@ -223,6 +226,7 @@ class Recorder(TorchFunctionMode):
         module = self.root.get_submodule(target)
         if isinstance(module, RealSpikeLIF):
             return _fire(module, *args, **kwargs)
+        assert forward is not None
         return forward(module, *args, **kwargs)
 
     def _record(self, op: str, target, args, kwargs, result):
@@ -239,7 +243,7 @@ class Recorder(TorchFunctionMode):
         return result
 
     def _node(self, op: str, target, args, kwargs, result) -> fx.Node:
-        args, kwargs = (fx.node.map_aggregate(a, self._argument) for a in (tuple(args), kwargs))
+        args, kwargs = map_aggregate((tuple(args), kwargs), self._argument)
         node = self.graph.create_node(op, target, args, kwargs)
         node.meta["val"] = result
         node.meta["call"] = self._calls[target] = self._calls[target] + 1
@@ -379,7 +383,7 @@ def _fire(lif: RealSpikeLIF, x: Tensor) -> Tensor:
 def _leaves(args, kwargs) -> list:
     """Return the values in the arguments of a call, also inside slices."""
     found: list = []
-    fx.node.map_aggregate((tuple(args), kwargs), found.append)
+    map_aggregate((tuple(args), kwargs), found.append)
     return found
 
 

@@ -33,7 +33,7 @@ def is_of_batch(number: object) -> bool:
     return isinstance(number, int) and not isinstance(number, bool) and abs(number) > PRIME // 2
 
 
-def of_batch(number: int, example: int) -> "tuple[int, int, int]":
+def of_batch(number: int, example: int) -> tuple[int, int, int]:
     """Return the arguments of `batch_size` that make ``number`` where the batch is
     ``example * PRIME``.
 

@@ -6,10 +6,10 @@ import math
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from realspike_ops.nn import RealSpikeLIF
+from realspike_ops.nn.plain import waits_for_weights
 from realspike_ops.reparam.errors import ReparameterizationError
 from realspike_ops.reparam.trace.sizes import PRIME, size_of
 
@@ -75,7 +75,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
 
 def _unwrapped(model: nn.Module) -> nn.Module:
     while (compiled := getattr(model, "_orig_mod", None)) or isinstance(model, _WRAPPERS):
-        model = compiled or model.module
+        model = compiled or model.get_submodule("module")
     return model
 
 
@@ -84,7 +84,7 @@ def _check_hooks(model: nn.Module) -> None:
     if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
         raise ReparameterizationError("there are forward hooks on all modules: remove them")
     for name, module in model.named_modules():
-        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+        if waits_for_weights(module):
             raise ReparameterizationError(
                 f"{name!r} ({type(module).__name__}) is lazy and has no weights yet: run it once"
             )
@@ -95,7 +95,7 @@ def _check_hooks(model: nn.Module) -> None:
             )
 
 
-def _plain_tensors_of(model: nn.Module) -> "dict[int, Tensor]":
+def _plain_tensors_of(model: nn.Module) -> dict[int, Tensor]:
     """Return the memo of copy.deepcopy for tensors that are results, which it cannot copy."""
     memo: dict[int, Tensor] = {}
     seen: set[int] = set()
@@ -122,7 +122,8 @@ def _plain_tensors_of(model: nn.Module) -> "dict[int, Tensor]":
 def _fix_parametrizations(model: nn.Module) -> None:
     """Give layers whose weights are computed (weight norm, spectral norm) what these are now."""
     for module in [m for m in model.modules() if parametrize.is_parametrized(m)]:
-        values = {name: getattr(module, name).detach() for name in module.parametrizations}
+        names = [name for name, _ in module.get_submodule("parametrizations").named_children()]
+        values = {name: getattr(module, name).detach() for name in names}
         # Not remove_parametrizations: it changes the class, which the copied model shares.
         module.__class__ = parametrize.type_before_parametrizations(module)
         del module.parametrizations
@@ -179,7 +180,7 @@ def _recorded(model: nn.Module, example: Tensor, times: int):
     return recorder
 
 
-def trace_of_any_batch(model: nn.Module, example: Tensor) -> "tuple[fx.GraphModule, Tensor, bool]":
+def trace_of_any_batch(model: nn.Module, example: Tensor) -> tuple[fx.GraphModule, Tensor, bool]:
     """Trace `model` once for all batch sizes that it takes.
 
     Returns:
@@ -260,7 +261,7 @@ def _few_rows(model: nn.Module, example: Tensor) -> Tensor:
     return example[:least] if len(example) % least == 0 else example
 
 
-def unused(graph: fx.GraphModule) -> "set[fx.Node]":
+def unused(graph: fx.GraphModule) -> set[fx.Node]:
     """Return the nodes that nobody reads, or that only such nodes read."""
     found: set[fx.Node] = set()
     for node in reversed(graph.graph.nodes):
