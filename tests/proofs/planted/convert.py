@@ -21,7 +21,7 @@ BUGS = [
     _bug(
         "one-layer-for-all-calls",
         "conversion.py",
-        "if self.calls[node.target] == 1 and not",
+        "if self.calls[target] == 1 and not",
         "if not",
         _ANN,
         "shapes_and_granularities",
