@@ -1,5 +1,6 @@
 """Real Spike for PyTorch: fused LIF neurons and multiplication-free unshared convolution."""
 
+from realspike_ops import _moved as _moved
 from realspike_ops import nn, reference, safe_files
 from realspike_ops._native import build_info
 from realspike_ops._version import __version__

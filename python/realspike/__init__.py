@@ -1,15 +1,22 @@
 """The reference application of realspike_ops: train, fold, verify and use Real Spike networks."""
 
+import runpy
+from importlib.util import find_spec
+from pathlib import Path
+
+
+def _run(file: str) -> dict:
+    """Run a file of `realspike_ops` where it lies: to import that imports torch, for seconds."""
+    found = find_spec("realspike_ops")
+    return runpy.run_path(str(Path(found.origin).with_name(file))) if found else {}
+
+
+_run("_moved.py")
+
 
 def __getattr__(name: str):
     if name == "__version__":
-        import runpy
-        from importlib.util import find_spec
-        from pathlib import Path
-
-        # Run where it lies: `import realspike_ops` would import torch, which takes seconds.
-        path = Path(find_spec("realspike_ops").origin).with_name("_version.py")
-        return runpy.run_path(str(path))["__version__"]
+        return _run("_version.py")["__version__"]
     if name == "fit":
         from realspike.optional import require
 

@@ -9,6 +9,7 @@ import realspike_ops.ops.pack_spikes
 import realspike_ops.ops.unshared_conv
 from realspike_ops import _checks as checks
 from realspike_ops.functional.conv_geometry import geometry_of
+from realspike_ops.functional.leaving import without_algorithm
 from realspike_ops.functional.pack_spikes import check_words
 from realspike_ops.ops.eager import is_plain_eager
 from realspike_ops.ops.unshared_conv_factored import factored_conv2d
@@ -16,6 +17,7 @@ from realspike_ops.ops.unshared_conv_factored import factored_conv2d
 WEIGHT_DTYPES = (*checks.FLOATS, torch.uint8)
 
 
+@without_algorithm
 def unshared_spike_conv(
     spikes: Tensor,  # [N, Cin, H, W], or packed [N, H, W, ceil(Cin / 32)]
     weight: Tensor,  # [OH, OW, G, KH, KW, Cin/G, Cout/G], or [1, 1, ...] for all positions

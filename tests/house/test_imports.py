@@ -135,7 +135,7 @@ def test_no_files_import_each_other_in_a_circle(root):
     assert not circle(sources)
 
 
-@pytest.mark.parametrize("helper", ["_checks.py", "surrogate.py", "_version.py"])
+@pytest.mark.parametrize("helper", ["_checks.py", "surrogate.py", "_version.py", "_moved.py"])
 def test_helpers_import_nothing_of_the_package(helper):
     assert not {name for name in imported(PACKAGE / helper) if inside(name, "realspike_ops")}
 

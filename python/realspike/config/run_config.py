@@ -221,6 +221,8 @@ class RunConfig:
                 if not isinstance(given, Mapping):
                     raise ConfigError(f"{name} must be a section of keys; got {shown(given)}")
                 check_known(f"key of {name}", given, _SECTIONS[name])
+                if name == "data" and given.get("name") == "imagenet":
+                    given = {**given, "name": "images"}  # its name before 0.2
                 kinds = {field.name: field for field in dataclasses.fields(known[name])}
                 sections[name] = known[name](
                     **{k: _convert(f"{name}.{k}", v, kinds[k]) for k, v in given.items()}

@@ -11,6 +11,7 @@ from torch.types import Device
 
 from realspike_ops import _checks as checks
 from realspike_ops import functional
+from realspike_ops.functional.leaving import without_algorithm
 from realspike_ops.nn.packed_spikes import PackedSpikes
 from realspike_ops.nn.synapses import fold_into_weight
 from realspike_ops.nn.synapses.spike_conv import Held, SpikeConv, allocate, reading_of
@@ -79,6 +80,7 @@ class UnsharedSpikeConv(SpikeConv):
     Shape: [N, Cin, H, W] of 0 and 1 (or packed spikes) -> [N, Cout, OH, OW].
     """
 
+    @without_algorithm
     @input_size_fourth
     def __init__(
         self,

@@ -31,7 +31,9 @@ def of_convolution(
     """Count a convolution, shared or not. Taps outside the map meet nothing."""
     G, KH, KW, Ci, Co = acts.shape[2:]
     reached = acts.sum(-1, dtype=torch.float64)  # [OH, OW, G, KH, KW, Ci]
-    inputs = torch.stack([x.ne(0).sum(0, dtype=torch.float64), torch.ones_like(x[0]).double()])
+    inputs = torch.stack(
+        [x.ne(0).sum(0, dtype=torch.float64), x.new_ones(x.shape[1:], dtype=torch.float64)]
+    )
     inputs[1] *= len(x)
     ends = [
         (n - 1) * s + (k - 1) * d + 1 - size - p
