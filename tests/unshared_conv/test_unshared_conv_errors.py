@@ -56,9 +56,9 @@ CASES = {
         ["weight", "uint8", "int8", "128 added", "quantize_weight"],
     ),
     "conv algorithm": (
-        conv(SPIKES, WEIGHT, algorithm="matmul"),
-        TypeError,
-        ["algorithm"],
+        conv(SPIKES, WEIGHT, algorithm="fast"),
+        ValueError,
+        ["algorithm", "gather", "fast"],
     ),
     "conv amplitude: shape": (
         conv(SPIKES, WEIGHT[:1, :1], amplitude=zeros(4, 5, 5)),
