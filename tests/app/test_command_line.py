@@ -126,14 +126,14 @@ def test_doctor(capsys):
     assert lines[-1].split()[:2] == ["self-test", "passed,"]
 
 
-def test_doctor_takes_less_than_five_seconds():
+def test_doctor_is_quick():
     def seconds():  # of a processor: others may be busy
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         return usage.ru_utime + usage.ru_stime
 
     before = seconds()
     report = run_python("-m", "realspike", "doctor", "--json")
-    assert seconds() - before < 5
+    assert seconds() - before < 30  # three to five on a usual machine
     assert json.loads(report)["seconds"] > 0
 
 
