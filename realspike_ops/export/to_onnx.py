@@ -1,5 +1,6 @@
 """From a folded network to ONNX."""
 
+import importlib
 from pathlib import Path
 
 import torch
@@ -30,8 +31,8 @@ def export_onnx(folded: FoldedNetwork, path: str | Path) -> None:
     exact (``reparameterize(..., scales="power_of_two")``), spikes are equal in all of them.
     """
     try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
+        for package in ("onnx", "onnxscript"):
+            importlib.import_module(package)
     except ImportError as error:
         raise ImportError(
             f"export_onnx needs the package {error.name!r}: pip install 'realspike[onnx]'"
