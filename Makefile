@@ -34,7 +34,7 @@ quickstart: $(VENV)/.built
 
 check: lint
 	sed '/^#/d; /^\(promise\|op\|command\) /d; /^house$$/d; s/[^ ]*[a-z][^ ]*/tests\/&/g' tests/check.txt | xargs \
-	  env OMP_NUM_THREADS=1 REALSPIKE_EFFORT=check $(BIN)/python -m pytest -q -m "not gpu and not slow" -n $(JOBS)
+	  env OMP_NUM_THREADS=1 REALSPIKE_EFFORT=check $(BIN)/python -m pytest -q -m "not gpu and not slow" -n $(JOBS) --dist loadfile
 
 test: $(VENV)/.built
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m "not gpu" -n $(JOBS) --dist loadfile
