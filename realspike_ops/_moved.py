@@ -52,11 +52,14 @@ class Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         warnings.warn(
             f"{spec.name} is {module.__name__} since 0.2", DeprecationWarning, stacklevel=2
         )
-        self.own_spec = module.__spec__
+        spec.loader_state = module.__spec__
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self.own_spec  # which importing has replaced
+        spec = (
+            module.__spec__
+        )  # by the old name; importing puts it in the place of the module's own
+        module.__spec__ = spec.loader_state if spec else None
 
 
 if not any(type(finder).__name__ == "Moved" for finder in sys.meta_path):

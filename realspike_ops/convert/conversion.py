@@ -32,7 +32,7 @@ class _SplitTime(nn.Module):
         self.model, self.timesteps = model, timesteps
 
     def forward(self, x):
-        return self.model(x.unflatten(0, (self.timesteps, -1)))
+        return self.model(torch.unflatten(x, 0, (self.timesteps, -1)))
 
 
 class Conversion:

@@ -206,10 +206,10 @@ class _Unshared(_Synapses):
             for y in range(0, KH * dh, dh)
             for x in range(0, KW * dw, dw)
         ]
-        unfolded = torch.stack(taps, 1).unflatten(2, (G, Ci))  # [N, KH*KW, G, Ci, OH, OW]
+        unfolded = torch.unflatten(torch.stack(taps, 1), 2, (G, Ci))  # [N, KH*KW, G, Ci, OH, OW]
         unfolded = unfolded.permute(4, 5, 2, 0, 1, 3).flatten(4).flatten(0, 2)  # [OH*OW*G, N, K]
         currents = torch.bmm(unfolded, self.weight.flatten(3, 5).flatten(0, 2))  # [.., N, Co]
-        return currents.unflatten(0, (OH, OW, G)).permute(3, 2, 4, 0, 1).flatten(1, 2)
+        return torch.unflatten(currents, 0, (OH, OW, G)).permute(3, 2, 4, 0, 1).flatten(1, 2)
 
 
 class _Lines(_Unshared):

@@ -142,7 +142,7 @@ def unshared_spike_conv_lif(
         amplitude=amplitude, scale=scale, check_binary=check_binary,
     )  # fmt: skip
     packed, v_last = lif(
-        currents.unflatten(0, (timesteps, -1)) if N else currents.unsqueeze(0),
+        torch.unflatten(currents, 0, (timesteps, -1)) if N else currents.unsqueeze(0),
         decay=decay, v_threshold=v_threshold, v_reset=v_reset, reset=reset, emission=emission,
         v_init=v_init, return_state=True, packed=True,
     )  # fmt: skip

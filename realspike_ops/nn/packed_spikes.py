@@ -39,7 +39,7 @@ class PackedSpikes:
         spikes = torch.ops.realspike.unpack_spikes(self.planes(), self.channels, True)
         if not self.signed:
             return spikes
-        signs: Tensor = spikes.unflatten(0, self.words.shape[:2])
+        signs: Tensor = torch.unflatten(spikes, 0, self.words.shape[:2])
         return signs[0] - signs[1]
 
     def binary_words(self, channels: int) -> Tensor:  # [N, ..., words]

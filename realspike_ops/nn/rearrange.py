@@ -1,5 +1,6 @@
 """Moving the elements of maps about, as they are."""
 
+import torch
 from torch import Tensor, nn
 
 from realspike_ops import _checks as checks
@@ -31,7 +32,7 @@ class Rearrange(nn.Module):
         x = x.flatten(1)
         # The last column, which -1 reads, is 0.
         x = nn.functional.pad(x, (0, 1))
-        maps: Tensor = x[:, self.index].unflatten(1, self.shape)
+        maps: Tensor = torch.unflatten(x[:, self.index], 1, self.shape)
         return maps
 
     def extra_repr(self) -> str:

@@ -14,7 +14,7 @@ def split_time(x: Tensor, timesteps: int, name: str = "x") -> Tensor:  # [T*B, .
             f"{name} must have a leading dimension that {timesteps} timesteps divide "
             f"([T*B, ...], timestep outermost); got shape {checks.shape_text(x)}"
         )
-    steps: Tensor = x.unflatten(0, (timesteps, x.shape[0] // timesteps))
+    steps: Tensor = torch.unflatten(x, 0, (timesteps, x.shape[0] // timesteps))
     return steps
 
 

@@ -1,6 +1,7 @@
 """What was called otherwise before 0.2 is the same thing, and says what it is called."""
 
 import importlib
+import pickle
 import subprocess
 import sys
 
@@ -19,6 +20,13 @@ def test_modules_by_their_old_names(old):
     with pytest.warns(DeprecationWarning, match=f"{old} is {MOVED[old]}"):
         assert importlib.import_module(old) is new
     assert new.__spec__ is spec
+
+
+def test_pickles_name_old_modules():
+    pickled = b"crealspike_ops.nn.lif\nRealSpikeLIF\n."  # GLOBAL, STOP
+    sys.modules.pop("realspike_ops.nn.lif", None)
+    with pytest.warns(DeprecationWarning, match="neurons.lif"):
+        assert pickle.loads(pickled) is rso.RealSpikeLIF
 
 
 def test_all_old_names_lead_somewhere():
@@ -47,8 +55,18 @@ def test_an_algorithm_decides_nothing(algorithm):
     with pytest.warns(DeprecationWarning, match="algorithm is deprecated"):
         found = rso.unshared_spike_conv(spikes, weight, padding=1, algorithm=algorithm)
     assert torch.equal(found, wanted)
-    with pytest.warns(DeprecationWarning, match="algorithm is deprecated"):
-        rso.UnsharedSpikeConv(3, 5, 3, input_size=4, algorithm=algorithm)
+    conv, line = torch.nn.Conv2d(3, 5, 3), torch.nn.Conv1d(3, 5, 3)
+    layers = {
+        rso.UnsharedSpikeConv: ((3, 5, 3), {"input_size": 4}),
+        rso.UnsharedSpikeConv1d: ((3, 5, 3), {"input_size": 4}),
+        rso.SpikeConv2d: ((3, 5, 3), {}),
+        rso.UnsharedSpikeConv.from_conv2d: ((conv, None, 4), {}),
+        rso.UnsharedSpikeConv1d.from_conv1d: ((line, None, 4), {}),
+        rso.SpikeConv2d.from_weight: ((weight[:1, :1],), {}),
+    }
+    for make, (given, settings) in layers.items():
+        with pytest.warns(DeprecationWarning, match="algorithm is deprecated"):
+            assert isinstance(make(*given, **settings, algorithm=algorithm), torch.nn.Module)
 
 
 def test_another_algorithm_is_refused():

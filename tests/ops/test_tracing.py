@@ -222,6 +222,20 @@ def test_compile_serves_every_batch(name, dynamic):
         assert counter.frame_count <= 2
 
 
+@pytest.mark.parametrize("kind", ["trained", "folded"])
+def test_compile_beside_a_default_device(kind):
+    """Programs on a GPU set one; torch's compiler does not know every method of tensors then."""
+    model, x = network(), normal((4, 3, 6, 6), 1)
+    model = rso.reparameterize(model, x) if kind == "folded" else model
+    expected = model(x)
+    try:
+        torch.set_default_device("cpu")
+        found = torch.compile(model, fullgraph=True, backend="eager")(x)
+    finally:
+        torch.set_default_device(None)
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_export_with_a_dynamic_batch(name):
     module, (_, inputs, of_T, _, ops) = make(name), CASES[name]

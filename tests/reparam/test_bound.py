@@ -213,15 +213,15 @@ def test_other_defaults(dtype):
         folded = rso.reparameterize(network, x, weight_dtype=storage)
         expected = rso.verify(network, folded, x, bounds=True)
         counts = rso.profile(folded, x).to_json()
-        old = torch.get_default_dtype(), torch.get_default_device()
+        old = torch.get_default_dtype()
         try:
             torch.set_default_dtype(dtype)
             torch.set_default_device("meta")
             assert rso.verify(network, folded, x, bounds=True) == expected
             assert rso.profile(folded, x).to_json() == counts
         finally:
-            torch.set_default_dtype(old[0])
-            torch.set_default_device(old[1])
+            torch.set_default_dtype(old)
+            torch.set_default_device(None)
 
 
 class Linear(nn.Module):

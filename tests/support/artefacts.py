@@ -3,7 +3,6 @@ of several files and processes, and of the next run, share it."""
 
 import fcntl
 import hashlib
-import os
 import shutil
 import subprocess
 import tempfile
@@ -44,8 +43,11 @@ def made(
         if not folder.is_dir():
             for old in KEPT.glob(f"{name}-{'?' * 16}"):
                 shutil.rmtree(old)
-            with tempfile.TemporaryDirectory(dir=KEPT) as made:
-                make(Path(made))
-                os.rename(made, folder)
-                Path(made).mkdir()  # which leaving the context removes
+            part = Path(tempfile.mkdtemp(dir=KEPT))
+            try:
+                make(part)
+            except BaseException:
+                shutil.rmtree(part)
+                raise
+            part.rename(folder)
     return folder

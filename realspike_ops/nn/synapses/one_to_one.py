@@ -90,7 +90,7 @@ class OneToOneSynapses(Stored):
         current = current if pixels else current.flatten(1)
         if not spikes.signed:
             return current
-        signs: Tensor = current.unflatten(0, (2, current.shape[0] // 2))
+        signs: Tensor = torch.unflatten(current, 0, (2, current.shape[0] // 2))
         return signs[0] - signs[1]
 
     def _check_map(self, shape: tuple[int, ...]) -> None:

@@ -180,7 +180,7 @@ class SpikeLinear(SpikeConv):
             if spikes.dim() == 2 and packed:
                 spikes = spikes[:, None, None]
             elif spikes.dim() == 2 and spikes.shape[1] == self.in_features:
-                spikes = spikes.unflatten(1, (self.in_channels, *self.kernel_size))
+                spikes = torch.unflatten(spikes, 1, (self.in_channels, *self.kernel_size))
         is_map = isinstance(spikes, PackedSpikes) or spikes.dim() == 4
         size = fold_into_weight.map_size(spikes, self.in_channels) if is_map else None
         if size != self.kernel_size:

@@ -9,6 +9,7 @@ from torch.types import Device
 
 from realspike_ops import _checks as checks
 from realspike_ops import functional
+from realspike_ops.functional.leaving import without_algorithm
 from realspike_ops.functional.quantize_weight import in_steps
 from realspike_ops.functional.unshared_conv_lif import unshared_spike_conv_lif
 from realspike_ops.nn.neurons.folded_lif import FoldedLIF
@@ -49,6 +50,7 @@ class SpikeConv(Stored):
     amplitude: nn.Parameter | None
     scale: Tensor | None
 
+    @without_algorithm
     def __init__(
         self,
         held: Held,
@@ -82,6 +84,7 @@ class SpikeConv(Stored):
             self.reset_parameters()
 
     @classmethod
+    @without_algorithm
     def from_weight(
         cls,
         weight: Tensor,

@@ -120,7 +120,9 @@ class Synapses(nn.Module):
     def _added(self, current: Tensor) -> Tensor:
         count = self.maps * (2 if self.signed else 1)
         # torch.export can follow a size that is a quotient, but not the size of a chunk.
-        parts: Tensor | list[Tensor] = current.unflatten(0, (count, current.shape[0] // count))
+        parts: Tensor | list[Tensor] = torch.unflatten(
+            current, 0, (count, current.shape[0] // count)
+        )
         if self.signed:
             parts = [p - n for p, n in zip(parts[::2], parts[1::2], strict=True)]
         total = parts[0]

@@ -123,6 +123,7 @@ class UnsharedSpikeConv(SpikeConv):
         self.input_size = input_size
 
     @classmethod
+    @without_algorithm
     def from_conv2d(
         cls,
         conv: nn.Conv2d,

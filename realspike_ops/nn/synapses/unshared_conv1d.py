@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.types import Device
 
 from realspike_ops import _checks as checks
+from realspike_ops.functional.leaving import without_algorithm
 from realspike_ops.nn.packed_spikes import PackedSpikes, as_map
 from realspike_ops.nn.synapses import fold_into_weight
 from realspike_ops.nn.synapses.spike_conv import Held, reading_of
@@ -89,6 +90,7 @@ class UnsharedSpikeConv1d(UnsharedSpikeConv):
         return sizes | {"kernel_size": sizes["kernel_size"][1]}
 
     @classmethod
+    @without_algorithm
     def from_conv1d(
         cls,
         conv: nn.Conv1d,
