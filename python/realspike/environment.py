@@ -1,4 +1,4 @@
-"""What a measurement ran on: the versions and the machine, for the record beside it."""
+"""The environment of a measurement, versions and machine, for the record beside it."""
 
 import platform
 import subprocess

@@ -1,4 +1,4 @@
-"""What is printed: on terminals of any alphabet, and into pipes that nobody reads to the end."""
+"""Printing: on terminals of any alphabet, and into pipes that nobody reads to the end."""
 
 import codecs
 import contextlib

@@ -289,7 +289,7 @@ def test_importing_loads_little_beyond_torch():
     others = [
         name for name in loaded if not inside(name, "realspike_ops", *sys.stdlib_module_names)
     ]
-    # What takes tenths of seconds: compilers, tracers, exporters, and packages beside torch.
+    # Compilers, tracers, exporters, and packages beside torch take tenths of seconds.
     assert all(inside(name, "torch") for name in others), others
     slow = ("torch._dynamo", "torch._inductor", "torch.export", "torch.onnx", "torch.testing")
     assert not [name for name in others if inside(name, *slow)], others

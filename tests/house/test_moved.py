@@ -1,4 +1,4 @@
-"""What was called otherwise before 0.2 is the same thing, and says what it is called."""
+"""An old name leads to the thing itself, and a warning tells the new name."""
 
 import importlib
 import pickle

@@ -1,5 +1,7 @@
-"""What tests compile: kept in build/tests under a hash of what it was made from, so that the tests
-of several files and processes, and of the next run, share it."""
+"""Artefacts that tests compile, kept in build/tests under a hash of their sources.
+
+So the tests of several files and processes, and of the next run, share them.
+"""
 
 import fcntl
 import hashlib

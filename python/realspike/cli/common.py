@@ -1,4 +1,4 @@
-"""What several commands share."""
+"""Options and checks that several commands share."""
 
 import argparse
 import sys

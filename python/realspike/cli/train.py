@@ -125,7 +125,7 @@ def run(arguments) -> int:
 
     from realspike.report import run_report
 
-    # What the user asked to train may be imported.
+    # The network and data that the user asked to train may be imported.
     run_report.write(out, allow=(config.network.architecture, config.data.name))
     _line(console, f"Files: {out}/ ({time.perf_counter() - began:.0f} s)")
     return 0

@@ -14,7 +14,7 @@ from realspike.own import is_own
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """What is known of a data set before it is read.
+    """The facts about a data set that are known before it is read.
 
     ``classes`` and ``image_size`` may be overridden by the configuration where ``resizable``. Of
     each of the ``files``, one of the names must be in the folder of the data; ``advice`` says how

@@ -1,4 +1,4 @@
-"""What rebuilds a network; every value is one that JSON can hold. Imports no torch."""
+"""The configuration that rebuilds a network, of values that JSON can hold. Imports no torch."""
 
 from dataclasses import asdict, dataclass, fields
 

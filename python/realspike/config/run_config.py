@@ -159,7 +159,7 @@ class RunConfig:
 
     def network_config(self) -> NetworkConfig:
         """Return the network that fits the data."""
-        # What is not known before the data are read has the defaults of a network for now.
+        # Until the data are read, facts about them have the defaults of a network.
         facts, stand_in = facts_of(self.data.name), NetworkConfig
         data = self.data
         try:

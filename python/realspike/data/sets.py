@@ -1,4 +1,4 @@
-"""What every reader returns."""
+"""The data sets that every reader returns."""
 
 import copy
 import hashlib

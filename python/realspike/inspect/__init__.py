@@ -1,1 +1,1 @@
-"""What a trained or folded network is and does: read from its files, run on data."""
+"""Looking at trained and folded networks: their files, and their activity on data."""

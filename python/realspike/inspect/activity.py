@@ -1,4 +1,4 @@
-"""What the neurons of a network do on data: firing rates, and the entropy of what they emit."""
+"""The activity of neurons on data: firing rates, and the entropy of the spikes they emit."""
 
 import math
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""What a network says of images, and how often it is right."""
+"""The classes that a network tells of images, and how often it is right."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""What a report of a bug needs: versions, build, devices, and whether the kernels compute right."""
+"""The facts for a report of a bug: versions, build, devices, and whether kernels compute right."""
 
 import importlib.metadata
 import os

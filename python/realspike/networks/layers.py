@@ -1,4 +1,4 @@
-"""What every network is made of: its neurons, its encoding, its classifier, its initial weights."""
+"""The parts of every network: its neurons, its encoding, its classifier, its initial weights."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What the residual networks share: the branch of a block, and blocks in stages."""
+"""The parts of residual networks: the branch of a block, and blocks in stages."""
 
 from collections.abc import Callable, Sequence
 

@@ -28,7 +28,7 @@ BATCH_SIZES = (1, 64)  # images, of the timed forward passes
 
 @dataclass(frozen=True)
 class QuickstartSettings:
-    """What `run` does; the training is the same for all four networks.
+    """The settings of `run`; the training is the same for all four networks.
 
     ``threads`` are for everything but the training; None: as many as PyTorch chose.
     """

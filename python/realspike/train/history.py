@@ -73,7 +73,7 @@ class History(lightning.Callback):
 
     def load_state_dict(self, state: dict) -> None:
         self.records = state["records"]
-        # What is saved is the sum of all processes.
+        # The sum of all processes is saved.
         first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
         self._train = state["train"] if first else torch.zeros_like(state["train"])
 

@@ -1,4 +1,4 @@
-"""What is trained: the loss, the optimizer and its schedule."""
+"""The module that Lightning trains: the loss, the optimizer and its schedule."""
 
 import math
 import sys

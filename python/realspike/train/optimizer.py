@@ -1,4 +1,4 @@
-"""What steps the weights."""
+"""The optimizers that step the weights."""
 
 import math
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""What a run says while it trains: what it trains on what, and how far it is."""
+"""The lines that a run prints while it trains: network, data, and how far it is."""
 
 import time
 

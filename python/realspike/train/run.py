@@ -62,7 +62,7 @@ class RunError(UserError):
 
 @dataclass(frozen=True)
 class RunResult:
-    """What came of a run: its records, and the signal that stopped it, or 0."""
+    """The outcome of a run: its records, and the signal that stopped it, or 0."""
 
     records: list[dict]
     stopped_by: int = 0

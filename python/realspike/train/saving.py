@@ -14,7 +14,7 @@ from realspike.train.divergence import DivergenceCheck
 from realspike.train.history import History, write_csv
 
 RESUME_FILE = "last.ckpt"  # everything that continues the run
-# What follows from it after an epoch:
+# These files follow from it after an epoch:
 NETWORK_FILE = "model.safetensors"
 METRICS_FILE = "metrics.csv"
 

@@ -99,7 +99,7 @@ def run(
 
 @dataclass(frozen=True)
 class Entry:
-    """What a table says about a cell: the accuracies of its finished seeds, in %."""
+    """The entry of a cell in a table: the accuracies of its finished seeds, in %."""
 
     accuracies: tuple[float, ...]
     paper: "float | None" = None
