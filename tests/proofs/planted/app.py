@@ -422,7 +422,7 @@ BUGS = [
     Bug(
         "version-imports-torch",
         "python/realspike/__init__.py",
-        'return runpy.run_path(str(path))["__version__"]',
+        'return _run("_version.py")["__version__"]',
         'return __import__("realspike_ops").__version__',
         "tests/app/test_command_line.py",
         "version_needs_no_torch",
