@@ -7,6 +7,7 @@ from realspike_ops._version import __version__
 from realspike_ops.convert import convert
 from realspike_ops.export import export_nir, export_onnx, import_nir, without_custom_ops
 from realspike_ops.functional import (
+    batch_norm_lif,
     compress_spikes,
     lif,
     pack_spikes,
@@ -75,6 +76,7 @@ __all__ = [
     "__version__",
     "assert_exact_sums",
     "assert_multiplication_free",
+    "batch_norm_lif",
     "build_info",
     "compress_spikes",
     "convert",

@@ -65,13 +65,27 @@ def check_no_tangent(**tensors: Tensor | None) -> None:
 
 
 def check_not_differentiated_by_functorch(function: str) -> None:
+    _check_transforms(
+        function,
+        (TransformType.Grad, TransformType.Jvp),
+        "torch.func.grad, vjp and jvp are not supported (vmap is, in inference)",
+    )
+
+
+def check_not_transformed_by_functorch(function: str) -> None:
+    _check_transforms(
+        function,
+        (TransformType.Grad, TransformType.Jvp, TransformType.Vmap),
+        "torch.func.grad, vjp, jvp and vmap are not supported",
+    )
+
+
+def _check_transforms(function: str, kinds: Sequence[TransformType], refusal: str) -> None:
     if torch.compiler.is_compiling():
         return
-    kinds = (TransformType.Grad, TransformType.Jvp)
     if any(level.key() in kinds for level in get_interpreter_stack() or ()):
         raise NotImplementedError(
-            f"{function}: torch.func.grad, vjp and jvp are not supported (vmap is, in inference); "
-            f"use torch.autograd, or realspike_ops.reference.{function}"
+            f"{function}: {refusal}; use torch.autograd, or realspike_ops.reference.{function}"
         )
 
 

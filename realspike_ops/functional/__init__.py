@@ -1,5 +1,6 @@
 """The documented functions, one file per op: each checks its arguments, then calls one op."""
 
+from realspike_ops.functional.batch_norm_lif import batch_norm_lif
 from realspike_ops.functional.conv_geometry import output_size
 from realspike_ops.functional.lif import lif
 from realspike_ops.functional.pack_spikes import pack_spikes, unpack_spikes
@@ -9,6 +10,7 @@ from realspike_ops.functional.unshared_conv_lif import unshared_spike_conv_lif
 from realspike_ops.ops.compress_spikes import compress_spikes
 
 __all__ = [
+    "batch_norm_lif",
     "compress_spikes",
     "lif",
     "output_size",

@@ -133,17 +133,8 @@ def lif(
         Guo et al., "Real Spike", ECCV 2022, equations (5) to (8) and (16) to (18). Ternary spikes:
         Guo et al., "Ternary Spike", AAAI 2024.
     """
-    checks.check_tensor("x", x)
-    checks.check_supported_device("x", x)
-    hint = "; realspike_ops.reference.lif runs in float64" if x.dtype == torch.float64 else ""
-    checks.check_dtype("x", x, checks.FLOATS, hint)
-    if x.dim() < 2:
-        raise ValueError(
-            f"x must have at least 2 dimensions [T, B, ...]; got {checks.shape_text(x)}"
-        )
-    if x.shape[0] == 0:
-        raise ValueError(f"x must have T >= 1 timesteps; got shape {checks.shape_text(x)}")
-    amplitude = None if amplitude is None else _parameter("amplitude", amplitude, x)
+    check_input(x, "lif")
+    amplitude = None if amplitude is None else check_parameter("amplitude", amplitude, x)
     decays, thresholds, v_init, neuron = check_neurons(
         x, decay, v_threshold, v_reset, reset, detach_reset, emission, surrogate, v_init
     )
@@ -178,6 +169,22 @@ def lif(
     return realspike_ops.ops.lif_autograd.lif(
         x, amplitude, decays, thresholds, v_init, neuron, save, bool(return_state)
     )
+
+
+def check_input(x: Tensor, function: str) -> None:
+    """Check the currents [T, B, ...] of a function of neurons."""
+    checks.check_tensor("x", x)
+    checks.check_supported_device("x", x)
+    hint = (
+        f"; realspike_ops.reference.{function} runs in float64" if x.dtype == torch.float64 else ""
+    )
+    checks.check_dtype("x", x, checks.FLOATS, hint)
+    if x.dim() < 2:
+        raise ValueError(
+            f"x must have at least 2 dimensions [T, B, ...]; got {checks.shape_text(x)}"
+        )
+    if x.shape[0] == 0:
+        raise ValueError(f"x must have T >= 1 timesteps; got shape {checks.shape_text(x)}")
 
 
 class _Neurons(NamedTuple):
@@ -265,7 +272,7 @@ def _neuron(
         return _make_neuron(*form, name, scale)
 
 
-def _parameter(name: str, parameter: Tensor, x: Tensor) -> Tensor:
+def check_parameter(name: str, parameter: Tensor, x: Tensor) -> Tensor:
     """Check a parameter of the neurons; return it in float32.
 
     The dimensions along which the result varies are neighbours: the kernels read it as one run.
@@ -291,7 +298,7 @@ def _tensor_or_number(
 ) -> tuple[Tensor | None, float | None]:
     """Return (tensor, None) or (None, value)."""
     if isinstance(value, Tensor):
-        return _parameter(name, value, x), None
+        return check_parameter(name, value, x), None
     if value is None:
         raise TypeError(f"{name} must be a number or a tensor; got NoneType")
     return None, value

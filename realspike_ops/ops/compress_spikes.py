@@ -6,6 +6,7 @@ make the spikes again.
 """
 
 import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,19 +67,23 @@ class Rerun:
     """Makes the output of a LIF layer by running its neurons again.
 
     Args:
-        inputs: (x, amplitude, decay, v_threshold, v_init). The parameters are copied; x and v_init
-            are not.
-        run: The function that makes y of the inputs.
+        kept: Tensors that backward keeps anyway, or None.
+        parameters: Tensors that are copied, or None: an optimizer changes them in place.
+        run: The function that makes y of the tensors in both.
     """
 
-    def __init__(self, inputs, run):
-        x, *parameters, v_init = inputs
-        v_init = None if v_init is None else v_init.detach()
-        self.inputs = (x.detach(), *map(_copy, parameters), v_init)
+    def __init__(
+        self,
+        kept: Sequence[Tensor | None],
+        parameters: Sequence[Tensor | None],
+        run: Callable[..., Tensor],
+    ):
+        self.kept = [None if tensor is None else tensor.detach() for tensor in kept]
+        self.parameters = [_copy(parameter) for parameter in parameters]
         self.run, self.versions = run, self._versions()
 
     def _versions(self) -> list[int]:
-        return [t._version for t in (self.inputs[0], self.inputs[-1]) if t is not None]
+        return [tensor._version for tensor in self.kept if tensor is not None]
 
     def make(self) -> Tensor:
         if self._versions() != self.versions:
@@ -86,7 +91,7 @@ class Rerun:
                 "compress_spikes: the input of lif was changed in place after the forward pass, so "
                 "that its spikes cannot be made again for backward"
             )
-        return self.run(self.inputs)
+        return self.run(*self.kept, *self.parameters)
 
 
 @dataclass

@@ -49,7 +49,7 @@ LIBRARY.define(
 )
 
 
-def _allocate_saved(x: Tensor, ternary: bool, save: int) -> Tensor | None:
+def allocate_saved(x: Tensor, ternary: bool, save: int) -> Tensor | None:
     T, N = x.shape[0], math.prod(x.shape[1:])
     if save == SAVE_BITS:
         word = torch.int16 if ternary else torch.uint8
@@ -70,7 +70,7 @@ def forward_with(launch):
         x, channels_last, stride_t = dense_over_time(x)
         y = empty_like_over_time(x, channels_last)
         v_last = empty_maps(x.shape[1:], channels_last, x.device) if keep_state else None
-        saved = _allocate_saved(x, neuron.ternary, save)
+        saved = allocate_saved(x, neuron.ternary, save)
         if x.numel() > 0:
             neurons = neurons_in_memory_order(
                 amplitude, decay, v_threshold, v_init, neuron, x.shape[2:], channels_last
@@ -86,7 +86,30 @@ def _fwd_fake(x, amplitude, decay, v_threshold, v_init, *form):
     x, channels_last, _ = dense_over_time(x)
     y = empty_over_time(x.shape, channels_last, x.dtype, x.device)
     v_last = empty_maps(x.shape[1:], channels_last, x.device) if keep_state else None
-    return y, *or_empty(x, v_last, _allocate_saved(x, Neuron(*neuron).ternary, save))
+    return y, *or_empty(x, v_last, allocate_saved(x, Neuron(*neuron).ternary, save))
+
+
+def allocate_partials(partial_shape, grad_y, period, save, wanted) -> list[Tensor | None]:
+    """Allocate the partial sums of the parameters whose gradient is `wanted`.
+
+    `partial_shape` is the device's; grad_y is dense [T, B, ...].
+    """
+    if not any(wanted[:3]):
+        return [None, None, None]
+    T, N = grad_y.shape[0], grad_y.shape[1:].numel()
+    size = partial_shape(T, N, period, save, grad_y.element_size())
+    return [
+        torch.empty(size, dtype=torch.float32, device=grad_y.device) if want else None
+        for want in wanted[:3]
+    ]
+
+
+def sum_partials(partials, tensors, period, shape, channels_last) -> list[Tensor | None]:
+    """Return the gradients of the parameters `tensors`, None where there are no partial sums."""
+    return [
+        None if partial is None else sum_to_parameter(partial, period, tensor, shape, channels_last)
+        for partial, tensor in zip(partials, tensors, strict=True)
+    ]
 
 
 def backward_with(launch, partial_shape):
@@ -107,7 +130,7 @@ def backward_with(launch, partial_shape):
         # The saved state lies in the memory format of x. An incoming gradient may lie in any other;
         # that of a sum is expanded.
         grad_y = as_dense_over_time(grad_y, channels_last)
-        T, N, shape = grad_y.shape[0], grad_y.shape[1:].numel(), grad_y.shape[2:]
+        shape = grad_y.shape[2:]
         grad_x = empty_like_over_time(grad_y, channels_last)
         grad_v_init = (
             empty_maps(grad_y.shape[1:], channels_last, grad_y.device) if wanted[3] else None
@@ -120,23 +143,12 @@ def backward_with(launch, partial_shape):
             )
             return grad_x, *grads, grad_v_init
         neurons = neurons_in_memory_order(*tensors, v_init, neuron, shape, channels_last)
-        partials: list[Tensor | None] = [None, None, None]
-        if any(wanted[:3]):
-            size = partial_shape(T, N, neurons.period, save, grad_y.element_size())
-            partials = [
-                torch.empty(size, dtype=torch.float32, device=grad_y.device) if want else None
-                for want in wanted[:3]
-            ]
+        partials = allocate_partials(partial_shape, grad_y, neurons.period, save, wanted)
         if grad_v_last is not None:
             grad_v_last = as_step(grad_v_last, channels_last)
         gradients = Gradients(grad_y, grad_v_last, grad_x, partials, grad_v_init)
         launch(Currents(x, stride_t), neurons, saved, save, gradients)
-        grads = (
-            None
-            if partial is None
-            else sum_to_parameter(partial, neurons.period, tensor, shape, channels_last)
-            for partial, tensor in zip(partials, tensors, strict=True)
-        )
+        grads = sum_partials(partials, tensors, neurons.period, shape, channels_last)
         return grad_x, *grads, grad_v_init
 
     return bwd

@@ -1,5 +1,6 @@
 """The call of realspike::lif_fwd and its derivative, with the dispatcher or past it."""
 
+import functools
 from typing import Any
 
 import torch
@@ -21,7 +22,12 @@ def _keep_for_backward(ctx, x, parameters, v_init, y, saved, neuron, save, keep_
             "which hides that, put the vmapped dimension into the batch"
         )
     if spikes_are_dropped():
-        note_spikes(y, _recipe_of(y, (x, *parameters, v_init), neuron, saved, save))
+
+        def run(x, v_init, amplitude, decay, v_threshold) -> Any:
+            return lif(x, amplitude, decay, v_threshold, v_init, neuron, SAVE_NOTHING, False)
+
+        rerun = functools.partial(Rerun, (x, v_init), parameters, run)
+        note_spikes(y, recipe_of(y, parameters[0], saved, neuron, save, rerun))
     ctx.neuron, ctx.save, ctx.keep_state = neuron, save, keep_state
     ctx.channels_last = is_channels_last(y)
     if save == SAVE_BITS:
@@ -31,17 +37,15 @@ def _keep_for_backward(ctx, x, parameters, v_init, y, saved, neuron, save, keep_
     ctx.shape, ctx.dtype = y.shape, y.dtype
 
 
-def _recipe_of(y, inputs, neuron, saved, save):
-    """Return the recipe that makes y again from the tensors that backward keeps anyway."""
+def recipe_of(y, amplitude, saved, neuron, save, rerun):
+    """Return the recipe that makes y again from the tensors that backward keeps anyway.
+
+    `rerun` makes the recipe that runs the neurons again, for where no bits are kept.
+    """
     if save == SAVE_BITS:
         width = 4 if neuron.ternary else 2
-        return SavedBits(y, inputs[1], saved, BITS_INTERVAL, width, neuron.ternary)
-
-    def run(inputs):
-        arguments: Any = (*inputs, neuron, SAVE_NOTHING, False)
-        return lif(*arguments)
-
-    return Rerun(inputs, run)
+        return SavedBits(y, amplitude, saved, BITS_INTERVAL, width, neuron.ternary)
+    return rerun()
 
 
 def _gradients(ctx, grad_y, grad_v_last):

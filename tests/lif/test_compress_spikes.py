@@ -61,7 +61,10 @@ def kept_bytes(model, x, compress):
             count(kept)
             return kept
         recipe = kept[0]
-        held = getattr(recipe, "inputs", None) or (recipe.amplitude, recipe.words)
+        if hasattr(recipe, "words"):
+            held = (recipe.amplitude, recipe.words)
+        else:
+            held = (*recipe.kept, *recipe.parameters)
         count(*(tensor for tensor in held if isinstance(tensor, torch.Tensor)))
         return kept
 

@@ -1,0 +1,232 @@
+"""The documented function of batch norm with LIF neurons: it checks, then calls the ops."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._compile import _disable_dynamo
+
+import realspike_ops.ops.batch_norm_lif_autograd as ops
+from realspike_ops import _checks as checks
+from realspike_ops.functional.lif import check_input, check_neurons, check_parameter
+from realspike_ops.ops.batch_norm_lif_contract import inverse_deviation
+from realspike_ops.ops.lif_contract import SAVE_NOTHING, what_to_save
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from realspike_ops.functional.settings import NeuronForm
+
+
+@overload
+def batch_norm_lif(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    *,
+    residual: Tensor | None = None,
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    amplitude: Tensor | None = None,
+    v_init: Tensor | None = None,
+    return_state: Literal[False] = False,
+    process_group: dist.ProcessGroup | None = None,
+    **form: "Unpack[NeuronForm]",
+) -> Tensor: ...
+@overload
+def batch_norm_lif(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    *,
+    residual: Tensor | None = None,
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    amplitude: Tensor | None = None,
+    v_init: Tensor | None = None,
+    return_state: Literal[True],
+    process_group: dist.ProcessGroup | None = None,
+    **form: "Unpack[NeuronForm]",
+) -> tuple[Tensor, Tensor]: ...
+
+
+def batch_norm_lif(
+    x: Tensor,  # [T, B, C, ...]
+    weight: Tensor | None,  # [C]
+    bias: Tensor | None,  # [C]
+    running_mean: Tensor | None,  # [C]
+    running_var: Tensor | None,  # [C]
+    *,
+    residual: Tensor | None = None,  # [T, B, C, ...]
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    amplitude: Tensor | None = None,  # [1], [C, 1, 1] or [C, H, W]
+    decay: float | Tensor = 0.25,  # a tensor: as amplitude
+    v_threshold: float | Tensor = 0.5,  # a tensor: as amplitude
+    v_reset: float | None = 0.0,
+    reset: str | None = None,
+    detach_reset: bool = False,
+    emission: str = "binary",
+    surrogate: str | tuple[str, float] = "rectangular",
+    v_init: Tensor | None = None,  # [B, C, ...]
+    return_state: bool = False,
+    process_group: dist.ProcessGroup | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:  # [T, B, C, ...] or ([T, B, C, ...], [B, C, ...])
+    r"""Normalise currents per channel, add a residual current, and run LIF neurons on the sum.
+
+    .. math::
+        x'[t] = \frac{x[t] - mean}{\sqrt{var + eps}} \cdot weight + bias + residual[t]
+
+        y = lif(x', amplitude)
+
+    The result is that of ``torch.nn.functional.batch_norm`` over ``x.flatten(0, 1)``, an addition
+    and `realspike_ops.lif`, without the memory in between: the normalised current is never stored.
+    Equal to ``realspike_ops.reference.batch_norm_lif``.
+
+    Args:
+        x: What a convolution gives, time-major; float32, float16 or bfloat16; contiguous or
+            channels_last, each read as it lies. A current that is constant over time may be an
+            expanded tensor: it is read once.
+        weight, bias: Factor and addend of each channel; None: 1 and 0.
+        running_mean, running_var: Running statistics. In training they are changed in place, as
+            torch does; otherwise x is normalised by them. Both None: always by its own statistics.
+        residual: A current of the shape and dtype of x, added behind the norm (the shortcut of a
+            residual block).
+        training: Normalise by the mean and the biased variance of x over (T, B, ...).
+        momentum: The share of the new value in a running statistic; the variance enters it
+            unbiased.
+        eps: Added to the variance, at least 0.
+        amplitude, decay, v_threshold, v_reset, reset, detach_reset, emission, surrogate: The
+            neurons; see `realspike_ops.lif`.
+        v_init, return_state: The potential before and behind; see `realspike_ops.lif`.
+        process_group: Processes over whose x the statistics of training are taken, as
+            ``torch.nn.SyncBatchNorm`` does. All call at the same time, also with empty batches.
+
+    Returns:
+        y, in the shape, dtype and memory format of x; with ``return_state``, ``(y, v_last)``, where
+        v_last is float32. Differentiable with respect to x, residual, weight, bias, amplitude,
+        decay, v_threshold and v_init, through both outputs.
+
+    Raises:
+        TypeError: if a tensor is not a floating tensor of an accepted dtype.
+        ValueError: if a shape, a device or a number is out of range, or in training if there is one
+            value per channel; the message names it.
+
+    Note:
+        Deterministic, also in the backward pass, for any number of threads. Statistics, products
+        and sums are float32, rounded one by one, and the sums over a channel float64
+        (docs/batch_norm_lif.md): with the same statistics all devices emit the same spikes. Kept
+        for backward: x, the residual, and two numbers per channel; with ``detach_reset=True`` and
+        the rectangular surrogate two bits per neuron and timestep in place of the residual.
+
+    Reference:
+        Ioffe and Szegedy, "Batch Normalization", ICML 2015; over timesteps together: Zheng et al.,
+        "Going Deeper With Directly-Trained Larger Spiking Neural Networks", AAAI 2021. Neurons: Guo
+        et al., "Real Spike", ECCV 2022, equations (5) to (8) and (16) to (18).
+    """
+    check_input(x, "batch_norm_lif")
+    if x.dim() < 3:
+        raise ValueError(
+            f"x must have at least 3 dimensions [T, B, C, ...]; got {checks.shape_text(x)}"
+        )
+    C = x.shape[2]
+    weight = _per_channel("weight", weight, x)
+    bias = _per_channel("bias", bias, x)
+    if (running_mean is None) != (running_var is None):
+        raise ValueError("running_mean and running_var must both be tensors, or both None")
+    for name, statistic in (("running_mean", running_mean), ("running_var", running_var)):
+        _per_channel(name, statistic, x)
+    momentum = checks.check_number("momentum", momentum)
+    eps = checks.check_number("eps", eps, 0.0)
+    if residual is not None:
+        checks.check_tensor("residual", residual)
+        checks.check_dtype("residual", residual, (x.dtype,), ", the dtype of x")
+        checks.check_device("residual", residual, "x", x)
+        checks.check_shape("residual", residual, x.shape, "the shape of x")
+    amplitude = None if amplitude is None else check_parameter("amplitude", amplitude, x)
+    decays, thresholds, v_init, neuron = check_neurons(
+        x, decay, v_threshold, v_reset, reset, detach_reset, emission, surrogate, v_init
+    )
+    inputs = {
+        **{"x": x, "residual": residual, "weight": weight, "bias": bias, "amplitude": amplitude},
+        **{"decay": decays, "v_threshold": thresholds, "v_init": v_init},
+    }
+    checks.check_no_tangent(**inputs)
+    checks.check_not_transformed_by_functorch("batch_norm_lif")
+    save = SAVE_NOTHING
+    if torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in inputs.values()
+    ):
+        save = what_to_save(neuron, decays, thresholds)
+    batch_statistics = bool(training) or running_mean is None
+    group = process_group if training else None
+    if batch_statistics:
+        if group is None and 0 < x.numel() == C:
+            raise ValueError(
+                "x must have more than 1 value per channel when training; got "
+                f"{checks.shape_text(x)}"
+            )
+        running = (running_mean, running_var) if training else (None, None)
+        mean, inv_std, count = _statistics(x, running, momentum, eps, group)
+    else:
+        assert running_mean is not None
+        assert running_var is not None
+        mean, count = running_mean.detach().to(torch.float32), None
+        inv_std = inverse_deviation(running_var.detach().to(torch.float32), eps)
+    run = ops.batch_norm_lif if group is None else _run_in_group
+    return run(
+        x, residual, mean, inv_std, weight, bias, amplitude, decays, thresholds, v_init, neuron,
+        save, bool(return_state), count, group,
+    )  # fmt: skip
+
+
+# Collectives in an autograd function of one's own are not for Dynamo. torch.compiler.disable would
+# import it, and Triton, with the package.
+_run_in_group: Callable[..., Any] = _disable_dynamo(ops.batch_norm_lif)
+_combined: Callable[..., Any] = _disable_dynamo(ops.combined)
+
+
+def _per_channel(name: str, parameter: Tensor | None, x: Tensor) -> Tensor | None:
+    """Check a tensor of one value per channel of x; return it in float32."""
+    if parameter is None:
+        return None
+    checks.check_tensor(name, parameter)
+    checks.check_dtype(name, parameter, (*checks.FLOATS, torch.float64))
+    checks.check_device(name, parameter, "x", x)
+    checks.check_shape(name, parameter, x.shape[2:3], "the channels of x, x.shape[2]")
+    return parameter.to(torch.float32)
+
+
+def _statistics(
+    x: Tensor,
+    running: tuple[Tensor | None, Tensor | None],  # [C], [C]; changed in place
+    momentum: float,
+    eps: float,
+    group: dist.ProcessGroup | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # [C], [C], float64 [1]
+    """Return the mean of x, its 1 / sqrt(variance + eps), and the number of values of a channel.
+
+    Running statistics move towards them.
+    """
+    moments = ops.moments(x)
+    if group is not None:
+        moments = _combined(moments, group)
+    # The kernels move float32 numbers that are side by side.
+    moved = [
+        None if old is None else old.detach().to(torch.float32).contiguous() for old in running
+    ]
+    mean, inv_std = ops.statistics(moments, moved[0], moved[1], momentum, eps)
+    for old, new in zip(running, moved, strict=True):
+        if old is not None and new is not None and old.data_ptr() != new.data_ptr():
+            with torch.no_grad():
+                old.copy_(new)
+    return mean, inv_std, moments[-1:]

@@ -1,0 +1,188 @@
+"""The derivative of batch norm and LIF neurons, and their call, with the dispatcher or past it."""
+
+import functools
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from realspike_ops.ops import LIBRARY
+from realspike_ops.ops.batch_norm_lif import PASSES
+from realspike_ops.ops.compress_spikes import Rerun, note_spikes, spikes_are_dropped
+from realspike_ops.ops.eager import is_plain_eager
+from realspike_ops.ops.lif_autograd import recipe_of
+from realspike_ops.ops.lif_contract import SAVE_BITS, SAVE_NOTHING, Neuron
+
+# The tensors of batch_norm_lif_fwd, in order: x, residual, mean, inv_std, weight, bias, amplitude,
+# decay, v_threshold, v_init.
+_X, _RESIDUAL, _MEAN, _INV_STD, _WEIGHT, _BIAS, _AMPLITUDE, _V_INIT = 0, 1, 2, 3, 4, 5, 6, 9
+
+
+def _keep_for_backward(ctx, inputs, y, saved, neuron, save, keep_state, count):
+    if save == SAVE_NOTHING:
+        raise RuntimeError(
+            "realspike::batch_norm_lif_fwd: save must not be 0 where a gradient is required; trace "
+            "with an input that requires one (torch.jit.trace, torch.export)"
+        )
+    x, residual, *parameters, v_init = inputs
+    if spikes_are_dropped():
+        call: Any = batch_norm_lif
+
+        def run(x, residual, v_init, *parameters):
+            arguments = (x, residual, *parameters, v_init, neuron, SAVE_NOTHING, False, None, None)
+            return call(*arguments)
+
+        rerun = functools.partial(Rerun, (x, residual, v_init), parameters, run)
+        note_spikes(y, recipe_of(y, inputs[_AMPLITUDE], saved, neuron, save, rerun))
+    if save == SAVE_BITS:
+        residual = v_init = None
+    ctx.neuron, ctx.save, ctx.keep_state = neuron, save, keep_state
+    ctx.save_for_backward(x, residual, *parameters, v_init, saved, count)
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx, grad_y, grad_v_last, group=None):
+    """Return the gradients of the tensors of batch_norm_lif_fwd."""
+    *inputs, saved, count = ctx.saved_tensors
+    if grad_y is None:
+        if grad_v_last is None and group is None:
+            return (None,) * len(inputs)
+        # The other processes of the group wait for the sums of this one.
+        grad_y = torch.zeros_like(inputs[_X])
+    needs = ctx.needs_input_grad
+    wanted = list(needs[_AMPLITUDE : _V_INIT + 1])
+    tensors = (grad_y, grad_v_last, *inputs, saved)
+    # With create_graph=True the dispatcher records the passes, and refuses a second derivative.
+    plain = not torch.is_grad_enabled() and is_plain_eager(grad_y, grad_v_last)
+    passes = PASSES.get(grad_y.device.type) if plain else None
+    if passes:
+        bwd = passes.bwd(*tensors, wanted, ctx.neuron, ctx.save)
+    else:
+        bwd = torch.ops.realspike.batch_norm_lif_bwd(*tensors, wanted, *ctx.neuron, ctx.save)
+    grad_current, sums, *grads = bwd
+    inv_std, weight = inputs[_INV_STD], inputs[_WEIGHT]
+    grad_weight = (sums[1] * inv_std).float() if needs[_WEIGHT] else None
+    grad_bias = sums[0].float() if needs[_BIAS] else None
+    if group is not None and count is not None:
+        sums = sums.contiguous()
+        dist.all_reduce(sums, group=group)
+    grad_residual = grad_current if needs[_RESIDUAL] else None
+    grad_x = None
+    if needs[_X]:
+        norm = (grad_current, inputs[_X], inputs[_MEAN], inv_std, weight, sums, count)
+        if passes:
+            grad_x = passes.norm_bwd(*norm, in_place=grad_residual is None)
+        else:
+            grad_x = torch.ops.realspike.batch_norm_bwd(*norm)
+    grads = (grad if want else None for grad, want in zip(grads, wanted, strict=True))
+    return grad_x, grad_residual, None, None, grad_weight, grad_bias, *grads
+
+
+def _setup_context(ctx, inputs, output):
+    tensors, (*neuron, save, keep_state, count) = inputs[:10], inputs[10:]
+    y, _, saved = output
+    _keep_for_backward(ctx, tensors, y, saved, Neuron(*neuron), save, keep_state, count)
+
+
+def _backward(ctx, grad_y, grad_v_last, _):
+    grads = _gradients(ctx, grad_y, grad_v_last if ctx.keep_state else None)
+    return *grads, *(None,) * 11
+
+
+def _refuse_second_derivative(ctx, *grads):
+    raise RuntimeError(
+        "batch_norm_lif has no second derivative: that of a surrogate gradient is not defined"
+    )
+
+
+class _EagerBatchNormLif(torch.autograd.Function):
+    """The function that register_autograd makes below, without the dispatcher, or with a group."""
+
+    @staticmethod
+    def forward(ctx, *args):
+        tensors, (neuron, save, keep_state, count, group) = args[:10], args[10:]
+        y, v_last, saved = PASSES[tensors[_X].device.type].fwd(*tensors, neuron, save, keep_state)
+        _keep_for_backward(ctx, tensors, y, saved, neuron, save, keep_state, count)
+        ctx.group = group
+        return (y, v_last) if keep_state else y
+
+    @staticmethod
+    def backward(ctx, grad_y, grad_v_last=None):
+        return *_gradients(ctx, grad_y, grad_v_last, ctx.group), *(None,) * 5
+
+
+def moments(x: Tensor) -> Tensor:  # [T, B, C, ...] -> float64 [2 * C + 1]
+    """Return the means, biased variances and the number of values of each channel of x."""
+    if x.device.type in PASSES and is_plain_eager(x):
+        return PASSES[x.device.type].moments(x.detach())
+    return torch.ops.realspike.batch_norm_moments(x.detach())
+
+
+def combined(moments: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Return the moments of the values of all processes of a group, in the order of their ranks."""
+    size = dist.get_world_size(group)
+    gathered = torch.empty((size, moments.numel()), dtype=moments.dtype, device=moments.device)
+    dist.all_gather_into_tensor(gathered, moments, group=group)
+    counts = gathered[:, -1:]
+    means, variances = gathered[:, :-1].chunk(2, 1)
+    count = counts.sum(0)
+    shares = counts / count.clamp(min=1)
+    mean = (shares * means).sum(0)
+    variance = (shares * (variances + (means - mean).square())).sum(0)
+    return torch.cat((mean, variance, count))
+
+
+def statistics(
+    moments: Tensor,
+    running_mean: Tensor | None,  # [C], float32; changed in place
+    running_var: Tensor | None,  # [C], float32; changed in place
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor]:  # [C], [C]
+    """Return the mean and 1 / sqrt(variance + eps), and move the running statistics."""
+    arguments = (moments, running_mean, running_var, momentum, eps)
+    if moments.device.type in PASSES and is_plain_eager(moments, running_mean, running_var):
+        return PASSES[moments.device.type].statistics(*arguments)
+    return torch.ops.realspike.batch_norm_statistics(*arguments)
+
+
+def batch_norm_lif(
+    x: Tensor,
+    residual: Tensor | None,
+    mean: Tensor,
+    inv_std: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    amplitude: Tensor | None,
+    decay: Tensor | None,
+    v_threshold: Tensor | None,
+    v_init: Tensor | None,
+    neuron: Neuron,
+    save: int,
+    keep_state: bool,
+    count: Tensor | None,  # float64 [1], where mean and inv_std are moments of x
+    group: dist.ProcessGroup | None,  # of the processes whose values they are moments of
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Return y, with `keep_state` (y, v_last).
+
+    Past the dispatcher where only autograd could intercept the call.
+    """
+    tensors = (
+        x, residual, mean, inv_std, weight, bias, amplitude, decay, v_threshold, v_init,
+    )  # fmt: skip
+    device = x.device.type
+    if device not in PASSES or not (is_plain_eager(*tensors) or group is not None):
+        out = torch.ops.realspike.batch_norm_lif_fwd(*tensors, *neuron, save, keep_state, count)
+        return out[:2] if keep_state else out[0]
+    if save == SAVE_NOTHING:
+        y, v_last, _ = PASSES[device].fwd(*tensors, neuron, save, keep_state)
+        return (y, v_last) if keep_state else y
+    return _EagerBatchNormLif.apply(*tensors, neuron, save, keep_state, count, group)
+
+
+torch.library.register_autograd(
+    "realspike::batch_norm_lif_fwd", _backward, setup_context=_setup_context, lib=LIBRARY
+)
+for name in ("batch_norm_lif_bwd", "batch_norm_bwd"):
+    torch.library.register_autograd(f"realspike::{name}", _refuse_second_derivative, lib=LIBRARY)
