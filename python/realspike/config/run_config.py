@@ -22,6 +22,7 @@ from realspike.optional import require
 FILE = "config.yaml"  # in the folder of a run
 PRECISIONS = ("32-true", "bf16-mixed")
 OPTIMIZERS = ("sgd", "adamw")
+AMPLITUDE_OPTIMIZERS = ("same", "adam")
 
 
 class ConfigError(UserError, ValueError):
@@ -51,6 +52,13 @@ class DataSection:
     batch_size: int = option(128, "images per step and process", 1, 10**6)
     fraction: float = option(
         1.0, "of the training samples, drawn with the seed, of every class alike", high=1, above=0
+    )
+    held_out: int = option(
+        0,
+        "training samples, the same for every seed, that are tested on instead of the test's"
+        " and not trained on",
+        0,
+        10**9,
     )
     workers: int = option(2, "processes that read images from files", 0, 256)
     crop: int = option(0, "padding of the random crop in pixels (0: none)", 0, 64)
@@ -89,6 +97,17 @@ class TrainingSection:
     weight_decay: float = option(1e-4, "of convolutions and linear layers", 0)
     scale_amplitudes: bool = option(
         True, "learning rate of an amplitude over the root of how many neurons share it"
+    )
+    amplitude_optimizer: str = option(
+        "same",
+        "what steps the amplitudes: what steps the weights, or Adam",
+        choices=AMPLITUDE_OPTIMIZERS,
+    )
+    amplitude_rate: float | None = option(
+        None, "learning rate of amplitudes at its highest; null: learning_rate", 0
+    )
+    amplitude_spread: float = option(
+        0.0, "deviation from 1 of the amplitudes at the start, drawn with the seed", 0, 1
     )
     warmup_epochs: float = option(0.0, "of a linear rise before the cosine to 0", 0)
     accumulate: int = option(1, "batches per step of the optimizer", 1, 10**6)
@@ -151,8 +170,9 @@ class RunConfig:
             )
         if self.training.restart_epochs() and self.training.max_steps:
             raise ConfigError("training.restarts and training.max_steps cannot be given together")
-        if self.training.optimizer == "adamw" and self.training.momentum == 1:
-            raise ConfigError("training.momentum must be below 1 for adamw; got 1.0")
+        for kind in (self.training.optimizer, self.training.amplitude_optimizer):
+            if kind in ("adamw", "adam") and self.training.momentum == 1:
+                raise ConfigError(f"training.momentum must be below 1 for {kind}; got 1.0")
         if self.training.ema == 1:
             raise ConfigError("training.ema must be below 1, or the average never moves; got 1.0")
         self.network_config()

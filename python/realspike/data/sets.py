@@ -51,6 +51,34 @@ class Chosen(Dataset):
         return self.dataset[self.indices[index]]
 
 
+def _by_class(dataset: Dataset, seed: int) -> list[torch.Tensor]:
+    """Return the indices of the samples of every class, in an order that is drawn; all samples are
+    one class where the labels are not known without reading them."""
+    labels = torch.zeros(len(dataset), dtype=torch.int64)
+    if isinstance(dataset, InMemory):
+        labels = dataset.labels
+    elif (files := getattr(dataset, "files", None)) is not None:
+        labels = torch.tensor([label for _, label in files])
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for label in labels.unique():
+        members = (labels == label).nonzero().flatten()
+        found.append(members[torch.randperm(len(members), generator=generator)])
+    return found
+
+
+def _part(dataset: Dataset, like: Dataset, indices: Tensor) -> Dataset:
+    """Return some samples of a data set, files read as ``like`` reads its own."""
+    chosen = indices.sort().values.tolist()
+    if isinstance(dataset, InMemory):
+        return InMemory(*dataset.__getitems__(chosen))
+    if (files := getattr(dataset, "files", None)) is None:
+        return Chosen(dataset, chosen)
+    part = copy.copy(like)
+    part.files = [files[index] for index in chosen]
+    return part
+
+
 @dataclass(frozen=True)
 class Splits:
     """A data set in two parts. A pixel p in [0, 1] becomes ``(p - mean) / std``, per channel."""
@@ -70,28 +98,33 @@ class Splits:
         """
         if fraction == 1:
             return self
+        members = _by_class(self.train, seed)
+        chosen = [order[: max(1, round(fraction * len(order)))] for order in members]
+        return replace(self, train=_part(self.train, self.train, torch.cat(chosen)))
+
+    def hold_out(self, count: int) -> "Splits":
+        """Return the splits with ``count`` training samples as the test part, and the others.
+
+        The same samples whatever the seed of a run, of every class in proportion where labels are
+        known as in `share`; images are read as the test's.
+
+        Raises:
+            DataError: if no sample would be left to train on.
+        """
+        if count == 0:
+            return self
         train = self.train
-        files = getattr(train, "files", None)
-        labels = torch.zeros(len(train), dtype=torch.int64)
-        if isinstance(train, InMemory):
-            labels = train.labels
-        elif files is not None:
-            labels = torch.tensor([label for _, label in files])
-        generator = torch.Generator().manual_seed(seed)
-        chosen = []
-        for label in labels.unique():
-            members = (labels == label).nonzero().flatten()
-            order = torch.randperm(len(members), generator=generator)
-            chosen.append(members[order[: max(1, round(fraction * len(members)))]])
-        indices = torch.cat(chosen).sort().values.tolist()
-        if isinstance(train, InMemory):
-            part: Dataset = InMemory(*train.__getitems__(indices))
-        elif files is not None:
-            part = copy.copy(train)
-            part.files = [files[index] for index in indices]
-        else:
-            part = Chosen(train, indices)
-        return replace(self, train=part)
+        if count >= len(train):
+            raise DataError(f"data.held_out must be below {len(train)}, all there is; got {count}")
+        members = _by_class(train, seed=0)
+        # The share of its class that is held out before a sample is.
+        turns = torch.cat([torch.arange(0.5, len(order)) / len(order) for order in members])
+        order = torch.cat(members)[turns.argsort(stable=True)]
+        return replace(
+            self,
+            train=_part(train, train, order[count:]),
+            test=_part(train, self.test, order[:count]),
+        )
 
     def digest(self) -> str:
         """Return what tells these data from others: a hash of the samples, or of their files' names

@@ -52,7 +52,7 @@ class Trained:
             own.check_allowed("data set", self.config.data.name, self.allow)
         except own.OwnError as error:
             raise CheckpointError(f"{self.source}: {error}") from error
-        splits = data.load(self.config)
+        splits = data.load(self.config).hold_out(self.config.data.held_out)
         classes = self.record.get("classes")
         if classes and classes != list(splits.classes):
             raise data.DataError(

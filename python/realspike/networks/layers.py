@@ -1,7 +1,9 @@
-"""The parts of every network: its neurons, its encoding, its classifier, its initial weights."""
+"""The parts of every network: its neurons, its encoding, its classifier, what they start with."""
 
 import math
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from realspike.config.network_config import NetworkConfig
@@ -64,6 +66,16 @@ def draw_convolutions(network: nn.Module) -> None:
         if isinstance(module, nn.Conv2d):
             fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
             nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))
+
+
+@torch.no_grad()
+def draw_amplitudes(network: nn.Module, spread: float, seed: int) -> None:
+    """Draw the amplitudes from N(1, spread^2); they stay as they are where ``spread`` is 0."""
+    random = np.random.default_rng((seed, 1))  # not the numbers that the weights were drawn from
+    for module in network.modules():
+        if spread and isinstance(module, RealSpikeLIF) and module.amplitude is not None:
+            drawn = random.normal(1.0, spread, tuple(module.amplitude.shape))
+            module.amplitude.copy_(torch.from_numpy(drawn))
 
 
 def initialise_norms(network: nn.Module, config: NetworkConfig) -> None:

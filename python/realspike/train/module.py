@@ -87,6 +87,8 @@ class SpikingClassifier(lightning.LightningModule):
             lr=training.learning_rate,
             weight_decay=training.weight_decay,
             scale_amplitudes=training.scale_amplitudes,
+            amplitude_lr=training.amplitude_rate,
+            adam_amplitudes=training.amplitude_optimizer == "adam",
             momentum=training.momentum,
         )
         steps = min(self.steps_per_epoch * training.epochs, training.max_steps or sys.maxsize)

@@ -6,19 +6,20 @@ from collections import defaultdict
 import torch
 from torch import nn
 
+from realspike.train.together import Together
 from realspike_ops import RealSpikeLIF
 
 _DECAYED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
-def sgd(network: nn.Module, **options) -> torch.optim.SGD:
+def sgd(network: nn.Module, **options) -> torch.optim.Optimizer:
     """Return SGD; see `optimizer_of`."""
     return optimizer_of(network, torch.optim.SGD, **options)
 
 
-def adamw(network: nn.Module, *, momentum: float, **options) -> torch.optim.AdamW:
+def adamw(network: nn.Module, **options) -> torch.optim.Optimizer:
     """Return AdamW, whose first beta is ``momentum``; see `optimizer_of`."""
-    return optimizer_of(network, torch.optim.AdamW, betas=(momentum, 0.999), **options)
+    return optimizer_of(network, torch.optim.AdamW, **options)
 
 
 def optimizer_of(
@@ -27,8 +28,10 @@ def optimizer_of(
     *,
     lr: float,
     weight_decay: float,
+    momentum: float = 0.0,
     scale_amplitudes: bool = False,
-    **options,
+    amplitude_lr: "float | None" = None,
+    adam_amplitudes: bool = False,
 ) -> torch.optim.Optimizer:
     """Return an optimizer with weight decay for the weights of convolutions and linear layers.
 
@@ -36,31 +39,49 @@ def optimizer_of(
 
     Args:
         network: Whose parameters are stepped.
-        kind: Of `torch.optim`, with decoupled or coupled weight decay.
+        kind: SGD, Adam or AdamW.
         lr: The learning rate.
         weight_decay: Of the weights.
+        momentum: Of SGD, the first beta of Adam.
         scale_amplitudes: Divide the learning rate of an amplitude by the square root of the number
             of neurons that share it. Its gradient is a sum over them, and one that a whole layer
             shares otherwise jumps (Esser et al., "Learned Step Size Quantization", ICLR 2020, scale
             a shared step size so).
-        options: Of ``kind``, such as ``momentum``.
+        amplitude_lr: The learning rate of the amplitudes; None: ``lr``.
+        adam_amplitudes: Step the amplitudes by Adam, whose steps are of the learning rate's size
+            however small the gradient is.
     """
     decayed = [m.weight for m in network.modules() if isinstance(m, _DECAYED)]
-    rates = {}
-    if scale_amplitudes:
-        rates = {
-            lif.amplitude: lr / math.sqrt(lif.neurons_per_amplitude)
-            for lif in network.modules()
-            if isinstance(lif, RealSpikeLIF) and lif.amplitude is not None
-        }
+    rates = {
+        lif.amplitude: (lr if amplitude_lr is None else amplitude_lr)
+        / (math.sqrt(lif.neurons_per_amplitude) if scale_amplitudes else 1)
+        for lif in network.modules()
+        if isinstance(lif, RealSpikeLIF) and lif.amplitude is not None
+    }
     with_rate = defaultdict(list)
-    decayed_set = set(decayed)
+    apart = {*decayed, *(rates if adam_amplitudes else ())}
     for parameter in network.parameters():
-        if parameter not in decayed_set:
+        if parameter not in apart:
             with_rate[rates.get(parameter, lr)].append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}]
-    groups += [
+    groups = [{"params": decayed, "weight_decay": weight_decay}, *_undecayed(with_rate)]
+    optimizer = _made(kind, groups, lr, momentum)
+    if not (adam_amplitudes and rates):
+        return optimizer
+    with_rate = defaultdict(list)
+    for amplitude, rate in rates.items():
+        with_rate[rate].append(amplitude)
+    return Together(optimizer, _made(torch.optim.Adam, _undecayed(with_rate), lr, momentum))
+
+
+def _undecayed(with_rate: "dict[float, list[nn.Parameter]]") -> list[dict]:
+    return [
         {"params": parameters, "lr": rate, "weight_decay": 0.0}
         for rate, parameters in with_rate.items()
     ]
-    return kind([group for group in groups if group["params"]], lr=lr, **options)
+
+
+def _made(kind, groups: list[dict], lr: float, momentum: float) -> torch.optim.Optimizer:
+    sgd_or_adam = (
+        {"momentum": momentum} if kind is torch.optim.SGD else {"betas": (momentum, 0.999)}
+    )
+    return kind([group for group in groups if group["params"]], lr=lr, **sgd_or_adam)

@@ -29,6 +29,7 @@ from realspike.inspect.trained_file import example_input
 from realspike.names import shown
 from realspike.networks import build
 from realspike.networks.build import try_out
+from realspike.networks.layers import draw_amplitudes
 from realspike.own import is_own
 from realspike.records import checked
 from realspike.train import sealed
@@ -139,7 +140,7 @@ def fit(
     elif settings:
         raise TypeError(f"config and {min(settings)} must not be given together")
     _try_own(config, network)  # before there is a folder
-    _begin_with_weights(config, network)
+    _begin(config, network)
     _placement(config.training.device)
     options = {"on_epoch": on_epoch, "console": console}
     try:
@@ -181,7 +182,9 @@ def _try_own(config: RunConfig, network: nn.Module) -> None:
         try_out(network, wanted, example_input(wanted))
 
 
-def _begin_with_weights(config: RunConfig, network: nn.Module) -> None:
+def _begin(config: RunConfig, network: nn.Module) -> None:
+    """Draw the amplitudes, and take the weights, that the configuration begins with."""
+    draw_amplitudes(network, config.training.amplitude_spread, config.training.seed)
     if config.training.start_from is not None:
         path = trained_file.file_of(files.path_of(config.training.start_from))
         checkpoint.begin_with(path, network)
@@ -222,7 +225,7 @@ def resume(
             _check_free(out)
             config, splits = _data_of(config)
             network = _network_of(config)
-            _begin_with_weights(config, network)
+            _begin(config, network)
             _write_config(config, out)
             return _fit(config, network, splits, out, None, **options)
         state = _resumable(last, config)
@@ -308,7 +311,8 @@ def _is_extended(stored: RunConfig, config: RunConfig) -> bool:
 
 
 def _share(config: RunConfig, splits: Splits) -> Splits:
-    return splits.share(config.data.fraction, config.training.seed)
+    rest = splits.hold_out(config.data.held_out)
+    return rest.share(config.data.fraction, config.training.seed)
 
 
 def _data_of(config: RunConfig) -> tuple[RunConfig, Splits]:
