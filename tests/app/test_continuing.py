@@ -16,7 +16,7 @@ for package in ("sklearn", "safetensors", "rich", "lightning", "tensorboard", "k
 from realspike import checkpoint, cli, train
 from realspike.config import run_config
 from realspike.config.run_config import ConfigError, RunConfig
-from realspike.data.sets import InMemory, Splits
+from realspike.data.sets import DataError, InMemory, Splits
 from realspike.networks import NetworkConfig, build
 from realspike.train import module, sealed
 from realspike.train.history import read_csv
@@ -203,6 +203,77 @@ def test_a_run_of_a_share_is_trained_on_it(tmp_path, monkeypatch, capsys):
     for value in (0, 1.5, -1):
         with pytest.raises(ConfigError, match=r"data\.fraction must be above 0 and at most 1"):
             config_of(fraction=value)
+
+
+# A part that is held out
+
+
+def test_what_is_held_out_has_as_much_of_every_class():
+    labels = torch.tensor([0] * 40 + [1] * 20 + [2] * 4)
+    samples = torch.arange(64.0)[:, None]
+    whole = Splits(InMemory(samples, labels), InMemory(samples[:3], labels[:3]), (0,), (1,))
+    parted = whole.hold_out(16)
+    assert parted.test.labels.bincount().tolist() == [10, 5, 1]
+    assert parted.train.labels.bincount().tolist() == [30, 15, 3]
+    seen = torch.cat([parted.train.samples, parted.test.samples]).flatten()
+    assert seen.sort().values.tolist() == list(range(64))
+    for part in (parted.train, parted.test):
+        assert torch.equal(labels[part.samples[:, 0].long()], part.labels)
+    assert parted.test.samples.flatten().tolist() != list(range(16))
+    # Shares of any seed leave it alone, and one that is larger holds it.
+    assert parted.share(0.5, seed=1).test is parted.test
+    larger = set(whole.hold_out(17).test.samples.flatten().tolist())
+    assert set(parted.test.samples.flatten().tolist()) < larger
+    assert whole.hold_out(0) is whole
+    assert len(whole.hold_out(63).train) == 1
+    with pytest.raises(DataError, match=r"data\.held_out must be below 64, all there is; got 64"):
+        whole.hold_out(64)
+
+
+def test_files_that_are_held_out_are_read_as_the_tests():
+    class Images(Dataset):
+        def __init__(self, training, count):
+            self.training = training
+            self.files = [(Path(f"x/{number}"), number % 2) for number in range(count)]
+
+        def __len__(self):
+            return len(self.files)
+
+    whole = Splits(Images(True, 8), Images(False, 4), (0,), (1,))
+    parted = whole.hold_out(4)
+    assert (parted.train.training, parted.test.training) == (True, False)
+    assert sorted(label for _, label in parted.test.files) == [0, 0, 1, 1]
+    assert sorted(parted.train.files + parted.test.files) == sorted(whole.train.files)
+    assert len(whole.test.files) == 4
+
+    class Unknown(Dataset):
+        def __len__(self):
+            return 10
+
+        def __getitem__(self, index):
+            return index
+
+    parted = Splits(Unknown(), Unknown(), (0,), (1,)).hold_out(3)
+    found = [[part[i] for i in range(len(part))] for part in (parted.train, parted.test)]
+    assert [len(each) for each in found] == [7, 3]
+    assert sorted([*found[0], *found[1]]) == list(range(10))
+
+
+def test_a_run_is_measured_on_what_is_held_out(tmp_path, capsys):
+    out = tmp_path / "run"
+    overrides = [f"{key}={value}" for key, value in (SMALL | {"epochs": 1}).items()]
+    held = ["held_out=300", "fraction=0.5"]
+    assert cli.main(["train", *overrides, *held, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "523 training and 300 test samples" in printed
+    assert "accuracy on 300 training samples that are held out" in printed
+    [record] = train.resume(out, on_note=lambda note: pytest.fail(note)).records
+    found = {}
+    for changes in ([], ["held_out=0"]):
+        assert cli.main(["eval", str(out), "--json", *changes]) == 0
+        found[len(changes)] = json.loads(capsys.readouterr().out)
+    assert found[0]["loss"] == pytest.approx(record["test_loss"], rel=1e-5)
+    assert [found[n]["samples"] for n in (0, 1)] == [300, 450]
 
 
 # Weights to begin with

@@ -104,7 +104,7 @@ def run(arguments) -> int:
     from realspike import train
 
     began = time.perf_counter()
-    options = {"on_epoch": lambda record: _print(console, record), "console": console}
+    options = {"on_epoch": lambda record: _print(console, config, record), "console": console}
     if arguments.resume is not None:
         out = arguments.resume
         result = train.resume(out, _note, config.training.epochs, **options)
@@ -131,12 +131,12 @@ def run(arguments) -> int:
     return 0
 
 
-def _print(console, record: dict) -> None:
+def _print(console, config: run_config.RunConfig, record: dict) -> None:
     _line(
         console,
         f"epoch {record['epoch']:>3}: training loss {record['train_loss']:.4f}, "
         f"accuracy {100 * record['train_accuracy']:.2f} %; "
-        f"test accuracy {100 * record['test_accuracy']:.2f} %",
+        f"{config.data.measured} {100 * record['test_accuracy']:.2f} %",
     )
 
 

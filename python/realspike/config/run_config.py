@@ -80,6 +80,13 @@ class DataSection:
     def folder(self) -> Path:
         return path_of(self.root)
 
+    @property
+    def measured(self) -> str:
+        """What an accuracy of a run is."""
+        if self.held_out:
+            return f"accuracy on {self.held_out} training samples that are held out"
+        return "test accuracy"
+
 
 @dataclass(frozen=True)
 class TrainingSection:
