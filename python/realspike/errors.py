@@ -11,6 +11,10 @@ class DataError(UserError, ValueError):
     """A file is missing, truncated or corrupt; the message names it and says what to do."""
 
 
+class RunError(UserError):
+    """A run cannot be started or resumed as asked."""
+
+
 class RunFailed(UserError):
     """Something was begun as asked and failed on the way."""
 

@@ -13,11 +13,11 @@ for package in ("safetensors", "lightning", "tensorboard", "kornia", "yaml"):
 
 from realspike import files
 from realspike.config.run_config import RunConfig
+from realspike.errors import RunError
 from realspike.records import RecordError
-from realspike.train import divergence, module, reporting, run, sealed
+from realspike.train import divergence, folder, module, placement, reporting, run, sealed
 from realspike.train.divergence import Diverged, DivergenceCheck
 from realspike.train.history import History, read_csv, write_csv
-from realspike.train.run import RunError
 from torch import nn
 
 
@@ -302,11 +302,11 @@ def test_a_folder_that_cannot_be_locked(tmp_path, monkeypatch, error, reason):
         raise error
 
     monkeypatch.setattr(files, "locked", locked)
-    with pytest.raises(RunError, match=reason) as raised, run._alone_in(tmp_path):
+    with pytest.raises(RunError, match=reason) as raised, folder.alone_in(tmp_path):
         raise AssertionError("the folder was entered")
     assert str(tmp_path) in str(raised.value)
     monkeypatch.setenv("RANK", "1")  # which leaves the folder to the first process
-    with run._alone_in(tmp_path):
+    with folder.alone_in(tmp_path):
         pass
 
 
@@ -322,14 +322,14 @@ def test_a_folder_that_cannot_be_made(tmp_path, monkeypatch, reason, code):
 
 @pytest.mark.parametrize("name", ["last.ckpt", "model.safetensors", "metrics.csv"])
 def test_a_folder_with_a_run_is_not_free(tmp_path, name):
-    run._check_free(tmp_path)
+    folder.check_free(tmp_path)
     (tmp_path / name).touch()
     with pytest.raises(RunError, match="--out chooses another folder") as raised:
-        run._check_free(tmp_path)
+        folder.check_free(tmp_path)
     assert ("--resume continues it" in str(raised.value)) == (name == "last.ckpt")
     assert name in str(raised.value) or name == "last.ckpt"
     with pytest.raises(RunError, match="a name that is text"):
-        run._check_free(tmp_path / "\udcff")
+        folder.check_free(tmp_path / "\udcff")
 
 
 @pytest.mark.parametrize(
@@ -341,18 +341,18 @@ def test_where_processes_are_placed(monkeypatch, world, local, nodes, strategy):
         monkeypatch.delenv(name, raising=False)
         if value is not None:
             monkeypatch.setenv(name, str(value))
-    placed = run._placement("cpu")
+    placed = placement.placement("cpu")
     assert placed == {
         **{"accelerator": "cpu", "devices": local or 1, "num_nodes": nodes},
         **{"strategy": strategy, "sync_batchnorm": False},
     }
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for device in ("cuda", "auto"):
-        placed = run._placement(device)
+        placed = placement.placement(device)
         assert placed["accelerator"] == "gpu"
         assert placed["sync_batchnorm"] == (strategy == "ddp")
-    assert run._placement("cpu")["accelerator"] == "cpu"
+    assert placement.placement("cpu")["accelerator"] == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert run._placement("auto")["accelerator"] == "cpu"
+    assert placement.placement("auto")["accelerator"] == "cpu"
     with pytest.raises(RunError, match="there is no CUDA device"):
-        run._placement("cuda")
+        placement.placement("cuda")

@@ -9,8 +9,11 @@ from realspike import environment
 from realspike.config import run_config
 from realspike.config.recipes import Cell, description, in_paper
 from realspike.config.run_config import RunConfig
+from realspike.errors import RunError
+from realspike.train.folder import CONFIG_FILE
 from realspike.train.history import read_csv
-from realspike.train.run import CONFIG_FILE, METRICS_FILE, RunError, resume, start
+from realspike.train.run import resume, start
+from realspike.train.saving import METRICS_FILE
 from realspike.train.statistics import last_step
 
 METHODS = {

@@ -197,7 +197,7 @@ BUGS = [
     ),
     Bug(
         "a-network-is-trained-in-the-mode-it-comes-in",
-        "python/realspike/train/run.py",
+        "python/realspike/train/fitting.py",
         "module.train()",
         "module.eval()",
         "tests/app/test_own.py",
@@ -325,7 +325,7 @@ BUGS = [
     ),
     Bug(
         "results-without-checkpoint-are-replaced",
-        "python/realspike/train/run.py",
+        "python/realspike/train/folder.py",
         "for name in (NETWORK_FILE, METRICS_FILE):",
         "for name in ():",
         "tests/app/test_stopping.py",

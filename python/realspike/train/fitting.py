@@ -1,0 +1,155 @@
+"""One run on Lightning: its trainer, its callbacks, its loaders."""
+
+import errno
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning.pytorch as lightning
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
+
+from realspike.config.run_config import RunConfig
+from realspike.data.loader import ResumableLoader, WorkerDied, evaluation_loader
+from realspike.data.sets import Splits
+from realspike.inspect.trained_file import example_input
+from realspike.networks.build import try_out
+from realspike.own import is_own
+from realspike.train import sealed
+from realspike.train.divergence import DivergenceCheck
+from realspike.train.history import History
+from realspike.train.module import SpikingClassifier
+from realspike.train.placement import placement, rank
+from realspike.train.reporting import Reporting
+from realspike.train.saving import Interrupted, Saving, Stopped
+from realspike.train.statistics import Statistics
+
+EVALUATION_BATCH = 256
+LOGS = "tensorboard"
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The outcome of a run: its records, and the signal that stopped it, or 0."""
+
+    records: list[dict]
+    stopped_by: int = 0
+
+
+def try_own(config: RunConfig, network: nn.Module) -> None:
+    if is_own(config.network.architecture):
+        wanted = config.network_config()
+        try_out(network, wanted, example_input(wanted))
+
+
+def share(config: RunConfig, splits: Splits) -> Splits:
+    rest = splits.hold_out(config.data.held_out)
+    return rest.share(config.data.fraction, config.training.seed)
+
+
+def _callbacks(config: RunConfig, splits: Splits, out: Path, on_epoch, console) -> list:
+    # Before the checkpoints, which contain the records.
+    divergence, history = DivergenceCheck(), History(on_epoch)
+    callbacks = [divergence, history, Statistics(config, history)]
+    if config.training.ema:
+        callbacks.append(EMAWeightAveraging(decay=config.training.ema))
+    if console is not None and rank() == 0:
+        samples = len(splits.train), len(splits.test)
+        callbacks.append(Reporting(console, config, history, samples))
+    return [*callbacks, Saving(out, config, history, divergence, splits)]
+
+
+def fit_network(
+    config: RunConfig,
+    network: nn.Module,
+    splits: Splits,
+    out: Path,
+    last: "Path | None",
+    on_epoch: Callable[[dict], None] = lambda record: None,
+    console=None,
+) -> RunResult:
+    training, splits = config.training, share(config, splits)
+    placed = placement(training.device)
+    placed["sync_batchnorm"] &= training.sync_batchnorm
+    if training.threads is not None:
+        torch.set_num_threads(training.threads)
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    workers = config.data.workers if splits.read_in_workers else 0
+    callbacks = _callbacks(config, splits, out, on_epoch, console)
+    history = next(callback for callback in callbacks if isinstance(callback, History))
+    with _quiet():
+        trainer = lightning.Trainer(
+            **placed,
+            max_epochs=training.epochs,
+            max_steps=training.max_steps or -1,
+            precision=training.precision,
+            accumulate_grad_batches=training.accumulate,
+            gradient_clip_val=training.clip_gradient or None,
+            logger=TensorBoardLogger(out, name=LOGS, version=""),
+            callbacks=callbacks,
+            plugins=[sealed.SealedCheckpoints()],
+            default_root_dir=out,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+        )
+        train_loader = ResumableLoader(
+            splits.train, config.data.batch_size, training.seed, rank(), world, workers
+        )
+        test_loader = evaluation_loader(splits.test, EVALUATION_BATCH, rank(), world, workers)
+        steps = -(-len(train_loader) // training.accumulate)
+        try_own(config, network)  # before a step, so that its amplitudes know their neurons
+        module = SpikingClassifier(config, network, splits.mean, splits.std, steps)
+        module.train()  # which Lightning leaves to us
+        try:
+            trainer.fit(module, train_loader, test_loader, ckpt_path=last, weights_only=True)
+        except Stopped as stopped:
+            return RunResult(history.records, stopped.signum)
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise WorkerDied(error) from error  # which torch tells at any time
+        except OSError as error:
+            # What else is written names itself.
+            if error.filename is None and error.errno in _DISK_FULL:
+                error.filename = str(out / LOGS)
+            raise
+        except Interrupted as interrupted:
+            raise KeyboardInterrupt(interrupted.signum) from interrupted
+        except SystemExit as left:  # which is what Lightning makes of a KeyboardInterrupt
+            raise KeyboardInterrupt from left
+    network.cpu().eval()
+    return RunResult(history.records)
+
+
+class _quiet:
+    """Without Lightning's advice; its errors are raised."""
+
+    def __enter__(self):
+        self.logger = logging.getLogger("lightning.pytorch")
+        self.level = self.logger.level
+        self.logger.setLevel(logging.ERROR)
+        # The thread that writes the logs; what it met is raised again where the run writes next.
+        self.hook = threading.excepthook
+        threading.excepthook = self._hook
+        self.warnings = warnings.catch_warnings()
+        self.warnings.__enter__()
+        warnings.filterwarnings("ignore", module=r"lightning\.")
+
+    def _hook(self, arguments) -> None:
+        if not issubclass(arguments.exc_type, OSError):
+            self.hook(arguments)
+
+    def __exit__(self, *error):
+        self.logger.setLevel(self.level)
+        threading.excepthook = self.hook
+        self.warnings.__exit__(*error)
