@@ -12,7 +12,7 @@ import zlib
 import numpy as np
 import pytest
 
-for package in ("sklearn", "kornia", "yaml"):
+for package in ("sklearn", "yaml"):
     pytest.importorskip(package)
 
 from realspike.data import DataError, array_pickle, cifar

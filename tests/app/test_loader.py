@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-for package in ("sklearn", "kornia", "PIL", "yaml", "lightning", "tensorboard", "safetensors"):
+for package in ("sklearn", "PIL", "yaml", "lightning", "tensorboard", "safetensors"):
     pytest.importorskip(package)
 
 from realspike import train

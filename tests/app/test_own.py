@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-for package in ("sklearn", "safetensors", "rich", "lightning", "tensorboard", "kornia", "yaml"):
+for package in ("sklearn", "safetensors", "rich", "lightning", "tensorboard", "yaml"):
     pytest.importorskip(package)
 
 import realspike

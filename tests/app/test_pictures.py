@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-for package in ("sklearn", "safetensors", "rich", "matplotlib", "yaml", "kornia"):
+for package in ("sklearn", "safetensors", "rich", "matplotlib", "yaml"):
     pytest.importorskip(package)
 
 from matplotlib.colors import to_rgb

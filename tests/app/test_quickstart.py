@@ -14,7 +14,7 @@ from digit_images import test_part
 
 import realspike_ops as rso
 
-for package in ("sklearn", "matplotlib", "safetensors", "rich", "lightning", "kornia"):
+for package in ("sklearn", "matplotlib", "safetensors", "rich", "lightning"):
     pytest.importorskip(package)
 
 import realspike
@@ -377,7 +377,6 @@ def test_failure_while_running_ends_with_one_line(tmp_path, monkeypatch, capsys)
         ("safetensors", "safetensors"),
         ("rich", "rich"),
         ("lightning", "lightning"),
-        ("kornia", "kornia"),
     ],
 )
 def test_missing_package_says_what_to_install(module, package, tmp_path, monkeypatch, capsys):
@@ -387,7 +386,7 @@ def test_missing_package_says_what_to_install(module, package, tmp_path, monkeyp
     assert cli.main(["quickstart", "--out", str(tmp_path)]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert package in line
-    extra = {"lightning": "train", "kornia": "data"}.get(module, "app")
+    extra = {"lightning": "train"}.get(module, "app")
     assert f"pip install '.[{extra}]'" in line
 
 

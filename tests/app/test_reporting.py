@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-for package in ("sklearn", "safetensors", "rich", "lightning", "tensorboard", "kornia", "yaml"):
+for package in ("sklearn", "safetensors", "rich", "lightning", "tensorboard", "yaml"):
     pytest.importorskip(package)
 
 from realspike import checkpoint, train

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-for package in ("sklearn", "safetensors", "rich", "lightning", "tensorboard", "kornia", "yaml"):
+for package in ("sklearn", "safetensors", "rich", "lightning", "tensorboard", "yaml"):
     pytest.importorskip(package)
 
 from realspike import checkpoint, cli, train

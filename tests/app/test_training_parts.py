@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-for package in ("safetensors", "lightning", "tensorboard", "kornia", "yaml"):
+for package in ("safetensors", "lightning", "tensorboard", "yaml"):
     pytest.importorskip(package)
 
 from realspike import files

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-for package in ("sklearn", "safetensors", "lightning", "kornia", "yaml"):
+for package in ("sklearn", "safetensors", "lightning", "yaml"):
     pytest.importorskip(package)
 
 PROOFS = Path(__file__).parent

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 # Named where they are installed: what the package needs, its extras, and whose networks it reads.
 _PACKAGES = (
-    *("torch", "triton", "numpy", "lightning", "tensorboard", "kornia", "pillow", "scikit-learn"),
+    *("torch", "triton", "numpy", "lightning", "tensorboard", "pillow", "scikit-learn"),
     *("matplotlib", "rich", "safetensors", "nir", "torchvision"),
     *("spikingjelly", "snntorch", "norse"),
 )

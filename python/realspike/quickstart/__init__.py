@@ -91,7 +91,7 @@ def run(
         realspike_ops.MultiplicationError: if a folded network multiplies.
     """
     start = time.perf_counter()
-    modules = ("lightning.pytorch", "kornia.augmentation", "sklearn.datasets", "safetensors.torch")
+    modules = ("lightning.pytorch", "sklearn.datasets", "safetensors.torch")
     for module in (*modules, "matplotlib.figure", "rich.table"):
         require(module)
     files.make_writable_folder(settings.out)

@@ -55,7 +55,8 @@ class SpikingClassifier(lightning.LightningModule):
 
     def training_step(self, batch, batch_idx: int) -> dict:
         samples, labels = batch
-        inputs = self.preprocess(samples, self._augmentation_seed(batch_idx))
+        draws = self.preprocess.draw(len(labels), self._augmentation_seed(batch_idx))
+        inputs = self.preprocess(samples, draws.to(samples.device))
         with compress_spikes() if self.config.training.compress_spikes else nullcontext():
             logits = self.network(inputs).float()
         loss = F.cross_entropy(logits, labels)

@@ -86,10 +86,26 @@ BUGS = [
     Bug(
         "augmentation-follows-the-global-state",
         "python/realspike/data/preprocess.py",
-        "torch.manual_seed(seed)",
-        "torch.rand(1)",
+        "torch.rand(count, DRAWS, generator=torch.Generator().manual_seed(seed))",
+        "torch.rand(count, DRAWS)",
         "tests/app/test_data.py",
         "follows_its_seed",
+    ),
+    Bug(
+        "contrast-is-away-from-the-grey-of-each-pixel",
+        "python/realspike/data/auto_augment.py",
+        "torch.where(reading == _CONTRAST, mean, other)",
+        "torch.where(reading == _CONTRAST, grey, other)",
+        "tests/app/test_auto_augment.py",
+        "is_pillows",
+    ),
+    Bug(
+        "one-policy-for-a-batch",
+        "python/realspike/data/auto_augment.py",
+        "(draws[:, 0] * len(POLICIES))",
+        "(draws[:1, 0].expand(len(draws)) * len(POLICIES))",
+        "tests/app/test_auto_augment.py",
+        "that_its_numbers_draw",
     ),
     Bug(
         "resumed-epoch-starts-over",
