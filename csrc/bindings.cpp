@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/batch_norm_lif.h"
 #include "core/lif.h"
 #include "core/numbers.h"
 #include "core/pack_spikes.h"
@@ -96,13 +97,86 @@ void lif_packed(const LifParams& params, uintptr_t packed, uintptr_t v_last, int
                  num_threads);
 }
 
+LifBackward lif_backward(const LifParams& params, uintptr_t grad_y, uintptr_t grad_v_last,
+                         uintptr_t grad_x, uintptr_t grad_v_init, uintptr_t grad_amplitude,
+                         uintptr_t grad_decay, uintptr_t grad_v_threshold) {
+  return {params,
+          pointer<const void>(grad_y),
+          pointer<const float>(grad_v_last),
+          pointer<void>(grad_x),
+          pointer<float>(grad_v_init),
+          pointer<float>(grad_amplitude),
+          pointer<float>(grad_decay),
+          pointer<float>(grad_v_threshold)};
+}
+
 void lif_bwd(const LifParams& params, uintptr_t grad_y, uintptr_t grad_v_last, uintptr_t grad_x,
              uintptr_t grad_v_init, uintptr_t grad_amplitude, uintptr_t grad_decay,
              uintptr_t grad_v_threshold, int num_threads) {
-  lif_bwd_cpu({params, pointer<const void>(grad_y), pointer<const float>(grad_v_last),
-               pointer<void>(grad_x), pointer<float>(grad_v_init), pointer<float>(grad_amplitude),
-               pointer<float>(grad_decay), pointer<float>(grad_v_threshold)},
+  lif_bwd_cpu(lif_backward(params, grad_y, grad_v_last, grad_x, grad_v_init, grad_amplitude,
+                           grad_decay, grad_v_threshold),
               num_threads);
+}
+
+BatchNorm batch_norm(uintptr_t mean, uintptr_t inv_std, uintptr_t weight, uintptr_t bias,
+                     uintptr_t residual, int64_t residual_stride, int64_t C, int64_t P,
+                     bool channels_last) {
+  return {pointer<const float>(mean),
+          pointer<const float>(inv_std),
+          pointer<const float>(weight),
+          pointer<const float>(bias),
+          pointer<const void>(residual),
+          residual_stride,
+          C,
+          P,
+          channels_last};
+}
+
+void batch_norm_moments(uintptr_t x, int dtype, int64_t T, int64_t B, int64_t C, int64_t P,
+                        bool channels_last, int64_t x_stride_t, uintptr_t moments,
+                        int num_threads) {
+  batch_norm_moments_cpu({{static_cast<DType>(dtype), T, B, C, P, channels_last},
+                          pointer<const void>(x),
+                          x_stride_t,
+                          pointer<double>(moments)},
+                         num_threads);
+}
+
+void batch_norm_statistics(uintptr_t moments, uintptr_t running_mean, uintptr_t running_var,
+                           uintptr_t mean, uintptr_t inv_std, int64_t C, double momentum,
+                           double eps) {
+  batch_norm_statistics_cpu({pointer<const double>(moments), pointer<float>(running_mean),
+                             pointer<float>(running_var), pointer<float>(mean),
+                             pointer<float>(inv_std), C, momentum, eps});
+}
+
+void batch_norm_lif_fwd(const LifParams& lif, const BatchNorm& norm, uintptr_t y, uintptr_t v_last,
+                        int num_threads) {
+  batch_norm_lif_fwd_cpu({{lif, pointer<void>(y), pointer<float>(v_last)}, norm}, num_threads);
+}
+
+void batch_norm_lif_bwd(const LifParams& lif, const BatchNorm& norm, uintptr_t grad_y,
+                        uintptr_t grad_v_last, uintptr_t grad_current, uintptr_t grad_v_init,
+                        uintptr_t grad_amplitude, uintptr_t grad_decay, uintptr_t grad_v_threshold,
+                        uintptr_t sums, int num_threads) {
+  batch_norm_lif_bwd_cpu({lif_backward(lif, grad_y, grad_v_last, grad_current, grad_v_init,
+                                       grad_amplitude, grad_decay, grad_v_threshold),
+                          norm, pointer<double>(sums)},
+                         num_threads);
+}
+
+void batch_norm_bwd(const BatchNorm& norm, int dtype, int64_t T, int64_t B, uintptr_t grad_current,
+                    uintptr_t x, int64_t x_stride_t, uintptr_t sums, uintptr_t count,
+                    uintptr_t grad_x, int num_threads) {
+  batch_norm_bwd_cpu({{static_cast<DType>(dtype), T, B, norm.C, norm.P, norm.channels_last},
+                      norm,
+                      pointer<const void>(grad_current),
+                      pointer<const void>(x),
+                      x_stride_t,
+                      pointer<const double>(sums),
+                      pointer<const double>(count),
+                      pointer<void>(grad_x)},
+                     num_threads);
 }
 
 PackSpikesParams pack_params(uintptr_t spikes, uintptr_t packed, int64_t N, int64_t C, int64_t P,
@@ -207,6 +281,7 @@ PYBIND11_MODULE(_C, m) {
   py::class_<LifForm>(m, "LifForm").def(py::init(&lif_form));
   py::class_<PerNeuron>(m, "PerNeuron").def(py::init(&per_neuron));
   py::class_<LifParams>(m, "LifParams").def(py::init(&lif_params));
+  py::class_<BatchNorm>(m, "BatchNorm").def(py::init(&batch_norm));
   py::class_<PackSpikesParams>(m, "PackSpikesParams").def(py::init(&pack_params));
   py::class_<UnpackSpikesParams>(m, "UnpackSpikesParams").def(py::init(&unpack_params));
   py::class_<UnsharedConvParams>(m, "UnsharedConvParams").def(py::init(&unshared_conv_params));
@@ -219,6 +294,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("lif_fwd_cpu", &lif_fwd, no_gil);
   m.def("lif_bwd_cpu", &lif_bwd, no_gil);
   m.def("lif_packed_cpu", &lif_packed, no_gil);
+  m.def("batch_norm_moments_cpu", &batch_norm_moments, no_gil);
+  m.def("batch_norm_statistics_cpu", &batch_norm_statistics, no_gil);
+  m.def("batch_norm_lif_fwd_cpu", &batch_norm_lif_fwd, no_gil);
+  m.def("batch_norm_lif_bwd_cpu", &batch_norm_lif_bwd, no_gil);
+  m.def("batch_norm_bwd_cpu", &batch_norm_bwd, no_gil);
   m.def("pack_spikes_cpu", &pack_spikes_cpu, no_gil);
   m.def("unpack_spikes_cpu", &unpack_spikes_cpu, no_gil);
   m.def("has_spare_bits_cpu", [](uintptr_t packed, int64_t pixels, int64_t channels) {

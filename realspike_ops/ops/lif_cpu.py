@@ -33,7 +33,7 @@ def _per_neuron(parameter: PerNeuron):
     return extension().PerNeuron(parameter.values.data_ptr(), 0.0, parameter.inner, parameter.size)
 
 
-def _params(currents: Currents, neurons: Neurons, saved, save: int, like: Tensor):
+def lif_params(currents: Currents, neurons: Neurons, saved, save: int, like: Tensor):
     """Return the parameters of T timesteps of N neurons, of the shape and dtype of `like`."""
     T, N = like.shape[0], like.shape[1:].numel()
     return extension().LifParams(
@@ -44,7 +44,7 @@ def _params(currents: Currents, neurons: Neurons, saved, save: int, like: Tensor
 
 
 def launch_fwd(currents: Currents, neurons: Neurons, y, v_last, saved, save: int) -> None:
-    params = _params(currents, neurons, saved, save, y)
+    params = lif_params(currents, neurons, saved, save, y)
     extension().lif_fwd_cpu(params, y.data_ptr(), pointer(v_last), torch.get_num_threads())
 
 
@@ -53,7 +53,7 @@ def launch_packed(currents: Currents, neurons: Neurons, packed, v_last, channels
     assert x is not None
     C, pixels = x.shape[2], x.shape[3:].numel()
     extension().lif_packed_cpu(
-        _params(currents, neurons, None, SAVE_NOTHING, x), packed.data_ptr(), pointer(v_last),
+        lif_params(currents, neurons, None, SAVE_NOTHING, x), packed.data_ptr(), pointer(v_last),
         C, pixels, channels_last, torch.get_num_threads(),
     )  # fmt: skip
 
@@ -79,6 +79,6 @@ def partial_shape(T, N, period, save, element_size) -> tuple[int, int]:
 
 
 def launch_bwd(currents: Currents, neurons: Neurons, saved, save: int, grads: Gradients) -> None:
-    params = _params(currents, neurons, saved, save, grads.x)
+    params = lif_params(currents, neurons, saved, save, grads.x)
     written = (grads.y, grads.v_last, grads.x, grads.v_init, *grads.partials)
     extension().lif_bwd_cpu(params, *map(pointer, written), torch.get_num_threads())

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "core/batch_norm_lif.h"
 #include "core/lif.h"
 #include "core/pack_spikes.h"
 #include "core/unshared_conv.h"
@@ -9,6 +10,8 @@
 namespace realspike {
 
 struct LifTile;
+struct MomentsPlan;
+struct NormTile;
 struct PixelRun;
 struct SpikeLists;
 struct TaskMemory;
@@ -20,6 +23,12 @@ struct IsaKernels {
   const char* name;
   void (*lif_fwd)(const LifForward&, const LifTile&);
   void (*lif_bwd)(const LifBackward&, const LifTile&);
+  // Task number `task` of the plan, to [2 * plan.channels + 1].
+  void (*batch_norm_moments)(const BatchNormMoments&, const MomentsPlan&, int64_t task,
+                             double* partial);
+  void (*batch_norm_lif_fwd)(const BatchNormLifForward&, const LifTile&);
+  void (*batch_norm_lif_bwd)(const BatchNormLifBackward&, const NormTile&);
+  void (*batch_norm_bwd)(const BatchNormBackward&, const LifTile&);
   // Task number `task` of the grid that lif_packed_cpu spans.
   void (*lif_packed)(const LifPacked&, int64_t task);
   // Pixels [begin, end) of sample n.

@@ -13,6 +13,7 @@ IsaKernels kernels() {
   enter_lif_fwd(&all);
   enter_lif_bwd(&all);
   enter_lif_packed(&all);
+  enter_batch_norm_lif(&all);
   enter_pack_spikes(&all);
   enter_unshared_conv(&all);
   return all;

@@ -12,6 +12,7 @@ namespace realspike::REALSPIKE_ISA {
 void enter_lif_fwd(IsaKernels* kernels);
 void enter_lif_bwd(IsaKernels* kernels);
 void enter_lif_packed(IsaKernels* kernels);
+void enter_batch_norm_lif(IsaKernels* kernels);
 void enter_pack_spikes(IsaKernels* kernels);
 void enter_unshared_conv(IsaKernels* kernels);
 

@@ -10,13 +10,6 @@
 namespace realspike {
 namespace {
 
-// Sums over time and rows for the columns of a tile.
-struct LaneSums {
-  alignas(64) float amplitude[kLifTileWidth];
-  alignas(64) float decay[kLifTileWidth];
-  alignas(64) float v_threshold[kLifTileWidth];
-};
-
 // The neuron that backward from bits is compiled for. Nobody wants the gradient of a parameter that
 // counts as not varying (what_varies).
 template <class Element, bool kTernary, ResetForm kReset, Vary kVary>
@@ -63,55 +56,44 @@ void lif_bwd_bits_steps(const LifBackward& p, int64_t count,
   }
 }
 
-template <class Form>
-void lif_bwd_bits_block(const LifBackward& p, int64_t n, int64_t count, int64_t lane,
-                        const Lanes& lanes, float* q, LaneSums& sums, bool stream) {
+// The same, as BitsLoops have it.
+template <class Form, int kSteps>
+void lif_bwd_bits_lanes(const LifBackward& p, int64_t count, const void* grad_y, const void* bits,
+                        int first_bit, const Lanes& lanes, int64_t lane, float* q, LaneSums& sums,
+                        void* grad_x, int64_t grad_x_stride) {
   using Storage = typename Form::Storage;
-  using Word = typename Form::Word;
-  const Storage* grad_y = static_cast<const Storage*>(p.grad_y) + n;
-  Storage* grad_x = static_cast<Storage*>(p.grad_x) + n;
-  const Word* saved = static_cast<const Word*>(p.saved) + n;
-  alignas(64) Storage streamed[kLifBitsInterval][kBlock];
-  for_each_stretch_reversed(p.T, [&](int64_t t, auto steps) {
-    lif_bwd_bits_steps<Form, steps.value>(
-        p, count, grad_y + t * p.N, saved + t / kLifBitsInterval * p.N,
-        static_cast<int>(t % kLifBitsInterval) * SavedBits<Form::kTernary>::kPerStep,
-        {lanes.amplitude, lane}, {lanes.decay, lane}, q, sums.amplitude + lane,
-        stream ? streamed[0] : grad_x + t * p.N, stream ? kBlock : p.N);
-    if (!stream) return;
-    for (int k = 0; k < steps.value; ++k) {
-      stream_copy(grad_x + (t + k) * p.N, streamed[k], count * sizeof(Storage));
-    }
-  });
+  lif_bwd_bits_steps<Form, kSteps>(
+      p, count, static_cast<const Storage*>(grad_y), static_cast<const typename Form::Word*>(bits),
+      first_bit, {lanes.amplitude, lane}, {lanes.decay, lane}, q, sums.amplitude + lane,
+      static_cast<Storage*>(grad_x), grad_x_stride);
 }
 
-using BackwardBlock = void (*)(const LifBackward&, int64_t n, int64_t count, int64_t lane,
-                               const Lanes&, float* q, LaneSums&, bool stream);
-
-// Which parameters backward treats as varying: those whose gradient is wanted, too.
-Vary what_varies(const LifBackward& p) {
-  if (p.grad_decay != nullptr || p.grad_v_threshold != nullptr) return Vary::kEverything;
-  const Vary vary = what_varies(static_cast<const LifParams&>(p));
-  return vary == Vary::kNothing && p.grad_amplitude != nullptr ? Vary::kAmplitude : vary;
-}
+template <class Element, bool kTernary, ResetForm kReset, Vary kVary>
+constexpr BitsLoops kBitsLoops = {
+    {lif_bwd_bits_lanes<BitsForm<Element, kTernary, kReset, kVary>, 1>,
+     lif_bwd_bits_lanes<BitsForm<Element, kTernary, kReset, kVary>, 2>,
+     lif_bwd_bits_lanes<BitsForm<Element, kTernary, kReset, kVary>, 4>},
+    SavedBits<kTernary>::kPerStep,
+    sizeof(typename SavedBits<kTernary>::Word),
+};
 
 template <class Element>
-BackwardBlock choose_bits(const LifBackward& p) {
+const BitsLoops& choose_bits(const LifBackward& p) {
   constexpr Vary kEverything = Vary::kEverything;
   constexpr ResetForm kHard = ResetForm::kHard, kShift = ResetForm::kShift;
   // A detached reset that is not hard has no part in backward, whenever it comes.
   if (p.reset != Reset::kHard) {
-    return p.ternary ? lif_bwd_bits_block<BitsForm<Element, true, kShift, kEverything>>
-                     : lif_bwd_bits_block<BitsForm<Element, false, kShift, kEverything>>;
+    return p.ternary ? kBitsLoops<Element, true, kShift, kEverything>
+                     : kBitsLoops<Element, false, kShift, kEverything>;
   }
-  if (p.ternary) return lif_bwd_bits_block<BitsForm<Element, true, kHard, kEverything>>;
+  if (p.ternary) return kBitsLoops<Element, true, kHard, kEverything>;
   switch (what_varies(p)) {
     case Vary::kNothing:
-      return lif_bwd_bits_block<BitsForm<Element, false, kHard, Vary::kNothing>>;
+      return kBitsLoops<Element, false, kHard, Vary::kNothing>;
     case Vary::kAmplitude:
-      return lif_bwd_bits_block<BitsForm<Element, false, kHard, Vary::kAmplitude>>;
+      return kBitsLoops<Element, false, kHard, Vary::kAmplitude>;
     default:
-      return lif_bwd_bits_block<BitsForm<Element, false, kHard, kEverything>>;
+      return kBitsLoops<Element, false, kHard, kEverything>;
   }
 }
 

@@ -10,9 +10,6 @@
 namespace realspike {
 namespace {
 
-// Timesteps whose recomputed potentials a register can hold for every lane.
-constexpr int kRecomputeSteps = 4;
-
 // The form of the neuron, uniform over a call.
 struct Form {
   uint32_t ternary;
@@ -54,16 +51,6 @@ void advance(const LifBackward& p, int64_t count, const float* __restrict x, con
     v[i] = recompute_step<kReset>(form, decay[i], v_threshold[i], v[i], x[i]).v;
   }
 }
-
-// Rows of timesteps in float32, each `count` neurons.
-struct Rows {
-  const float* x;  // x_stride apart
-  int64_t x_stride;
-  const float* grad_y;  // grad_y_stride apart
-  int64_t grad_y_stride;
-  float* grad_x;  // grad_x_stride apart
-  int64_t grad_x_stride;
-};
 
 // kSteps timesteps, recomputed from x and the potential before them. kLearn: decay and threshold
 // are learnable.
@@ -145,25 +132,16 @@ void lif_bwd_recompute_steps(const LifBackward& p, int64_t count, const Rows& ro
   }
 }
 
-// The functions of one form of the neuron.
-struct Recompute {
-  using Steps = void (*)(const LifBackward&, int64_t count, const Rows&, const Lanes&, int64_t lane,
-                         const float* v, float* q, LaneSums&);
-  Steps one, two, four;
-  void (*advance)(const LifBackward&, int64_t count, const float* x, const Lanes&, int64_t lane,
-                  float* v);
-};
-
 template <Surrogate kSurrogate, ResetForm kReset, Vary kVary, bool kLearn>
-constexpr Recompute kRecompute = {
-    lif_bwd_recompute_steps<kSurrogate, kReset, kVary, kLearn, 1>,
-    lif_bwd_recompute_steps<kSurrogate, kReset, kVary, kLearn, 2>,
-    lif_bwd_recompute_steps<kSurrogate, kReset, kVary, kLearn, 4>,
+constexpr RecomputeLoops kRecompute = {
+    {lif_bwd_recompute_steps<kSurrogate, kReset, kVary, kLearn, 1>,
+     lif_bwd_recompute_steps<kSurrogate, kReset, kVary, kLearn, 2>,
+     lif_bwd_recompute_steps<kSurrogate, kReset, kVary, kLearn, 4>},
     advance<kReset, kVary>,
 };
 
 template <Surrogate kSurrogate>
-const Recompute& recompute_with(const LifBackward& p) {
+const RecomputeLoops& recompute_with(const LifBackward& p) {
   constexpr Vary kEverything = Vary::kEverything;
   constexpr ResetForm kHard = ResetForm::kHard, kShift = ResetForm::kShift;
   const bool learn = p.grad_decay != nullptr || p.grad_v_threshold != nullptr;
@@ -185,7 +163,7 @@ const Recompute& recompute_with(const LifBackward& p) {
   }
 }
 
-const Recompute& recompute_for(const LifBackward& p) {
+const RecomputeLoops& recompute_for(const LifBackward& p) {
   switch (p.surrogate) {
     case Surrogate::kATan:
       return recompute_with<Surrogate::kATan>(p);
@@ -196,103 +174,6 @@ const Recompute& recompute_for(const LifBackward& p) {
     default:
       return recompute_with<Surrogate::kRectangular>(p);
   }
-}
-
-// The rows of a stretch as float32: where they lie, or widened into buffers and rounded back.
-template <class Element>
-class RowBuffers {
-  using Storage = typename Element::Storage;
-
- public:
-  const float* widen_x(const Storage* x, int64_t stride, int64_t count, int steps) {
-    return widen(x, stride, count, steps, x_);
-  }
-  const float* widen_grad_y(const Storage* grad_y, int64_t stride, int64_t count, int steps) {
-    return widen(grad_y, stride, count, steps, grad_y_);
-  }
-  static int64_t stride(int64_t) { return kBlock; }
-  float* grad_x(Storage*, bool) { return grad_x_[0]; }
-  static int64_t grad_x_stride(int64_t, bool) { return kBlock; }
-
-  void store(Storage* grad_x, int64_t stride, int64_t count, int steps, bool stream) {
-    alignas(64) Storage row[kBlock];
-    for (int k = 0; k < steps; ++k) {
-      Storage* to = stream ? row : grad_x + k * stride;
-      for (int64_t i = 0; i < count; ++i) to[i] = Element::round(grad_x_[k][i]);
-      if (stream) stream_copy(grad_x + k * stride, row, count * sizeof(Storage));
-    }
-  }
-
- private:
-  using Buffer = float[kRecomputeSteps][kBlock];
-  static const float* widen(const Storage* rows, int64_t stride, int64_t count, int steps,
-                            Buffer& buffer) {
-    for (int k = 0; k < steps; ++k) {
-      for (int64_t i = 0; i < count; ++i) buffer[k][i] = Element::widen(rows[k * stride + i]);
-    }
-    return buffer[0];
-  }
-
-  alignas(64) Buffer x_;
-  alignas(64) Buffer grad_y_;
-  alignas(64) Buffer grad_x_;
-};
-
-template <>
-class RowBuffers<Float32> {
- public:
-  const float* widen_x(const float* x, int64_t, int64_t, int) { return x; }
-  const float* widen_grad_y(const float* grad_y, int64_t, int64_t, int) { return grad_y; }
-  static int64_t stride(int64_t in_memory) { return in_memory; }
-  float* grad_x(float* in_memory, bool stream) { return stream ? streamed_[0] : in_memory; }
-  static int64_t grad_x_stride(int64_t in_memory, bool stream) {
-    return stream ? kBlock : in_memory;
-  }
-  void store(float* grad_x, int64_t stride, int64_t count, int steps, bool stream) {
-    if (!stream) return;
-    for (int k = 0; k < steps; ++k) {
-      stream_copy(grad_x + k * stride, streamed_[k], count * sizeof(float));
-    }
-  }
-
- private:
-  alignas(64) float streamed_[kRecomputeSteps][kBlock];
-};
-
-template <class Element>
-void lif_bwd_recompute_block(const LifBackward& p, int64_t n, int64_t count, int64_t lane,
-                             const Lanes& lanes, float* q, LaneSums& sums, bool stream) {
-  using Storage = typename Element::Storage;
-  const Recompute& recompute = recompute_for(p);
-  const Storage* x = static_cast<const Storage*>(p.x) + n;
-  const Storage* grad_y = static_cast<const Storage*>(p.grad_y) + n;
-  Storage* grad_x = static_cast<Storage*>(p.grad_x) + n;
-  const float* saved = static_cast<const float*>(p.saved);
-  RowBuffers<Element> buffers;
-  alignas(64) float v[kBlock];
-  for_each_stretch_reversed(p.T, [&](int64_t t, auto steps) {
-    const int64_t kept = t / kLifPotentialInterval;
-    load_potential(kept == 0 ? p.v_init : saved + (kept - 1) * p.N, n, count, v);
-    const auto x_rows = [&](int64_t from, int how_many) {
-      return buffers.widen_x(x + from * p.x_stride_t, p.x_stride_t, count, how_many);
-    };
-    // The potentials between the one that was kept and this stretch.
-    for (int64_t before = kept * kLifPotentialInterval; before < t; ++before) {
-      recompute.advance(p, count, x_rows(before, 1), lanes, lane, v);
-    }
-    Storage* grad_x_t = grad_x + t * p.N;
-    const Rows rows = {
-        x_rows(t, steps),
-        buffers.stride(p.x_stride_t),
-        buffers.widen_grad_y(grad_y + t * p.N, p.N, count, steps),
-        buffers.stride(p.N),
-        buffers.grad_x(grad_x_t, stream),
-        buffers.grad_x_stride(p.N, stream),
-    };
-    const auto run = steps == 4 ? recompute.four : steps == 2 ? recompute.two : recompute.one;
-    run(p, count, rows, lanes, lane, v, q, sums);
-    buffers.store(grad_x_t, p.N, count, steps, stream);
-  });
 }
 
 }  // namespace

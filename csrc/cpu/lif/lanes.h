@@ -4,25 +4,27 @@
 #include <cstring>
 #include <type_traits>
 
+#include "cpu/lif/steps.h"
 #include "cpu/lif/tile.h"
 
 namespace realspike {
 namespace {
 
-// Neurons whose state stays in the L1 cache while time passes.
-constexpr int64_t kBlock = 512;
-
-// The parameters that differ between neighbouring neurons. The others stay in registers.
-enum class Vary { kNothing, kAmplitude, kEverything };
-
-bool differs(const PerNeuron& parameter) { return parameter.size > 1; }
+inline bool differs(const PerNeuron& parameter) { return parameter.size > 1; }
 
 // The paper's neuron, binary with a hard reset, has loops for parameters that do not vary. Every
 // other neuron takes the loop for parameters that do.
-Vary what_varies(const LifParams& p) {
+inline Vary what_varies(const LifParams& p) {
   const bool papers = p.reset == Reset::kHard && !p.ternary;
   if (!papers || differs(p.decay) || differs(p.v_threshold)) return Vary::kEverything;
   return differs(p.amplitude) ? Vary::kAmplitude : Vary::kNothing;
+}
+
+// Which parameters backward treats as varying: those whose gradient is wanted, too.
+inline Vary what_varies(const LifBackward& p) {
+  if (p.grad_decay != nullptr || p.grad_v_threshold != nullptr) return Vary::kEverything;
+  const Vary vary = what_varies(static_cast<const LifParams&>(p));
+  return vary == Vary::kNothing && p.grad_amplitude != nullptr ? Vary::kAmplitude : vary;
 }
 
 template <class T>
@@ -42,14 +44,7 @@ struct PerLane {
 template <class T, bool kVaries>
 using Parameter = std::conditional_t<kVaries, PerLane<T>, Uniform<T>>;
 
-// The parameters of a tile's columns; of the first alone where none of them differs.
-struct Lanes {
-  alignas(64) float amplitude[kLifTileWidth];
-  alignas(64) float decay[kLifTileWidth];
-  alignas(64) float v_threshold[kLifTileWidth];
-};
-
-void gather(const PerNeuron& parameter, int64_t n, int64_t count, float* lanes) {
+inline void gather(const PerNeuron& parameter, int64_t n, int64_t count, float* lanes) {
   if (!differs(parameter)) {
     const float all = parameter.values == nullptr ? parameter.all : parameter.values[0];
     for (int64_t i = 0; i < count; ++i) lanes[i] = all;
@@ -74,7 +69,7 @@ void gather(const PerNeuron& parameter, int64_t n, int64_t count, float* lanes) 
   }
 }
 
-void gather_lanes(const LifParams& p, const LifTile& tile, Vary vary, Lanes& lanes) {
+inline void gather_lanes(const LifParams& p, const LifTile& tile, Vary vary, Lanes& lanes) {
   const int64_t dynamics = vary == Vary::kEverything ? tile.width : 1;
   gather(p.amplitude, tile.column, vary == Vary::kNothing ? 1 : tile.width, lanes.amplitude);
   gather(p.decay, tile.column, dynamics, lanes.decay);
@@ -84,17 +79,17 @@ void gather_lanes(const LifParams& p, const LifTile& tile, Vary vary, Lanes& lan
 // Calls block(n, lane, count) for every block of the tile: neurons [n, n + count), which have the
 // parameters of the lanes from `lane` on. Rows in ascending order.
 template <class Block>
-void for_each_block(const LifParams& p, const LifTile& tile, Block block) {
+void for_each_block(int64_t N, const LifTile& tile, Block block) {
   for (int64_t r = tile.row_begin; r < tile.row_end; ++r) {
     for (int64_t lane = 0; lane < tile.width; lane += kBlock) {
       const int64_t n = r * tile.row + tile.column + lane;
-      const int64_t count = least(least(tile.width - lane, kBlock), p.N - n);
+      const int64_t count = least(least(tile.width - lane, kBlock), N - n);
       if (count > 0) block(n, lane, count);
     }
   }
 }
 
-void load_potential(const float* source, int64_t n, int64_t count, float* v) {
+inline void load_potential(const float* source, int64_t n, int64_t count, float* v) {
   for (int64_t i = 0; i < count; ++i) v[i] = source == nullptr ? 0.0f : source[n + i];
 }
 

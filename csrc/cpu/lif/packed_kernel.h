@@ -54,7 +54,7 @@ void lif_packed_rows(const LifPacked& p, PackedBuffers<Element>& buffers,
   for_each_stretch(p.T, [&](int64_t t, auto steps) {
     for (int64_t r = 0; r < rows; ++r) {
       lif_fwd_steps<Form, steps.value>(forward, count, x + t * p.x_stride_t + r * x_row_stride,
-                                       {one, 0}, {buffers.decay, r * count},
+                                       p.x_stride_t, {one, 0}, {buffers.decay, r * count},
                                        {buffers.v_threshold, r * count}, buffers.v + r * count,
                                        buffers.spikes[0] + r * count, kPackedNeurons,
                                        static_cast<typename Form::Word*>(nullptr), 0);
