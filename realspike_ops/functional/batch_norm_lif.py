@@ -175,7 +175,7 @@ def batch_norm_lif(
                 "x must have more than 1 value per channel when training; got "
                 f"{checks.shape_text(x)}"
             )
-        running = (running_mean, running_var) if training else (None, None)
+        running = (running_mean, running_var)
         mean, inv_std, count = _statistics(x, running, momentum, eps, group)
     else:
         assert running_mean is not None
@@ -220,13 +220,11 @@ def _statistics(
     moments = ops.moments(x)
     if group is not None:
         moments = _combined(moments, group)
-    # The kernels move float32 numbers that are side by side.
-    moved = [
-        None if old is None else old.detach().to(torch.float32).contiguous() for old in running
-    ]
+    # The kernels move float32 numbers that are side by side: others are moved in a copy.
+    ready = [old is None or (old.dtype == torch.float32 and old.is_contiguous()) for old in running]
+    moved = [None if old is None else old.detach().float().contiguous() for old in running]
     mean, inv_std = ops.statistics(moments, moved[0], moved[1], momentum, eps)
-    for old, new in zip(running, moved, strict=True):
-        if old is not None and new is not None and old.data_ptr() != new.data_ptr():
-            with torch.no_grad():
-                old.copy_(new)
+    for old, new, in_place in zip(running, moved, ready, strict=True):
+        if old is not None and new is not None and not in_place:
+            old.detach().copy_(new)
     return mean, inv_std, moments[-1:]

@@ -142,9 +142,13 @@ def statistics(
 ) -> tuple[Tensor, Tensor]:  # [C], [C]
     """Return the mean and 1 / sqrt(variance + eps), and move the running statistics."""
     arguments = (moments, running_mean, running_var, momentum, eps)
-    if moments.device.type in PASSES and is_plain_eager(moments, running_mean, running_var):
-        return PASSES[moments.device.type].statistics(*arguments)
-    return torch.ops.realspike.batch_norm_statistics(*arguments)
+    if moments.device.type not in PASSES or not is_plain_eager(moments, running_mean, running_var):
+        return torch.ops.realspike.batch_norm_statistics(*arguments)
+    for tensor in (running_mean, running_var):
+        if tensor is not None:
+            # What the dispatcher does for an argument that an op changes.
+            torch.autograd.graph.increment_version(tensor)
+    return PASSES[moments.device.type].statistics(*arguments)
 
 
 def batch_norm_lif(

@@ -4,6 +4,46 @@ from planted.bug import Bug
 
 BUGS = [
     Bug(
+        "batch-norm-lif-op-residual-kept-beside-the-bits",
+        "realspike_ops/ops/batch_norm_lif_autograd.py",
+        "residual = v_init = None\n",
+        "v_init = None\n",
+        "tests/batch_norm_lif/test_batch_norm_lif.py",
+        "memory_kept",
+    ),
+    Bug(
+        "batch-norm-lif-op-gradient-of-constant-statistics",
+        "realspike_ops/ops/batch_norm_lif_autograd.py",
+        "inv_std, weight, sums, count)",
+        "inv_std, weight, sums, None)",
+        "tests/batch_norm_lif/test_batch_norm_lif.py",
+        "gradients_by_hand",
+    ),
+    Bug(
+        "batch-norm-lif-op-residuals-gradient-overwritten",
+        "realspike_ops/ops/batch_norm_lif_autograd.py",
+        "in_place=grad_residual is None",
+        "in_place=True",
+        "tests/batch_norm_lif/test_batch_norm_lif.py",
+        "gradients_by_hand",
+    ),
+    Bug(
+        "batch-norm-lif-op-weight-gradient-without-the-deviation",
+        "realspike_ops/ops/batch_norm_lif_autograd.py",
+        "(sums[1] * inv_std).float()",
+        "sums[1].float()",
+        "tests/batch_norm_lif/test_batch_norm_lif.py",
+        "equals_batch_norm_and_lif",
+    ),
+    Bug(
+        "batch-norm-lif-op-copies-of-statistics-move",
+        "realspike_ops/functional/batch_norm_lif.py",
+        "            old.detach().copy_(new)\n",
+        "            new.detach().copy_(old)\n",
+        "tests/batch_norm_lif/test_batch_norm_lif.py",
+        "float64_running",
+    ),
+    Bug(
         "lif-op-amplitude-axes-swapped",
         "realspike_ops/ops/lif_contract.py",
         "parameter.expand(C, H, W).permute(1, 2, 0)",
