@@ -39,7 +39,7 @@ struct BatchNormMoments : NormShape {
 // What x is normalised by, of its moments, and the running statistics' step towards them.
 struct BatchNormStatistics {
   const double* moments;  // [2 * C + 1]
-  float* running_mean;    // [C], or nullptr
+  float* running_mean;    // [C], or nullptr; a count of 0 leaves it
   float* running_var;     // [C], or nullptr
   float* mean;            // [C]
   float* inv_std;         // [C]

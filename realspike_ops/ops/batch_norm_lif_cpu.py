@@ -34,7 +34,7 @@ def launch_statistics(
     moments: Tensor, running_mean, running_var, momentum: float, eps: float
 ) -> tuple[Tensor, Tensor]:
     C = moments.shape[0] // 2
-    mean, inv_std = torch.empty(2, C).unbind()
+    mean, inv_std = (torch.empty(C, dtype=torch.float32) for _ in range(2))
     extension().batch_norm_statistics_cpu(
         moments.data_ptr(), pointer(running_mean), pointer(running_var), mean.data_ptr(),
         inv_std.data_ptr(), C, momentum, eps,

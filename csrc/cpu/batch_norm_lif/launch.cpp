@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -116,12 +117,12 @@ void batch_norm_statistics_cpu(const BatchNormStatistics& p) {
     p.mean[c] = static_cast<float>(mean);
     p.inv_std[c] = static_cast<float>(1.0 / std::sqrt(double{static_cast<float>(var)} + p.eps));
     const auto move = [&](float* running, double to) {
-      if (running != nullptr) {
+      if (running != nullptr && count > 0.0) {
         running[c] = static_cast<float>(running[c] + p.momentum * (to - running[c]));
       }
     };
     move(p.running_mean, mean);
-    move(p.running_var, var * (count / (count - 1.0)));
+    move(p.running_var, var * (count / std::max(count - 1.0, 1.0)));
   }
 }
 
