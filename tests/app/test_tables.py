@@ -10,10 +10,12 @@ for package in ("sklearn", "safetensors", "rich", "lightning", "yaml"):
     pytest.importorskip(package)
 
 from helpers import ROOT
-from realspike import cli, train
+from realspike import checkpoint, cli, train
 from realspike.config import recipes, run_config
 from realspike.config.recipes import TABLES, Cell, cells_of
-from realspike.train import module, tables
+from realspike.train import jobs as grid
+from realspike.train import module, paired, statistics, tables
+from realspike.train.history import read_csv
 from realspike.train.tables import Entry
 
 QUICK = {"architecture": "digits", "width": 2, "timesteps": 1, "epochs": 2, "batch_size": 256}
@@ -81,7 +83,7 @@ def test_imagenet_has_integrate_and_fire_neurons():
 
 
 def digits_jobs(tmp_path, seeds=1):
-    return tables.jobs_of(cells_of(1, "digits")[:2], seeds, tmp_path, QUICK)
+    return grid.jobs_of(cells_of(1, "digits")[:2], seeds, tmp_path, QUICK)
 
 
 def test_cells_are_trained_once_and_resumed(tmp_path, monkeypatch):
@@ -95,7 +97,7 @@ def test_cells_are_trained_once_and_resumed(tmp_path, monkeypatch):
     def note(job, left):
         trained.append((job.folder.name, left))
 
-    assert tables.run(jobs, 1, note) == 0
+    assert grid.run(jobs, 1, note) == 0
     assert [job.accuracy() is None for job in jobs] == [False, True, True, True]
     first = jobs[0].accuracy()
 
@@ -108,9 +110,9 @@ def test_cells_are_trained_once_and_resumed(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(module.SpikingClassifier, "training_step", training_step)
-        assert tables.run(jobs, None, note) == (signal.SIGTERM)
+        assert grid.run(jobs, None, note) == (signal.SIGTERM)
     assert jobs[1].accuracy() is None, "an epoch is missing"
-    assert tables.run(jobs, None, note) == 0
+    assert grid.run(jobs, None, note) == 0
     assert jobs[0].accuracy() == first
     assert None not in [job.accuracy() for job in jobs]
     assert [left for _, left in trained] == [4, 3, 3, 2, 1]
@@ -119,8 +121,8 @@ def test_cells_are_trained_once_and_resumed(tmp_path, monkeypatch):
 
 def test_a_folder_of_another_configuration_is_not_taken_for_the_cell(tmp_path):
     jobs = digits_jobs(tmp_path)
-    tables.run(jobs, 1)
-    other = tables.jobs_of(cells_of(1, "digits")[:1], 1, tmp_path, QUICK | {"width": 3})
+    grid.run(jobs, 1)
+    other = grid.jobs_of(cells_of(1, "digits")[:1], 1, tmp_path, QUICK | {"width": 3})
     with pytest.raises(train.RunError, match="another configuration"):
         other[0].accuracy()
 
@@ -236,7 +238,105 @@ def test_every_cell_is_in_its_table(table, data):
     assert all(f"{10.0 + i:.2f}" in text for i in range(len(cells)))
 
 
+# Paired by seed
+
+
+class Finished:
+    """A run that ended with an accuracy in %; None: not yet."""
+
+    def __init__(self, granularity, seed, accuracy, timesteps=4):
+        self.cell, self.percent = cell(granularity, timesteps), accuracy
+        self.config = self.cell.config(seed)
+
+    def accuracy(self):
+        return None if self.percent is None else self.percent / 100
+
+
+def test_differences_are_paired_by_seed():
+    """Seed 1 of the layer-wise network is missing, and T = 2 is another row."""
+    runs = [Finished("none", seed, 60.0 + 10 * seed) for seed in (0, 1, 2)]
+    runs += [Finished("layer", 2, 81.0), Finished("layer", 1, None), Finished("layer", 0, 58.0)]
+    runs += [Finished("none", 0, 10.0, timesteps=2), Finished("element", 0, 15.0, timesteps=2)]
+    runs += [Finished("element", seed, None) for seed in (0, 1, 2)]
+    found = paired.differences(runs)
+    named = [(d.first.granularity, d.second.granularity, d.first.timesteps) for d in found]
+    assert named == [("layer", "none", 4), ("element", "none", 2)]
+    assert found[0].points == pytest.approx((-2.0, 1.0))
+    assert found[1].points == pytest.approx((5.0,))
+    header, rows = tables.paired_rows(found)
+    assert header == ["networks", "difference", "points", "95% interval", "seeds"]
+    # A mean of -0.5 and a deviation of 3 / sqrt(2), so +-12.706 * 1.5 with one degree of freedom.
+    assert rows == [
+        [
+            "cifar10, T = 4",
+            "Real Spike, layer - binary (vanilla)",
+            "-0.50",
+            "-19.56 to +18.56",
+            "2",
+        ],
+        ["cifar10, T = 2", "Real Spike, element - binary (vanilla)", "+5.00", "-", "1"],
+    ]
+
+
+def test_the_interval_of_a_mean_by_hand():
+    """Deviation 1 of three seeds, and 4.303, the 97.5 % quantile of two degrees of freedom."""
+    found = paired.Difference(cell("element"), cell("none"), (1.0, 2.0, 3.0))
+    assert found.interval() == pytest.approx((2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-4)
+    assert not found.decides
+    # 1.886, the 90 % quantile, at 80 % confidence.
+    half = 1.8856 / 3**0.5
+    assert found.interval(0.8) == pytest.approx((2 - half, 2 + half), abs=1e-4)
+    for shift, decides in ((-4.6, True), (-4.4, False), (0.4, False), (0.6, True)):
+        moved = paired.Difference(found.first, found.second, (1 + shift, 2 + shift, 3 + shift))
+        assert moved.decides == decides, shift
+    same = paired.Difference(found.first, found.second, (0.5, 0.5, 0.5))
+    assert same.interval() == (0.5, 0.5)
+    assert same.decides
+    assert not paired.Difference(found.first, found.second, (9.0,)).decides
+
+
 # The command
+
+
+def test_a_grid_of_two_seeds_says_what_its_runs_were(tmp_path, capsys):
+    page, out = tmp_path / "page.md", tmp_path / "runs"
+    overrides = [*OVERRIDES, "held_out=500", "fraction=0.3", "max_steps=2"]
+    command = ["table", "2", "--data", "digits", "--seeds", "2", "--out", str(out)]
+    command += ["--save", str(page), *overrides]
+    found = []
+    for cells in ("3", "3", "3"):  # of 8, stopped twice in between
+        assert cli.main([*command, "--cells", cells]) == 0
+        found.append(page.read_text())
+    printed = capsys.readouterr().out
+    assert [text.count("` |\n") for text in found] == [3, 6, 8]
+    assert "accuracy on 500 training samples that are held out, last epoch" in found[2]
+    assert "Differences, paired by seed" in printed
+    assert "| Real Spike, element - Real Spike, channel |" in found[2]
+    assert "of 6 leave out 0" in found[2]
+    run = out / "digits_digits_w2_t1_layer_seed1"
+    network = checkpoint.load(run / "model.safetensors").network
+    record = read_csv(run / "metrics.csv")[-1]
+    _, seconds = statistics.last_note(run)
+    begin = f"| {run.name} | {100 * record['test_accuracy']:.2f} | {seconds:.0f} | "
+    [line] = [line for line in found[2].splitlines() if line.startswith(begin)]
+    assert line.endswith(f"| `{grid.digest(network)}` |")
+    # What was trained before is as it was.
+    rows = [[line for line in text.splitlines() if "_seed0 |" in line] for text in found]
+    assert rows[2] == rows[1]
+    assert rows[2][:3] == rows[0]
+
+
+def test_the_digest_is_that_of_the_tensors():
+    one, same, other = (torch.nn.Linear(2, 3) for _ in range(3))
+    same.load_state_dict(one.state_dict())
+    assert grid.digest(one) == grid.digest(same) != grid.digest(other)
+    with torch.no_grad():
+        same.weight[0, 0] += 1e-3
+    assert grid.digest(one) != grid.digest(same)
+    flat = torch.nn.Linear(2, 3)
+    flat.weight = torch.nn.Parameter(one.weight.detach().reshape(2, 3))
+    flat.bias = one.bias
+    assert grid.digest(flat) != grid.digest(one), "the shape is part of it"
 
 
 def test_table_command(tmp_path, capsys):
@@ -253,14 +353,19 @@ def test_table_command(tmp_path, capsys):
     text = page.read_text()
     cells = recipes.changed(cells_of(1, "digits"), run_config.parse_overrides(overrides))
     assert [cell.architecture for cell in cells] == ["digits"] * 6
-    jobs = tables.jobs_of(cells, 1, tmp_path / "runs", run_config.parse_overrides(overrides))
+    jobs = grid.jobs_of(cells, 1, tmp_path / "runs", run_config.parse_overrides(overrides))
     accuracies = [f"{100 * job.accuracy():.2f}" for job in jobs[:2]]
     assert f"| digits, digits of width 2 | 2 | {accuracies[0]} | {accuracies[1]} |" in text
     assert "| digits, digits of width 2 | 4 | - | - |" in text
     assert text.startswith("# Table 1 on digits: digits of width 2, binary spikes against")
     assert "; with architecture=digits, width=2, epochs=2, batch_size=256" in text.splitlines()[0]
     assert "4 of the 6 networks are not trained yet" in text
-    assert "zero_init_residual=false, threshold_norm=true, scale_amplitudes=true" in text
+    assert "`network.threshold_norm=True`" in text
+    assert "`training.scale_amplitudes=True`" in text
+    assert "`training.epochs=2`" in text
+    settings = text.partition("All runs have")[2]
+    for varied in ("network.granularity", "network.timesteps"):
+        assert varied not in settings
     assert "The paper has no such table" in text
     assert "`realspike table 1 --data digits --seeds 1 architecture=digits width=2" in text
     assert "torch" in text

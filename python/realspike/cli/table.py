@@ -86,27 +86,30 @@ def run(arguments) -> int:
     require("lightning.pytorch")
     console = output.console()
 
-    from realspike.train import tables
+    from realspike.train import jobs as grid
+    from realspike.train import paired, tables
 
-    jobs = tables.jobs_of(cells, arguments.seeds, arguments.out, overrides)
+    jobs = grid.jobs_of(cells, arguments.seeds, arguments.out, overrides)
+    shown = arguments.table, arguments.data
+
+    def save() -> None:
+        if arguments.save:
+            page = tables.markdown(*shown, jobs, tables.entries(jobs), arguments.overrides)
+            write_atomically(arguments.save, page.encode())
 
     def announce(job, left: int) -> None:
+        save()  # what the runs before it came to
         console.print(f"{left} to train; now {job.folder}", soft_wrap=True)
 
-    stopped = tables.run(jobs, arguments.cells, announce, console=console)
+    stopped = grid.run(jobs, arguments.cells, announce, console=console)
+    save()
     found = tables.entries(jobs)
-    if arguments.save:
-        page = tables.markdown(arguments.table, arguments.data, jobs, found, arguments.overrides)
-        write_atomically(arguments.save, page.encode())
-    header, rows = tables.layout(arguments.table, found)
-    title = tables.title(arguments.table, arguments.data, found, arguments.overrides)
-    out = require("rich.table").Table(title=title, title_justify="left")
-    for number, text in enumerate(header):
-        is_text = text in ("data", "method", "network")
-        out.add_column(text, justify="left" if is_text or number == 0 else "right")
-    for row in rows:
-        out.add_row(*row)
-    console.print(out)
+    measured = jobs[0].config.data.measured
+    title = tables.title(*shown, found, arguments.overrides, measured)
+    _print(console, title, *tables.layout(arguments.table, found))
+    differences = paired.differences(jobs)
+    if any(difference.interval() for difference in differences):
+        _print(console, "Differences, paired by seed", *tables.paired_rows(differences))
     missing = sum(job.accuracy() is None for job in jobs)
     if missing:
         console.print(f"{missing} of {len(jobs)} networks are not trained yet")
@@ -115,3 +118,13 @@ def run(arguments) -> int:
         print(f"realspike: stopped by {name}; the same command continues", file=sys.stderr)
         return 128 + stopped
     return 0
+
+
+def _print(console, title: str, header: list[str], rows: list[list[str]]) -> None:
+    out = require("rich.table").Table(title=title, title_justify="left")
+    for number, text in enumerate(header):
+        is_text = text in ("data", "method", "network", "difference")
+        out.add_column(text, justify="left" if is_text or number == 0 else "right")
+    for row in rows:
+        out.add_row(*row)
+    console.print(out)

@@ -156,15 +156,16 @@ def write(out: Path, state: dict) -> None:
         write_atomically(out / file, text.getvalue().encode())
 
 
-def last_step(out: Path) -> int:
-    """Return the last step that was noted in the folder of a run; 0 without one.
+def last_note(out: Path) -> tuple[int, float]:
+    """Return the last step that was noted in the folder of a run and the seconds until then; zeros
+    without one.
 
     Raises:
         OSError: if the file cannot be read.
     """
     path = out / STEPS_FILE
     if not path.exists():
-        return 0
+        return 0, 0.0
     with open(path, newline="", encoding="utf-8") as file:
-        steps = [row["step"] for row in csv.DictReader(file)]
-    return int(steps[-1]) if steps else 0
+        rows = [*csv.DictReader(file)]
+    return (int(rows[-1]["step"]), float(rows[-1]["seconds"])) if rows else (0, 0.0)

@@ -1,20 +1,13 @@
-"""Running the grid behind a table, cell by cell, and setting the table."""
+"""Setting a table as the paper does, with what the runs behind it were."""
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from realspike import environment
-from realspike.config import run_config
 from realspike.config.recipes import Cell, description, in_paper
-from realspike.config.run_config import RunConfig
-from realspike.errors import RunError
-from realspike.train.folder import CONFIG_FILE
-from realspike.train.history import read_csv
-from realspike.train.run import resume, start
-from realspike.train.saving import METRICS_FILE
-from realspike.train.statistics import last_step
+from realspike.train.jobs import Job
+from realspike.train.paired import CONFIDENCE, Difference, differences
 
 METHODS = {
     "none": "binary (vanilla)",
@@ -29,75 +22,6 @@ ARCHITECTURES = {
     "sew_resnet18": "SEW-ResNet18",
     "sew_resnet34": "SEW-ResNet34",
 }
-
-
-@dataclass(frozen=True)
-class Job:
-    """One cell with one seed, and the folder of its run."""
-
-    cell: Cell
-    config: RunConfig
-    folder: Path
-
-    def accuracy(self) -> "float | None":
-        """Return the test accuracy of the last epoch, None if the run is not finished.
-
-        Raises:
-            RunError: if the folder holds a run of another configuration.
-        """
-        if not (self.folder / METRICS_FILE).exists():
-            return None
-        self.check()
-        records = read_csv(self.folder / METRICS_FILE)
-        training = self.config.training
-        done = len(records) == training.epochs or last_step(self.folder) == training.max_steps
-        return records[-1]["test_accuracy"] if done else None
-
-    def check(self) -> None:
-        stored = self.folder / CONFIG_FILE
-        if stored.exists() and run_config.read(stored) != self.config:
-            raise RunError(
-                f"{self.folder} holds a run of another configuration: --out chooses another folder"
-            )
-
-
-def jobs_of(
-    cells: list[Cell], seeds: int, out: Path, overrides: "dict[str, object] | None" = None
-) -> list[Job]:
-    """Return the runs behind a table, seed by seed."""
-    return [
-        Job(
-            cell,
-            cell.config(seed).replaced(**(overrides or {})),
-            out / f"{cell.name}_seed{seed}",
-        )
-        for seed in range(seeds)
-        for cell in cells
-    ]
-
-
-def run(
-    jobs: list[Job],
-    at_most: "int | None" = None,
-    on_job: Callable[[Job, int], None] = lambda job, left: None,
-    **options,
-) -> int:
-    """Train what is not yet trained, ``at_most`` that many; resume what was stopped.
-
-    Returns:
-        The signal that stopped it, or 0.
-    """
-    missing = [job for job in jobs if job.accuracy() is None]
-    for number, job in enumerate(missing[:at_most]):
-        on_job(job, len(missing) - number)
-        job.check()
-        begun = (job.folder / CONFIG_FILE).exists()
-        result = (
-            resume(job.folder, **options) if begun else start(job.config, job.folder, **options)
-        )
-        if result.stopped_by:
-            return result.stopped_by
-    return 0
 
 
 @dataclass(frozen=True)
@@ -170,7 +94,13 @@ def _where(cell: Cell) -> str:
     return cell.data if network == ARCHITECTURES["resnet20"] else f"{cell.data}, {network}"
 
 
-def title(table: int, data: str, cells: Iterable[Cell], overrides: Sequence[str] = ()) -> str:
+def title(
+    table: int,
+    data: str,
+    cells: Iterable[Cell],
+    overrides: Sequence[str] = (),
+    measured: str = "test accuracy",
+) -> str:
     """Return what a table shows, with what was changed in the networks or their training."""
     networks = ", ".join(dict.fromkeys(map(network_of, cells)))
     timesteps = ", ".join(dict.fromkeys(str(cell.timesteps) for cell in cells))
@@ -180,7 +110,7 @@ def title(table: int, data: str, cells: Iterable[Cell], overrides: Sequence[str]
         3: "Real Spike on several networks",
     }[table]
     changes = f"; with {', '.join(overrides)}" if overrides else ""
-    return f"Table {table} on {data}: {subject} (test accuracy of the last epoch, %{changes})"
+    return f"Table {table} on {data}: {subject} ({measured}, last epoch, %{changes})"
 
 
 def markdown(
@@ -190,7 +120,7 @@ def markdown(
     header, rows = layout(table, found)
     seeds = len({job.config.training.seed for job in jobs})
     lines = [
-        f"# {title(table, data, found, overrides)}",
+        f"# {title(table, data, found, overrides, jobs[0].config.data.measured)}",
         "",
         f"Mean ± standard deviation over {seeds} seeds of weights, batches and augmentation."
         + _missing_of(found, seeds),
@@ -205,43 +135,72 @@ def markdown(
             "the paper's data.",
             "",
         ]
-    config = jobs[0].config
+    if found_differences := differences(jobs):
+        lines += [*_paired(found_differences), ""]
     facts = environment.describe()
-    widths = dict.fromkeys(str(job.config.network_config().width) for job in jobs)
     command = " ".join([f"realspike table {table} --data {data} --seeds {seeds}", *overrides])
     lines += [
-        f"Every seed: {'; '.join(_seeds_of(found))}.",
+        *_pipe_table(*_runs(jobs)),
         "",
-        f"Network of width {', '.join(widths)}; {config.training.epochs} epochs of "
-        f"SGD, batch {config.data.batch_size}, learning rate {config.training.learning_rate} along "
-        f"a cosine, weight decay {config.training.weight_decay}, crop {config.data.crop}; "
-        f"{_options_of(config)}.",
+        "Seconds are those of training and testing, on a machine that may have had other work. The "
+        "last column is the SHA-256 of the network's tensors.",
+        "",
+        f"All runs have {_shared_settings(jobs)}.",
+        "",
         f"Measured with `{command}` on {facts['cpu']}, torch {facts['torch']}, "
-        f"realspike {facts['realspike']}; the checkpoint of every run holds its commit.",
+        f"realspike {facts['realspike']}.",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _options_of(config: RunConfig) -> str:
-    """Return what decides the beginning and the pace of the amplitudes."""
-    values = config.to_dict()
-    names = ("network.zero_init_residual", "network.threshold_norm", "training.scale_amplitudes")
-    keys = (name.split(".") for name in names)
-    return ", ".join(f"{key}={str(values[section][key]).lower()}" for section, key in keys)
+def paired_rows(found: Iterable[Difference]) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows of a table of differences."""
+    rows = []
+    for difference in found:
+        first, second = (METHODS[c.granularity] for c in (difference.first, difference.second))
+        interval = difference.interval()
+        ends = "-" if interval is None else f"{interval[0]:+.2f} to {interval[1]:+.2f}"
+        place = f"{_where(difference.first)}, T = {difference.first.timesteps}"
+        count = str(len(difference.points))
+        rows.append([place, f"{first} - {second}", f"{difference.mean:+.2f}", ends, count])
+    return ["networks", "difference", "points", f"{CONFIDENCE:.0%} interval", "seeds"], rows
+
+
+def _paired(found: Sequence[Difference]) -> list[str]:
+    decided = sum(difference.decides for difference in found)
+    return [
+        *_pipe_table(*paired_rows(found)),
+        "",
+        "Differences are paired by seed; intervals are Student's, each of one comparison alone, "
+        f"not widened for their number. {decided} of {len(found)} leave out 0.",
+    ]
+
+
+def _runs(jobs: Iterable[Job]) -> tuple[list[str], list[list[str]]]:
+    header = ["run", "accuracy", "seconds", "commit", "weights"]
+    rows = []
+    for job in jobs:
+        if (accuracy := job.accuracy()) is not None:
+            commit, weights = job.network()
+            measured = f"{100 * accuracy:.2f}", f"{job.seconds():.0f}", commit[:12] or "-"
+            rows.append([job.folder.name, *measured, f"`{weights}`"])
+    return header, rows
+
+
+def _shared_settings(jobs: Iterable[Job]) -> str:
+    """Return every key of the configuration that has the same value in all runs."""
+    settings: list[set[str]] = []
+    for job in jobs:
+        values = job.config.replaced(**{"data.root": "data"}).to_dict()
+        pairs = [f"`{s}.{k}={v}`" for s, keys in values.items() for k, v in keys.items()]
+        settings.append(dict.fromkeys(pairs))
+    return ", ".join(pair for pair in settings[0] if all(pair in each for each in settings))
 
 
 def _missing_of(found: dict[Cell, Entry], seeds: int) -> str:
     missing = sum(seeds - len(entry.accuracies) for entry in found.values())
     total = seeds * len(found)
     return f" {missing} of the {total} networks are not trained yet." if missing else ""
-
-
-def _seeds_of(found: dict[Cell, Entry]) -> list[str]:
-    return [
-        f"T={cell.timesteps} {cell.architecture} {cell.granularity} "
-        + " ".join(f"{value:.2f}" for value in entry.accuracies)
-        for cell, entry in found.items()
-    ]
 
 
 def _pipe_table(header: list[str], rows: list[list[str]]) -> list[str]:

@@ -221,7 +221,7 @@ BUGS = [
     ),
     Bug(
         "table-takes-an-unfinished-run-for-a-cell",
-        "python/realspike/train/tables.py",
+        "python/realspike/train/jobs.py",
         "done = len(records) == training.epochs",
         "done = len(records) > 0",
         "tests/app/test_tables.py",

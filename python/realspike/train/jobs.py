@@ -1,0 +1,110 @@
+"""Running the grid behind a table, cell by cell."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from realspike import checkpoint
+from realspike.config import run_config
+from realspike.config.recipes import Cell
+from realspike.config.run_config import RunConfig
+from realspike.train.history import read_csv
+from realspike.train.run import CONFIG_FILE, METRICS_FILE, NETWORK_FILE, RunError, resume, start
+from realspike.train.statistics import last_note
+
+
+@dataclass(frozen=True)
+class Job:
+    """One cell with one seed, and the folder of its run."""
+
+    cell: Cell
+    config: RunConfig
+    folder: Path
+
+    def accuracy(self) -> "float | None":
+        """Return the test accuracy of the last epoch, None if the run is not finished.
+
+        Raises:
+            RunError: if the folder holds a run of another configuration.
+        """
+        if not (self.folder / METRICS_FILE).exists():
+            return None
+        self.check()
+        records = read_csv(self.folder / METRICS_FILE)
+        training = self.config.training
+        last_step, _ = last_note(self.folder)
+        done = len(records) == training.epochs or last_step == training.max_steps
+        return records[-1]["test_accuracy"] if done else None
+
+    def check(self) -> None:
+        stored = self.folder / CONFIG_FILE
+        if stored.exists() and run_config.read(stored) != self.config:
+            raise RunError(
+                f"{self.folder} holds a run of another configuration: --out chooses another folder"
+            )
+
+    def seconds(self) -> float:
+        """Return how long it was trained and tested, in all the processes that it has had."""
+        return last_note(self.folder)[1]
+
+    def network(self) -> "tuple[str, str]":
+        """Return the commit that trained the network of a finished run, and its `digest`."""
+        loaded = checkpoint.load(self.folder / NETWORK_FILE)
+        return loaded.training["commit"], digest(loaded.network)
+
+
+def digest(network: nn.Module) -> str:
+    """Return the SHA-256 of a network's tensors by name; whatever else a file holds is left out."""
+    seen = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        seen.update(f"{name} {tensor.dtype} {list(tensor.shape)}\0".encode())
+        seen.update(tensor.contiguous().numpy())
+    return seen.hexdigest()
+
+
+def jobs_of(
+    cells: list[Cell], seeds: int, out: Path, overrides: "dict[str, object] | None" = None
+) -> list[Job]:
+    """Return the runs behind a table, seed by seed."""
+    return [
+        Job(
+            cell,
+            cell.config(seed).replaced(**(overrides or {})),
+            out / f"{cell.name}_seed{seed}",
+        )
+        for seed in range(seeds)
+        for cell in cells
+    ]
+
+
+def run(
+    jobs: list[Job],
+    at_most: "int | None" = None,
+    on_job: Callable[[Job, int], None] = lambda job, left: None,
+    **options,
+) -> int:
+    """Train what is not yet trained, ``at_most`` that many; resume what was stopped.
+
+    Args:
+        jobs: The runs of the grid.
+        at_most: How many of them to train; None: all.
+        on_job: Called before each of them, with how many are left.
+        options: See `realspike.train.resume`.
+
+    Returns:
+        The signal that stopped it, or 0.
+    """
+    missing = [job for job in jobs if job.accuracy() is None]
+    for number, job in enumerate(missing[:at_most]):
+        on_job(job, len(missing) - number)
+        job.check()
+        begun = (job.folder / CONFIG_FILE).exists()
+        result = (
+            resume(job.folder, **options) if begun else start(job.config, job.folder, **options)
+        )
+        if result.stopped_by:
+            return result.stopped_by
+    return 0
