@@ -24,4 +24,8 @@ def __getattr__(name: str):
         from realspike.train import fit
 
         return fit
+    if name == "load":
+        from realspike.shipped import load
+
+        return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

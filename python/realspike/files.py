@@ -18,6 +18,13 @@ def path_of(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def shipped(folder: str, suffix: str) -> dict[str, Path]:
+    """Return the files of a kind that come with the package, by name without suffix."""
+    package = Path(__file__).parent  # installed; in a checkout they lie beside python/
+    folders = package / folder, package.parents[1] / folder
+    return {path.stem: path for each in folders for path in sorted(each.glob(f"*{suffix}"))}
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace ``path`` by ``content``; a reader sees the old file or the new one, whole.
 

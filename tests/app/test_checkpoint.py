@@ -255,3 +255,16 @@ def test_negative_variance(network, tmp_path):
     tensors = tensors_of(network)
     tensors["bn2.running_var"][1] = -1
     assert "negative variances" in refusal_of(network, tmp_path / "a", tensors)
+
+
+def test_the_digest_is_that_of_the_tensors():
+    one, same, other = (torch.nn.Linear(2, 3) for _ in range(3))
+    same.load_state_dict(one.state_dict())
+    assert checkpoint.digest(one) == checkpoint.digest(same) != checkpoint.digest(other)
+    with torch.no_grad():
+        same.weight[0, 0] += 1e-3
+    assert checkpoint.digest(one) != checkpoint.digest(same)
+    flat = torch.nn.Linear(2, 3)
+    flat.weight = torch.nn.Parameter(one.weight.detach().reshape(2, 3))
+    flat.bias = one.bias
+    assert checkpoint.digest(flat) != checkpoint.digest(one), "the shape is part of it"

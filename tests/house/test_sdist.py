@@ -36,7 +36,7 @@ def test_what_is_installed_is_all_of_both_packages(tmp_path):
     built = {str(path.relative_to(lib)) for path in lib.rglob("*") if path.is_file()}
     packages = ("realspike/", "realspike_ops/")
     own = {name.removeprefix("python/") for name in names}
-    own |= {f"realspike/{name}" for name in names if name.startswith("configs/")}
+    own |= {f"realspike/{name}" for name in names if name.startswith(("configs/", "weights/"))}
     assert built == {name for name in own if name.startswith(packages)}
     # Without it a checker passes over the types.
     assert {f"{package}py.typed" for package in packages} <= built

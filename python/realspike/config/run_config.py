@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from realspike import files
 from realspike.config import options, strict_yaml
 from realspike.config.datasets import DATASETS, facts_of
 from realspike.config.network_config import NetworkConfig
@@ -344,9 +345,7 @@ def _convert(key: str, value, field: dataclasses.Field):
 
 def shipped() -> dict[str, Path]:
     """Return the files of the configurations of the paper's tables, by name."""
-    package = Path(__file__).parents[1]  # installed; in a checkout they lie beside python/
-    folders = package / "configs", package.parents[1] / "configs"
-    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+    return files.shipped("configs", ".yaml")
 
 
 def find(path: Path) -> Path:

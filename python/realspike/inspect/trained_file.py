@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from realspike import checkpoint, data, own
+from realspike import checkpoint, data, files, own
 from realspike.checkpoint import CheckpointError
 from realspike.config import run_config
 from realspike.config.network_config import NetworkConfig
 from realspike.config.run_config import ConfigError, RunConfig
 from realspike.data.loader import evaluation_loader
 from realspike.data.preprocess import Preprocess
-from realspike.names import shown
+from realspike.names import nearest, shown
 from realspike.progress import track
 
 BATCH = 64  # samples
@@ -90,12 +90,25 @@ def load(path: Path, overrides: Sequence[str] = (), allow: Collection[str] = ())
     return Trained(loaded.network, loaded.config, config, record, path, allowed(overrides, allow))
 
 
+def networks_by_name() -> dict[str, Path]:
+    """Return the files of the networks that come with the package."""
+    return files.shipped("weights", ".safetensors")
+
+
 def file_of(path: Path) -> Path:
-    """Return the checkpoint that a path names: itself, or that of a run's folder.
+    """Return the checkpoint that a path names: itself, that of a run's folder, or a shipped one.
 
     Raises:
-        CheckpointError: for a folder without one.
+        CheckpointError: for a folder without one, and for a name that nothing has.
     """
+    if path.name == str(path) and not path.suffix and not path.exists():
+        known = networks_by_name()
+        if path.name not in known:
+            raise CheckpointError(
+                f"there is neither a file {path} nor a trained network of this name"
+                f"{nearest(path.name, known)}; shipped: {', '.join(known) or 'none'}"
+            )
+        return known[path.name]
     if not path.is_dir():
         return path
     if not (path / RUN_FILE).exists():

@@ -1,11 +1,8 @@
 """Running the grid behind a table, cell by cell."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-from torch import nn
 
 from realspike import checkpoint
 from realspike.config import run_config
@@ -51,18 +48,10 @@ class Job:
         return last_note(self.folder)[1]
 
     def network(self) -> "tuple[str, str]":
-        """Return the commit that trained the network of a finished run, and its `digest`."""
+        """Return the commit that trained the network of a finished run, and its
+        `realspike.checkpoint.digest`."""
         loaded = checkpoint.load(self.folder / NETWORK_FILE)
-        return loaded.training["commit"], digest(loaded.network)
-
-
-def digest(network: nn.Module) -> str:
-    """Return the SHA-256 of a network's tensors by name; whatever else a file holds is left out."""
-    seen = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        seen.update(f"{name} {tensor.dtype} {list(tensor.shape)}\0".encode())
-        seen.update(tensor.contiguous().numpy())
-    return seen.hexdigest()
+        return loaded.training["commit"], checkpoint.digest(loaded.network)
 
 
 def jobs_of(
