@@ -8,8 +8,11 @@ from realspike import checkpoint
 from realspike.config import run_config
 from realspike.config.recipes import Cell
 from realspike.config.run_config import RunConfig
+from realspike.errors import RunError
+from realspike.train.folder import CONFIG_FILE
 from realspike.train.history import read_csv
-from realspike.train.run import CONFIG_FILE, METRICS_FILE, NETWORK_FILE, RunError, resume, start
+from realspike.train.run import resume, start
+from realspike.train.saving import METRICS_FILE, NETWORK_FILE
 from realspike.train.statistics import last_note
 
 
