@@ -253,9 +253,10 @@ class Finished:
 
 
 def test_differences_are_paired_by_seed():
-    """Seed 1 of the layer-wise network is missing, and T = 2 is another row."""
+    """Seeds 1 of the layer-wise and 3 of the binary network are missing; T = 2 is another row."""
     runs = [Finished("none", seed, 60.0 + 10 * seed) for seed in (0, 1, 2)]
     runs += [Finished("layer", 2, 81.0), Finished("layer", 1, None), Finished("layer", 0, 58.0)]
+    runs += [Finished("layer", 3, 70.0)]
     runs += [Finished("none", 0, 10.0, timesteps=2), Finished("element", 0, 15.0, timesteps=2)]
     runs += [Finished("element", seed, None) for seed in (0, 1, 2)]
     found = paired.differences(runs)
