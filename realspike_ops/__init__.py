@@ -4,7 +4,7 @@ from realspike_ops import _moved as _moved
 from realspike_ops import nn, reference, safe_files
 from realspike_ops._native import build_info
 from realspike_ops._version import __version__
-from realspike_ops.convert import convert
+from realspike_ops.convert import FusionReport, convert, fuse, fusion_report
 from realspike_ops.export import export_nir, export_onnx, import_nir, without_custom_ops
 from realspike_ops.functional import (
     batch_norm_lif,
@@ -20,6 +20,7 @@ from realspike_ops.nn import (
     DirectEncoding,
     FoldedLIF,
     MeanOverTime,
+    NormLIF,
     OneToOneSynapses,
     PiecewiseSpikeConv,
     RealSpikeLIF,
@@ -31,6 +32,7 @@ from realspike_ops.nn import (
     SynapticCurrent,
     UnsharedSpikeConv,
     UnsharedSpikeConv1d,
+    unfuse,
 )
 from realspike_ops.reparam import (
     FoldedNetwork,
@@ -54,10 +56,12 @@ __all__ = [
     "DirectEncoding",
     "FoldedLIF",
     "FoldedNetwork",
+    "FusionReport",
     "LayerProfile",
     "LayerReport",
     "MeanOverTime",
     "MultiplicationError",
+    "NormLIF",
     "OneToOneSynapses",
     "PiecewiseSpikeConv",
     "ProfileReport",
@@ -82,6 +86,8 @@ __all__ = [
     "convert",
     "export_nir",
     "export_onnx",
+    "fuse",
+    "fusion_report",
     "import_nir",
     "lif",
     "load_folded",
@@ -93,6 +99,7 @@ __all__ = [
     "reparameterize",
     "safe_files",
     "save_folded",
+    "unfuse",
     "unpack_spikes",
     "unshared_spike_conv",
     "unshared_spike_conv_lif",

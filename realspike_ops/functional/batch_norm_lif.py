@@ -1,7 +1,7 @@
 """The documented function of batch norm with LIF neurons: it checks, then calls the ops."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import torch
 import torch.distributed as dist
@@ -12,7 +12,7 @@ import realspike_ops.ops.batch_norm_lif_autograd as ops
 from realspike_ops import _checks as checks
 from realspike_ops.functional.lif import check_input, check_neurons, check_parameter
 from realspike_ops.ops.batch_norm_lif_contract import inverse_deviation
-from realspike_ops.ops.lif_contract import SAVE_NOTHING, what_to_save
+from realspike_ops.ops.lif_contract import SAVE_NOTHING, Neuron, what_to_save
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -138,54 +138,120 @@ def batch_norm_lif(
         raise ValueError(
             f"x must have at least 3 dimensions [T, B, C, ...]; got {checks.shape_text(x)}"
         )
-    C = x.shape[2]
-    weight = _per_channel("weight", weight, x)
-    bias = _per_channel("bias", bias, x)
+    _check_statistics(x, running_mean, running_var, momentum, eps, training, process_group)
+    neurons = _checked(
+        x, weight, bias, residual, amplitude, decay=decay, v_threshold=v_threshold, v_reset=v_reset,
+        reset=reset, detach_reset=detach_reset, emission=emission, surrogate=surrogate,
+        v_init=v_init,
+    )  # fmt: skip
+    return _run(
+        x,
+        _statistics(x, running_mean, running_var, training, momentum, eps, process_group),
+        neurons,
+        bool(return_state),
+    )
+
+
+class Statistics(NamedTuple):
+    """What a batch norm normalises by."""
+
+    mean: Tensor  # [C]
+    inv_std: Tensor  # [C], 1 / sqrt(variance + eps)
+    count: Tensor | None  # float64 [1]: of the values whose statistics they are; None: constants
+    group: dist.ProcessGroup | None  # whose processes have the values
+
+
+def batch_norm_statistics(
+    x: Tensor,  # [T, B, C, ...]
+    running_mean: Tensor | None,  # [C]
+    running_var: Tensor | None,  # [C]
+    training: bool,
+    momentum: float,
+    eps: float,
+    process_group: dist.ProcessGroup | None,
+) -> Statistics:
+    """Return what `batch_norm_lif` normalises x by; running statistics move as they do there."""
+    check_input(x, "batch_norm_lif")
+    _check_statistics(x, running_mean, running_var, momentum, eps, training, process_group)
+    return _statistics(x, running_mean, running_var, training, momentum, eps, process_group)
+
+
+def normed_lif(
+    x: Tensor,  # [T, B, C, ...]
+    statistics: Statistics,
+    weight: Tensor | None,  # [C]
+    bias: Tensor | None,  # [C]
+    residual: Tensor | None,  # [T, B, C, ...]
+    amplitude: Tensor | None,
+    **form: "Unpack[NeuronForm]",
+) -> Tensor:  # [T, B, C, ...]
+    """Return what `batch_norm_lif` returns, with statistics of x that have been taken before."""
+    check_input(x, "batch_norm_lif")
+    neurons = _checked(x, weight, bias, residual, amplitude, v_init=None, **form)
+    return _run(x, statistics, neurons, False)
+
+
+def _check_statistics(x, running_mean, running_var, momentum, eps, training, group) -> None:
     if (running_mean is None) != (running_var is None):
         raise ValueError("running_mean and running_var must both be tensors, or both None")
     for name, statistic in (("running_mean", running_mean), ("running_var", running_var)):
         _per_channel(name, statistic, x)
-    momentum = checks.check_number("momentum", momentum)
-    eps = checks.check_number("eps", eps, 0.0)
+    checks.check_number("momentum", momentum)
+    checks.check_number("eps", eps, 0.0)
+    of_x = training or running_mean is None
+    if of_x and not (training and group) and 0 < x.numel() == x.shape[2]:
+        raise ValueError(
+            f"x must have more than 1 value per channel when training; got {checks.shape_text(x)}"
+        )
+
+
+class _Inputs(NamedTuple):
+    """The tensors and the form of the neurons, checked; all tensors but the residual float32."""
+
+    residual: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    amplitude: Tensor | None
+    decay: Tensor | None
+    v_threshold: Tensor | None
+    v_init: Tensor | None
+    neuron: Neuron
+
+
+def _checked(
+    x: Tensor, weight, bias, residual, amplitude, v_init, **form: "Unpack[NeuronForm]"
+) -> _Inputs:
+    """Check everything but the statistics; x has been checked."""
+    weight = _per_channel("weight", weight, x)
+    bias = _per_channel("bias", bias, x)
     if residual is not None:
         checks.check_tensor("residual", residual)
         checks.check_dtype("residual", residual, (x.dtype,), ", the dtype of x")
         checks.check_device("residual", residual, "x", x)
         checks.check_shape("residual", residual, x.shape, "the shape of x")
     amplitude = None if amplitude is None else check_parameter("amplitude", amplitude, x)
-    decays, thresholds, v_init, neuron = check_neurons(
-        x, decay, v_threshold, v_reset, reset, detach_reset, emission, surrogate, v_init
-    )
-    inputs = {
-        **{"x": x, "residual": residual, "weight": weight, "bias": bias, "amplitude": amplitude},
-        **{"decay": decays, "v_threshold": thresholds, "v_init": v_init},
-    }
-    checks.check_no_tangent(**inputs)
+    neurons = check_neurons(x, **form, v_init=v_init)
+    inputs = _Inputs(residual, weight, bias, amplitude, *neurons)
+    tensors = dict(zip(_Inputs._fields[:-1], inputs[:-1], strict=True))
+    checks.check_no_tangent(x=x, **tensors)
     checks.check_not_transformed_by_functorch("batch_norm_lif")
+    return inputs
+
+
+def _run(
+    x: Tensor, statistics: Statistics, inputs: _Inputs, return_state: bool
+) -> Tensor | tuple[Tensor, Tensor]:
+    residual, weight, bias, *parameters, v_init, neuron = inputs
     save = SAVE_NOTHING
     if torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in inputs.values()
+        tensor is not None and tensor.requires_grad for tensor in (x, *inputs[:-1])
     ):
-        save = what_to_save(neuron, decays, thresholds)
-    batch_statistics = bool(training) or running_mean is None
-    group = process_group if training else None
-    if batch_statistics:
-        if group is None and 0 < x.numel() == C:
-            raise ValueError(
-                "x must have more than 1 value per channel when training; got "
-                f"{checks.shape_text(x)}"
-            )
-        running = (running_mean, running_var)
-        mean, inv_std, count = _statistics(x, running, momentum, eps, group)
-    else:
-        assert running_mean is not None
-        assert running_var is not None
-        mean, count = running_mean.detach().to(torch.float32), None
-        inv_std = inverse_deviation(running_var.detach().to(torch.float32), eps)
+        save = what_to_save(neuron, inputs.decay, inputs.v_threshold)
+    mean, inv_std, count, group = statistics
     run = ops.batch_norm_lif if group is None else _run_in_group
     return run(
-        x, residual, mean, inv_std, weight, bias, amplitude, decays, thresholds, v_init, neuron,
-        save, bool(return_state), count, group,
+        x, residual, mean, inv_std, weight, bias, *parameters, v_init, neuron, save, return_state,
+        count, group,
     )  # fmt: skip
 
 
@@ -208,18 +274,24 @@ def _per_channel(name: str, parameter: Tensor | None, x: Tensor) -> Tensor | Non
 
 def _statistics(
     x: Tensor,
-    running: tuple[Tensor | None, Tensor | None],  # [C], [C]; changed in place
+    running_mean: Tensor | None,  # [C]; changed in place
+    running_var: Tensor | None,  # [C]; changed in place
+    training: bool,
     momentum: float,
     eps: float,
     group: dist.ProcessGroup | None,
-) -> tuple[Tensor, Tensor, Tensor]:  # [C], [C], float64 [1]
-    """Return the mean of x, its 1 / sqrt(variance + eps), and the number of values of a channel.
-
-    Running statistics move towards them.
-    """
+) -> Statistics:
+    """Return what x is normalised by. In training, running statistics move towards those of x."""
+    if not training and running_mean is not None:
+        assert running_var is not None
+        inv_std = inverse_deviation(running_var.detach().to(torch.float32), eps)
+        mean = running_mean.detach().to(torch.float32)
+        return Statistics(mean, inv_std, None, None)
+    group = group if training else None
     moments = ops.moments(x)
     if group is not None:
         moments = _combined(moments, group)
+    running = (running_mean, running_var)
     # The kernels move float32 numbers that are side by side: others are moved in a copy.
     ready = [old is None or (old.dtype == torch.float32 and old.is_contiguous()) for old in running]
     moved = [None if old is None else old.detach().float().contiguous() for old in running]
@@ -227,4 +299,4 @@ def _statistics(
     for old, new, in_place in zip(running, moved, ready, strict=True):
         if old is not None and new is not None and not in_place:
             old.detach().copy_(new)
-    return mean, inv_std, moments[-1:]
+    return Statistics(mean, inv_std, moments[-1:], group)

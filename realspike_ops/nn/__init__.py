@@ -1,7 +1,9 @@
 """Modules; they take [T*B, C, H, W] with the timestep outermost, as stock layers do."""
 
 from .neurons.folded_lif import FoldedLIF
+from .neurons.fused_norm import unfuse
 from .neurons.lif import RealSpikeLIF
+from .neurons.norm_lif import NormLIF
 from .rearrange import AtTimestep, Rearrange
 from .spike_pool import SpikeMaxPool1d, SpikeMaxPool2d
 from .synapses.one_to_one import OneToOneSynapses
@@ -17,6 +19,7 @@ __all__ = [
     "DirectEncoding",
     "FoldedLIF",
     "MeanOverTime",
+    "NormLIF",
     "OneToOneSynapses",
     "PiecewiseSpikeConv",
     "RealSpikeLIF",
@@ -30,4 +33,5 @@ __all__ = [
     "SynapticCurrent",
     "UnsharedSpikeConv",
     "UnsharedSpikeConv1d",
+    "unfuse",
 ]

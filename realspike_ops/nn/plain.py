@@ -13,6 +13,12 @@ from torch.nn.parameter import is_lazy
 _CALLS = ("__call__", "_wrapped_call_impl", "_call_impl", "__getattribute__")
 
 
+def computes_the_same(method: FunctionType) -> FunctionType:
+    """Mark a method that computes what it overrides."""
+    method.computes_the_same = True
+    return method
+
+
 def why_not_plain(module: nn.Module, bases: type | tuple[type, ...]) -> str | None:
     """Return why ``module(x)`` may be anything but what its base's ``forward`` computes, or None.
 
@@ -45,7 +51,9 @@ def why_not_plain(module: nn.Module, bases: type | tuple[type, ...]) -> str | No
     for name in (*_CALLS, *methods):
         if name in vars(module):
             return f"its {name} is replaced on the instance"
-        if inspect.getattr_static(kind, name) is not inspect.getattr_static(base, name):
+        found = inspect.getattr_static(kind, name)
+        is_known = getattr(found, "computes_the_same", False)
+        if not is_known and found is not inspect.getattr_static(base, name):
             return f"{kind.__name__} has a {name} of its own, in place of {base.__name__}'s"
     for name, original in methods.items():
         if not original:

@@ -123,7 +123,7 @@ def combined(moments: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Return the moments of the values of all processes of a group, in the order of their ranks."""
     size = dist.get_world_size(group)
     gathered = torch.empty((size, moments.numel()), dtype=moments.dtype, device=moments.device)
-    dist.all_gather_into_tensor(gathered, moments, group=group)
+    dist.all_gather([*gathered.unbind()], moments, group=group)
     counts = gathered[:, -1:]
     means, variances = gathered[:, :-1].chunk(2, 1)
     count = counts.sum(0)

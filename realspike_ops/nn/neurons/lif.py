@@ -11,6 +11,7 @@ from torch.types import Device
 
 from realspike_ops import _checks as checks
 from realspike_ops import functional
+from realspike_ops.nn.neurons.normed_current import NormedCurrent
 from realspike_ops.nn.plain import waits_for_weights
 from realspike_ops.nn.synapses.storage import Stored
 from realspike_ops.nn.time import split_time
@@ -199,6 +200,8 @@ class RealSpikeLIF(Stored):
         return fitted
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, NormedCurrent) and x.goes_into(self.timesteps):
+            return x.fire(self, self.timesteps, self.fitted(x.dim() - 1))
         x = split_time(x, self.timesteps)
         return functional.lif(x, **self.fitted(x.dim() - 2)).flatten(0, 1)
 

@@ -3,9 +3,11 @@
 import torch
 from torch import fx, nn
 
+from realspike_ops.nn import NormLIF
+
 # The packages whose functions are known by their names.
 _KNOWN = frozenset({"torch", "realspike_ops", "_operator", "builtins"})
-_CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, NormLIF)
 
 
 def layer_class(kind: type) -> type | None:

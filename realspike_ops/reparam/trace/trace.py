@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from realspike_ops.nn import RealSpikeLIF
+from realspike_ops.nn import RealSpikeLIF, unfuse
 from realspike_ops.nn.plain import waits_for_weights
 from realspike_ops.reparam.errors import ReparameterizationError
 from realspike_ops.reparam.trace.sizes import PRIME, size_of
@@ -56,21 +56,37 @@ def plain_copy(model: nn.Module) -> nn.Module:
     Raises:
         ReparameterizationError: if it has hooks or parameters without a shape; by name.
     """
-    model = _unwrapped(model)
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ReparameterizationError("a scripted or traced module: fold the one it was made of")
-    _check_hooks(model)
+    copied, _ = copied_as_called(model)
+    _check_hooks(copied)
+    return unfuse(copied)
+
+
+def copied_as_called(model: nn.Module) -> tuple[nn.Module, dict[nn.Module, nn.Module]]:
+    """Return a copy without wrappers, hooks included, and the copies of all modules.
+
+    Raises:
+        ReparameterizationError: if it cannot be copied, or has layers without weights; by name.
+    """
+    if isinstance(_unwrapped(model), torch.jit.ScriptModule):
+        raise ReparameterizationError("a scripted or traced module: give the one it was made of")
+    for name, module in model.named_modules():
+        if waits_for_weights(module):
+            raise ReparameterizationError(
+                f"{name!r} ({type(module).__name__}) is lazy and has no weights yet: run it once"
+            )
     try:
         copied = copy.deepcopy(model, _plain_tensors_of(model))
     except Exception as error:
         raise ReparameterizationError(
             f"{type(model).__name__} cannot be copied (copy.deepcopy): {error}"
         ) from error
+    copies = dict(zip(model.modules(), copied.modules(), strict=True))
+    copied = _unwrapped(copied)
     for parent in [*copied.modules()]:
         for name, child in parent.named_children():
             if (unwrapped := _unwrapped(child)) is not child:
                 setattr(parent, name, unwrapped)
-    return copied
+    return copied, copies
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -84,10 +100,6 @@ def _check_hooks(model: nn.Module) -> None:
     if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
         raise ReparameterizationError("there are forward hooks on all modules: remove them")
     for name, module in model.named_modules():
-        if waits_for_weights(module):
-            raise ReparameterizationError(
-                f"{name!r} ({type(module).__name__}) is lazy and has no weights yet: run it once"
-            )
         if module._forward_hooks or module._forward_pre_hooks:
             raise ReparameterizationError(
                 f"{name!r} ({type(module).__name__}) has forward hooks, which may change what it "

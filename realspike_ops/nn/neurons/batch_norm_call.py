@@ -1,0 +1,172 @@
+"""The call of a batch norm whose current goes into LIF neurons, and the op that runs both."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from realspike_ops import _checks as checks
+from realspike_ops.functional.batch_norm_lif import Statistics, batch_norm_statistics, normed_lif
+from realspike_ops.nn.time import split_time
+from realspike_ops.ops.eager import is_plain_eager
+
+if TYPE_CHECKING:
+    from realspike_ops.functional.settings import LifArguments
+
+
+class BatchNormCall(NamedTuple):
+    """One call of a batch norm, whose statistics have been taken and counted."""
+
+    x: Tensor  # [N, C, ...]
+    weight: Tensor | None  # [C]
+    bias: Tensor | None  # [C]
+    running_mean: Tensor | None  # [C]; None: by the statistics of x
+    running_var: Tensor | None  # [C]
+    eps: float
+    statistics: Statistics
+    times: int = 1  # how often x is repeated over time
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return self[:5]
+
+    def detached(self) -> "BatchNormCall":
+        x, weight, bias = (None if t is None else t.detach() for t in self[:3])
+        assert x is not None
+        return self._replace(x=x, weight=weight, bias=bias)
+
+    def in_time(self, values: Tensor) -> Tensor:  # [N, C, ...] -> [times * N, C, ...]
+        return values if self.times == 1 else values.repeat(self.times, *(1,) * (values.dim() - 1))
+
+    def values(self) -> Tensor:  # [times * N, C, ...]
+        """Return what the batch norm returns, without a change of its statistics."""
+        if self.statistics.group is not None:
+            raise RuntimeError(
+                "the current behind a fused SyncBatchNorm must reach LIF neurons, directly or "
+                "through one addition; here it is read otherwise: use realspike_ops.unfuse(model)"
+            )
+        running = self.running_mean, self.running_var
+        is_of_x = self.running_mean is None
+        return self.in_time(
+            F.batch_norm(self.x, *running, self.weight, self.bias, is_of_x, 0.0, self.eps)
+        )
+
+
+def is_seen(module: nn.Module) -> bool:
+    """Whether a hook, or a forward that replaces its own, sees what a layer reads or returns."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
+
+
+def _all_are_seen() -> bool:
+    """Whether a hook on all modules sees what they read or return."""
+    return bool(
+        torch_module._global_forward_hooks
+        or torch_module._global_forward_pre_hooks
+        or torch_module._global_backward_hooks
+        or torch_module._global_backward_pre_hooks
+    )
+
+
+def why_not(batch_norm: _BatchNorm, neurons: Iterable[nn.Module], x: object) -> str | None:
+    """Return why the layers must run one by one on x [N, C, ...], None if one op can run them."""
+    if not isinstance(x, Tensor):
+        return "its input is no tensor"
+    if "parametrizations" in batch_norm._modules:
+        return "its parameters are computed (torch.nn.utils.parametrize)"
+    mean, var = batch_norm.running_mean, batch_norm.running_var
+    tensors = (batch_norm.weight, batch_norm.bias, mean, var)
+    if not is_followed(x, *tensors):
+        return "tracing, torch.func, function modes and inference_mode run the layers one by one"
+    for module in (batch_norm, *neurons):
+        if is_seen(module):
+            return f"a hook or another forward sees what {type(module).__name__} reads or returns"
+    if _all_are_seen():
+        return "hooks on all modules see what it returns"
+    device, C = x.device, batch_norm.num_features
+    if x.dtype not in checks.FLOATS or device.type not in ("cpu", "cuda"):
+        return f"its input is {x.dtype} on {device}"
+    if x.dim() < 2 or x.shape[1] != C or C == 0:
+        return f"its input has shape {checks.shape_text(x)}"
+    if (mean is None) != (var is None) or any(
+        statistic is not None and statistic.dtype != torch.float32 for statistic in (mean, var)
+    ):
+        return "its running statistics are not two float32 tensors"
+    if any(t is not None and t.device != device for t in tensors):
+        return "its parameters are on another device than its input"
+    uses_batch = batch_norm.training or mean is None
+    if x.numel() <= uses_batch * C and _group_of(batch_norm) is None:
+        return "its input has no or one value per channel"
+    return None
+
+
+def is_followed(*tensors: Tensor | None) -> bool:
+    """Whether a call with these tensors runs the kernels, in eager mode or compiled by Dynamo.
+
+    Changes in place of tensors of ``torch.inference_mode`` are not counted, so that nobody could
+    tell whether one was changed before its current was read.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        return not torch.compiler.is_exporting()
+    return is_plain_eager(*tensors) and not any(t is not None and t.is_inference() for t in tensors)
+
+
+def call_batch_norm(batch_norm: _BatchNorm, x: Tensor) -> BatchNormCall:
+    """Take and count the statistics of x [N, C, ...] as ``batch_norm(x)`` does."""
+    batch_norm._check_input_dim(x)
+    momentum = 0.0 if batch_norm.momentum is None else batch_norm.momentum
+    mean, var = batch_norm.running_mean, batch_norm.running_var
+    uses_batch = batch_norm.training or mean is None
+    moves = batch_norm.training and batch_norm.track_running_stats
+    if moves and batch_norm.num_batches_tracked is not None:
+        batch_norm.num_batches_tracked.add_(1)
+        if batch_norm.momentum is None:  # a cumulative average
+            momentum = 1.0 / float(batch_norm.num_batches_tracked)
+    statistics = batch_norm_statistics(
+        x[None],
+        *((mean, var) if moves or not uses_batch else (None, None)),
+        training=uses_batch,
+        momentum=momentum,
+        eps=batch_norm.eps,
+        process_group=_group_of(batch_norm),
+    )
+    constant = (None, None) if uses_batch else (mean, var)
+    return BatchNormCall(
+        x, batch_norm.weight, batch_norm.bias, *constant, batch_norm.eps, statistics
+    )
+
+
+def _group_of(batch_norm: _BatchNorm) -> dist.ProcessGroup | None:
+    """Return the processes whose statistics are taken together, None for this one alone."""
+    if not isinstance(batch_norm, nn.SyncBatchNorm) or not batch_norm.training:
+        return None
+    if not (dist.is_available() and dist.is_initialized()):
+        return None
+    group = batch_norm.process_group or dist.group.WORLD
+    return group if dist.get_world_size(group) > 1 else None
+
+
+def fire(
+    call: BatchNormCall, residual: Tensor | None, timesteps: int, neurons: "LifArguments"
+) -> Tensor:  # [T*B, C, ...]
+    """Run neurons on the current of a batch norm, plus a residual."""
+    T, statistics = timesteps, call.statistics
+    if call.times == 1:
+        x = split_time(call.x, T)
+    else:
+        x = call.x.expand(T, *call.x.shape)  # read once
+        if statistics.count is not None:
+            statistics = statistics._replace(count=T * statistics.count)
+    residual = None if residual is None else split_time(residual, T, "residual")
+    y = normed_lif(x, statistics, call.weight, call.bias, residual, **neurons)
+    return y.flatten(0, 1)

@@ -1,0 +1,79 @@
+"""Batch norms whose current LIF neurons normalise: what `fuse` makes of a network's norms."""
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from realspike_ops.nn.neurons.batch_norm_call import call_batch_norm, why_not
+from realspike_ops.nn.neurons.normed_current import normed_current
+from realspike_ops.nn.plain import computes_the_same
+
+
+class _FusedNorm(_BatchNorm):
+    """A batch norm that takes its statistics, and leaves the rest to the neurons behind it."""
+
+    # Not submodules: they have their names elsewhere.
+    _neurons: tuple[nn.Module, ...] = ()
+    _calls: "list[Any] | None" = None  # currents, or why there are none, if `fuse` asks
+
+    @computes_the_same
+    def forward(self, input: Tensor) -> Tensor:
+        reason = why_not(self, self._neurons, input)
+        if reason is None:
+            readers = None if self._calls is None else []
+            current = normed_current(call_batch_norm(self, input), readers)
+        else:
+            current = super().forward(input)
+        if self._calls is not None:
+            self._calls.append(current if reason is None else reason)
+        return current
+
+
+class FusedBatchNorm1d(_FusedNorm, nn.BatchNorm1d):
+    """``nn.BatchNorm1d`` behind which a `RealSpikeLIF` normalises."""
+
+
+class FusedBatchNorm2d(_FusedNorm, nn.BatchNorm2d):
+    """``nn.BatchNorm2d`` behind which a `RealSpikeLIF` normalises."""
+
+
+class FusedBatchNorm3d(_FusedNorm, nn.BatchNorm3d):
+    """``nn.BatchNorm3d`` behind which a `RealSpikeLIF` normalises."""
+
+
+class FusedSyncBatchNorm(_FusedNorm, nn.SyncBatchNorm):
+    """``nn.SyncBatchNorm`` behind which a `RealSpikeLIF` normalises."""
+
+
+FUSED: dict[type, type] = {
+    nn.BatchNorm1d: FusedBatchNorm1d,
+    nn.BatchNorm2d: FusedBatchNorm2d,
+    nn.BatchNorm3d: FusedBatchNorm3d,
+    nn.SyncBatchNorm: FusedSyncBatchNorm,
+}
+_PLAIN = {fused: plain for plain, fused in FUSED.items()}
+
+
+def make_fused(batch_norm: nn.Module, neurons: tuple[nn.Module, ...]) -> None:
+    """Let neurons normalise the current of a batch norm, in place.
+
+    Args:
+        neurons: The layers that read the current: with hooks on them, it has values.
+    """
+    batch_norm.__class__ = FUSED[type(batch_norm)]
+    batch_norm._neurons = neurons  # a tuple, which registers no submodule
+
+
+def unfuse(model: nn.Module) -> nn.Module:
+    """Make the batch norms of a network what they were before `realspike_ops.fuse`, in place.
+
+    Returns:
+        ``model``.
+    """
+    for module in model.modules():
+        if type(module) in _PLAIN:
+            module.__class__ = _PLAIN[type(module)]
+            for name in ("_neurons", "_calls"):
+                vars(module).pop(name, None)
+    return model

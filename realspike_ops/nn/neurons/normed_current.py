@@ -1,0 +1,244 @@
+"""The current behind a batch norm, which is not computed before somebody reads it."""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from realspike_ops.nn.neurons.batch_norm_call import BatchNormCall, fire, is_followed
+
+if TYPE_CHECKING:
+    from realspike_ops.functional.settings import LifArguments
+
+
+class NormedCurrent(Tensor):
+    """batch_norm(x), or batch_norm(x) + residual, without values until somebody reads them.
+
+    A `RealSpikeLIF` takes it as it is, and runs the norm, the addition and the neurons in one op.
+    For everything else that PyTorch computes it is the tensor [N, C, ...] that the layers before
+    would have returned. It knows its shape, dtype and device without values.
+    """
+
+    call: BatchNormCall
+    residual: Tensor | None  # [N, C, ...]
+    # Who read the current, if somebody wants to know: neurons, functions by name, sums.
+    readers: "list[Any] | None"
+    _values: Tensor | None
+    _versions: tuple[int, ...]
+
+    def read_by(self, reader: Any) -> Tensor:
+        """Return the values."""
+        if self.readers is not None:
+            self.readers.append(reader)
+        if self._values is None:
+            self.check()
+            # What was made without gradients has none here either.
+            with torch.enable_grad():
+                values = self.call.values()
+                self._values = values if self.residual is None else values + self.residual
+        return self._values
+
+    def goes_into(self, timesteps: int) -> bool:
+        """Whether neurons of that many timesteps can compute the current themselves."""
+        return self._values is None and self.call.times in (1, timesteps)
+
+    def fire(self, lif: Any, timesteps: int, neurons: "LifArguments") -> Tensor:  # [T*B, C, ...]
+        """Return the spikes of the neurons of the layer `lif` that the current goes into."""
+        if self.readers is not None:
+            self.readers.append(lif)
+        self.check()
+        return fire(self.call, self.residual, timesteps, neurons)
+
+    def all_readers(self) -> Iterator[Any]:
+        """Yield who read the current, or the sum that it became."""
+        for reader in self.readers or ():
+            if isinstance(reader, NormedCurrent):
+                yield from reader.all_readers()
+            else:
+                yield reader
+
+    def check(self) -> None:
+        """Refuse to compute the current from other values than those that the norm was given, and
+        where autograd has a history of it that nobody here knows."""
+        if self._versions != _versions(self.call, self.residual):
+            raise RuntimeError(
+                "what a fused batch norm read (its input, its parameters, or the residual) was "
+                "changed in place before its current was read: use realspike_ops.unfuse(model), "
+                "or write it without changing it (x = x + y)"
+            )
+        with torch._C.DisableTorchFunctionSubclass():
+            has_history = not torch.compiler.is_compiling() and self.grad_fn is not None
+        if has_history and self.readers is None:
+            raise RuntimeError(f"an autograd.Function returned it: it {_PAST}")
+        if has_history:
+            self.readers.append("autograd.Function")
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _KNOWN_WITHOUT_VALUES:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
+        follow = _FOLLOWED.get(func)
+        if follow is not None and not kwargs and (current := follow(*args)) is not None:
+            return current
+        name = getattr(func, "__name__", type(func).__name__)
+        name = getattr(func.__self__, "__name__", name) if name == "__get__" else name
+        args, kwargs = pytree.tree_map_only(
+            NormedCurrent, lambda current: current.read_by(name), (args, kwargs)
+        )
+        return func(*args, **kwargs)
+
+
+class _WithoutMemory(NormedCurrent):
+    """A current outside of Dynamo, which follows no tensors that watch the dispatcher."""
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, *_: Any) -> Any:
+        raise RuntimeError(f"{func}: it {_PAST}")
+
+
+_PAST = (
+    "reads the current behind a fused batch norm past PyTorch's functions (in an autograd.Function,"
+    " or for a backward hook on a container): use realspike_ops.unfuse(model)"
+)
+# The reader of a current that is added to another one.
+AS_RESIDUAL = "an addition to the output of another batch norm"
+_KNOWN_WITHOUT_VALUES = frozenset(
+    {
+        Tensor.shape.__get__,
+        Tensor.dtype.__get__,
+        Tensor.device.__get__,
+        Tensor.layout.__get__,
+        Tensor.is_nested.__get__,
+        Tensor.ndim.__get__,
+        Tensor.dim,
+        Tensor.size,
+    }
+)
+
+
+def normed_current(call: BatchNormCall, readers: "list[Any] | None" = None) -> NormedCurrent:
+    """Return the current of a batch norm."""
+    if not torch.is_grad_enabled():
+        call = call.detached()
+    return _make(call, None, readers)
+
+
+def _make(call: BatchNormCall, residual: Tensor | None, readers: Any) -> NormedCurrent:
+    x = call.x
+    if torch.compiler.is_compiling():
+        # Dynamo follows Python alone, so that nobody reads what is in this memory.
+        current = call.in_time(x).as_subclass(NormedCurrent)
+    else:
+        tensors = (x, call.weight, call.bias, residual)
+        requires_grad = any(t is not None and t.requires_grad for t in tensors)
+        current = Tensor._make_wrapper_subclass(
+            _WithoutMemory,
+            (call.times * x.shape[0], *x.shape[1:]),
+            strides=x.stride(),
+            dtype=x.dtype,
+            device=x.device,
+            requires_grad=requires_grad,
+        )
+        if requires_grad:
+            with torch._C.DisableTorchFunctionSubclass():
+                current.register_hook(_refuse_gradient)
+    current.call, current.residual, current.readers = call, residual, readers
+    current._values, current._versions = None, _versions(call, residual)
+    return current
+
+
+def _refuse_gradient(_: Tensor) -> None:
+    raise RuntimeError(f"a gradient went past PyTorch's functions: it {_PAST}")
+
+
+def _versions(call: BatchNormCall, residual: Tensor | None) -> tuple[int, ...]:
+    if torch.compiler.is_compiling():
+        return ()
+    return tuple(t._version for t in (*call.tensors, residual) if t is not None)
+
+
+def _sum(a: Any, b: Any, *more: Any) -> Tensor | None:
+    """Return the current a + b, if it is one of a batch norm and a residual; None otherwise."""
+    first = a if _takes_residual(a) else b
+    second = b if first is a else a
+    if more or not _takes_residual(first) or first is second:
+        return None
+    residual = second.read_by(AS_RESIDUAL) if isinstance(second, NormedCurrent) else second
+    if not is_residual_of(residual, first):
+        return None
+    call = first.call
+    if not torch.is_grad_enabled():
+        call, residual = call.detached(), residual.detach()
+    return _successor(first, call, residual)
+
+
+def _repeated(current: Any, times: Any = None, *others: Any) -> Tensor | None:
+    """Return a current that is repeated over time, [B, C, ...] -> [T*B, C, ...]; None for other
+    repetitions."""
+    if not _takes_residual(current) or not isinstance(times, int) or times < 1:
+        return None
+    if current.call.times != 1 or others != (1,) * (current.dim() - 1):
+        return None
+    call = current.call._replace(times=times)
+    return _successor(current, call if torch.is_grad_enabled() else call.detached(), None)
+
+
+def _successor(
+    current: NormedCurrent, call: BatchNormCall, residual: Tensor | None
+) -> NormedCurrent:
+    """Return what `current` becomes, which counts as a reader of it."""
+    current.check()
+    readers: list[Any] | None = None if current.readers is None else []
+    successor = _make(call, residual, readers)
+    if current.readers is not None:
+        current.readers.append(successor)
+    return successor
+
+
+def _sum_in_place(current: Any, residual: Any, *more: Any) -> Tensor | None:
+    """Let `current` be its sum with a residual, under all of its names."""
+    if more or not _takes_residual(current) or current is residual:
+        return None
+    if isinstance(residual, NormedCurrent):
+        residual = residual.read_by(AS_RESIDUAL)
+    if not is_residual_of(residual, current):
+        return None
+    current.check()
+    current.residual = residual if torch.is_grad_enabled() else residual.detach()
+    current._versions = _versions(current.call, current.residual)
+    return current
+
+
+def _takes_residual(current: Any) -> bool:
+    return (
+        isinstance(current, NormedCurrent) and current._values is None and current.residual is None
+    )
+
+
+def is_residual_of(residual: Any, x: Tensor) -> bool:
+    """Whether the kernels can add a residual to x; they neither broadcast nor cast."""
+    return (
+        isinstance(residual, Tensor)
+        and residual.shape == x.shape
+        and residual.dtype == x.dtype
+        and residual.device == x.device
+        and is_followed(residual)
+    )
+
+
+# What makes a current of a current; where it returns None, values are read.
+_FOLLOWED: dict[Any, Callable[..., Tensor | None]] = {
+    **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__), _sum),
+    **dict.fromkeys((Tensor.add_, Tensor.__iadd__), _sum_in_place),
+    Tensor.repeat: _repeated,
+}
