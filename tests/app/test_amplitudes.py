@@ -5,7 +5,7 @@ import signal
 import pytest
 import torch
 
-for package in ("sklearn", "safetensors", "lightning", "tensorboard", "kornia", "yaml"):
+for package in ("sklearn", "safetensors", "lightning", "tensorboard", "yaml"):
     pytest.importorskip(package)
 
 from realspike import train
