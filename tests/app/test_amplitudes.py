@@ -16,6 +16,7 @@ from realspike.networks import build
 from realspike.networks.layers import draw_amplitudes
 from realspike.train import module
 from realspike.train.optimizer import adamw, sgd
+from realspike.train.placement import Placement
 from torch import nn
 
 import realspike_ops as rso
@@ -110,7 +111,8 @@ def test_a_binary_network_has_one_optimizer():
 def test_the_configuration_reaches_the_optimizer():
     config = config_of(amplitude_optimizer="adam", amplitude_rate=0.5, scale_amplitudes="false")
     network = build(config.network_config(), seed=0)
-    made = module.SpikingClassifier(config, network, [0.5], [0.25], 4).configure_optimizers()
+    classifier = module.SpikingClassifier(config, network, [0.5], [0.25], 4, Placement({}))
+    made = classifier.configure_optimizers()
     first, second = made["optimizer"].optimizers
     assert (type(first), type(second)) == (torch.optim.SGD, torch.optim.Adam)
     [group] = second.param_groups

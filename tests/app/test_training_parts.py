@@ -18,6 +18,7 @@ from realspike.records import RecordError
 from realspike.train import divergence, folder, module, placement, reporting, run, sealed
 from realspike.train.divergence import Diverged, DivergenceCheck
 from realspike.train.history import History, read_csv, write_csv
+from realspike.train.placement import Placement
 from torch import nn
 
 
@@ -231,7 +232,7 @@ def test_the_optimizer_of_a_run(settings, factors, kind):
         **{"weight_decay": 0.25, "optimizer": kind.__name__.lower()},
         **settings,
     )
-    classifier = module.SpikingClassifier(config, nn.Linear(2, 2), [0.5], [0.25], 4)
+    classifier = module.SpikingClassifier(config, nn.Linear(2, 2), [0.5], [0.25], 4, Placement({}))
     made = classifier.configure_optimizers()
     optimizer, schedule = made["optimizer"], made["lr_scheduler"]
     assert type(optimizer) is kind

@@ -121,7 +121,15 @@ class TrainingSection:
     accumulate: int = option(1, "batches per step of the optimizer", 1, 10**6)
     clip_gradient: float = option(0.0, "largest norm of the gradient (0: any)", 0)
     device: str = option("auto", "to train on", choices=("auto", "cpu", "cuda"))
-    precision: str = option("32-true", "of the computation", choices=PRECISIONS)
+    precision: str | None = option(
+        None, "of the computation; null: bf16-mixed on a GPU, 32-true on a CPU", choices=PRECISIONS
+    )
+    channels_last: bool | None = option(
+        None, "whether maps lie in memory pixel by pixel; null: on a GPU"
+    )
+    cuda_graph: bool | None = option(
+        None, "whether steps are captured and replayed; null: on a GPU, where the run allows it"
+    )
     ema: float = option(0.0, "decay of an average of the weights (0: none)", 0, 1)
     compress_spikes: bool = option(False, "keep spikes for backward as bits: less memory, slower")
     sync_batchnorm: bool = option(True, "batch norm over all GPUs of a run")

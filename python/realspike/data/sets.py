@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from realspike.data.transfer import sent
 from realspike.errors import DataError
 
 __all__ = ["DataError", "InMemory", "Splits"]
@@ -32,7 +33,7 @@ class InMemory(Dataset):
         return self.samples[index], self.labels[index]
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        chosen = torch.as_tensor(indices)
+        chosen = sent(torch.as_tensor(indices), self.samples.device)
         return self.samples[chosen], self.labels[chosen]
 
 

@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import os
 import threading
 import warnings
 from collections.abc import Callable
@@ -11,21 +10,22 @@ from pathlib import Path
 
 import lightning.pytorch as lightning
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 from realspike.config.run_config import RunConfig
 from realspike.data.loader import ResumableLoader, WorkerDied, evaluation_loader
+from realspike.data.resident import kept_on
 from realspike.data.sets import Splits
 from realspike.inspect.trained_file import example_input
 from realspike.networks.build import try_out
 from realspike.own import is_own
 from realspike.train import sealed
+from realspike.train.average import Average
 from realspike.train.divergence import DivergenceCheck
 from realspike.train.history import History
 from realspike.train.module import SpikingClassifier
-from realspike.train.placement import placement, rank
+from realspike.train.placement import placement, rank, world_size
 from realspike.train.reporting import Reporting
 from realspike.train.saving import Interrupted, Saving, Stopped
 from realspike.train.statistics import Statistics
@@ -59,7 +59,7 @@ def _callbacks(config: RunConfig, splits: Splits, out: Path, on_epoch, console) 
     divergence, history = DivergenceCheck(), History(on_epoch)
     callbacks = [divergence, history, Statistics(config, history)]
     if config.training.ema:
-        callbacks.append(EMAWeightAveraging(decay=config.training.ema))
+        callbacks.append(Average(config.training.ema))
     if console is not None and rank() == 0:
         samples = len(splits.train), len(splits.test)
         callbacks.append(Reporting(console, config, history, samples))
@@ -76,20 +76,18 @@ def fit_network(
     console=None,
 ) -> RunResult:
     training, splits = config.training, share(config, splits)
-    placed = placement(training.device)
-    placed["sync_batchnorm"] &= training.sync_batchnorm
+    placed = placement(config)
     if training.threads is not None:
         torch.set_num_threads(training.threads)
-    world = int(os.environ.get("WORLD_SIZE", 1))
+    world = world_size()
     workers = config.data.workers if splits.read_in_workers else 0
     callbacks = _callbacks(config, splits, out, on_epoch, console)
     history = next(callback for callback in callbacks if isinstance(callback, History))
     with _quiet():
         trainer = lightning.Trainer(
-            **placed,
+            **placed.trainer,
             max_epochs=training.epochs,
             max_steps=training.max_steps or -1,
-            precision=training.precision,
             accumulate_grad_batches=training.accumulate,
             gradient_clip_val=training.clip_gradient or None,
             logger=TensorBoardLogger(out, name=LOGS, version=""),
@@ -102,13 +100,16 @@ def fit_network(
             enable_model_summary=False,
             enable_progress_bar=False,
         )
+        splits = kept_on(trainer.strategy.root_device, splits)
         train_loader = ResumableLoader(
             splits.train, config.data.batch_size, training.seed, rank(), world, workers
         )
         test_loader = evaluation_loader(splits.test, EVALUATION_BATCH, rank(), world, workers)
         steps = -(-len(train_loader) // training.accumulate)
         try_own(config, network)  # before a step, so that its amplitudes know their neurons
-        module = SpikingClassifier(config, network, splits.mean, splits.std, steps)
+        if placed.channels_last:
+            network.to(memory_format=torch.channels_last)
+        module = SpikingClassifier(config, network, splits.mean, splits.std, steps, placed)
         module.train()  # which Lightning leaves to us
         try:
             trainer.fit(module, train_loader, test_loader, ckpt_path=last, weights_only=True)
@@ -127,7 +128,7 @@ def fit_network(
             raise KeyboardInterrupt(interrupted.signum) from interrupted
         except SystemExit as left:  # which is what Lightning makes of a KeyboardInterrupt
             raise KeyboardInterrupt from left
-    network.cpu().eval()
+    network.cpu().to(memory_format=torch.contiguous_format).eval()
     return RunResult(history.records)
 
 

@@ -13,7 +13,11 @@ from torch import Tensor, nn
 
 from realspike.config.run_config import RunConfig
 from realspike.data.preprocess import Preprocess
+from realspike.data.transfer import sent
+from realspike.train.captured import Captured, CudaGraphs
 from realspike.train.optimizer import adamw, sgd
+from realspike.train.placement import Placement
+from realspike.train.step import Step, make_ordinary, rates_of
 from realspike_ops import compress_spikes
 
 
@@ -38,36 +42,101 @@ class SpikingClassifier(lightning.LightningModule):
 
     Its steps return sums over the batch ([loss, correct, samples], float64), which `History` adds
     up.
+
+    Args:
+        config: Of the run.
+        network: What is trained.
+        mean, std: Per channel, see `realspike.data.Splits`.
+        steps_per_epoch: Of the optimizer.
+        placement: How it is computed. Where steps are captured, a call of `training_step` is a
+            `Step`, gradients and optimizer included, and Lightning's own do nothing.
     """
 
-    def __init__(self, config: RunConfig, network: nn.Module, mean, std, steps_per_epoch: int):
+    def __init__(
+        self,
+        config: RunConfig,
+        network: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        steps_per_epoch: int,
+        placement: Placement,
+    ):
         super().__init__()
+        self.placement = placement
         self.config = config
         # Asking Lightning for the number would set up the loader before its state is restored.
         self.steps_per_epoch = steps_per_epoch
         self.network = network
         image_size = config.network_config().image_size
         self.preprocess = Preprocess(config.data, mean, std, image_size)
+        self._captured: Captured | None = None
 
     def _augmentation_seed(self, batch_idx: int) -> int:
         entropy = (self.config.training.seed, self.current_epoch, batch_idx, self.global_rank)
         return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
+    def _loss(
+        self, samples: Tensor, labels: Tensor, draws: "Tensor | None" = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the mean loss of a batch and its sums."""
+        inputs = self.preprocess(samples, draws)
+        if self.placement.channels_last:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        compress = self.training and self.config.training.compress_spikes
+        with compress_spikes() if compress else nullcontext():
+            logits = self.network(inputs).float()
+        loss = F.cross_entropy(logits, labels)
+        return loss, _sums(loss, logits, labels)
+
     def training_step(self, batch, batch_idx: int) -> dict:
         samples, labels = batch
         draws = self.preprocess.draw(len(labels), self._augmentation_seed(batch_idx))
-        inputs = self.preprocess(samples, draws.to(samples.device))
-        with compress_spikes() if self.config.training.compress_spikes else nullcontext():
-            logits = self.network(inputs).float()
-        loss = F.cross_entropy(logits, labels)
-        return {"loss": loss, "sums": _sums(loss, logits, labels)}
+        if self._captured is None:
+            loss, sums = self._loss(samples, labels, sent(draws, samples.device))
+            return {"loss": loss, "sums": sums}
+        rates = rates_of(self._optimizer)
+        if samples.is_cuda:
+            draws, rates = draws.pin_memory(), rates.pin_memory()
+        accumulate = self.config.training.accumulate
+        last = (batch_idx + 1) % accumulate == 0 or self.trainer.is_last_batch
+        sums = self._captured(
+            *(samples, labels, draws, rates), first=batch_idx % accumulate == 0, last=last
+        )
+        return {"loss": sums[0] / sums[2], "sums": sums}
 
     def validation_step(self, batch, batch_idx: int) -> dict:
-        samples, labels = batch
-        logits = self.network(self.preprocess(samples)).float()
-        return {"sums": _sums(F.cross_entropy(logits, labels), logits, labels)}
+        return {"sums": self._loss(*batch)[1]}
+
+    # What a captured step has done already.
+
+    def backward(self, loss: Tensor, *args, **kwargs) -> None:
+        if self._captured is None:
+            super().backward(loss, *args, **kwargs)
+
+    def optimizer_zero_grad(self, epoch, batch_idx, optimizer) -> None:
+        if self._captured is None:
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
+
+    def on_validation_model_zero_grad(self) -> None:
+        # Recorded steps add to the gradients where they are.
+        if self._captured is None:
+            super().on_validation_model_zero_grad()
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None) -> None:
+        if self._captured is None:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        elif optimizer_closure is not None:
+            optimizer_closure()
 
     def on_train_start(self) -> None:
+        self._optimizer = self.optimizers(use_pl_optimizer=False)
+        if self.placement.captures:
+            training, precision = self.config.training, self.placement.trainer["precision"]
+            settings = training.accumulate, training.clip_gradient, precision
+            step = Step(self._loss, self._optimizer, self.device, *settings)
+            self._captured = Captured(step, CudaGraphs(), self.device)
+        else:
+            make_ordinary(self._optimizer)
         # A run that goes on to more epochs than its checkpoint knew of has another rate here.
         schedule = self.lr_schedulers()
         rates = [
@@ -107,4 +176,6 @@ class SpikingClassifier(lightning.LightningModule):
 def _sums(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:  # [3] float64
     count = len(labels)
     correct = (logits.argmax(1) == labels).sum()
-    return torch.stack([loss.detach().double() * count, correct.double(), loss.new_tensor(count)])
+    # A number becomes a tensor where it is wanted: one of the host would be waited for.
+    samples = torch.full((), count, dtype=torch.float64, device=loss.device)
+    return torch.stack([loss.detach().double() * count, correct.double(), samples])

@@ -106,7 +106,7 @@ def fit(
         raise TypeError(f"config and {min(settings)} must not be given together")
     try_own(config, network)  # before there is a folder
     _begin(config, network)
-    placement(config.training.device)
+    placement(config)
     try:
         files.make_writable_folder(out)
     except OSError as error:
@@ -205,7 +205,7 @@ def resume(
 
 def _data_of(config: RunConfig) -> tuple[RunConfig, Splits]:
     """Read the data of a run that can be trained as configured; what they say is configured."""
-    placement(config.training.device)
+    placement(config)
     splits = data_module.load(config)
     config = data_module.fitted(config, splits)
     if min(config.data.batch_size, len(share(config, splits).train)) == 1:

@@ -1,0 +1,43 @@
+"""An average of the weights that is kept without waiting for the device."""
+
+import itertools
+
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from torch import Tensor
+
+
+class Average(EMAWeightAveraging):
+    """average = decay * average + (1 - decay) * weights after every step; the first is the weights.
+
+    Lightning's, which asks a tensor on the device how often it was called, in whole numbers of
+    Python and all tensors at once.
+    """
+
+    def __init__(self, decay: float):
+        super().__init__(decay=decay)
+        self.decay = decay
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if trainer.global_step <= self._latest_update_step:
+            return
+        average = self._average_model
+        assert average is not None
+        kept, now = _tensors(average.module), _tensors(pl_module)
+        if self._latest_update_step == 0:
+            torch._foreach_copy_(kept, now)
+        else:
+            floating = [n for n, tensor in enumerate(kept) if tensor.is_floating_point()]
+            a, b = [kept[n] for n in floating], [now[n] for n in floating]
+            torch._foreach_mul_(a, self.decay)
+            torch._foreach_add_(a, torch._foreach_mul(b, 1 - self.decay))
+            for old, new in zip(kept, now, strict=True):
+                if not old.is_floating_point():  # such as the batches that a batch norm has seen
+                    old.copy_(self.decay * old + (1 - self.decay) * new)
+        average.n_averaged += 1
+        self._latest_update_step = trainer.global_step
+
+
+def _tensors(module: torch.nn.Module) -> list[Tensor]:
+    return [tensor.detach() for tensor in itertools.chain(module.parameters(), module.buffers())]

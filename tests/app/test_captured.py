@@ -1,0 +1,151 @@
+"""Captured steps, recorded and replayed, make the same run; no step waits for the device."""
+
+import itertools
+
+import pytest
+import torch
+
+for package in ("sklearn", "safetensors", "lightning", "tensorboard", "yaml"):
+    pytest.importorskip(package)
+
+from realspike import train
+from realspike.config.run_config import RunConfig
+from realspike.errors import RunFailed
+from realspike.train import captured, module, placement
+from realspike.train.captured import WARM_UP, Captured
+from tape import Tape
+
+SMALL = {
+    **{"name": "digits", "architecture": "digits", "width": 4, "timesteps": 2, "batch_size": 128},
+    **{"epochs": 2, "learning_rate": 0.05, "crop": 1, "flip": True, "cutout": 2, "threads": 1},
+}
+STEPS = 11  # of an epoch: ten of 128 samples, one of 67
+
+
+def run(out, **changes):
+    result = train.start(RunConfig().replaced(**(SMALL | changes)), out)
+    return torch.load(out / "last.ckpt", weights_only=True), result
+
+
+@pytest.fixture
+def taped(monkeypatch):
+    """Runs are captured, by a tape."""
+    tapes = []
+
+    def capture(kept=placement.placement):
+        def placed(config):
+            found = kept(config)
+            return placement.Placement(found.trainer, found.channels_last, captures=True)
+
+        monkeypatch.setattr("realspike.train.fitting.placement", placed)
+        monkeypatch.setattr(module, "CudaGraphs", lambda: tapes.append(Tape()) or tapes[-1])
+        return tapes
+
+    return capture
+
+
+VARIANTS = {
+    "plain": {},
+    "accumulation": {"accumulate": 3},
+    "average": {"ema": 0.9, "momentum": 0.0},
+    "clipped": {"clip_gradient": 0.1, "granularity": "element"},
+    "adamw": {"optimizer": "adamw", "learning_rate": 0.01, "accumulate": 2, "clip_gradient": 1.0},
+    "warm-up and restarts": {"warmup_epochs": 0.5, "restarts": "1"},
+    "mixed": {"precision": "bf16-mixed"},
+    "channels_last": {"channels_last": True, "width": 8},
+    "adam beside": {"amplitude_optimizer": "adam", "granularity": "channel"},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_captured_run_is_the_run(tmp_path, monkeypatch, taped, variant):
+    """Beside the same steps without a recording, to the bit; every rate, batch and average."""
+    tapes = taped()
+    state, result = run(tmp_path / "taped", **VARIANTS[variant])
+    [tape] = tapes
+    assert tape.replayed > 2 * WARM_UP
+    assert tape.ran + tape.replayed == 2 * STEPS
+    assert tape.recorded == {"accumulation": 3, "adamw": 2}.get(variant, 1)
+    monkeypatch.setattr(captured, "WARM_UP", 10**6)
+    expected, other = run(tmp_path / "run", **VARIANTS[variant])
+    assert tapes[1].replayed == 0
+    assert result.records == other.records
+    for name, tensor in expected["state_dict"].items():
+        assert torch.equal(state["state_dict"][name], tensor), name
+
+
+@pytest.mark.parametrize("variant", ["plain", "accumulation", "clipped", "adamw", "average"])
+def test_a_captured_run_is_that_of_lightnings_steps(tmp_path, taped, variant):
+    """Fused optimizers round elsewhere: the runs are close and count the same steps."""
+    expected, other = run(tmp_path / "run", **VARIANTS[variant])
+    taped()
+    state, result = run(tmp_path / "taped", **VARIANTS[variant])
+    assert state["global_step"] == expected["global_step"]
+    assert state["loops"] == expected["loops"]
+    for record, there in zip(result.records, other.records, strict=True):
+        assert record["learning_rate"] == there["learning_rate"]
+        assert record["train_loss"] == pytest.approx(there["train_loss"], rel=0.02)
+    first = next(iter(expected["state_dict"]))
+    assert torch.allclose(state["state_dict"][first], expected["state_dict"][first], atol=0.02)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("is_captured_first", [True, False])
+def test_runs_resume_into_each_other(tmp_path, monkeypatch, taped, is_captured_first, optimizer):
+    """A run that was captured goes on step by step, and the other way round."""
+    settings = {"optimizer": optimizer, "learning_rate": 0.01, "restarts": "1"}
+    if is_captured_first:
+        taped()
+    expected, whole = run(tmp_path / "whole", **settings)
+    run(tmp_path / "resumed", **(settings | {"epochs": 1, "restarts": ""}))
+    monkeypatch.undo()
+    if not is_captured_first:
+        taped()
+    result = train.resume(tmp_path / "resumed", epochs=2)
+    for record, there in zip(result.records, whole.records, strict=True):
+        assert record["train_loss"] == pytest.approx(there["train_loss"], rel=0.01)
+    state = torch.load(tmp_path / "resumed" / "last.ckpt", weights_only=True)
+    for name, tensor in expected["state_dict"].items():
+        assert torch.allclose(state["state_dict"][name], tensor, atol=0.02), name
+    [group, *_] = state["optimizer_states"][0]["param_groups"]
+    assert group["fused"] == (None if is_captured_first else True)
+
+
+def test_numbers_of_python_are_as_they_were_recorded():
+    """What the tape is for: a graph has the rate of the step that was recorded."""
+    rate = {"now": 1.0}
+    weight = torch.zeros(())
+
+    def step(x):
+        weight.add_(x * rate["now"])
+        return weight.clone()
+
+    repeated = Captured(step, Tape(), "cpu")
+    seen = [repeated(torch.tensor(1.0)).item() for _ in range(WARM_UP + 1)]
+    rate["now"] = 100.0
+    seen += [repeated(torch.tensor(2.0)).item()]
+    assert seen == [1.0, 2.0, 3.0, 4.0, 6.0]
+
+
+def test_calls_of_each_kind_are_recorded_by_themselves():
+    tape = Tape()
+    double = Captured(lambda x, sign: sign * 2 * x, tape, "cpu")
+    shapes, signs = [(2,), (3,)], [1, -1]
+    for n, (shape, sign) in itertools.product(range(5), itertools.product(shapes, signs)):
+        x = torch.full(shape, float(n))
+        assert torch.equal(double(x, sign=sign), sign * 2 * x)
+    assert (tape.ran, tape.recorded, tape.replayed) == (4 * WARM_UP, 4, 4 * 2)
+
+
+def test_the_result_of_a_replay_is_kept_when_the_next_one_runs():
+    double = Captured(lambda x: 2 * x, Tape(), "cpu")
+    results = [double(torch.tensor(float(n))) for n in range(6)]
+    assert [result.item() for result in results] == [0, 2, 4, 6, 8, 10]
+
+
+def test_a_step_that_reads_values_cannot_be_captured():
+    step = Captured(lambda x: x * torch.tensor(2.0), Tape(), "cpu")
+    for _ in range(WARM_UP):
+        step(torch.ones(2))
+    with pytest.raises(RunFailed, match=r"cannot be captured.*training\.cuda_graph=false"):
+        step(torch.ones(2))

@@ -1,0 +1,88 @@
+"""What a step must not do: anything for which the host waits for the device, or reads of it.
+
+On a card `torch.cuda.set_sync_debug_mode` refuses it. Without one, these modes do: on tensors of
+the CPU, which nobody waits for, they refuse the calls that would wait if they were on a card.
+"""
+
+import contextlib
+import weakref
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class Synchronised(AssertionError):
+    """A step waits for the device."""
+
+
+# Calls that read values, or whose result has a shape that the values decide.
+_READING = set(
+    "item tolist numpy cpu nonzero argwhere unique unique_consecutive masked_select equal allclose "
+    "is_nonzero __bool__ __float__ __int__ __index__ __complex__ __array__".split()
+)
+_ATEN = {
+    *("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "nonzero_static", "masked_select"),
+    *("_unique", "_unique2", "unique_dim", "unique_consecutive", "unique_dim_consecutive"),
+    *("bincount", "histc", "repeat_interleave"),
+}
+
+
+class _Calls(TorchFunctionMode):
+    """Refuses what tensors are asked from Python. What was copied without waiting may be read."""
+
+    def __init__(self, copied):
+        super().__init__()
+        self.copied = copied
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        tensors = [t for t in pytree.tree_leaves(args) if isinstance(t, Tensor)]
+        if name in _READING and not all(t in self.copied for t in tensors):
+            raise Synchronised(f"{name} reads a tensor")
+        if name == "to" and any(isinstance(a, str) and a == "cpu" for a in args[1:]):
+            raise Synchronised("to('cpu') reads a tensor")
+        return func(*args, **(kwargs or {}))
+
+
+class _Operators(TorchDispatchMode):
+    """Refuses operators, whoever calls them; also those of C++."""
+
+    def __init__(self, copied):
+        super().__init__()
+        self.copied = copied
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = func.overloadpacket.__name__
+        tensors = [t for t in pytree.tree_leaves(args) if isinstance(t, Tensor)]
+        refused = name in _ATEN and not (
+            name == "_local_scalar_dense" and all(t in self.copied for t in tensors)
+        )
+        if name == "repeat_interleave" and not isinstance(args[-1], Tensor):
+            refused = False  # a number of repeats, which the shape follows from
+        if name in ("index", "index_put", "index_put_"):
+            refused = any(t is not None and t.dtype in (torch.bool, torch.uint8) for t in args[1])
+        if refused:
+            raise Synchronised(f"{func} reads a tensor")
+        result = func(*args, **kwargs)
+        if name == "copy_" and (kwargs.get("non_blocking") or args[2:3] == (True,)):
+            self.copied.add(args[0])
+        return result
+
+
+@contextlib.contextmanager
+def no_sync():
+    """Refuse every synchronisation inside."""
+    if torch.cuda.is_available():
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return
+    copied = weakref.WeakSet()
+    with _Operators(copied), _Calls(copied):
+        yield
