@@ -1,6 +1,7 @@
 """Captured steps, recorded and replayed, make the same run; no step waits for the device."""
 
 import itertools
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -8,18 +9,22 @@ import torch
 for package in ("sklearn", "safetensors", "lightning", "tensorboard", "yaml"):
     pytest.importorskip(package)
 
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from no_sync import Synchronised, no_sync
 from realspike import train
 from realspike.config.run_config import RunConfig
 from realspike.errors import RunFailed
 from realspike.train import captured, module, placement
 from realspike.train.captured import WARM_UP, Captured
+from realspike.train.readback import Readback
 from tape import Tape
 
 SMALL = {
-    **{"name": "digits", "architecture": "digits", "width": 4, "timesteps": 2, "batch_size": 128},
+    **{"name": "digits", "architecture": "digits", "width": 4, "timesteps": 2, "batch_size": 32},
     **{"epochs": 2, "learning_rate": 0.05, "crop": 1, "flip": True, "cutout": 2, "threads": 1},
+    "fraction": 0.25,
 }
-STEPS = 11  # of an epoch: ten of 128 samples, one of 67
+STEPS = 11  # of an epoch: ten of 32 samples, one of 17
 
 
 def run(out, **changes):
@@ -149,3 +154,78 @@ def test_a_step_that_reads_values_cannot_be_captured():
         step(torch.ones(2))
     with pytest.raises(RunFailed, match=r"cannot be captured.*training\.cuda_graph=false"):
         step(torch.ones(2))
+
+
+# No step waits
+
+
+STEPPED = {
+    "digits": {},
+    "resnet20": {"architecture": "resnet20"},
+    "resnet19": {"architecture": "resnet19", "timesteps": 1},
+    "vgg": {"architecture": "vgg5"},
+    "sew-resnet": {"architecture": "sew_resnet10", "granularity": "channel"},
+    "frames": {"name": "digits-events"},
+    "adamw": {"optimizer": "adamw"},
+    "accumulated, clipped, averaged": {"accumulate": 2, "clip_gradient": 0.5, "ema": 0.9},
+    "mixed, channels last": {"precision": "bf16-mixed", "channels_last": True},
+    "adam beside": {"amplitude_optimizer": "adam"},
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "is_captured"),
+    # Adam by itself counts its steps on the host, where it reads them.
+    [(c, i) for c in STEPPED for i in (False, True) if i or not c.startswith("adam")],
+)
+def test_no_step_waits_for_the_device(tmp_path, monkeypatch, taped, case, is_captured):
+    """From the next batch to what callbacks note: augmentation, optimizer, schedule, average."""
+    if is_captured:
+        taped()
+    advance, steps = _TrainingEpochLoop.advance, []
+
+    def watched(self, data_fetcher):
+        with no_sync() if steps else nullcontext():  # the first begins to read the epoch's data
+            advance(self, data_fetcher)
+        steps.append(self.global_step)
+
+    monkeypatch.setattr(_TrainingEpochLoop, "advance", watched)
+    changes = {"granularity": "element", "width": 4, "batch_size": 40, "fraction": 0.2}
+    changes |= {"epochs": 1, "log_every": 2}
+    _, result = run(tmp_path / "run", **(changes | STEPPED[case]))
+    assert len(steps) == 7
+    assert steps[-1] == (4 if "accumulate" in STEPPED[case] else 7)
+    assert result.records[0]["train_loss"] > 0
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x.tolist(),
+        lambda x: bool((x > 0).all()),
+        lambda x: float(x[0]),
+        lambda x: x.cpu(),
+        lambda x: x.to("cpu"),
+        lambda x: x.numpy(),
+        lambda x: x.nonzero(),
+        lambda x: x.unique(),
+        lambda x: x[x > 0],
+        lambda x: torch.masked_select(x, x > 0),
+        lambda x: torch.where(x > 0),
+        lambda x: torch.equal(x, x),
+        lambda x: x.long().bincount(),
+        lambda x: x.repeat_interleave(x.long()),
+        lambda x: x.index_put((x > 0,), torch.tensor(1.0)),
+    ],
+)
+def test_what_would_wait_is_refused(read):
+    x = torch.tensor([1.0, 0.0, 2.0])
+    with no_sync():
+        y = torch.where(x > 0, x, 0).index_select(0, torch.tensor([1]))
+        assert y.shape == (1,)
+        arrived = Readback(x)
+        assert arrived.read().tolist() == [1.0, 0.0, 2.0]
+        with pytest.raises(Synchronised):
+            read(x)
+    read(x)

@@ -11,11 +11,13 @@ import torch
 for package in ("safetensors", "lightning", "tensorboard", "yaml"):
     pytest.importorskip(package)
 
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from realspike import files
 from realspike.config.run_config import RunConfig
 from realspike.errors import RunError
 from realspike.records import RecordError
-from realspike.train import divergence, folder, module, placement, reporting, run, sealed
+from realspike.train import divergence, folder, module, reporting, run, sealed
+from realspike.train.average import Average
 from realspike.train.divergence import Diverged, DivergenceCheck
 from realspike.train.history import History, read_csv, write_csv
 from realspike.train.placement import Placement
@@ -26,6 +28,7 @@ def trainer_of(rate=0.5, epoch=3, processes=1):
     """A trainer whose other processes have the sums of this one."""
     return SimpleNamespace(
         strategy=SimpleNamespace(reduce=lambda x, reduce_op: x * processes),
+        world_size=processes,
         current_epoch=epoch,
         is_global_zero=True,
         logger=None,
@@ -333,27 +336,25 @@ def test_a_folder_with_a_run_is_not_free(tmp_path, name):
         folder.check_free(tmp_path / "\udcff")
 
 
-@pytest.mark.parametrize(
-    ("world", "local", "nodes", "strategy"),
-    [(None, None, 1, "auto"), (1, 1, 1, "auto"), (2, 2, 1, "ddp"), (8, 2, 4, "ddp")],
-)
-def test_where_processes_are_placed(monkeypatch, world, local, nodes, strategy):
-    for name, value in (("WORLD_SIZE", world), ("LOCAL_WORLD_SIZE", local)):
-        monkeypatch.delenv(name, raising=False)
-        if value is not None:
-            monkeypatch.setenv(name, str(value))
-    placed = placement.placement("cpu")
-    assert placed == {
-        **{"accelerator": "cpu", "devices": local or 1, "num_nodes": nodes},
-        **{"strategy": strategy, "sync_batchnorm": False},
-    }
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for device in ("cuda", "auto"):
-        placed = placement.placement(device)
-        assert placed["accelerator"] == "gpu"
-        assert placed["sync_batchnorm"] == (strategy == "ddp")
-    assert placement.placement("cpu")["accelerator"] == "cpu"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert placement.placement("auto")["accelerator"] == "cpu"
-    with pytest.raises(RunError, match="there is no CUDA device"):
-        placement.placement("cuda")
+# The average of the weights
+
+
+def test_the_average_is_lightnings_to_the_bit():
+    networks = [nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)) for _ in range(2)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    kinds = Average(decay=0.9), EMAWeightAveraging(decay=0.9)
+    for network, callback in zip(networks, kinds, strict=True):
+        network.device = torch.device("cpu")
+        callback.setup(None, network, "fit")
+    generator = torch.Generator().manual_seed(0)
+    for step in range(1, 6):
+        for tensors in zip(*(n.state_dict().values() for n in networks), strict=True):
+            drawn = torch.rand(tensors[0].shape, generator=generator) * 10
+            for tensor in tensors:
+                tensor.copy_(drawn)
+        for network, callback in zip(networks, kinds, strict=True):
+            for _ in range(2):  # the second batch of a step changes nothing
+                callback.on_train_batch_end(SimpleNamespace(global_step=step), network, *3 * [0])
+        ours, theirs = (callback._average_model.state_dict() for callback in kinds)
+        for name, tensor in theirs.items():
+            assert torch.equal(ours[name], tensor), (name, step)

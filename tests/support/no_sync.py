@@ -5,7 +5,6 @@ the CPU, which nobody waits for, they refuse the calls that would wait if they w
 """
 
 import contextlib
-import weakref
 
 import torch
 from torch import Tensor
@@ -30,36 +29,39 @@ _ATEN = {
 }
 
 
-class _Calls(TorchFunctionMode):
-    """Refuses what tensors are asked from Python. What was copied without waiting may be read."""
+class _Copied:
+    """Knows the tensors that something was copied to without waiting; those may be read."""
 
     def __init__(self, copied):
         super().__init__()
         self.copied = copied
 
+    def has(self, tensor):
+        return any(tensor is other for other in self.copied)
+
+
+class _Calls(_Copied, TorchFunctionMode):
+    """Refuses what tensors are asked from Python."""
+
     def __torch_function__(self, func, types, args=(), kwargs=None):
         name = getattr(func, "__name__", "")
         tensors = [t for t in pytree.tree_leaves(args) if isinstance(t, Tensor)]
-        if name in _READING and not all(t in self.copied for t in tensors):
+        if name in _READING and not all(map(self.has, tensors)):
             raise Synchronised(f"{name} reads a tensor")
         if name == "to" and any(isinstance(a, str) and a == "cpu" for a in args[1:]):
             raise Synchronised("to('cpu') reads a tensor")
         return func(*args, **(kwargs or {}))
 
 
-class _Operators(TorchDispatchMode):
+class _Operators(_Copied, TorchDispatchMode):
     """Refuses operators, whoever calls them; also those of C++."""
-
-    def __init__(self, copied):
-        super().__init__()
-        self.copied = copied
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
         tensors = [t for t in pytree.tree_leaves(args) if isinstance(t, Tensor)]
         refused = name in _ATEN and not (
-            name == "_local_scalar_dense" and all(t in self.copied for t in tensors)
+            name == "_local_scalar_dense" and all(map(self.has, tensors))
         )
         if name == "repeat_interleave" and not isinstance(args[-1], Tensor):
             refused = False  # a number of repeats, which the shape follows from
@@ -69,7 +71,7 @@ class _Operators(TorchDispatchMode):
             raise Synchronised(f"{func} reads a tensor")
         result = func(*args, **kwargs)
         if name == "copy_" and (kwargs.get("non_blocking") or args[2:3] == (True,)):
-            self.copied.add(args[0])
+            self.copied.append(args[0])
         return result
 
 
@@ -83,6 +85,6 @@ def no_sync():
         finally:
             torch.cuda.set_sync_debug_mode("default")
         return
-    copied = weakref.WeakSet()
+    copied: list[Tensor] = []
     with _Operators(copied), _Calls(copied):
         yield

@@ -8,6 +8,7 @@ import csv
 import io
 import time
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as lightning
 import torch
@@ -15,6 +16,7 @@ import torch
 from realspike.config.run_config import RunConfig
 from realspike.files import write_atomically
 from realspike.train.history import History
+from realspike.train.readback import Readback
 from realspike_ops import RealSpikeLIF
 
 STEPS_FILE, LAYERS_FILE = "steps.csv", "layers.csv"
@@ -38,6 +40,7 @@ class Statistics(lightning.Callback):
         self.layers: list[dict] = []
         self.seconds = 0.0  # of training and testing, in all the processes that the run has had
         self._sums = torch.zeros(3, dtype=torch.float64)  # since the last note
+        self._pending: tuple[Any, dict, float, Readback] | None = None
         self._amplitudes: dict[str, dict] = {}
         self._fired: dict[str, torch.Tensor] = {}
         self._chances: dict[str, int] = {}
@@ -56,25 +59,34 @@ class Statistics(lightning.Callback):
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         self._sums += outputs["sums"]
+        self._note(only_if_arrived=True)
         step = trainer.global_step
         due = step % self.config.training.log_every == 0 or step == trainer.max_steps
         if step == self._step or not (due or trainer.is_last_batch):
             return
-        loss, _, images = trainer.strategy.reduce(self._sums.clone(), reduce_op="sum").tolist()
+        self._note()
+        sums = Readback(trainer.strategy.reduce(self._sums.clone(), reduce_op="sum"))
         now = self.clock()
         self._tick(now)
-        row = {
-            **{"step": step, "epoch": trainer.current_epoch + 1, "loss": loss / images},
-            "learning_rate": self._rate,
-            "images_per_second": images / max(now - self._noted, 1e-9),
-            "seconds": self.seconds,
-        }
-        self.steps.append(row)
+        row = {"step": step, "epoch": trainer.current_epoch + 1, "learning_rate": self._rate}
+        row["seconds"] = self.seconds
+        self._pending = trainer, row, max(now - self._noted, 1e-9), sums
         self._noted = now
         self._sums = torch.zeros_like(self._sums)
+        self._note(only_if_arrived=True)
+
+    def _note(self, only_if_arrived: bool = False) -> None:
+        """Note the last step that was due, whose sums may be on their way from the device."""
+        if self._pending is None or (only_if_arrived and not self._pending[-1].has_arrived()):
+            return
+        trainer, row, seconds, sums = self._pending
+        self._pending = None
+        loss, _, images = sums.read().tolist()
+        row |= {"loss": loss / images, "images_per_second": images / seconds}
+        self.steps.append({name: row[name] for name in _STEP})
         if trainer.logger and trainer.is_global_zero:
             shown = {f"steps/{name}": row[name] for name in _STEP if name not in ("step", "epoch")}
-            trainer.logger.log_metrics(shown, step=step)
+            trainer.logger.log_metrics(shown, step=row["step"])
 
     def _tick(self, now: float) -> None:
         self.seconds += now - self._last
@@ -111,6 +123,7 @@ class Statistics(lightning.Callback):
         self._handles = []
 
     def on_train_epoch_end(self, trainer, module) -> None:
+        self._note()
         self._tick(self.clock())
         epoch = trainer.current_epoch + 1
         if not self._fired:
@@ -136,6 +149,7 @@ class Statistics(lightning.Callback):
             trainer.logger.log_hyperparams(keys, metrics)
 
     def state_dict(self) -> dict:
+        self._note()
         return {"steps": self.steps, "layers": self.layers, "seconds": self.seconds}
 
     def load_state_dict(self, state: dict) -> None:
