@@ -11,6 +11,7 @@ import torch
 for package in ("safetensors", "lightning", "tensorboard", "yaml"):
     pytest.importorskip(package)
 
+from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from realspike import files
 from realspike.config.run_config import RunConfig
@@ -340,11 +341,11 @@ def test_a_folder_with_a_run_is_not_free(tmp_path, name):
 
 
 def test_the_average_is_lightnings_to_the_bit():
-    networks = [nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)) for _ in range(2)]
-    networks[1].load_state_dict(networks[0].state_dict())
+    networks = [LightningModule(), LightningModule()]
+    for network in networks:
+        network.layers = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     kinds = Average(decay=0.9), EMAWeightAveraging(decay=0.9)
     for network, callback in zip(networks, kinds, strict=True):
-        network.device = torch.device("cpu")
         callback.setup(None, network, "fit")
     generator = torch.Generator().manual_seed(0)
     for step in range(1, 6):
