@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-for package in ("sklearn", "safetensors", "lightning", "tensorboard", "kornia", "yaml", "rich"):
+for package in ("sklearn", "safetensors", "lightning", "tensorboard", "yaml", "rich"):
     pytest.importorskip(package)
 
 import realspike
