@@ -79,11 +79,47 @@ def results():
             parts |= {"decay": parameters[0].grad, "threshold": parameters[1].grad}
         for part, tensor in parts.items():
             yield f"lif {dtype} {emission} {reset} {detach_reset} {learn} {part}", tensor
+    yield from batch_norm_lif_results()
     for dtype, memory_format in itertools.product((*FLOATS, torch.float64, torch.bool), formats):
         spikes = binary((3, 70, 9, 9), 6).to(dtype).contiguous(memory_format=memory_format)
         packed = rso.pack_spikes(spikes)
         yield f"pack {dtype} {memory_format}", packed
         yield f"unpack {dtype} {memory_format}", rso.unpack_spikes(packed, 70)
+
+
+def batch_norm_lif_results():
+    """Yield (name, tensor): maps of one tile and of many, channels that do not fill a vector."""
+    forms = (
+        {"detach_reset": True},
+        {"emission": "ternary", "reset": "soft", "detach_reset": True},
+        {"surrogate": "atan"},
+    )
+    shapes = ((6, 3, 5, 9, 13), (3, 2, 100, 7, 7), (4, 2, 64, 8, 8), (2, 1, 2, 67, 70))
+    for shape, channels_last, (form, dtype) in itertools.product(
+        shapes, (False, True), zip(forms, FLOATS, strict=True)
+    ):
+
+        def laid_out(x, channels_last=channels_last):
+            return x.movedim(2, -1).contiguous().movedim(-1, 2) if channels_last else x
+
+        x, residual = (
+            laid_out((normal(shape, seed) + 10 * seed).to(dtype)).requires_grad_()
+            for seed in (1, 0)
+        )
+        C = shape[2]
+        parameters = [normal((C,), seed).requires_grad_() for seed in (2, 3)]
+        running = [torch.zeros(C), torch.ones(C)]
+        amplitude = normal(shape[2:], 4).requires_grad_()
+        y, v_last = rso.batch_norm_lif(
+            x, *parameters, *running, residual=residual, amplitude=amplitude, return_state=True,
+            **form,
+        )  # fmt: skip
+        (y.float().pow(2).sum() + v_last.sum()).backward()
+        parts = {"y": y, "v": v_last, "mean": running[0], "var": running[1], "x": x.grad}
+        parts |= {"residual": residual.grad, "weight": parameters[0].grad}
+        parts |= {"bias": parameters[1].grad, "amplitude": amplitude.grad}
+        for part, tensor in parts.items():
+            yield f"batch_norm_lif {shape} {channels_last} {dtype} {part}", tensor
 
 
 def digests() -> dict[str, str]:

@@ -70,6 +70,49 @@ def run_lif(rso):
             yield
 
 
+def run_batch_norm_lif(rso):
+    # Channels: fewer than a vector, more than one, more than a tile; maps of one pixel, of a
+    # rest, of more than a run.
+    sizes = (
+        (1, 3, 1, 1, 1),
+        (3, 2, 5, 3, 7),
+        (5, 1, 70, 2, 3),
+        (2, 2, 3, 65, 64),
+        (9, 1, 35, 1, 1),
+    )
+    sizes += ((2, 2, 2049, 1, 1), (1, 40, 17, 5, 5))
+    forms = (
+        {"detach_reset": True},
+        {"surrogate": "atan"},
+        {"emission": "ternary", "detach_reset": True, "reset": "soft"},
+    )
+    layouts = (lambda x: x, lambda x: x.movedim(2, -1).contiguous().movedim(-1, 2))
+    for index, (size, form, dtype, lay_out) in enumerate(
+        itertools.product(sizes, forms, FLOATS, layouts)
+    ):
+        C, bare = size[2], index % 5 == 0
+        x, residual = (exactly(lay_out(normal(size, seed).to(dtype))) for seed in (1, 2))
+        parameters = [None if bare else normal((C,), seed).requires_grad_() for seed in (3, 4)]
+        running = (torch.zeros(C), torch.ones(C))
+        shapes = (None, (1,), (C, 1, 1), size[2:])
+        shape = shapes[index % 4]
+        y, v_last = rso.batch_norm_lif(
+            x.requires_grad_(),
+            *(*parameters, *running),
+            residual=None if bare else residual.requires_grad_(),
+            amplitude=None if shape is None else normal(shape, 5).requires_grad_(),
+            return_state=True,
+            **form,
+        )
+        (y.float().square().sum() + v_last.sum()).backward()
+        yield
+        with torch.no_grad():
+            still = x[:1].expand_as(x)
+            rso.batch_norm_lif(still, *parameters, *running, residual=still, training=False, **form)
+            rso.batch_norm_lif(still, *parameters, None, None, **form)
+            yield
+
+
 def run_lif_packed(rso):
     shapes = ((1, 1), (2, 31), (1, 33, 3), (2, 65, 5, 13), (1, 2, 67), (1, 2050, 1))
     layouts = (lambda x: x, lambda x: x.movedim(2, -1).contiguous().movedim(-1, 2))
@@ -188,7 +231,7 @@ def run_fetched_ahead(rso):
 
 
 def sweep(rso) -> int:
-    runs = (run_lif, run_lif_packed, run_pack_spikes, run_unshared_conv)
+    runs = (run_lif, run_batch_norm_lif, run_lif_packed, run_pack_spikes, run_unshared_conv)
     runs += (run_unshared_conv_lif, run_fetched_ahead)
     torch.set_num_threads(2)
     return sum(1 for run in runs for _ in run(rso))
