@@ -10,7 +10,7 @@
 namespace realspike {
 namespace {
 
-// grad_x = scale * (grad_current - shift - centred * slope) for the columns of a tile.
+// Of a tile's columns; see NormGradients.
 struct NormGradLanes {
   alignas(64) float mean[kLifTileWidth];
   alignas(64) float scale[kLifTileWidth];
@@ -18,27 +18,16 @@ struct NormGradLanes {
   alignas(64) float slope[kLifTileWidth];
 };
 
-inline void gather_norm_grad(const BatchNormBackward& p, const LifTile& tile,
-                             NormGradLanes& lanes) {
+inline void gather_norm_grad(const BatchNormBackward& p, const NormGradients& of,
+                             const LifTile& tile, NormGradLanes& lanes) {
   const int64_t inner = p.channels_last ? 1 : p.P;
-  int64_t c = tile.column / inner % p.C;
-  int64_t end = inner - tile.column % inner;
-  for (int64_t i = 0; i < tile.width; end += inner) {
-    const float inv_std = p.norm.inv_std[c];
-    const float scale = p.norm.weight == nullptr ? inv_std : p.norm.weight[c] * inv_std;
-    float shift = 0.0f, slope = 0.0f;
-    if (p.count != nullptr) {
-      shift = static_cast<float>(p.sums[c] / *p.count);
-      slope = static_cast<float>(p.sums[p.C + c] / *p.count * inv_std * inv_std);
-    }
-    for (; i < least(end, tile.width); ++i) {
-      lanes.mean[i] = p.norm.mean[c];
-      lanes.scale[i] = scale;
-      lanes.shift[i] = shift;
-      lanes.slope[i] = slope;
-    }
-    c = c + 1 == p.C ? 0 : c + 1;
-  }
+  const auto gather_lane = [&](const float* values, float* lane) {
+    gather({values, 0.0f, inner, p.C}, tile.column, tile.width, lane);
+  };
+  gather_lane(p.norm.mean, lanes.mean);
+  gather_lane(of.scale, lanes.scale);
+  gather_lane(of.shift, lanes.shift);
+  gather_lane(of.slope, lanes.slope);
 }
 
 // kSteps timesteps. grad_x may be grad_current.
@@ -61,11 +50,11 @@ void norm_bwd_steps(int64_t count, const Storage* grad_current, const Storage* x
 }
 
 template <class Element>
-void norm_bwd_tile(const BatchNormBackward& p, const LifTile& tile) {
+void norm_bwd_tile(const BatchNormBackward& p, const NormGradients& of, const LifTile& tile) {
   using Storage = typename Element::Storage;
   const int64_t N = p.B * p.C * p.P;
   NormGradLanes lanes;
-  gather_norm_grad(p, tile, lanes);
+  gather_norm_grad(p, of, tile, lanes);
   const Storage* grad_current = static_cast<const Storage*>(p.grad_current);
   const Storage* x = static_cast<const Storage*>(p.x);
   Storage* grad_x = static_cast<Storage*>(p.grad_x);

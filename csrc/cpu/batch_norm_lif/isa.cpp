@@ -29,8 +29,9 @@ void enter_batch_norm_lif(IsaKernels* kernels) {
       task.parameter_sums[2] = sum_of(sums.v_threshold, task.tile.width);
     });
   };
-  kernels->batch_norm_bwd = [](const BatchNormBackward& p, const LifTile& tile) {
-    with_element(p.dtype, [&](auto element) { norm_bwd_tile<decltype(element)>(p, tile); });
+  kernels->batch_norm_bwd = [](const BatchNormBackward& p, const NormGradients& of,
+                               const LifTile& tile) {
+    with_element(p.dtype, [&](auto element) { norm_bwd_tile<decltype(element)>(p, of, tile); });
   };
 }
 

@@ -171,9 +171,22 @@ void batch_norm_lif_bwd_cpu(const BatchNormLifBackward& p, int num_threads) {
 
 void batch_norm_bwd_cpu(const BatchNormBackward& p, int num_threads) {
   const int64_t N = p.B * p.C * p.P;
+  std::vector<float> per_channel(3 * p.C);
+  float* scale = per_channel.data();
+  float* shift = scale + p.C;
+  float* slope = shift + p.C;
+  for (int64_t c = 0; c < p.C; ++c) {
+    const float inv_std = p.norm.inv_std[c];
+    scale[c] = p.norm.weight == nullptr ? inv_std : p.norm.weight[c] * inv_std;
+    if (p.count == nullptr) continue;  // the other two stay 0
+    shift[c] = static_cast<float>(p.sums[c] / *p.count);
+    slope[c] = static_cast<float>(p.sums[p.C + c] / *p.count * inv_std * inv_std);
+  }
   prefer_huge_pages(p.grad_x, p.T * N * bytes_of(p.dtype));
   for_each_norm_tile(lif_tiling(p.T, N, p.C * p.P), N, false, num_threads,
-                     [&](int64_t, const LifTile& tile) { isa_kernels().batch_norm_bwd(p, tile); });
+                     [&](int64_t, const LifTile& tile) {
+                       isa_kernels().batch_norm_bwd(p, {scale, shift, slope}, tile);
+                     });
 }
 
 }  // namespace realspike

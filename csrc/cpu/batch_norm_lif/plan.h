@@ -41,6 +41,13 @@ struct NormTile {
   int64_t slots;
 };
 
+// grad_x = scale * (grad_current - shift - (x - mean) * slope), per channel.
+struct NormGradients {
+  const float* scale;  // [C]
+  const float* shift;  // [C]
+  const float* slope;  // [C]
+};
+
 inline int64_t norm_first_channel(const BatchNorm& norm, int64_t column) {
   return (norm.channels_last ? column : column / norm.P) % norm.C;
 }

@@ -11,6 +11,7 @@ namespace realspike {
 
 struct LifTile;
 struct MomentsPlan;
+struct NormGradients;
 struct NormTile;
 struct PixelRun;
 struct SpikeLists;
@@ -28,7 +29,7 @@ struct IsaKernels {
                              double* partial);
   void (*batch_norm_lif_fwd)(const BatchNormLifForward&, const LifTile&);
   void (*batch_norm_lif_bwd)(const BatchNormLifBackward&, const NormTile&);
-  void (*batch_norm_bwd)(const BatchNormBackward&, const LifTile&);
+  void (*batch_norm_bwd)(const BatchNormBackward&, const NormGradients&, const LifTile&);
   // Task number `task` of the grid that lif_packed_cpu spans.
   void (*lif_packed)(const LifPacked&, int64_t task);
   // Pixels [begin, end) of sample n.

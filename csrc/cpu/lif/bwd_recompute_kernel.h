@@ -10,7 +10,9 @@
 namespace realspike {
 namespace {
 
-// The form of the neuron, uniform over a call.
+// The form of the neuron, uniform over a call. Binary spikes, whose parameters may stay in
+// registers, have their own loops (what_varies).
+template <Vary kVary>
 struct Form {
   uint32_t ternary;
   uint32_t soft;
@@ -18,7 +20,7 @@ struct Form {
   float v_reset;
 
   explicit Form(const LifBackward& p)
-      : ternary(mask_if(p.ternary)),
+      : ternary(kVary == Vary::kEverything ? mask_if(p.ternary) : 0u),
         soft(mask_if(p.reset == Reset::kSoft)),
         attached(mask_if(!p.detach_reset)),
         v_reset(p.v_reset) {}
@@ -30,8 +32,8 @@ struct Recomputed {
   float v;  // after the reset
 };
 
-template <ResetForm kReset>
-inline Recomputed recompute_step(const Form& form, float decay, float v_threshold, float v,
+template <ResetForm kReset, Vary kVary>
+inline Recomputed recompute_step(const Form<kVary>& form, float decay, float v_threshold, float v,
                                  float x) {
   const float h = charge(kReset, decay, v, x, v_threshold, form.ternary);
   const uint32_t sign = sign_of(h, form.ternary);
@@ -43,7 +45,7 @@ inline Recomputed recompute_step(const Form& form, float decay, float v_threshol
 template <ResetForm kReset, Vary kVary>
 void advance(const LifBackward& p, int64_t count, const float* __restrict x, const Lanes& lanes,
              int64_t lane, float* __restrict v) {
-  const Form form(p);
+  const Form<kVary> form(p);
   const Parameter<float, kVary == Vary::kEverything> decay(lanes.decay, lane);
   const Parameter<float, kVary == Vary::kEverything> v_threshold(lanes.v_threshold, lane);
 #pragma GCC ivdep
@@ -60,7 +62,7 @@ void lif_bwd_recompute_steps(const LifBackward& p, int64_t count, const Rows& ro
                              float* __restrict q, LaneSums& sums) {
   constexpr bool kSum = kVary != Vary::kNothing;
   constexpr bool kHardReset = kReset == ResetForm::kHard, kDelayed = kReset == ResetForm::kDelayed;
-  const Form form(p);
+  const Form<kVary> form(p);
   const float scale = p.surrogate_scale;
   const float* __restrict x = rows.x;
   const float* __restrict grad_y = rows.grad_y;
@@ -73,29 +75,37 @@ void lif_bwd_recompute_steps(const LifBackward& p, int64_t count, const Rows& ro
   float* __restrict grad_amplitude = sums.amplitude + lane;
   float* __restrict grad_decay = sums.decay + lane;
   float* __restrict grad_v_threshold = sums.v_threshold + lane;
+  // Two loops, because the processor overlaps the neurons of a short chain of operations.
+  constexpr bool kPotentials = kLearn || kDelayed;
+  alignas(64) float h_rows[kSteps][kBlock];
+  alignas(64) float v_rows[kPotentials ? kSteps : 1][kPotentials ? kBlock : 1];
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i) {
+    const float decay_i = decay[i], threshold_i = v_threshold[i];
+    float v_i = v[i];
+    for (int k = 0; k < kSteps; ++k) {
+      if (kPotentials) v_rows[k][i] = v_i;
+      const Recomputed step =
+          recompute_step<kReset>(form, decay_i, threshold_i, v_i, x[k * x_stride + i]);
+      h_rows[k][i] = step.h;
+      v_i = step.v;
+    }
+  }
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
     const float amplitude_i = amplitude[i], decay_i = decay[i], threshold_i = v_threshold[i];
-    float h[kSteps], v_before[kSteps];
-    float v_i = v[i];
-    for (int k = 0; k < kSteps; ++k) {
-      v_before[k] = v_i;
-      const Recomputed step =
-          recompute_step<kReset>(form, decay_i, threshold_i, v_i, x[k * x_stride + i]);
-      h[k] = step.h;
-      v_i = step.v;
-    }
     float q_i = q[i];
     float sum_amplitude = kSum ? grad_amplitude[i] : 0.0f;
     // Sums of the stretch: one addition of many small ones keeps their precision.
     float sum_decay = 0.0f, sum_threshold = 0.0f;
     for (int k = kSteps - 1; k >= 0; --k) {
-      const uint32_t sign = sign_of(h[k], form.ternary);
-      const float magnitude = with_sign(h[k], sign);
+      const float h = h_rows[k][i], v_before = kPotentials ? v_rows[k][i] : 0.0f;
+      const uint32_t sign = sign_of(h, form.ternary);
+      const float magnitude = with_sign(h, sign);
       const bool spike = magnitude >= threshold_i;
       const float g = with_sign(grad_y[k * grad_y_stride + i], sign);
       // Gradient that reaches whether the neuron fires, through the spike and through the reset.
-      const float by_reset = kHardReset ? form.v_reset - h[k] : with_sign(-threshold_i, sign);
+      const float by_reset = kHardReset ? form.v_reset - h : with_sign(-threshold_i, sign);
       const uint32_t attached = kDelayed ? 0u : form.attached;
       const float grad_fires = amplitude_i * g + masked(by_reset * q_i, attached);
       const float slope = surrogate_derivative<kSurrogate>(magnitude - threshold_i, scale);
@@ -104,15 +114,15 @@ void lif_bwd_recompute_steps(const LifBackward& p, int64_t count, const Rows& ro
       const float grad_h = with_sign(through_spike, sign) + through_state;
       grad_x[k * grad_x_stride + i] = grad_h;
       if (kLearn) {
-        sum_decay += grad_h * v_before[k];
+        sum_decay += grad_h * v_before;
         const float subtracted = masked(with_sign(q_i, sign), form.soft);
         sum_threshold -= through_spike + (spike ? subtracted : 0.0f);
       }
       q_i = decay_i * grad_h;
       if (kDelayed) {
         // The timestep subtracted the threshold if the neuron had fired before.
-        const uint32_t sign_before = sign_of(v_before[k], form.ternary);
-        const float magnitude_before = with_sign(v_before[k], sign_before);
+        const uint32_t sign_before = sign_of(v_before, form.ternary);
+        const float magnitude_before = with_sign(v_before, sign_before);
         const float g_before = with_sign(grad_h, sign_before);
         const float slope_before =
             surrogate_derivative<kSurrogate>(magnitude_before - threshold_i, scale);

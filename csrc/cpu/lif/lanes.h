@@ -80,8 +80,8 @@ inline void gather_lanes(const LifParams& p, const LifTile& tile, Vary vary, Lan
 // parameters of the lanes from `lane` on. Rows in ascending order.
 template <class Block>
 void for_each_block(int64_t N, const LifTile& tile, Block block) {
-  for (int64_t r = tile.row_begin; r < tile.row_end; ++r) {
-    for (int64_t lane = 0; lane < tile.width; lane += kBlock) {
+  for (int64_t lane = 0; lane < tile.width; lane += kBlock) {
+    for (int64_t r = tile.row_begin; r < tile.row_end; ++r) {
       const int64_t n = r * tile.row + tile.column + lane;
       const int64_t count = least(least(tile.width - lane, kBlock), N - n);
       if (count > 0) block(n, lane, count);
