@@ -5,25 +5,24 @@ import warnings
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-from realspike_ops import _checks as checks
-
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-def without_algorithm(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Let a function or constructor accept ``algorithm``, which decides nothing."""
+def matmul_is_auto(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Let a function or constructor accept ``algorithm="matmul"``, as "auto"."""
 
     @functools.wraps(function)
     def accepting(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        if "algorithm" in kwargs:
-            given: Any = kwargs.pop("algorithm")
-            checks.check_choice("algorithm", given, ("gather", "matmul", "auto"))
+        if kwargs.get("algorithm") == "matmul":
             warnings.warn(
-                "algorithm is deprecated and decides nothing: spikes are always gathered",
+                'algorithm="matmul" is deprecated and taken as "auto", which multiplies on a GPU '
+                "where that should be faster",
                 DeprecationWarning,
                 stacklevel=2,
             )
+            given: Any = kwargs
+            given["algorithm"] = "auto"
         return function(*args, **kwargs)
 
     return accepting

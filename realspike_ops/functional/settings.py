@@ -31,6 +31,7 @@ class ConvSettings(TypedDict, total=False):
     amplitude: Tensor | None  # [Cin, H, W]
     scale: Tensor | None  # [Cout]
     check_binary: bool | None
+    algorithm: str
 
 
 class ConvLifSettings(NeuronDynamics, ConvSettings, total=False):

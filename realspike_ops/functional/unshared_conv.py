@@ -6,18 +6,18 @@ import torch
 from torch import Tensor
 
 import realspike_ops.ops.pack_spikes
-import realspike_ops.ops.unshared_conv
 from realspike_ops import _checks as checks
 from realspike_ops.functional.conv_geometry import geometry_of
-from realspike_ops.functional.leaving import without_algorithm
+from realspike_ops.functional.leaving import matmul_is_auto
 from realspike_ops.functional.pack_spikes import check_words
+from realspike_ops.ops import unshared_conv, unshared_matmul
 from realspike_ops.ops.eager import is_plain_eager
 from realspike_ops.ops.unshared_conv_factored import factored_conv2d
 
 WEIGHT_DTYPES = (*checks.FLOATS, torch.uint8)
 
 
-@without_algorithm
+@matmul_is_auto
 def unshared_spike_conv(
     spikes: Tensor,  # [N, Cin, H, W], or packed [N, H, W, ceil(Cin / 32)]
     weight: Tensor,  # [OH, OW, G, KH, KW, Cin/G, Cout/G], or [1, 1, ...] for all positions
@@ -29,6 +29,7 @@ def unshared_spike_conv(
     amplitude: Tensor | None = None,  # [Cin, H, W]
     scale: Tensor | None = None,  # [Cout]
     check_binary: bool | None = None,
+    algorithm: str = "gather",
 ) -> Tensor:  # [N, Cout, OH, OW]
     r"""Convolve binary spikes with a kernel for every output position, by additions alone.
 
@@ -57,6 +58,11 @@ def unshared_spike_conv(
         check_binary: Raise if a dense spike is neither 0 nor 1, or a packed word has bits beyond
             the last channel. Default: on the CPU, where it costs next to nothing; on a GPU it makes
             the host wait for the result, so there it is on request.
+        algorithm: "gather" adds the rows of weights that spikes select, and nothing else. "auto" may
+            multiply: on a GPU with matrix units (compute capability 8.0 and newer) it expands the
+            bits of many samples and multiplies them with the weights, where that should be faster
+            (docs/unshared_conv.md); elsewhere, and on a CPU, it is the gather. Finite weights; the
+            sums of int8 weights are equal to the last bit, others but for their order.
 
     Returns:
         float32 currents; channels_last if the spikes are channels_last or packed.
@@ -75,6 +81,7 @@ def unshared_spike_conv(
     Reference:
         Guo et al., "Real Spike", ECCV 2022, equations (11) to (13).
     """
+    checks.check_choice("algorithm", algorithm, unshared_matmul.ALGORITHMS)
     conv = check_convolution(
         spikes, weight, bias, stride, padding, dilation, amplitude, scale, check_binary
     )
@@ -89,9 +96,9 @@ def unshared_spike_conv(
         return factored_conv2d(spikes, weight, bias, amplitude, conv.output_size, conv.geometry)
     checks.check_not_differentiated_by_functorch("unshared_spike_conv")
     arguments = (*conv.tensors, conv.output_size, *conv.geometry)
-    return realspike_ops.ops.unshared_conv.unshared_conv(
-        *arguments, conv.channels_last, conv.check_binary
-    )
+    multiplies = unshared_matmul.multiplies(algorithm, *conv.tensors[:2], amplitude, conv.output_size)
+    op = unshared_matmul.unshared_matmul if multiplies else unshared_conv.unshared_conv
+    return op(*arguments, conv.channels_last, conv.check_binary)
 
 
 class _Convolution(NamedTuple):
@@ -193,7 +200,7 @@ def _check_amplitude(
     checks.check_shape("amplitude", amplitude, shape, "[Cin, H, W]")
     if weight.dtype == torch.uint8:
         raise ValueError("amplitude: factored storage needs a floating weight; got uint8")
-    if not realspike_ops.ops.unshared_conv.is_shared(weight):
+    if not unshared_conv.is_shared(weight):
         raise ValueError(
             "amplitude: factored storage has one kernel for all positions, a weight of shape "
             f"[1, 1, ...]; got {checks.shape_text(weight)}"

@@ -9,6 +9,7 @@ from realspike_ops import _checks as checks
 from realspike_ops.functional.lif import check_neurons, lif
 from realspike_ops.functional.unshared_conv import check_convolution, unshared_spike_conv
 from realspike_ops.ops import unshared_conv_lif as fused
+from realspike_ops.ops import unshared_matmul
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -67,6 +68,7 @@ def unshared_spike_conv_lif(
     amplitude: Tensor | None = None,  # [Cin, H, W]
     scale: Tensor | None = None,  # [Cout]
     check_binary: bool | None = None,
+    algorithm: str = "gather",
 ) -> (
     Tensor | tuple[Tensor, Tensor]
 ):  # [T*B, OH, OW, ceil(Cout / 32)] int32, or that and [B, Cout, OH, OW]
@@ -81,12 +83,12 @@ def unshared_spike_conv_lif(
     On the CPU the currents are never in memory: as soon as the currents of a position are known at
     all timesteps, its neurons run and their spikes are packed. This fused kernel takes up to 256
     timesteps, and groups of a multiple of 32 output channels. On a GPU the neurons are the second
-    pass of the convolution's kernels, which take no amplitude. In all other cases the convolution
+    pass of the convolution's kernels, which take no amplitude. In all other cases, and where ``algorithm="auto"`` multiplies, the convolution
     and the neurons run one after the other.
 
     Args:
-        spikes, weight, bias, stride, padding, dilation, amplitude, scale, check_binary: See
-            `unshared_spike_conv`. With ``scale=None`` and uint8 weights the currents are in steps,
+        spikes, weight, bias, stride, padding, dilation, amplitude, scale, check_binary,
+            algorithm: See `unshared_spike_conv`. With ``scale=None`` and uint8 weights the currents are in steps,
             so that ``v_threshold`` (and ``v_reset``) are to be in steps as well.
         timesteps: T.
         decay, v_threshold, v_reset, reset, emission, v_init, return_state: See
@@ -109,6 +111,7 @@ def unshared_spike_conv_lif(
         Guo et al., "Real Spike", ECCV 2022, equations (5), (6) and (11) to (13).
     """
     checks.check_positive_int("timesteps", timesteps)
+    checks.check_choice("algorithm", algorithm, unshared_matmul.ALGORITHMS)
     conv = check_convolution(
         spikes, weight, bias, stride, padding, dilation, amplitude, scale, check_binary
     )
@@ -132,14 +135,15 @@ def unshared_spike_conv_lif(
     neurons = check_neurons(
         currents, decay, v_threshold, v_reset, reset, True, emission, "rectangular", v_init
     )
-    if fused.is_fused(spikes, weight, amplitude, timesteps):
+    multiplies = unshared_matmul.multiplies(algorithm, *conv.tensors[:2], amplitude, conv.output_size)
+    if fused.is_fused(spikes, weight, amplitude, timesteps) and not multiplies:
         return fused.unshared_conv_lif(
             *conv.tensors, neurons.decay, neurons.v_threshold, neurons.v_init, timesteps,
             conv.output_size, *conv.geometry, conv.check_binary, neurons.form, bool(return_state),
         )  # fmt: skip
     currents = unshared_spike_conv(
         spikes, weight, bias, stride=stride, padding=padding, dilation=dilation,
-        amplitude=amplitude, scale=scale, check_binary=check_binary,
+        amplitude=amplitude, scale=scale, check_binary=check_binary, algorithm=algorithm,
     )  # fmt: skip
     packed, v_last = lif(
         torch.unflatten(currents, 0, (timesteps, -1)) if N else currents.unsqueeze(0),

@@ -3,7 +3,8 @@
 All sizes are checked by the functional layer.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,8 +23,8 @@ from realspike_ops.ops.unshared_conv_params import sizes_of, strides_of_out
 # serves all, and so does one that is expanded over its first two dimensions. An amplitude
 # [Cin, H, W] multiplies the rows of such a weight (factored storage). uint8 weights are int8 ones
 # plus 128; scale [Cout], if any, multiplies their sums.
-LIBRARY.define(
-    "unshared_conv(Tensor spikes, Tensor weight, Tensor? bias, Tensor? amplitude, Tensor? scale,"
+_SCHEMA = (
+    "(Tensor spikes, Tensor weight, Tensor? bias, Tensor? amplitude, Tensor? scale,"
     " int[2] output_size, int[2] stride, int[2] padding, int[2] dilation, bool channels_last,"
     " bool check_binary)"
     " -> (Tensor out, Tensor packed)"
@@ -63,8 +64,18 @@ def _kernel_order(weight: Tensor) -> tuple[Tensor, int]:
     return weight, weight.shape[2:].numel()
 
 
-def kernel_params(words, weight, bias, amplitude, scale, out, output_size, geometry):
-    """Return the kernel's parameters, and the tensors that they point into."""
+class Arguments(NamedTuple):
+    """What a kernel takes, by the names of csrc/core/unshared_conv.h."""
+
+    tensors: dict[str, Tensor | None]
+    sizes: dict[str, int]
+    weight_dtype: torch.dtype
+
+
+def kernel_arguments(
+    words, weight, bias, amplitude, scale, out, output_size, geometry
+) -> Arguments:
+    """Return the tensors in a kernel's order, and their sizes and strides."""
     kernels, weight_stride_p = _kernel_order(weight)
     bias_stride_c = bias_stride_p = 0
     if bias is not None:
@@ -75,27 +86,43 @@ def kernel_params(words, weight, bias, amplitude, scale, out, output_size, geome
     if scale is not None:
         scale = scale.contiguous()
     out_stride_n, out_stride_c, out_stride_p = (0, 0, 0) if out is None else strides_of_out(out)
-    params = extension().UnsharedConvParams(
-        spikes=pointer(words),
-        weight=pointer(kernels),
-        bias=pointer(bias),
-        amplitude=pointer(amplitude),
-        scale=pointer(scale),
-        out=pointer(out),
-        weight_dtype=_DTYPES[weight.dtype],
+    tensors = {
+        "spikes": words,
+        "weight": kernels,
+        "bias": bias,
+        "amplitude": amplitude,
+        "scale": scale,
+        "out": out,
+    }
+    sizes = {
         **sizes_of(words, output_size, weight.shape, geometry),
-        weight_stride_p=weight_stride_p,
-        bias_stride_c=bias_stride_c,
-        bias_stride_p=bias_stride_p,
-        out_stride_n=out_stride_n,
-        out_stride_c=out_stride_c,
-        out_stride_p=out_stride_p,
+        "weight_stride_p": weight_stride_p,
+        "bias_stride_c": bias_stride_c,
+        "bias_stride_p": bias_stride_p,
+        "out_stride_n": out_stride_n,
+        "out_stride_c": out_stride_c,
+        "out_stride_p": out_stride_p,
+    }
+    return Arguments(tensors, sizes, weight.dtype)
+
+
+def kernel_params(words, weight, bias, amplitude, scale, out, output_size, geometry):
+    """Return the record of a compiled kernel, and the tensors that it points into."""
+    tensors = (words, weight, bias, amplitude, scale, out)
+    arguments = kernel_arguments(*tensors, output_size, geometry)
+    return _record_of(arguments), arguments.tensors
+
+
+def _record_of(arguments: Arguments):
+    return extension().UnsharedConvParams(
+        **{name: pointer(tensor) for name, tensor in arguments.tensors.items()},
+        **arguments.sizes,
+        weight_dtype=_DTYPES[arguments.weight_dtype],
     )
-    return params, (words, kernels, bias, amplitude, scale, out)
 
 
-def _implement(launch):
-    """Make the forward pass out of `launch`, a device's function of the kernel's parameters.
+def forward_with(launch):
+    """Make the forward pass out of `launch`, a function of the kernel's arguments.
 
     It returns the currents, and the packed spikes, None where the spikes were packed already.
     """
@@ -105,13 +132,9 @@ def _implement(launch):
         out = _allocate_out(spikes, weight, output_size, channels_last)
         words = packed_words(spikes, weight.shape[2] * weight.shape[5], check_binary)
         packed = None if spikes.dtype == torch.int32 else words
-        if out.numel() == 0:
-            return out, packed
-        params, tensors = kernel_params(
-            words, weight, bias, amplitude, scale, out, output_size, geometry
-        )
-        launch(params, spikes.device)
-        del tensors
+        if out.numel() > 0:
+            tensors = (words, weight, bias, amplitude, scale, out)
+            launch(kernel_arguments(*tensors, output_size, geometry))
         return out, packed
 
     return run
@@ -125,15 +148,15 @@ def _registered(forward):
     return call
 
 
-def _launch_cpu(params, device):
-    extension().unshared_conv_cpu(params, torch.get_num_threads())
+def _launch_cpu(arguments):
+    extension().unshared_conv_cpu(_record_of(arguments), torch.get_num_threads())
 
 
-def _launch_cuda(params, device):
-    native = cuda_extension()
-    with torch.cuda.device(device):
+def _launch_cuda(arguments):
+    native, params, out = cuda_extension(), _record_of(arguments), arguments.tensors["out"]
+    with torch.cuda.device(out.device):
         size = native.unshared_conv_workspace_cuda(params)
-        workspace = torch.empty(size, dtype=torch.uint8, device=device) if size else None
+        workspace = torch.empty(size, dtype=torch.uint8, device=out.device) if size else None
         stream = torch.cuda.current_stream().cuda_stream
         native.unshared_conv_cuda(params, pointer(workspace), stream)
 
@@ -168,29 +191,47 @@ def _backward(ctx, grad_out, _):
     return grad_spikes, grad_weight, grad_bias, grad_amplitude, *(None,) * 7
 
 
-def unshared_conv(
-    spikes: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    amplitude: Tensor | None,
-    scale: Tensor | None,
-    output_size: tuple[int, int],
-    *geometry_and_switches: Any,
-) -> Tensor:
-    """Call realspike::unshared_conv, past the dispatcher where nothing could intercept the call."""
-    tensors = (spikes, weight, bias, amplitude, scale)
-    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    if needs_grad or spikes.device.type not in _FORWARD or not is_plain_eager(*tensors):
-        out, _ = torch.ops.realspike.unshared_conv(*tensors, output_size, *geometry_and_switches)
-    else:
-        out, _ = _FORWARD[spikes.device.type](*tensors, output_size, *geometry_and_switches)
-    return out
+def register(name: str, forward: dict[str, Callable[..., Any]]) -> Callable[..., Tensor]:
+    """Define an op of such arguments, with the gradients of the convolution.
+
+    Args:
+        name: realspike::<name>.
+        forward: By device, a function that `forward_with` returned.
+
+    Returns:
+        The call of the op, past the dispatcher where nothing could intercept it.
+    """
+    LIBRARY.define(name + _SCHEMA)
+    for device, function in forward.items():
+        LIBRARY.impl(name, _registered(function), device.upper())
+    torch.library.register_fake(f"realspike::{name}", _fake, lib=LIBRARY)
+    torch.library.register_autograd(
+        f"realspike::{name}", _backward, setup_context=_setup_context, lib=LIBRARY
+    )
+    op = getattr(torch.ops.realspike, name)
+
+    def call(
+        spikes: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        amplitude: Tensor | None,
+        scale: Tensor | None,
+        output_size: tuple[int, int],
+        *geometry_and_switches: Any,
+    ) -> Tensor:
+        tensors = (spikes, weight, bias, amplitude, scale)
+        needs_grad = torch.is_grad_enabled() and any(
+            t is not None and t.requires_grad for t in tensors
+        )
+        if needs_grad or spikes.device.type not in forward or not is_plain_eager(*tensors):
+            out, _ = op(*tensors, output_size, *geometry_and_switches)
+        else:
+            out, _ = forward[spikes.device.type](*tensors, output_size, *geometry_and_switches)
+        return out
+
+    return call
 
 
-_FORWARD = {"cpu": _implement(_launch_cpu), "cuda": _implement(_launch_cuda)}
-for device, forward in _FORWARD.items():
-    LIBRARY.impl("unshared_conv", _registered(forward), device.upper())
-torch.library.register_fake("realspike::unshared_conv", _fake, lib=LIBRARY)
-torch.library.register_autograd(
-    "realspike::unshared_conv", _backward, setup_context=_setup_context, lib=LIBRARY
+unshared_conv = register(
+    "unshared_conv", {"cpu": forward_with(_launch_cpu), "cuda": forward_with(_launch_cuda)}
 )

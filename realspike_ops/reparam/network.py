@@ -12,12 +12,14 @@ from torch.utils import _pytree as pytree
 from realspike_ops import _checks as checks
 from realspike_ops import nn as layers
 from realspike_ops.nn.packed_spikes import PackedSpikes
+from realspike_ops.nn.synapses.spike_conv import SpikeConv
 from realspike_ops.nn.synapses.storage import Stored
+from realspike_ops.ops.unshared_matmul import ALGORITHMS
 from realspike_ops.reparam.network_text import as_text
 
 INPUT = "input"
 # Attributes of a FoldedNetwork, which no step may hide.
-RESERVED = frozenset({"steps", "output", "training", "input_shape", "batch", "neurons"})
+RESERVED = frozenset({"steps", "output", "training", "input_shape", "batch", "neurons", "algorithm"})
 _SYNAPSES = (
     layers.SpikeConv2d,
     layers.UnsharedSpikeConv,
@@ -87,6 +89,25 @@ class FoldedNetwork(Stored):
     def outputs(self) -> tuple[str, ...]:
         """The steps whose outputs are the network's."""
         return tuple(leaf for leaf in pytree.tree_leaves(self.output) if isinstance(leaf, str))
+
+    @property
+    def algorithm(self) -> str:
+        """How its convolutions run on a GPU; setting it is for all of them.
+
+        "gather": they only add. "auto": they may multiply on matrix units where that should be
+        faster (`realspike_ops.unshared_spike_conv`). Files do not keep it: they are for any device.
+        """
+        return "auto" if any(c.algorithm == "auto" for c in self._convolutions()) else "gather"
+
+    @algorithm.setter
+    def algorithm(self, algorithm: str) -> None:
+        checks.check_choice("algorithm", algorithm, ALGORITHMS)
+        for convolution in self._convolutions():
+            convolution.algorithm = algorithm
+
+    def _convolutions(self) -> list[Any]:
+        kinds = (SpikeConv, layers.PiecewiseSpikeConv)
+        return [module for module in self.modules() if isinstance(module, kinds)]
 
     def forward(self, x: Tensor):
         # Averages and borders are part of the weights: another size would be another network.

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from realspike_ops import _checks as checks
 from realspike_ops.functional.quantize_weight import SCALES
+from realspike_ops.ops.unshared_matmul import ALGORITHMS
 from realspike_ops.reparam.build.allocate import allocate, check_plan
 from realspike_ops.reparam.build.walk import Folding
 from realspike_ops.reparam.check.batch_check import warn_if_images_meet
@@ -27,6 +28,7 @@ def reparameterize(
     weight_dtype: torch.dtype | None = None,
     scales: str = "largest",
     max_bytes: int = MAX_BYTES,
+    algorithm: str = "gather",
 ) -> FoldedNetwork:
     r"""Return a network that emits only 0 and 1 and whose weight layers only add.
 
@@ -55,6 +57,9 @@ def reparameterize(
             weights, with the class scores, is rounded so that sums of spikes are exact in float32,
             in any order: bit-equal on every backend, and in other programs (docs/reparam.md).
         max_bytes: The most that the synapses may take; default 8 GiB.
+        algorithm: "gather": every weight layer only adds. "auto": on a GPU its convolutions may run on
+            matrix units, which multiply, where that should be faster (`unshared_spike_conv`). It is
+            `FoldedNetwork.algorithm`, and can be set there later.
 
     Returns:
         A `FoldedNetwork` in eval mode, on the device of the model. Its layers are named as in
@@ -69,7 +74,7 @@ def reparameterize(
         ReparameterizationError: for anything that it cannot fold exactly, named; and if the
             synapses would take more than ``max_bytes``, before they are allocated; with powers of
             two, for a layer whose sums can reach 2^24 steps.
-        ValueError: if ``scales`` is no choice, or powers of two are asked of other types than int8.
+        ValueError: if ``scales`` or ``algorithm`` is no choice, or powers of two are asked of other types than int8.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module; got {type(model).__name__}")
@@ -89,6 +94,7 @@ def reparameterize(
         names = ", ".join(str(dtype) for dtype in STORAGE)
         raise TypeError(f"weight_dtype must be one of {names}; got {weight_dtype}")
     checks.check_choice("scales", scales, SCALES)
+    checks.check_choice("algorithm", algorithm, ALGORITHMS)
     if scales != "largest" and weight_dtype != torch.int8:
         raise ValueError(
             f"scales={scales!r} is of weight_dtype=torch.int8, the only weights that have scales; "
@@ -110,5 +116,6 @@ def reparameterize(
         check_plan(folding, weight_dtype, max_bytes)  # before anything that takes memory or time
         prove(as_written, graph, rows, batch_is_free)
         folded = allocate(folding, weight_dtype, scales)
+        folded.algorithm = algorithm
         warn_if_images_meet(as_written, example, stacklevel=3)
     return folded.to(example_input.device)

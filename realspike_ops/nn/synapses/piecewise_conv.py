@@ -31,6 +31,7 @@ class PiecewiseSpikeConv(Stored):
     """
 
     weight: Tensor
+    algorithm: str = "gather"  # of `realspike_ops.unshared_spike_conv`
 
     def __init__(
         self,
@@ -83,6 +84,7 @@ class PiecewiseSpikeConv(Stored):
             stride=self.stride,
             dilation=self.dilation,
             check_binary=None if checked else False,
+            algorithm=self.algorithm,
         )
 
     def reset_parameters(self) -> None:

@@ -12,6 +12,7 @@ class Switches(TypedDict, total=False):
 
     fold_scale: bool
     check_binary: bool | None
+    algorithm: str
 
 
 class StorageSettings(Switches, total=False):
@@ -43,6 +44,7 @@ class Reading(TypedDict):
     padding: tuple[int, int] | str
     dilation: tuple[int, int]
     check_binary: bool | None
+    algorithm: str
 
 
 class ConvArguments(ConvSettings):

@@ -27,7 +27,7 @@ class SpikeConv2d(SpikeConv):
     Args:
         in_channels, out_channels, kernel_size, stride: As in `UnsharedSpikeConv`.
         padding, dilation, groups, bias, padding_mode, device, dtype: As in `UnsharedSpikeConv`.
-        settings: ``fold_scale`` and ``check_binary`` of `UnsharedSpikeConv`.
+        settings: ``fold_scale``, ``check_binary`` and ``algorithm`` of `UnsharedSpikeConv`.
 
     Attributes:
         weight: [1, 1, groups, KH, KW, Cin/groups, Cout/groups] float32.
@@ -65,6 +65,8 @@ class SpikeConv2d(SpikeConv):
         conv: nn.Conv2d,
         amplitude: Tensor | None = None,  # [1] or [C, 1, 1]
         batch_norm: nn.Module | None = None,
+        *,
+        algorithm: str = "gather",
     ) -> "Self":
         """Fold a layer- or channel-wise amplitude, and a batch norm behind it, into a convolution.
 
@@ -88,7 +90,7 @@ class SpikeConv2d(SpikeConv):
         return cls.from_weight(
             kernel.float().contiguous()[None, None],
             None if bias is None else bias.float(),
-            **reading_of(conv.stride, conv.padding, conv.dilation),
+            **reading_of(conv.stride, conv.padding, conv.dilation, algorithm=algorithm),
         )
 
     def forward(self, spikes: Tensor | PackedSpikes) -> Tensor:

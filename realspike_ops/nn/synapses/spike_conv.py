@@ -9,7 +9,7 @@ from torch.types import Device
 
 from realspike_ops import _checks as checks
 from realspike_ops import functional
-from realspike_ops.functional.leaving import without_algorithm
+from realspike_ops.functional.leaving import matmul_is_auto
 from realspike_ops.functional.quantize_weight import in_steps
 from realspike_ops.functional.unshared_conv_lif import unshared_spike_conv_lif
 from realspike_ops.nn.neurons.folded_lif import FoldedLIF
@@ -22,6 +22,7 @@ from realspike_ops.nn.synapses.storage import (
     parameter,
 )
 from realspike_ops.ops.huge_pages import empty_in_huge_pages
+from realspike_ops.ops.unshared_matmul import ALGORITHMS
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
     from realspike_ops.nn.synapses.settings import ConvArguments, LayerSettings, Reading
 
 # The arguments of a layer that its weight does not tell.
-SETTINGS = ("stride", "padding", "dilation", "fold_scale", "check_binary", "input_size")
+SETTINGS = (
+    "stride", "padding", "dilation", "fold_scale", "check_binary", "algorithm", "input_size",
+)  # fmt: skip
 
 
 class Held(NamedTuple):
@@ -49,8 +52,9 @@ class SpikeConv(Stored):
     bias: nn.Parameter | None
     amplitude: nn.Parameter | None
     scale: Tensor | None
+    algorithm: str = "gather"  # also of a layer that was pickled without
 
-    @without_algorithm
+    @matmul_is_auto
     def __init__(
         self,
         held: Held,
@@ -60,6 +64,7 @@ class SpikeConv(Stored):
         *,
         fold_scale: bool = False,
         check_binary: bool | None = None,
+        algorithm: str = "gather",
     ):
         super().__init__()
         weight, bias, scale, amplitude, is_drawn = held
@@ -72,6 +77,7 @@ class SpikeConv(Stored):
         self.out_channels = self.groups * weight.shape[6]
         self.fold_scale = fold_scale and scale is not None
         self.check_binary = check_binary
+        self.algorithm = checks.check_choice("algorithm", algorithm, ALGORITHMS)
         self.register_buffer("scale", scale)
         bias = None if bias is None else self._in_steps(bias)
         if weight.dtype == torch.uint8:
@@ -84,7 +90,7 @@ class SpikeConv(Stored):
             self.reset_parameters()
 
     @classmethod
-    @without_algorithm
+    @matmul_is_auto
     def from_weight(
         cls,
         weight: Tensor,
@@ -102,8 +108,8 @@ class SpikeConv(Stored):
             bias: [Cout] or [Cout, OH, OW] float32, or None.
             scale: [Cout] float32, of a uint8 weight alone.
             amplitude: [Cin, H, W] float32, of factored storage alone.
-            settings: stride, padding, dilation, fold_scale, check_binary and, for unshared
-                weights, input_size.
+            settings: stride, padding, dilation, fold_scale, check_binary, algorithm and, for
+                unshared weights, input_size.
 
         Raises:
             ValueError: if the weight has other dimensions, or a number is not finite.
@@ -191,6 +197,7 @@ class SpikeConv(Stored):
             "amplitude": _float32(self.amplitude),
             "scale": None if self.fold_scale else self.scale,
             "check_binary": check_binary,
+            "algorithm": self.algorithm,
         }
 
     def threshold(self, v_threshold: float = 0.5) -> float | Tensor:  # [Cout, 1, 1]
@@ -220,6 +227,8 @@ class SpikeConv(Stored):
             text += ", storage='factored'"
         if self.fold_scale:
             text += ", fold_scale=True"
+        if self.algorithm != "gather":
+            text += f", algorithm={self.algorithm!r}"
         return text
 
 
@@ -228,6 +237,7 @@ def reading_of(
     padding: int | tuple[int, ...] | str,
     dilation: int | tuple[int, ...],
     check_binary: bool | None = None,
+    algorithm: str = "gather",
 ) -> "Reading":
     """Return how a layer reads its map, with the window of a convolution."""
     return {
@@ -235,6 +245,7 @@ def reading_of(
         "padding": _padding(padding),
         "dilation": checks.pair("dilation", dilation, 1),
         "check_binary": check_binary,
+        "algorithm": algorithm,
     }
 
 

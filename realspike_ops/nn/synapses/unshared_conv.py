@@ -11,7 +11,7 @@ from torch.types import Device
 
 from realspike_ops import _checks as checks
 from realspike_ops import functional
-from realspike_ops.functional.leaving import without_algorithm
+from realspike_ops.functional.leaving import matmul_is_auto
 from realspike_ops.nn.packed_spikes import PackedSpikes
 from realspike_ops.nn.synapses import fold_into_weight
 from realspike_ops.nn.synapses.spike_conv import Held, SpikeConv, allocate, reading_of
@@ -68,7 +68,7 @@ class UnsharedSpikeConv(SpikeConv):
             the memory of a shared convolution, but not free of multiplications.
         fold_scale: Leave int8 currents in steps of the scale: the bias is divided by it here, the
             neurons' threshold is to be (`threshold`), and nothing is multiplied.
-        check_binary: See `realspike_ops.unshared_spike_conv`.
+        check_binary, algorithm: See `realspike_ops.unshared_spike_conv`.
 
     Attributes:
         weight: [OH, OW, groups, KH, KW, Cin/groups, Cout/groups], or [1, 1, ...] where one kernel
@@ -80,7 +80,7 @@ class UnsharedSpikeConv(SpikeConv):
     Shape: [N, Cin, H, W] of 0 and 1 (or packed spikes) -> [N, Cout, OH, OW].
     """
 
-    @without_algorithm
+    @matmul_is_auto
     @input_size_fourth
     def __init__(
         self,
@@ -100,6 +100,7 @@ class UnsharedSpikeConv(SpikeConv):
         storage: str = "materialized",
         fold_scale: bool = False,
         check_binary: bool | None = None,
+        algorithm: str = "gather",
         held: Held | None = None,  # see from_weight
     ):
         input_size = checks.pair("input_size", input_size, 1)
@@ -118,12 +119,13 @@ class UnsharedSpikeConv(SpikeConv):
                 amplitude = held.weight.new_empty(shape, dtype=torch.float32)
                 held = held._replace(amplitude=amplitude)
         super().__init__(
-            held, stride, padding, dilation, fold_scale=fold_scale, check_binary=check_binary
-        )
+            held, stride, padding, dilation, fold_scale=fold_scale, check_binary=check_binary,
+            algorithm=algorithm,
+        )  # fmt: skip
         self.input_size = input_size
 
     @classmethod
-    @without_algorithm
+    @matmul_is_auto
     def from_conv2d(
         cls,
         conv: nn.Conv2d,
@@ -135,6 +137,7 @@ class UnsharedSpikeConv(SpikeConv):
         storage: str = "materialized",
         fold_scale: bool = False,
         check_binary: bool | None = None,
+        algorithm: str = "gather",
     ) -> "Self":
         """Fold an amplitude, and a batch norm behind it, into a convolution (Eq. 11 to 13).
 
@@ -149,7 +152,7 @@ class UnsharedSpikeConv(SpikeConv):
             amplitude: Amplitude of the spikes that it reads; None: 1.
             input_size: (H, W) of its input; may be left out if the amplitude is [C, H, W].
             batch_norm: The batch norm that follows it, if any; its running statistics are used.
-            dtype, storage, fold_scale, check_binary: As in the constructor.
+            dtype, storage, fold_scale, check_binary, algorithm: As in the constructor.
 
         Raises:
             TypeError: if ``conv`` is not an ``nn.Conv2d``.
@@ -171,7 +174,7 @@ class UnsharedSpikeConv(SpikeConv):
             input_size = (amplitude.shape[1], amplitude.shape[2])
         return cls._folded(
             weight, bias, conv.groups, amplitude, input_size, dtype, storage, fold_scale,
-            reading_of(conv.stride, conv.padding, conv.dilation, check_binary),
+            reading_of(conv.stride, conv.padding, conv.dilation, check_binary, algorithm),
         )  # fmt: skip
 
     @classmethod

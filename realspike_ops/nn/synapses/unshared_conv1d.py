@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.types import Device
 
 from realspike_ops import _checks as checks
-from realspike_ops.functional.leaving import without_algorithm
+from realspike_ops.functional.leaving import matmul_is_auto
 from realspike_ops.nn.packed_spikes import PackedSpikes, as_map
 from realspike_ops.nn.synapses import fold_into_weight
 from realspike_ops.nn.synapses.spike_conv import Held, reading_of
@@ -31,7 +31,7 @@ class UnsharedSpikeConv1d(UnsharedSpikeConv):
             its order.
         groups, bias, padding_mode, device: As well; ``padding_mode`` is "zeros".
         input_size: Length L of the sequence. By keyword; as the fourth argument it is deprecated.
-        dtype, storage, fold_scale, check_binary: As in `UnsharedSpikeConv`.
+        dtype, storage, fold_scale, check_binary, algorithm: As in `UnsharedSpikeConv`.
 
     Shape: [N, Cin, L] of 0 and 1 (or packed [N, L, words]) -> [N, Cout, OL].
     """
@@ -90,7 +90,7 @@ class UnsharedSpikeConv1d(UnsharedSpikeConv):
         return sizes | {"kernel_size": sizes["kernel_size"][1]}
 
     @classmethod
-    @without_algorithm
+    @matmul_is_auto
     def from_conv1d(
         cls,
         conv: nn.Conv1d,
@@ -102,6 +102,7 @@ class UnsharedSpikeConv1d(UnsharedSpikeConv):
         storage: str = "materialized",
         fold_scale: bool = False,
         check_binary: bool | None = None,
+        algorithm: str = "gather",
     ) -> "Self":
         """Fold an amplitude, and a batch norm behind it, into a convolution (Eq. 11 to 13).
 
@@ -110,7 +111,7 @@ class UnsharedSpikeConv1d(UnsharedSpikeConv):
             amplitude: Amplitude of the spikes that it reads; None: 1.
             input_size: Length of its input; may be left out if the amplitude is [C, L].
             batch_norm: The batch norm that follows it, if any; its running statistics are used.
-            dtype, storage, fold_scale, check_binary: As in the constructor.
+            dtype, storage, fold_scale, check_binary, algorithm: As in the constructor.
 
         Raises:
             TypeError: if ``conv`` is not an ``nn.Conv1d``.
@@ -129,7 +130,7 @@ class UnsharedSpikeConv1d(UnsharedSpikeConv):
         return cls._folded(
             weight.unsqueeze(2), bias, conv.groups, amplitude,
             (1, _one("input_size", input_size, 1)), dtype, storage, fold_scale,
-            _reading_of(conv.stride, conv.padding, conv.dilation, check_binary),
+            _reading_of(conv.stride, conv.padding, conv.dilation, check_binary, algorithm),
         )  # fmt: skip
 
     def forward(self, spikes: Tensor | PackedSpikes) -> Tensor:
@@ -150,6 +151,7 @@ def _reading_of(
     padding: int | tuple[int, ...] | str,
     dilation: int | tuple[int, ...],
     check_binary: bool | None = None,
+    algorithm: str = "gather",
 ) -> "Reading":
     """Return how a map of one row is read."""
     return reading_of(
@@ -157,6 +159,7 @@ def _reading_of(
         padding if isinstance(padding, str) else (0, _one("padding", padding, 0)),
         (1, _one("dilation", dilation, 1)),
         check_binary,
+        algorithm,
     )
 
 

@@ -44,6 +44,11 @@ class _RefuseMultiplications(TorchDispatchMode):
                     "amplitude): the layer that reads them multiplies"
                 )
         elif self.layers > 0:
+            if func.name() == "realspike::unshared_matmul":
+                raise MultiplicationError(
+                    f"the convolution behind LIF layer number {self.layers} runs on matrix units, "
+                    'which multiply: algorithm="auto" chose them; algorithm="gather" only adds'
+                )
             free = name in (_OUR_OPS if namespace == "realspike" else _FREE)
             # add and sub can scale their second operand.
             free = free and (kwargs or {}).get("alpha", 1) == 1

@@ -1,6 +1,7 @@
 """The cost of a network by layer: firing rates, synaptic operations, bytes and energy."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -413,6 +414,11 @@ class _Counter(TorchDispatchMode):
         self._row().multiplications += events if amplitude is not None else 0
         self._row().multiplications += out.numel() if scale is not None else 0
 
+    def unshared_matmul(self, args, out):
+        """Count `unshared_conv`, and the products of matrix units, whatever fires."""
+        self.unshared_conv(args, out)
+        self._row().multiplications += out[0].numel() * math.prod(args[1].shape[3:6])
+
     def conv_and_neurons(self, args, out):
         """Count `unshared_conv`, then `neurons`; the currents are not in memory."""
         self.behind_encoding = True  # it reads spikes
@@ -481,6 +487,7 @@ class _Counter(TorchDispatchMode):
 _COUNTS = {
     ("aten", "convolution"): _Counter.convolution,
     ("realspike", "unshared_conv"): _Counter.unshared_conv,
+    ("realspike", "unshared_matmul"): _Counter.unshared_matmul,
     ("realspike", "lif_fwd"): _Counter.neurons,
     ("realspike", "lif_packed"): _Counter.packed_neurons,
     ("realspike", "unshared_conv_lif"): _Counter.conv_and_neurons,
