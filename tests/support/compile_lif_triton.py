@@ -47,7 +47,7 @@ def main():
         neuron, how = FORMS[form]
         for launch in launches_of(16, MANY, neuron, **how):
             name = f"{launch.kernel.fn.__name__}-{form}.cubin"
-            (folder / name).write_bytes(launch.compiled(arch))
+            (folder / name).write_bytes(launch.compiled(arch).asm["cubin"])
 
 
 if __name__ == "__main__":

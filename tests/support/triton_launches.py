@@ -1,4 +1,4 @@
-"""What the launches of realspike_ops.ops.lif_cuda would hand to Triton's compiler, without a card.
+"""What launches of Triton kernels would hand to Triton's compiler, without a card.
 
 For a process with TRITON_INTERPRET=0: the interpreter replaces the compiler for a whole process.
 Nothing is computed; tensors on the CPU stand for those of a card.
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile, make_backend
+from triton.compiler import ASTSource, CompiledKernel, compile, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from realspike_ops.ops import lif as lif_op
@@ -39,15 +39,15 @@ class Launch:
         _, _, specialization, options = self._specialized(GPUTarget("cuda", arch, 32))
         return str((specialization, sorted(options.items())))
 
-    def compiled(self, arch: int) -> bytes:
-        """The cubin that this launch would compile."""
+    def compiled(self, arch: int) -> CompiledKernel:
+        """What this launch would compile: `asm["cubin"]` and `metadata`."""
         target = GPUTarget("cuda", arch, 32)
         backend, bound, specialization, options = self._specialized(target)
         options, signature, constants, attributes = self.kernel._pack_args(
             backend, self.kwargs, bound, specialization, options
         )
         source = ASTSource(self.kernel, signature, constants, attributes)
-        return compile(source, target=target, options=options.__dict__).asm["cubin"]
+        return compile(source, target=target, options=options.__dict__)
 
 
 @dataclass
@@ -63,21 +63,21 @@ class Recorder:
         return lambda *args, **kwargs: self.launches.append(Launch(self.kernel, args, kwargs))
 
 
-KERNELS = ("lif_fwd_kernel", "lif_bwd_kernel", "lif_packed_fwd_kernel")
+LIF_KERNELS = ("lif_fwd_kernel", "lif_bwd_kernel", "lif_packed_fwd_kernel")
 
 
 @contextmanager
-def recorded():
-    """Collect the launches of the with block."""
-    kernels = {name: getattr(lif_cuda, name) for name in KERNELS}
+def recorded(module, *names: str):
+    """Collect the launches of the with block of the kernels that a module has by these names."""
+    kernels = {name: getattr(module, name) for name in names}
     launches: list[Launch] = []
     for name, kernel in kernels.items():
-        setattr(lif_cuda, name, Recorder(kernel, launches))
+        setattr(module, name, Recorder(kernel, launches))
     try:
         yield launches
     finally:
         for name, kernel in kernels.items():
-            setattr(lif_cuda, name, kernel)
+            setattr(module, name, kernel)
 
 
 def launches_of(
@@ -113,7 +113,7 @@ def launches_of(
         if inference
         else lif_contract.what_to_save(neuron, *parameters[1:])
     )
-    with recorded() as launches, torch.no_grad():
+    with recorded(lif_cuda, *LIF_KERNELS) as launches, torch.no_grad():
         if packed:
             packed_forward(x, *parameters[1:], v_init, neuron, state)
             return launches

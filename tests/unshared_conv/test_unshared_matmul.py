@@ -4,13 +4,10 @@ where sums are exact, against the bits of the gather; and when it is taken.
 test_unshared_matmul_compiled.py looks at what the compiler makes of the kernel.
 """
 
-import contextlib
 import itertools
 
-import numpy as np
 import pytest
 import torch
-import triton.language as tl
 from helpers import (
     as_pair,
     assert_within,
@@ -23,10 +20,11 @@ from helpers import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matrix_units import H200, products_of_bfloat16
 
 import realspike_ops as rso
 from realspike_ops.functional.conv_geometry import geometry_of
-from realspike_ops.ops import LIBRARY, unshared_conv, unshared_matmul
+from realspike_ops.ops import unshared_conv, unshared_matmul
 from realspike_ops.ops.unshared_matmul import Sizes, Tile
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -35,26 +33,8 @@ pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
 
 
 @pytest.fixture(autouse=True, scope="module")
-def products_of_bfloat16():
-    """Triton's interpreter holds bfloat16 as integers, and would multiply those."""
-    if DEVICE == "cuda":
-        yield
-        return
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-
-    dot = InterpreterBuilder.create_dot
-
-    def widened(operand):
-        if operand.dtype.scalar != tl.bfloat16:
-            return operand
-        bits = operand.data.astype(np.uint32) << 16
-        return TensorHandle(bits.view(np.float32), tl.float32)
-
-    def create_dot(self, a, b, *others):
-        return dot(self, widened(a), widened(b), *others)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(InterpreterBuilder, "create_dot", create_dot)
+def interpreter():
+    with products_of_bfloat16():
         yield
 
 
@@ -243,7 +223,6 @@ def test_large_sums_of_int8():
 # --- when it is taken ---
 
 
-H200 = (9, 0)
 WIDE = Sizes(torch.bfloat16, False, 64, 1024, 1, 9, 128, 128)
 SHARED = WIDE._replace(shared=True)
 
@@ -318,32 +297,3 @@ def test_what_is_ahead_follows_from_sizes(sizes, is_ahead):
 )
 def test_what_fits_follows_from_sizes(capability, sizes, fits):
     assert unshared_matmul.fits(capability, sizes) is fits
-
-
-@contextlib.contextmanager
-def a_card():
-    """Let the CPU pass for a device with matrix units, and take every size for one that is ahead."""
-    taken = []
-
-    def launch(arguments):
-        taken.append(arguments)
-        unshared_matmul.launch(arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(unshared_matmul, "capability_of", lambda device: H200)
-        patch.setattr(unshared_matmul, "is_ahead", lambda sizes: sizes.Cin_g >= 2)
-        registered["launch"] = launch
-        yield taken
-        registered["launch"] = None
-
-
-registered = {"launch": None}
-
-
-def _on_cpu(*arguments):
-    assert registered["launch"] is not None, "the products have no kernel for a CPU"
-    out, packed = unshared_conv.forward_with(registered["launch"])(*arguments)
-    return out, unshared_conv._or_empty(packed, arguments[0])
-
-
-LIBRARY.impl("unshared_matmul", _on_cpu, "CPU")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.types import Device
 
 from realspike_ops import _checks as checks
+from realspike_ops.functional.leaving import matmul_is_auto
 from realspike_ops.nn.packed_spikes import PackedSpikes
 from realspike_ops.nn.synapses import fold_into_weight
 from realspike_ops.nn.synapses.spike_conv import Held, SpikeConv, allocate, reading_of
@@ -36,6 +37,7 @@ class SpikeConv2d(SpikeConv):
     Shape: [N, Cin, H, W] of 0 and 1 (or packed spikes) -> [N, Cout, OH, OW].
     """
 
+    @matmul_is_auto
     def __init__(
         self,
         in_channels: int,
@@ -60,6 +62,7 @@ class SpikeConv2d(SpikeConv):
         super().__init__(held, stride, padding, dilation, **settings)
 
     @classmethod
+    @matmul_is_auto
     def from_conv2d(
         cls,
         conv: nn.Conv2d,
@@ -113,6 +116,7 @@ class SpikeLinear(SpikeConv):
     [N, H, W, words]) -> [N, out_features].
     """
 
+    @matmul_is_auto
     def __init__(
         self,
         in_features: int,

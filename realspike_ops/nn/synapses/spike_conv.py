@@ -54,7 +54,6 @@ class SpikeConv(Stored):
     scale: Tensor | None
     algorithm: str = "gather"  # also of a layer that was pickled without
 
-    @matmul_is_auto
     def __init__(
         self,
         held: Held,

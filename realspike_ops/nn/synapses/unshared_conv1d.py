@@ -36,6 +36,7 @@ class UnsharedSpikeConv1d(UnsharedSpikeConv):
     Shape: [N, Cin, L] of 0 and 1 (or packed [N, L, words]) -> [N, Cout, OL].
     """
 
+    @matmul_is_auto
     @input_size_fourth
     def __init__(
         self,
@@ -74,6 +75,7 @@ class UnsharedSpikeConv1d(UnsharedSpikeConv):
         )
 
     @classmethod
+    @matmul_is_auto
     def from_weight(
         cls, weight: Tensor, bias: Tensor | None = None, **settings: "Unpack[WeightSettings]"
     ) -> "Self":

@@ -1,0 +1,60 @@
+"""The convolution on matrix units without a card: Triton's interpreter stands for one."""
+
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+import triton.language as tl
+
+from realspike_ops.ops import unshared_conv, unshared_matmul
+
+H200 = (9, 0)
+
+
+@contextlib.contextmanager
+def products_of_bfloat16():
+    """Let the interpreter multiply bfloat16, which it holds as integers."""
+    if torch.cuda.is_available():
+        yield
+        return
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    dot = InterpreterBuilder.create_dot
+
+    def widened(operand):
+        if operand.dtype.scalar != tl.bfloat16:
+            return operand
+        bits = operand.data.astype(np.uint32) << 16
+        return TensorHandle(bits.view(np.float32), tl.float32)
+
+    def create_dot(self, a, b, *others):
+        return dot(self, widened(a), widened(b), *others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(InterpreterBuilder, "create_dot", create_dot)
+        yield
+
+
+@contextlib.contextmanager
+def a_card():
+    """Let the CPU pass for a device with matrix units, which are ahead from 2 input channels on.
+
+    Yields the list of the sizes that were launched.
+    """
+    launched = []
+
+    def launch(arguments):
+        launched.append(arguments.sizes)
+        unshared_matmul.launch(arguments)
+
+    forward = unshared_conv._registered(unshared_conv.forward_with(launch))
+    with (
+        products_of_bfloat16(),
+        torch.library._scoped_library("realspike", "IMPL") as library,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        library.impl("unshared_matmul", forward, "CPU")
+        patch.setattr(unshared_matmul, "capability_of", lambda device: H200)
+        patch.setattr(unshared_matmul, "is_ahead", lambda sizes: sizes.Cin_g >= 2)
+        yield launched
