@@ -58,11 +58,11 @@ def unshared_spike_conv(
         check_binary: Raise if a dense spike is neither 0 nor 1, or a packed word has bits beyond
             the last channel. Default: on the CPU, where it costs next to nothing; on a GPU it makes
             the host wait for the result, so there it is on request.
-        algorithm: "gather" adds the rows of weights that spikes select, and nothing else. "auto" may
-            multiply: on a GPU with matrix units (compute capability 8.0 and newer) it expands the
-            bits of many samples and multiplies them with the weights, where that should be faster
-            (docs/unshared_conv.md); elsewhere, and on a CPU, it is the gather. Finite weights; the
-            sums of int8 weights are equal to the last bit, others but for their order.
+        algorithm: "gather" adds the rows of weights that spikes select, and nothing else. "auto"
+            may multiply: on a GPU with matrix units (compute capability 8.0 and newer) the bits of
+            many samples are multiplied with the weights, which are to be finite, where that should
+            be faster (docs/unshared_conv.md); elsewhere, and on a CPU, it is the gather. int8
+            weights give the same bits either way, others the same sums in another order.
 
     Returns:
         float32 currents; channels_last if the spikes are channels_last or packed.
@@ -96,7 +96,7 @@ def unshared_spike_conv(
         return factored_conv2d(spikes, weight, bias, amplitude, conv.output_size, conv.geometry)
     checks.check_not_differentiated_by_functorch("unshared_spike_conv")
     arguments = (*conv.tensors, conv.output_size, *conv.geometry)
-    multiplies = unshared_matmul.multiplies(algorithm, *conv.tensors[:2], amplitude, conv.output_size)
+    multiplies = conv.multiplies(algorithm)
     op = unshared_matmul.unshared_matmul if multiplies else unshared_conv.unshared_conv
     return op(*arguments, conv.channels_last, conv.check_binary)
 
@@ -111,6 +111,12 @@ class _Convolution(NamedTuple):
     packed: bool
     channels_last: bool
     check_binary: bool
+
+    def multiplies(self, algorithm: str) -> bool:
+        """Whether it runs on matrix units."""
+        spikes, weight, _, amplitude, _ = self.tensors
+        sizes = (spikes, weight, amplitude, self.output_size)
+        return unshared_matmul.multiplies(algorithm, *sizes)
 
 
 def check_convolution(

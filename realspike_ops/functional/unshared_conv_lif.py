@@ -83,13 +83,14 @@ def unshared_spike_conv_lif(
     On the CPU the currents are never in memory: as soon as the currents of a position are known at
     all timesteps, its neurons run and their spikes are packed. This fused kernel takes up to 256
     timesteps, and groups of a multiple of 32 output channels. On a GPU the neurons are the second
-    pass of the convolution's kernels, which take no amplitude. In all other cases, and where ``algorithm="auto"`` multiplies, the convolution
-    and the neurons run one after the other.
+    pass of the convolution's kernels, which take no amplitude. In all other cases, and where
+    ``algorithm="auto"`` multiplies, the convolution and the neurons run one after the other.
 
     Args:
-        spikes, weight, bias, stride, padding, dilation, amplitude, scale, check_binary,
-            algorithm: See `unshared_spike_conv`. With ``scale=None`` and uint8 weights the currents are in steps,
+        spikes, weight, bias, stride, padding, dilation, amplitude, scale: See
+            `unshared_spike_conv`. With ``scale=None`` and uint8 weights the currents are in steps,
             so that ``v_threshold`` (and ``v_reset``) are to be in steps as well.
+        check_binary, algorithm: See `unshared_spike_conv`.
         timesteps: T.
         decay, v_threshold, v_reset, reset, emission, v_init, return_state: See
             `realspike_ops.lif`.
@@ -135,8 +136,8 @@ def unshared_spike_conv_lif(
     neurons = check_neurons(
         currents, decay, v_threshold, v_reset, reset, True, emission, "rectangular", v_init
     )
-    multiplies = unshared_matmul.multiplies(algorithm, *conv.tensors[:2], amplitude, conv.output_size)
-    if fused.is_fused(spikes, weight, amplitude, timesteps) and not multiplies:
+    is_fused = fused.is_fused(spikes, weight, amplitude, timesteps)
+    if is_fused and not conv.multiplies(algorithm):
         return fused.unshared_conv_lif(
             *conv.tensors, neurons.decay, neurons.v_threshold, neurons.v_init, timesteps,
             conv.output_size, *conv.geometry, conv.check_binary, neurons.form, bool(return_state),

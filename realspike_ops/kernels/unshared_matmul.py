@@ -4,8 +4,8 @@ A program owns a tile of ROWS rows by COLUMNS output channels of one group. A ro
 program's output position or, where all positions share a kernel (SHARED), a sample at a position
 of its own. A step takes the 32 channels of one spike word at one tap: the word becomes 32 elements
 in registers, and they are multiplied by 32 rows of weights. Products with 0 and 1 are exact, so
-that float32 sums differ from the gather's in their order alone, and int32 sums not at all. A float32
-weight is the sum of three bfloat16 terms, to its last bit or to 2^-133.
+that float32 sums differ from the gather's in their order alone, and int32 sums not at all. A
+float32 weight is the sum of three bfloat16 terms, to its last bit or to 2^-133.
 
 Launch with enable_fp_fusion=False: the scale and the bias are rounded separately, as in the gather.
 """
@@ -57,8 +57,7 @@ def _add_products(sums, words, lane, weight):
 
 # Sizes that vary from layer to layer: one kernel is compiled for all of them.
 _SIZES = (
-    "N H W words OH OW G KH KW Cin_g"
-    " stride_h stride_w padding_h padding_w dilation_h dilation_w"
+    "N H W words OH OW G KH KW Cin_g stride_h stride_w padding_h padding_w dilation_h dilation_w"
 ).split()
 
 

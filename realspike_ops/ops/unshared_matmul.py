@@ -1,4 +1,4 @@
-"""realspike::unshared_matmul: the convolution of spikes on a GPU's matrix units, and when it is taken.
+"""realspike::unshared_matmul: the convolution of spikes on matrix units, and when it is taken.
 
 An op of its own, so that whoever watches operators knows that this one multiplies.
 """
@@ -14,8 +14,8 @@ from realspike_ops.ops.unshared_conv import Arguments, forward_with, is_shared, 
 ALGORITHMS = ("gather", "auto")
 # The first generation whose matrix units take bfloat16.
 OLDEST_CAPABILITY = (8, 0)
-# Below these sizes the gather is taken (docs/unshared_conv.md has the arithmetic). Few samples leave
-# many rows of weights untouched, and products read them all.
+# Below these sizes the gather is taken (docs/unshared_conv.md has the arithmetic). Few samples
+# leave many rows of weights untouched, and products read them all.
 FEWEST_SAMPLES = 32
 FEWEST_SAMPLES_FLOAT32 = 64
 FEWEST_ROWS = 4096  # samples x positions of a kernel that all positions share
@@ -130,21 +130,19 @@ def launch(arguments: Arguments, tile: Tile | None = None) -> None:
     # Triton is imported when the first call arrives, not with the package.
     from realspike_ops.kernels.unshared_matmul import unshared_matmul_kernel
 
-    spikes, weight, bias, _, scale, out = arguments.tensors.values()
-    assert spikes is not None and weight is not None and out is not None
-    size = dict(arguments.sizes)
-    bias_stride_c, weight_stride_p = size.pop("bias_stride_c"), size["weight_stride_p"]
-    size.pop("bias_stride_p")
+    tensors, size = arguments.tensors, arguments.sizes
+    spikes, weight, bias, _, scale, out = tensors.values()
     sizes = Sizes(
-        weight.dtype, weight_stride_p == 0, size["N"], size["OH"] * size["OW"], size["G"],
-        size["KH"] * size["KW"], size["Cin_g"], size["Cout_g"],
+        arguments.weight_dtype, size["weight_stride_p"] == 0, size["N"], size["OH"] * size["OW"],
+        size["G"], size["KH"] * size["KW"], size["Cin_g"], size["Cout_g"],
     )  # fmt: skip
     tile = tile or tile_of(sizes)
+    numbers = [size[name] for name in size if not name.startswith("bias")]
     with torch.cuda.device_of(out):
         unshared_matmul_kernel[(programs(sizes, tile.rows, tile.columns),)](
-            spikes, weight, bias, scale, out, *size.values(),
+            spikes, weight, bias, scale, out, *numbers,
             SHARED=sizes.shared,
-            BIAS="" if bias is None else "channel" if bias_stride_c == 1 else "element",
+            BIAS="" if bias is None else "channel" if bias.dim() == 1 else "element",
             HAS_SCALE=scale is not None,
             ROWS=tile.rows, COLUMNS=tile.columns,
             num_warps=NUM_WARPS, num_stages=tile.stages, enable_fp_fusion=False,

@@ -19,7 +19,9 @@ from realspike_ops.reparam.network_text import as_text
 
 INPUT = "input"
 # Attributes of a FoldedNetwork, which no step may hide.
-RESERVED = frozenset({"steps", "output", "training", "input_shape", "batch", "neurons", "algorithm"})
+RESERVED = frozenset(
+    {"steps", "output", "training", "input_shape", "batch", "neurons", "algorithm"}
+)
 _SYNAPSES = (
     layers.SpikeConv2d,
     layers.UnsharedSpikeConv,

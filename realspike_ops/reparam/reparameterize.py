@@ -57,9 +57,9 @@ def reparameterize(
             weights, with the class scores, is rounded so that sums of spikes are exact in float32,
             in any order: bit-equal on every backend, and in other programs (docs/reparam.md).
         max_bytes: The most that the synapses may take; default 8 GiB.
-        algorithm: "gather": every weight layer only adds. "auto": on a GPU its convolutions may run on
-            matrix units, which multiply, where that should be faster (`unshared_spike_conv`). It is
-            `FoldedNetwork.algorithm`, and can be set there later.
+        algorithm: "gather": every weight layer only adds. "auto": on a GPU its convolutions may run
+            on matrix units, which multiply, where that should be faster (`unshared_spike_conv`). It
+            is `FoldedNetwork.algorithm`, and can be set there later.
 
     Returns:
         A `FoldedNetwork` in eval mode, on the device of the model. Its layers are named as in
@@ -74,7 +74,8 @@ def reparameterize(
         ReparameterizationError: for anything that it cannot fold exactly, named; and if the
             synapses would take more than ``max_bytes``, before they are allocated; with powers of
             two, for a layer whose sums can reach 2^24 steps.
-        ValueError: if ``scales`` or ``algorithm`` is no choice, or powers of two are asked of other types than int8.
+        ValueError: if ``scales`` or ``algorithm`` is no choice, or powers of two are asked of other
+            types than int8.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module; got {type(model).__name__}")

@@ -24,7 +24,9 @@ def layers_of(**settings):
     return [
         rso.UnsharedSpikeConv(4, 6, 3, input_size=5, **settings),
         rso.UnsharedSpikeConv.from_conv2d(conv, None, 5, **settings),
-        rso.UnsharedSpikeConv.from_weight(weight.expand(3, 3, -1, -1, -1, -1, -1), input_size=5, **settings),
+        rso.UnsharedSpikeConv.from_weight(
+            weight.expand(3, 3, -1, -1, -1, -1, -1), input_size=5, **settings
+        ),
         rso.UnsharedSpikeConv1d(4, 6, 3, input_size=5, **settings),
         rso.UnsharedSpikeConv1d.from_conv1d(line, None, 5, **settings),
         rso.SpikeConv2d(4, 6, 3, **settings),

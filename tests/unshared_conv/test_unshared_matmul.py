@@ -134,6 +134,33 @@ def test_taps_outside_the_map_read_no_weight():
     assert torch.equal(found, rso.unshared_spike_conv(spikes, weight.nan_to_num(), padding=1))
 
 
+@pytest.mark.parametrize("bias", ["channel", "element"])
+@pytest.mark.parametrize("shared", [False, True], ids=["unshared", "shared"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_geometry_groups_bias_and_scale(dtype, shared, bias):
+    """A window without a symmetry, groups that share words: the bits of the gather."""
+    geometry = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)}
+    size = (3, 2) if not shared else (1, 1)
+    values = whole((*size, 3, 2, 3, 13, 5), 1)
+    weight, scale = stored(values, dtype), None
+    if dtype == torch.uint8:
+        scale = torch.rand(15, generator=generator(2)) + 0.5
+    bias = whole((15, *((3, 2) if bias == "element" else ())), 3)
+    spikes = binary((3, 39, 4, 2), 4)
+    expected = rso.unshared_spike_conv(spikes, weight, bias, scale=scale, **geometry)
+    assert expected.shape[2:] == (3, 2)
+    assert torch.equal(products(spikes, weight, bias, scale, **geometry), expected)
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["unshared", "shared"])
+def test_tiles_cover_all_rows_and_columns(shared):
+    weight = whole((1, 1 if shared else 2, 1, 1, 1, 3, 33), 1)
+    spikes = binary((35, 3, 1, 2), 2)
+    expected = rso.unshared_spike_conv(spikes, weight)
+    for tile in (Tile(16, 16, 2), Tile(32, 64, 2)):
+        assert torch.equal(products(spikes, weight, tile=tile), expected)
+
+
 def output_size(size, kernel_size, geometry):
     return geometry_of(*size, *kernel_size, *geometry.values())[1]
 

@@ -4,8 +4,7 @@ A bug reads and writes nothing outside its tensors, so that a test fails and no 
 those that do are for test_cpu_sanitizers.py, which runs the kernels in processes of their own.
 """
 
-from planted import app, convert, export, lif, ops, reparam, unshared_conv
+from planted import app, convert, export, lif, ops, reparam, unshared_conv, unshared_matmul
 
-BUGS = (
-    lif.BUGS + unshared_conv.BUGS + ops.BUGS + reparam.BUGS + export.BUGS + app.BUGS + convert.BUGS
-)
+MODULES = (lif, unshared_conv, unshared_matmul, ops, reparam, export, app, convert)
+BUGS = [bug for module in MODULES for bug in module.BUGS]

@@ -1,0 +1,146 @@
+"""The convolution on matrix units: its Triton kernel, and when it is taken."""
+
+from planted.bug import Bug
+
+KERNEL = "realspike_ops/kernels/unshared_matmul.py"
+OP = "realspike_ops/ops/unshared_matmul.py"
+TESTS = "tests/unshared_conv/test_unshared_matmul.py"
+SWITCH = "tests/unshared_conv/test_algorithm.py"
+
+BUGS = [
+    Bug(
+        "matmul-spare-bits-read-the-rows-of-others",
+        KERNEL,
+        "live_lanes = (lane >= -m) & (lane < channels - m)",
+        "live_lanes = lane >= -m",
+        TESTS,
+        "spare_bits",
+    ),
+    Bug(
+        "matmul-group-takes-the-bits-before-it",
+        KERNEL,
+        "live_lanes = (lane >= -m) & (lane < channels - m)",
+        "live_lanes = lane < channels - m",
+        TESTS,
+        "spare_bits",
+    ),
+    Bug(
+        "matmul-border-reads-weights",
+        KERNEL,
+        "row < tl.where(inside, rows, 0), tl.where(inside, Cin_g, 0)",
+        "row < tl.where(inside, rows, 0), Cin_g + 0 * kw",
+        TESTS,
+        "taps_outside",
+    ),
+    Bug(
+        "matmul-border-wraps-around",
+        KERNEL,
+        "(at_y >= 0) & (at_y < H) & (at_x >= 0) & (at_x < W)",
+        "(at_y >= 0) & (at_y < H) & (at_x >= -1) & (at_x < W)",
+        TESTS,
+        "taps_outside",
+    ),
+    Bug(
+        "matmul-low-term-lost",
+        KERNEL,
+        "        sums = tl.dot(bits, _bfloat16(low), sums)\n",
+        "",
+        TESTS,
+        "last_bit",
+    ),
+    Bug(
+        "matmul-int8-in-steps-of-unsigned-bytes",
+        KERNEL,
+        "(weight ^ 128)",
+        "weight",
+        TESTS,
+        "by_hand",
+    ),
+    Bug(
+        "matmul-taps-walk-down-first",
+        KERNEL,
+        "tl.cast(kh * KW + kw, tl.int64)",
+        "tl.cast(kw * KH + kh, tl.int64)",
+        TESTS,
+        "geometry",
+    ),
+    Bug(
+        "matmul-shared-rows-count-columns-alone",
+        KERNEL,
+        "n, p = row // P, row % P",
+        "n, p = row // P, row % OW",
+        TESTS,
+        "geometry",
+    ),
+    Bug(
+        "matmul-bias-of-another-position",
+        KERNEL,
+        "        at = channel * P + p\n",
+        "        at = channel * P\n",
+        TESTS,
+        "geometry",
+    ),
+    Bug(
+        "matmul-scale-of-another-group",
+        KERNEL,
+        "tl.load(scale_ptr + channel,",
+        "tl.load(scale_ptr + co,",
+        TESTS,
+        "geometry",
+    ),
+    Bug(
+        "matmul-launches-one-column-of-tiles",
+        OP,
+        "-(-sizes.rows // rows) * -(-sizes.Cout_g // columns)",
+        "-(-sizes.rows // rows)",
+        TESTS,
+        "tiles",
+    ),
+    Bug(
+        "matmul-taken-when-not-asked",
+        OP,
+        'if algorithm == "gather" or amplitude is not None:',
+        "if amplitude is not None:",
+        SWITCH,
+    ),
+    Bug(
+        "matmul-amplitude-forgotten",
+        OP,
+        'if algorithm == "gather" or amplitude is not None:',
+        'if algorithm == "gather":',
+        SWITCH,
+        "factored",
+    ),
+    Bug(
+        "matmul-sums-beyond-an-int32",
+        OP,
+        "largest_sum <= LARGEST)",
+        "largest_sum <= 2 * LARGEST)",
+        TESTS,
+        "what_fits",
+    ),
+    Bug(
+        "matmul-few-samples-are-multiplied",
+        OP,
+        "return sizes.samples >= (",
+        "return 2 * sizes.samples >= (",
+        TESTS,
+        "what_is_ahead",
+    ),
+    Bug(
+        "matmul-neurons-behind-products-gather",
+        "realspike_ops/functional/unshared_conv_lif.py",
+        "scale=scale, check_binary=check_binary, algorithm=algorithm,",
+        "scale=scale, check_binary=check_binary,",
+        SWITCH,
+        "neurons_behind",
+    ),
+    Bug(
+        "matmul-counted-as-free-of-multiplications",
+        "realspike_ops/reparam/check/multiplication_free.py",
+        '            if func.name() == "realspike::unshared_matmul":\n',
+        '            if func.name() == "realspike::no_such_op":\n',
+        SWITCH,
+        "refused_by_name",
+    ),
+]
