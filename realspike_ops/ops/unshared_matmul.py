@@ -4,7 +4,7 @@ An op of its own, so that whoever watches operators knows that this one multipli
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -130,23 +130,28 @@ def launch(arguments: Arguments, tile: Tile | None = None) -> None:
     # Triton is imported when the first call arrives, not with the package.
     from realspike_ops.kernels.unshared_matmul import unshared_matmul_kernel
 
-    tensors, size = arguments.tensors, arguments.sizes
-    spikes, weight, bias, _, scale, out = tensors.values()
+    spikes, weight, bias, _, scale, out = arguments.tensors.values()
+    size = arguments.sizes
     sizes = Sizes(
         arguments.weight_dtype, size["weight_stride_p"] == 0, size["N"], size["OH"] * size["OW"],
         size["G"], size["KH"] * size["KW"], size["Cin_g"], size["Cout_g"],
     )  # fmt: skip
     tile = tile or tile_of(sizes)
-    numbers = [size[name] for name in size if not name.startswith("bias")]
+    numbers: list[Any] = [size[name] for name in size if not name.startswith("bias")]
+    constants: dict[str, Any] = {
+        "SHARED": sizes.shared,
+        "BIAS": "" if bias is None else "channel" if bias.dim() == 1 else "element",
+        "HAS_SCALE": scale is not None,
+        "ROWS": tile.rows,
+        "COLUMNS": tile.columns,
+        "num_warps": NUM_WARPS,
+        "num_stages": tile.stages,
+        "enable_fp_fusion": False,
+    }
     with torch.cuda.device_of(out):
         unshared_matmul_kernel[(programs(sizes, tile.rows, tile.columns),)](
-            spikes, weight, bias, scale, out, *numbers,
-            SHARED=sizes.shared,
-            BIAS="" if bias is None else "channel" if bias.dim() == 1 else "element",
-            HAS_SCALE=scale is not None,
-            ROWS=tile.rows, COLUMNS=tile.columns,
-            num_warps=NUM_WARPS, num_stages=tile.stages, enable_fp_fusion=False,
-        )  # fmt: skip
+            spikes, weight, bias, scale, out, *numbers, **constants
+        )
 
 
 unshared_matmul = register("unshared_matmul", {"cuda": forward_with(launch)})

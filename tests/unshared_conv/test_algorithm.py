@@ -20,13 +20,11 @@ WITHOUT_CARD = pytest.mark.skipif(torch.cuda.is_available(), reason="the compile
 
 def layers_of(**settings):
     conv, line = torch.nn.Conv2d(4, 6, 3), torch.nn.Conv1d(4, 6, 3)
-    weight = torch.ones(1, 1, 1, 3, 3, 4, 6)
+    weight, unshared = torch.ones(1, 1, 1, 3, 3, 4, 6), torch.ones(3, 3, 1, 3, 3, 4, 6)
     return [
         rso.UnsharedSpikeConv(4, 6, 3, input_size=5, **settings),
         rso.UnsharedSpikeConv.from_conv2d(conv, None, 5, **settings),
-        rso.UnsharedSpikeConv.from_weight(
-            weight.expand(3, 3, -1, -1, -1, -1, -1), input_size=5, **settings
-        ),
+        rso.UnsharedSpikeConv.from_weight(unshared, input_size=5, **settings),
         rso.UnsharedSpikeConv1d(4, 6, 3, input_size=5, **settings),
         rso.UnsharedSpikeConv1d.from_conv1d(line, None, 5, **settings),
         rso.SpikeConv2d(4, 6, 3, **settings),
@@ -37,7 +35,7 @@ def layers_of(**settings):
 
 
 def network(width=4):
-    """An encoding, a convolution of each kind (element-wise and channel-wise), an average, classes."""
+    """An encoding, a convolution of each kind (element-wise and channel-wise), classes."""
     torch.manual_seed(0)
     layers = [
         rso.DirectEncoding(2),
@@ -215,7 +213,7 @@ def test_a_network_that_multiplies_is_refused_by_name():
         # Spikes are equal; the classes are summed in float32.
         torch.testing.assert_close(folded(x), gathered, rtol=0, atol=1e-6)
         assert [sizes["weight_stride_p"] > 0 for sizes in launched] == [True, False, False]
-        with pytest.raises(rso.MultiplicationError, match='number 1 .*algorithm="auto"'):
+        with pytest.raises(rso.MultiplicationError, match=r'number 1 .*algorithm="auto"'):
             rso.assert_multiplication_free(folded, x)
         folded.algorithm = "gather"
         rso.assert_multiplication_free(folded, x)

@@ -1,5 +1,5 @@
-"""The convolution on matrix units: its kernel, in the interpreter and on a GPU, against float64 and,
-where sums are exact, against the bits of the gather; and when it is taken.
+"""The convolution on matrix units: its kernel, in the interpreter and on a GPU, against float64
+and, where sums are exact, against the bits of the gather; and when it is taken.
 
 test_unshared_matmul_compiled.py looks at what the compiler makes of the kernel.
 """

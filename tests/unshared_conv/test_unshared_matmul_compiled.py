@@ -1,5 +1,5 @@
-"""What Triton's compiler makes of the convolution on matrix units, without a card: their instructions,
-no spills, weights in 16-byte copies past the registers, and no compilation when sizes change."""
+"""What Triton's compiler makes of the convolution on matrix units, without a card: instructions of
+theirs, no spills, weights in 16-byte copies, and no compilation when sizes change."""
 
 import json
 import re
