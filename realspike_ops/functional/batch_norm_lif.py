@@ -138,18 +138,40 @@ def batch_norm_lif(
         raise ValueError(
             f"x must have at least 3 dimensions [T, B, C, ...]; got {checks.shape_text(x)}"
         )
-    _check_statistics(x, running_mean, running_var, momentum, eps, training, process_group)
-    neurons = _checked(
-        x, weight, bias, residual, amplitude, decay=decay, v_threshold=v_threshold, v_reset=v_reset,
-        reset=reset, detach_reset=detach_reset, emission=emission, surrogate=surrogate,
-        v_init=v_init,
-    )  # fmt: skip
-    return _run(
-        x,
-        _statistics(x, running_mean, running_var, training, momentum, eps, process_group),
-        neurons,
-        bool(return_state),
+    if (running_mean is None) != (running_var is None):
+        raise ValueError("running_mean and running_var must both be tensors, or both None")
+    for name, statistic in (("running_mean", running_mean), ("running_var", running_var)):
+        _per_channel(name, statistic, x)
+    momentum = checks.check_number("momentum", momentum)
+    eps = checks.check_number("eps", eps, 0.0)
+    if residual is not None:
+        checks.check_tensor("residual", residual)
+        checks.check_dtype("residual", residual, (x.dtype,), ", the dtype of x")
+        checks.check_device("residual", residual, "x", x)
+        checks.check_shape("residual", residual, x.shape, "the shape of x")
+    weight = _per_channel("weight", weight, x)
+    bias = _per_channel("bias", bias, x)
+    amplitude = None if amplitude is None else check_parameter("amplitude", amplitude, x)
+    decays, thresholds, v_init, neuron = check_neurons(
+        x, decay, v_threshold, v_reset, reset, detach_reset, emission, surrogate, v_init
     )
+    checks.check_no_tangent(
+        x=x, residual=residual, weight=weight, bias=bias, amplitude=amplitude, decay=decays,
+        v_threshold=thresholds, v_init=v_init,
+    )  # fmt: skip
+    checks.check_not_transformed_by_functorch("batch_norm_lif")
+    of_x = training or running_mean is None
+    if of_x and not (training and process_group) and 0 < x.numel() == x.shape[2]:
+        raise ValueError(
+            f"x must have more than 1 value per channel when training; got {checks.shape_text(x)}"
+        )
+    statistics = batch_norm_statistics(
+        x, running_mean, running_var, bool(training), momentum, eps, process_group
+    )
+    return _run(
+        x, statistics, residual, weight, bias, (amplitude, decays, thresholds), v_init, neuron,
+        bool(return_state),
+    )  # fmt: skip
 
 
 class Statistics(NamedTuple):
@@ -163,95 +185,91 @@ class Statistics(NamedTuple):
 
 def batch_norm_statistics(
     x: Tensor,  # [T, B, C, ...]
-    running_mean: Tensor | None,  # [C]
-    running_var: Tensor | None,  # [C]
+    running_mean: Tensor | None,  # [C]; changed in place
+    running_var: Tensor | None,  # [C]; changed in place
     training: bool,
     momentum: float,
     eps: float,
-    process_group: dist.ProcessGroup | None,
+    group: dist.ProcessGroup | None,
+    is_plain: bool = False,
 ) -> Statistics:
-    """Return what `batch_norm_lif` normalises x by; running statistics move as they do there."""
-    check_input(x, "batch_norm_lif")
-    _check_statistics(x, running_mean, running_var, momentum, eps, training, process_group)
-    return _statistics(x, running_mean, running_var, training, momentum, eps, process_group)
+    """Return what `batch_norm_lif` normalises x by; in training, running statistics move.
+
+    The arguments have been checked. ``is_plain``: nothing but autograd would intercept an op.
+    """
+    if not training and running_mean is not None:
+        assert running_var is not None
+        inv_std = inverse_deviation(running_var.detach().to(torch.float32), eps)
+        return Statistics(running_mean.detach().to(torch.float32), inv_std, None, None)
+    group = group if training else None
+    moments = ops.moments(x, is_plain)
+    if group is not None:
+        moments = _combined(moments, group)
+    running = (running_mean, running_var)
+    # The kernels move float32 numbers that are side by side: others are moved in a copy.
+    ready = [old is None or (old.dtype == torch.float32 and old.is_contiguous()) for old in running]
+    moved = [
+        old if old is None or in_place else old.detach().float().contiguous()
+        for old, in_place in zip(running, ready, strict=True)
+    ]
+    mean, inv_std = ops.statistics(moments, moved[0], moved[1], momentum, eps, is_plain)
+    for old, new, in_place in zip(running, moved, ready, strict=True):
+        if old is not None and new is not None and not in_place:
+            old.detach().copy_(new)
+    return Statistics(mean, inv_std, moments[-1:], group)
 
 
 def normed_lif(
     x: Tensor,  # [T, B, C, ...]
     statistics: Statistics,
+    residual: Tensor | None,  # [T, B, C, ...]
     weight: Tensor | None,  # [C]
     bias: Tensor | None,  # [C]
-    residual: Tensor | None,  # [T, B, C, ...]
-    amplitude: Tensor | None,
+    is_plain: bool,
+    amplitude: Tensor | None = None,
     **form: "Unpack[NeuronForm]",
 ) -> Tensor:  # [T, B, C, ...]
-    """Return what `batch_norm_lif` returns, with statistics of x that have been taken before."""
-    check_input(x, "batch_norm_lif")
-    neurons = _checked(x, weight, bias, residual, amplitude, v_init=None, **form)
-    return _run(x, statistics, neurons, False)
+    """Return what `batch_norm_lif` returns, with the statistics of x.
 
-
-def _check_statistics(x, running_mean, running_var, momentum, eps, training, group) -> None:
-    if (running_mean is None) != (running_var is None):
-        raise ValueError("running_mean and running_var must both be tensors, or both None")
-    for name, statistic in (("running_mean", running_mean), ("running_var", running_var)):
-        _per_channel(name, statistic, x)
-    checks.check_number("momentum", momentum)
-    checks.check_number("eps", eps, 0.0)
-    of_x = training or running_mean is None
-    if of_x and not (training and group) and 0 < x.numel() == x.shape[2]:
-        raise ValueError(
-            f"x must have more than 1 value per channel when training; got {checks.shape_text(x)}"
-        )
-
-
-class _Inputs(NamedTuple):
-    """The tensors and the form of the neurons, checked; all tensors but the residual float32."""
-
-    residual: Tensor | None
-    weight: Tensor | None
-    bias: Tensor | None
-    amplitude: Tensor | None
-    decay: Tensor | None
-    v_threshold: Tensor | None
-    v_init: Tensor | None
-    neuron: Neuron
-
-
-def _checked(
-    x: Tensor, weight, bias, residual, amplitude, v_init, **form: "Unpack[NeuronForm]"
-) -> _Inputs:
-    """Check everything but the statistics; x has been checked."""
-    weight = _per_channel("weight", weight, x)
-    bias = _per_channel("bias", bias, x)
-    if residual is not None:
-        checks.check_tensor("residual", residual)
-        checks.check_dtype("residual", residual, (x.dtype,), ", the dtype of x")
-        checks.check_device("residual", residual, "x", x)
-        checks.check_shape("residual", residual, x.shape, "the shape of x")
+    The arguments have been checked, but those of the neurons. ``is_plain``: nothing but autograd
+    would intercept an op.
+    """
     amplitude = None if amplitude is None else check_parameter("amplitude", amplitude, x)
-    neurons = check_neurons(x, **form, v_init=v_init)
-    inputs = _Inputs(residual, weight, bias, amplitude, *neurons)
-    tensors = dict(zip(_Inputs._fields[:-1], inputs[:-1], strict=True))
-    checks.check_no_tangent(x=x, **tensors)
-    checks.check_not_transformed_by_functorch("batch_norm_lif")
-    return inputs
+    decay, v_threshold, _, neuron = check_neurons(x, **form, v_init=None)
+    weight = None if weight is None else weight.to(torch.float32)
+    bias = None if bias is None else bias.to(torch.float32)
+    checks.check_no_tangent(
+        x=x, residual=residual, weight=weight, bias=bias, amplitude=amplitude, decay=decay,
+        v_threshold=v_threshold,
+    )  # fmt: skip
+    parameters = (amplitude, decay, v_threshold)
+    return _run(x, statistics, residual, weight, bias, parameters, None, neuron, False, is_plain)
 
 
 def _run(
-    x: Tensor, statistics: Statistics, inputs: _Inputs, return_state: bool
-) -> Tensor | tuple[Tensor, Tensor]:
-    residual, weight, bias, *parameters, v_init, neuron = inputs
+    x: Tensor,
+    statistics: Statistics,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    parameters: tuple[Tensor | None, Tensor | None, Tensor | None],  # amplitude, decay, v_threshold
+    v_init: Tensor | None,
+    neuron: Neuron,
+    return_state: bool,
+    is_plain: bool = False,
+) -> Any:
+    amplitude, decay, v_threshold = parameters
     save = SAVE_NOTHING
     if torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (x, *inputs[:-1])
+        tensor is not None and tensor.requires_grad
+        for tensor in (x, residual, weight, bias, *parameters, v_init)
     ):
-        save = what_to_save(neuron, inputs.decay, inputs.v_threshold)
+        save = what_to_save(neuron, decay, v_threshold)
     mean, inv_std, count, group = statistics
     run = ops.batch_norm_lif if group is None else _run_in_group
     return run(
-        x, residual, mean, inv_std, weight, bias, *parameters, v_init, neuron, save, return_state,
-        count, group,
+        x, residual, mean, inv_std, weight, bias, amplitude, decay, v_threshold, v_init, neuron,
+        save, return_state, count, group, is_plain,
     )  # fmt: skip
 
 
@@ -270,33 +288,3 @@ def _per_channel(name: str, parameter: Tensor | None, x: Tensor) -> Tensor | Non
     checks.check_device(name, parameter, "x", x)
     checks.check_shape(name, parameter, x.shape[2:3], "the channels of x, x.shape[2]")
     return parameter.to(torch.float32)
-
-
-def _statistics(
-    x: Tensor,
-    running_mean: Tensor | None,  # [C]; changed in place
-    running_var: Tensor | None,  # [C]; changed in place
-    training: bool,
-    momentum: float,
-    eps: float,
-    group: dist.ProcessGroup | None,
-) -> Statistics:
-    """Return what x is normalised by. In training, running statistics move towards those of x."""
-    if not training and running_mean is not None:
-        assert running_var is not None
-        inv_std = inverse_deviation(running_var.detach().to(torch.float32), eps)
-        mean = running_mean.detach().to(torch.float32)
-        return Statistics(mean, inv_std, None, None)
-    group = group if training else None
-    moments = ops.moments(x)
-    if group is not None:
-        moments = _combined(moments, group)
-    running = (running_mean, running_var)
-    # The kernels move float32 numbers that are side by side: others are moved in a copy.
-    ready = [old is None or (old.dtype == torch.float32 and old.is_contiguous()) for old in running]
-    moved = [None if old is None else old.detach().float().contiguous() for old in running]
-    mean, inv_std = ops.statistics(moments, moved[0], moved[1], momentum, eps)
-    for old, new, in_place in zip(running, moved, ready, strict=True):
-        if old is not None and new is not None and not in_place:
-            old.detach().copy_(new)
-    return Statistics(mean, inv_std, moments[-1:], group)

@@ -112,9 +112,12 @@ class _EagerBatchNormLif(torch.autograd.Function):
         return *_gradients(ctx, grad_y, grad_v_last, ctx.group), *(None,) * 5
 
 
-def moments(x: Tensor) -> Tensor:  # [T, B, C, ...] -> float64 [2 * C + 1]
+# Who knows already that nothing but autograd would intercept a call says is_plain=True.
+
+
+def moments(x: Tensor, is_plain: bool = False) -> Tensor:  # [T, B, C, ...] -> float64 [2 * C + 1]
     """Return the means, biased variances and the number of values of each channel of x."""
-    if x.device.type in PASSES and is_plain_eager(x):
+    if x.device.type in PASSES and (is_plain or is_plain_eager(x)):
         return PASSES[x.device.type].moments(x.detach())
     return torch.ops.realspike.batch_norm_moments(x.detach())
 
@@ -139,10 +142,12 @@ def statistics(
     running_var: Tensor | None,  # [C], float32; changed in place
     momentum: float,
     eps: float,
+    is_plain: bool = False,
 ) -> tuple[Tensor, Tensor]:  # [C], [C]
     """Return the mean and 1 / sqrt(variance + eps), and move the running statistics."""
     arguments = (moments, running_mean, running_var, momentum, eps)
-    if moments.device.type not in PASSES or not is_plain_eager(moments, running_mean, running_var):
+    is_plain = is_plain or is_plain_eager(moments, running_mean, running_var)
+    if moments.device.type not in PASSES or not is_plain:
         return torch.ops.realspike.batch_norm_statistics(*arguments)
     for tensor in (running_mean, running_var):
         if tensor is not None:
@@ -167,6 +172,7 @@ def batch_norm_lif(
     keep_state: bool,
     count: Tensor | None,  # float64 [1], where mean and inv_std are moments of x
     group: dist.ProcessGroup | None,  # of the processes whose values they are moments of
+    is_plain: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Return y, with `keep_state` (y, v_last).
 
@@ -176,7 +182,7 @@ def batch_norm_lif(
         x, residual, mean, inv_std, weight, bias, amplitude, decay, v_threshold, v_init,
     )  # fmt: skip
     device = x.device.type
-    if device not in PASSES or not (is_plain_eager(*tensors) or group is not None):
+    if device not in PASSES or not (is_plain or group is not None or is_plain_eager(*tensors)):
         out = torch.ops.realspike.batch_norm_lif_fwd(*tensors, *neuron, save, keep_state, count)
         return out[:2] if keep_state else out[0]
     if save == SAVE_NOTHING:

@@ -78,14 +78,27 @@ def _all_are_seen() -> bool:
     )
 
 
-def why_not(batch_norm: _BatchNorm, neurons: Iterable[nn.Module], x: object) -> str | None:
+class NormTensors(NamedTuple):
+    """The parameters and statistics of a batch norm, each read once."""
+
+    weight: Tensor | None  # [C]
+    bias: Tensor | None  # [C]
+    running_mean: Tensor | None  # [C]
+    running_var: Tensor | None  # [C]
+
+
+def tensors_of(batch_norm: _BatchNorm) -> NormTensors:
+    return NormTensors(
+        batch_norm.weight, batch_norm.bias, batch_norm.running_mean, batch_norm.running_var
+    )
+
+
+def why_not(
+    batch_norm: _BatchNorm, tensors: NormTensors, neurons: Iterable[nn.Module], x: object
+) -> str | None:
     """Return why the layers must run one by one on x [N, C, ...], None if one op can run them."""
     if not isinstance(x, Tensor):
         return "its input is no tensor"
-    if "parametrizations" in batch_norm._modules:
-        return "its parameters are computed (torch.nn.utils.parametrize)"
-    mean, var = batch_norm.running_mean, batch_norm.running_var
-    tensors = (batch_norm.weight, batch_norm.bias, mean, var)
     if not is_followed(x, *tensors):
         return "tracing, torch.func, function modes and inference_mode run the layers one by one"
     for module in (batch_norm, *neurons):
@@ -98,11 +111,12 @@ def why_not(batch_norm: _BatchNorm, neurons: Iterable[nn.Module], x: object) -> 
         return f"its input is {x.dtype} on {device}"
     if x.dim() < 2 or x.shape[1] != C or C == 0:
         return f"its input has shape {checks.shape_text(x)}"
-    if (mean is None) != (var is None) or any(
-        statistic is not None and statistic.dtype != torch.float32 for statistic in (mean, var)
+    weight, bias, mean, var = tensors
+    if (mean is None) != (var is None) or not all(
+        statistic is None or statistic.dtype == torch.float32 for statistic in (mean, var)
     ):
         return "its running statistics are not two float32 tensors"
-    if any(t is not None and t.device != device for t in tensors):
+    if not all(t is None or t.device == device for t in (weight, bias, mean, var)):
         return "its parameters are on another device than its input"
     uses_batch = batch_norm.training or mean is None
     if x.numel() <= uses_batch * C and _group_of(batch_norm) is None:
@@ -121,29 +135,29 @@ def is_followed(*tensors: Tensor | None) -> bool:
     return is_plain_eager(*tensors) and not any(t is not None and t.is_inference() for t in tensors)
 
 
-def call_batch_norm(batch_norm: _BatchNorm, x: Tensor) -> BatchNormCall:
+def call_batch_norm(batch_norm: _BatchNorm, tensors: NormTensors, x: Tensor) -> BatchNormCall:
     """Take and count the statistics of x [N, C, ...] as ``batch_norm(x)`` does."""
     batch_norm._check_input_dim(x)
-    momentum = 0.0 if batch_norm.momentum is None else batch_norm.momentum
-    mean, var = batch_norm.running_mean, batch_norm.running_var
-    uses_batch = batch_norm.training or mean is None
-    moves = batch_norm.training and batch_norm.track_running_stats
-    if moves and batch_norm.num_batches_tracked is not None:
-        batch_norm.num_batches_tracked.add_(1)
-        if batch_norm.momentum is None:  # a cumulative average
-            momentum = 1.0 / float(batch_norm.num_batches_tracked)
+    weight, bias, *running = tensors
+    training, momentum = batch_norm.training, batch_norm.momentum
+    uses_batch = training or running[0] is None
+    if training and not batch_norm.track_running_stats:
+        running = [None, None]
+    elif training and (count := batch_norm.num_batches_tracked) is not None:
+        count.add_(1)
+        if momentum is None:  # a cumulative average
+            momentum = 1.0 / float(count)
     statistics = batch_norm_statistics(
         x[None],
-        *((mean, var) if moves or not uses_batch else (None, None)),
-        training=uses_batch,
-        momentum=momentum,
-        eps=batch_norm.eps,
-        process_group=_group_of(batch_norm),
+        *running,
+        uses_batch,
+        0.0 if momentum is None else momentum,
+        batch_norm.eps,
+        _group_of(batch_norm),
+        is_plain=not torch.compiler.is_compiling(),
     )
-    constant = (None, None) if uses_batch else (mean, var)
-    return BatchNormCall(
-        x, batch_norm.weight, batch_norm.bias, *constant, batch_norm.eps, statistics
-    )
+    constants = [None, None] if uses_batch else running
+    return BatchNormCall(x, weight, bias, *constants, batch_norm.eps, statistics)
 
 
 def _group_of(batch_norm: _BatchNorm) -> dist.ProcessGroup | None:
@@ -168,5 +182,6 @@ def fire(
         if statistics.count is not None:
             statistics = statistics._replace(count=T * statistics.count)
     residual = None if residual is None else split_time(residual, T, "residual")
-    y = normed_lif(x, statistics, call.weight, call.bias, residual, **neurons)
+    is_plain = not torch.compiler.is_compiling()
+    y = normed_lif(x, statistics, residual, call.weight, call.bias, is_plain, **neurons)
     return y.flatten(0, 1)

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from realspike_ops.nn.neurons.batch_norm_call import call_batch_norm, why_not
+from realspike_ops.nn.neurons.batch_norm_call import call_batch_norm, tensors_of, why_not
 from realspike_ops.nn.neurons.normed_current import normed_current
 from realspike_ops.nn.plain import computes_the_same
 
@@ -19,15 +19,17 @@ class _FusedNorm(_BatchNorm):
 
     @computes_the_same
     def forward(self, input: Tensor) -> Tensor:
-        reason = why_not(self, self._neurons, input)
-        if reason is None:
-            readers = None if self._calls is None else []
-            current = normed_current(call_batch_norm(self, input), readers)
-        else:
-            current = super().forward(input)
+        # A parametrization comes with a class of its own, whose parameters are computed when read.
+        reason = "its parameters are computed (torch.nn.utils.parametrize)"
+        if type(self) in _PLAIN:
+            tensors = tensors_of(self)
+            reason = why_not(self, tensors, self._neurons, input)
+            if reason is None:
+                current = normed_current(call_batch_norm(self, tensors, input), self._calls)
+                return current
         if self._calls is not None:
-            self._calls.append(current if reason is None else reason)
-        return current
+            self._calls.append(reason)
+        return super().forward(input)
 
 
 class FusedBatchNorm1d(_FusedNorm, nn.BatchNorm1d):

@@ -1,8 +1,10 @@
 """A batch norm and LIF neurons as one layer, which runs both in one op."""
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
 
-from realspike_ops.nn.neurons.batch_norm_call import call_batch_norm, fire, why_not
+from realspike_ops.nn.neurons.batch_norm_call import call_batch_norm, fire, tensors_of, why_not
 from realspike_ops.nn.neurons.lif import RealSpikeLIF
 from realspike_ops.nn.neurons.normed_current import is_residual_of
 
@@ -38,7 +40,10 @@ class NormLIF(nn.Module):
         layer by layer (tracing, torch.func, function modes, ``torch.inference_mode``).
     """
 
-    def __init__(self, batch_norm: nn.Module, lif: RealSpikeLIF):
+    batch_norm: _BatchNorm
+    lif: RealSpikeLIF
+
+    def __init__(self, batch_norm: _BatchNorm, lif: RealSpikeLIF):
         super().__init__()
         for name, layer, kinds in (
             ("batch_norm", batch_norm, BATCH_NORMS),
@@ -55,9 +60,11 @@ class NormLIF(nn.Module):
             (residual is None or is_residual_of(residual, x))
             and type(batch_norm).forward in _FORWARDS
             and type(lif).forward is RealSpikeLIF.forward
-            and why_not(batch_norm, (lif,), x) is None
+            and not parametrize.is_parametrized(batch_norm)
         ):
-            call = call_batch_norm(batch_norm, x)
-            return fire(call, residual, lif.timesteps, lif.fitted(x.dim() - 1))
+            tensors = tensors_of(batch_norm)
+            if why_not(batch_norm, tensors, (lif,), x) is None:
+                call = call_batch_norm(batch_norm, tensors, x)
+                return fire(call, residual, lif.timesteps, lif.fitted(x.dim() - 1))
         current = batch_norm(x)
         return lif(current if residual is None else current + residual)

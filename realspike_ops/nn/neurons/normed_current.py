@@ -25,24 +25,24 @@ class NormedCurrent(Tensor):
     residual: Tensor | None  # [N, C, ...]
     # Who read the current, if somebody wants to know: neurons, functions by name, sums.
     readers: "list[Any] | None"
-    _values: Tensor | None
+    _computed: Tensor | None
     _versions: tuple[int, ...]
 
     def read_by(self, reader: Any) -> Tensor:
         """Return the values."""
         if self.readers is not None:
             self.readers.append(reader)
-        if self._values is None:
+        if self._computed is None:
             self.check()
             # What was made without gradients has none here either.
             with torch.enable_grad():
                 values = self.call.values()
-                self._values = values if self.residual is None else values + self.residual
-        return self._values
+                self._computed = values if self.residual is None else values + self.residual
+        return self._computed
 
     def goes_into(self, timesteps: int) -> bool:
         """Whether neurons of that many timesteps can compute the current themselves."""
-        return self._values is None and self.call.times in (1, timesteps)
+        return self._computed is None and self.call.times in (1, timesteps)
 
     def fire(self, lif: Any, timesteps: int, neurons: "LifArguments") -> Tensor:  # [T*B, C, ...]
         """Return the spikes of the neurons of the layer `lif` that the current goes into."""
@@ -62,6 +62,8 @@ class NormedCurrent(Tensor):
     def check(self) -> None:
         """Refuse to compute the current from other values than those that the norm was given, and
         where autograd has a history of it that nobody here knows."""
+        if torch.compiler.is_compiling():
+            return
         if self._versions != _versions(self.call, self.residual):
             raise RuntimeError(
                 "what a fused batch norm read (its input, its parameters, or the residual) was "
@@ -69,11 +71,14 @@ class NormedCurrent(Tensor):
                 "or write it without changing it (x = x + y)"
             )
         with torch._C.DisableTorchFunctionSubclass():
-            has_history = not torch.compiler.is_compiling() and self.grad_fn is not None
-        if has_history and self.readers is None:
+            if self.requires_grad and not torch.is_grad_enabled():
+                # An autograd.Function may be at it, whose gradient nobody would pass on.
+                self.register_hook(_refuse_gradient)
+            if self.grad_fn is None:
+                return
+        if self.readers is None:
             raise RuntimeError(f"an autograd.Function returned it: it {_PAST}")
-        if has_history:
-            self.readers.append("autograd.Function")
+        self.readers.append("autograd.Function")
 
     @classmethod
     def __torch_function__(
@@ -84,7 +89,7 @@ class NormedCurrent(Tensor):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _KNOWN_WITHOUT_VALUES:
+        if func in _KNOWN:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         follow = _FOLLOWED.get(func)
@@ -112,7 +117,7 @@ _PAST = (
 )
 # The reader of a current that is added to another one.
 AS_RESIDUAL = "an addition to the output of another batch norm"
-_KNOWN_WITHOUT_VALUES = frozenset(
+_KNOWN = frozenset(
     {
         Tensor.shape.__get__,
         Tensor.dtype.__get__,
@@ -126,34 +131,40 @@ _KNOWN_WITHOUT_VALUES = frozenset(
 )
 
 
-def normed_current(call: BatchNormCall, readers: "list[Any] | None" = None) -> NormedCurrent:
-    """Return the current of a batch norm."""
+def normed_current(call: BatchNormCall, calls: list[Any] | None = None) -> NormedCurrent:
+    """Return the current of a batch norm, whose readers are noted if it is noted itself in `calls`.
+
+    """
     if not torch.is_grad_enabled():
         call = call.detached()
-    return _make(call, None, readers)
+    current = _make(call, None, None if calls is None else [])
+    if calls is not None:
+        calls.append(current)
+    return current
 
 
-def _make(call: BatchNormCall, residual: Tensor | None, readers: Any) -> NormedCurrent:
-    x = call.x
+def _make(
+    call: BatchNormCall, residual: Tensor | None, readers: list[Any] | None
+) -> NormedCurrent:
+    x, weight, bias = call[:3]
+    current: Any
     if torch.compiler.is_compiling():
         # Dynamo follows Python alone, so that nobody reads what is in this memory.
         current = call.in_time(x).as_subclass(NormedCurrent)
     else:
-        tensors = (x, call.weight, call.bias, residual)
-        requires_grad = any(t is not None and t.requires_grad for t in tensors)
         current = Tensor._make_wrapper_subclass(
             _WithoutMemory,
-            (call.times * x.shape[0], *x.shape[1:]),
+            x.shape if call.times == 1 else (call.times * x.shape[0], *x.shape[1:]),
             strides=x.stride(),
             dtype=x.dtype,
             device=x.device,
-            requires_grad=requires_grad,
+            requires_grad=x.requires_grad
+            or (weight is not None and weight.requires_grad)
+            or (bias is not None and bias.requires_grad)
+            or (residual is not None and residual.requires_grad),
         )
-        if requires_grad:
-            with torch._C.DisableTorchFunctionSubclass():
-                current.register_hook(_refuse_gradient)
     current.call, current.residual, current.readers = call, residual, readers
-    current._values, current._versions = None, _versions(call, residual)
+    current._computed, current._versions = None, _versions(call, residual)
     return current
 
 
@@ -164,7 +175,7 @@ def _refuse_gradient(_: Tensor) -> None:
 def _versions(call: BatchNormCall, residual: Tensor | None) -> tuple[int, ...]:
     if torch.compiler.is_compiling():
         return ()
-    return tuple(t._version for t in (*call.tensors, residual) if t is not None)
+    return tuple([t._version for t in (*call.tensors, residual) if t is not None])
 
 
 def _sum(a: Any, b: Any, *more: Any) -> Tensor | None:
@@ -174,35 +185,12 @@ def _sum(a: Any, b: Any, *more: Any) -> Tensor | None:
     if more or not _takes_residual(first) or first is second:
         return None
     residual = second.read_by(AS_RESIDUAL) if isinstance(second, NormedCurrent) else second
-    if not is_residual_of(residual, first):
+    if not is_residual_of(residual, first.call.x, first.call.times):
         return None
     call = first.call
     if not torch.is_grad_enabled():
         call, residual = call.detached(), residual.detach()
     return _successor(first, call, residual)
-
-
-def _repeated(current: Any, times: Any = None, *others: Any) -> Tensor | None:
-    """Return a current that is repeated over time, [B, C, ...] -> [T*B, C, ...]; None for other
-    repetitions."""
-    if not _takes_residual(current) or not isinstance(times, int) or times < 1:
-        return None
-    if current.call.times != 1 or others != (1,) * (current.dim() - 1):
-        return None
-    call = current.call._replace(times=times)
-    return _successor(current, call if torch.is_grad_enabled() else call.detached(), None)
-
-
-def _successor(
-    current: NormedCurrent, call: BatchNormCall, residual: Tensor | None
-) -> NormedCurrent:
-    """Return what `current` becomes, which counts as a reader of it."""
-    current.check()
-    readers: list[Any] | None = None if current.readers is None else []
-    successor = _make(call, residual, readers)
-    if current.readers is not None:
-        current.readers.append(successor)
-    return successor
 
 
 def _sum_in_place(current: Any, residual: Any, *more: Any) -> Tensor | None:
@@ -211,7 +199,7 @@ def _sum_in_place(current: Any, residual: Any, *more: Any) -> Tensor | None:
         return None
     if isinstance(residual, NormedCurrent):
         residual = residual.read_by(AS_RESIDUAL)
-    if not is_residual_of(residual, current):
+    if not is_residual_of(residual, current.call.x, current.call.times):
         return None
     current.check()
     current.residual = residual if torch.is_grad_enabled() else residual.detach()
@@ -219,21 +207,42 @@ def _sum_in_place(current: Any, residual: Any, *more: Any) -> Tensor | None:
     return current
 
 
+def _repeated(current: Any, times: Any = None, *others: Any) -> Tensor | None:
+    """Return a current that is repeated over time, [B, C, ...] -> [T*B, C, ...]; None for other
+    repetitions."""
+    if not _takes_residual(current) or not isinstance(times, int) or times < 1:
+        return None
+    call = current.call
+    if call.times != 1 or others != (1,) * (call.x.dim() - 1):
+        return None
+    call = call._replace(times=times)
+    return _successor(current, call if torch.is_grad_enabled() else call.detached(), None)
+
+
+def _successor(
+    current: NormedCurrent, call: BatchNormCall, residual: Tensor | None
+) -> NormedCurrent:
+    """Return what `current` becomes, which counts as a reader of it."""
+    current.check()
+    successor = _make(call, residual, None if current.readers is None else [])
+    if current.readers is not None:
+        current.readers.append(successor)
+    return successor
+
+
 def _takes_residual(current: Any) -> bool:
     return (
-        isinstance(current, NormedCurrent) and current._values is None and current.residual is None
+        isinstance(current, NormedCurrent) and current._computed is None and current.residual is None
     )
 
 
-def is_residual_of(residual: Any, x: Tensor) -> bool:
-    """Whether the kernels can add a residual to x; they neither broadcast nor cast."""
-    return (
-        isinstance(residual, Tensor)
-        and residual.shape == x.shape
-        and residual.dtype == x.dtype
-        and residual.device == x.device
-        and is_followed(residual)
-    )
+def is_residual_of(residual: Any, x: Tensor, times: int = 1) -> bool:
+    """Whether the kernels can add a residual to x, repeated so often; they neither broadcast nor
+    cast."""
+    if not isinstance(residual, Tensor) or residual.dtype != x.dtype:
+        return False
+    shape = x.shape if times == 1 else (times * x.shape[0], *x.shape[1:])
+    return residual.shape == shape and residual.device == x.device and is_followed(residual)
 
 
 # What makes a current of a current; where it returns None, values are read.
