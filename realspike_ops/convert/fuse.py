@@ -11,12 +11,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from realspike_ops import _checks as checks
 from realspike_ops.nn import NormLIF, RealSpikeLIF, unfuse
-from realspike_ops.nn.neurons.fused_norm import FUSED, make_fused
+from realspike_ops.nn.neurons.fused_norm import FUSED, REPORT, make_fused
 from realspike_ops.nn.neurons.normed_current import AS_RESIDUAL
 from realspike_ops.reparam.trace.trace import copied_as_called
 
 _log = logging.getLogger(__name__)
-_REPORT = "_realspike_fusion"
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def fuse(model: nn.Module, example_input: Tensor) -> nn.Module:
         if isinstance(lif, RealSpikeLIF) and lif not in reached
     }
     report = FusionReport(fused, {names[module]: reason for module, reason in left.items()})
-    setattr(model, _REPORT, report)
+    setattr(model, REPORT, report)
     _log.info("%s", report)
     if not fused:
         warnings.warn(f"nothing is fused: {report}", stacklevel=2)
@@ -106,7 +105,7 @@ def fusion_report(model: nn.Module) -> FusionReport:
     Raises:
         ValueError: if it was not fused.
     """
-    report = getattr(model, _REPORT, None)
+    report = getattr(model, REPORT, None)
     if not isinstance(report, FusionReport):
         raise ValueError("model must be what realspike_ops.fuse returned; it was not fused")
     return report
@@ -119,22 +118,20 @@ def _why_never(norm: nn.Module) -> str | None:
     return None
 
 
-def _calls(
-    model: nn.Module, norms: list[nn.Module], example: Tensor
-) -> dict[nn.Module, list[str | list[Any]]]:
+def _calls(model: nn.Module, norms: list[nn.Module], example: Tensor) -> dict[nn.Module, list[Any]]:
     """Return who reads what each call of a norm returns, or why the call returned it as always.
 
     Readers are LIF layers, and functions by name.
     """
-    copies, error = {}, None
+    copies, calls, error = {}, {}, None
     # In training a single sample may be too few.
     for training in (model.training, False):
         copied, copies = copied_as_called(model)
+        calls = {norm: [] for norm in norms}
         if not training:
             copied.eval()
         for norm in norms:
-            make_fused(copies[norm], ())
-            copies[norm]._calls = []
+            make_fused(copies[norm], (), calls[norm])
         for module in copied.modules():
             if isinstance(module, nn.SyncBatchNorm):
                 module.eval()  # the other processes are not here
@@ -151,7 +148,7 @@ def _calls(
             call
             if isinstance(call, str)
             else [originals.get(reader, reader) for reader in call.all_readers()]
-            for call in copies[norm]._calls
+            for call in calls[norm]
         ]
         for norm in norms
     }

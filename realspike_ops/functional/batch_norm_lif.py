@@ -179,7 +179,7 @@ class Statistics(NamedTuple):
 
     mean: Tensor  # [C]
     inv_std: Tensor  # [C], 1 / sqrt(variance + eps)
-    count: Tensor | None  # float64 [1]: of the values whose statistics they are; None: constants
+    n: Tensor | None  # float64 [1], how many values they are of; None: they are constants
     group: dist.ProcessGroup | None  # whose processes have the values
 
 
@@ -265,11 +265,11 @@ def _run(
         for tensor in (x, residual, weight, bias, *parameters, v_init)
     ):
         save = what_to_save(neuron, decay, v_threshold)
-    mean, inv_std, count, group = statistics
+    mean, inv_std, n, group = statistics
     run = ops.batch_norm_lif if group is None else _run_in_group
     return run(
         x, residual, mean, inv_std, weight, bias, amplitude, decay, v_threshold, v_init, neuron,
-        save, return_state, count, group, is_plain,
+        save, return_state, n, group, is_plain,
     )  # fmt: skip
 
 

@@ -2,20 +2,23 @@
 
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import CodeType, FunctionType
+from typing import Any, TypeVar
 
 from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.nn.parameter import is_lazy
 
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+_SAME = "_computes_the_same"
 # The methods that run between the call of a module and its forward.
 _CALLS = ("__call__", "_wrapped_call_impl", "_call_impl", "__getattribute__")
 
 
-def computes_the_same(method: FunctionType) -> FunctionType:
+def computes_the_same(method: _Method) -> _Method:
     """Mark a method that computes what it overrides."""
-    method.computes_the_same = True
+    setattr(method, _SAME, True)
     return method
 
 
@@ -52,7 +55,7 @@ def why_not_plain(module: nn.Module, bases: type | tuple[type, ...]) -> str | No
         if name in vars(module):
             return f"its {name} is replaced on the instance"
         found = inspect.getattr_static(kind, name)
-        is_known = getattr(found, "computes_the_same", False)
+        is_known = getattr(found, _SAME, False)
         if not is_known and found is not inspect.getattr_static(base, name):
             return f"{kind.__name__} has a {name} of its own, in place of {base.__name__}'s"
     for name, original in methods.items():

@@ -130,6 +130,7 @@ class TrainingSection:
     cuda_graph: bool | None = option(
         None, "whether steps are captured and replayed; null: on a GPU, where the run allows it"
     )
+    fuse: bool = option(True, "whether neurons compute the batch norm before them, in one op")
     ema: float = option(0.0, "decay of an average of the weights (0: none)", 0, 1)
     compress_spikes: bool = option(False, "keep spikes for backward as bits: less memory, slower")
     sync_batchnorm: bool = option(True, "batch norm over all GPUs of a run")

@@ -29,6 +29,7 @@ from realspike.train.placement import placement, rank, world_size
 from realspike.train.reporting import Reporting
 from realspike.train.saving import Interrupted, Saving, Stopped
 from realspike.train.statistics import Statistics
+from realspike_ops import unfuse
 
 EVALUATION_BATCH = 256
 LOGS = "tensorboard"
@@ -128,6 +129,8 @@ def fit_network(
             raise KeyboardInterrupt(interrupted.signum) from interrupted
         except SystemExit as left:  # which is what Lightning makes of a KeyboardInterrupt
             raise KeyboardInterrupt from left
+        finally:
+            unfuse(network)
     network.cpu().to(memory_format=torch.contiguous_format).eval()
     return RunResult(history.records)
 

@@ -67,6 +67,8 @@ def resumable_state(last: Path, config: RunConfig) -> dict:
         checked(state["callbacks"]["History"]["records"], last)
     except Exception as error:  # whatever a damaged archive, or another version, provokes
         raise unreadable(last) from error
+    # A run goes on with the same results, however its layers are computed.
+    stored = stored.replaced(fuse=config.training.fuse)
     if stored != config and not _is_extended(stored, config):
         raise RunError(
             f"{last.parent / CONFIG_FILE} was changed since {last.name} was written: a run goes on "

@@ -1,9 +1,10 @@
 """The module that Lightning trains: the loss, the optimizer and its schedule."""
 
+import contextlib
 import math
 import sys
+import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import lightning.pytorch as lightning
 import numpy as np
@@ -14,11 +15,12 @@ from torch import Tensor, nn
 from realspike.config.run_config import RunConfig
 from realspike.data.preprocess import Preprocess
 from realspike.data.transfer import sent
+from realspike.inspect.trained_file import example_input
 from realspike.train.captured import Captured, CudaGraphs
 from realspike.train.optimizer import adamw, sgd
 from realspike.train.placement import Placement
 from realspike.train.step import Step, make_ordinary, rates_of
-from realspike_ops import compress_spikes
+from realspike_ops import compress_spikes, fuse
 
 
 def learning_rate_factor(step: int, steps: int, warmup: int, restarts: Sequence[int] = ()) -> float:
@@ -83,7 +85,7 @@ class SpikingClassifier(lightning.LightningModule):
         if self.placement.channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         compress = self.training and self.config.training.compress_spikes
-        with compress_spikes() if compress else nullcontext():
+        with compress_spikes() if compress else contextlib.nullcontext():
             logits = self.network(inputs).float()
         loss = F.cross_entropy(logits, labels)
         return loss, _sums(loss, logits, labels)
@@ -128,7 +130,19 @@ class SpikingClassifier(lightning.LightningModule):
         elif optimizer_closure is not None:
             optimizer_closure()
 
+    def _fuse(self) -> None:
+        """Fuse what can be fused; a network of which nothing can be is trained as it is.
+
+        Lightning has replaced batch norms by those of several processes before.
+        """
+        example = example_input(self.config.network_config()).to(self.device)
+        with warnings.catch_warnings(), contextlib.suppress(ValueError):
+            warnings.filterwarnings("ignore", message="nothing is fused")
+            fuse(self.network, example)
+
     def on_train_start(self) -> None:
+        if self.config.training.fuse:
+            self._fuse()
         self._optimizer = self.optimizers(use_pl_optimizer=False)
         if self.placement.captures:
             training, precision = self.config.training, self.placement.trainer["precision"]

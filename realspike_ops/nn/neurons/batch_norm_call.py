@@ -138,26 +138,28 @@ def is_followed(*tensors: Tensor | None) -> bool:
 def call_batch_norm(batch_norm: _BatchNorm, tensors: NormTensors, x: Tensor) -> BatchNormCall:
     """Take and count the statistics of x [N, C, ...] as ``batch_norm(x)`` does."""
     batch_norm._check_input_dim(x)
-    weight, bias, *running = tensors
+    weight, bias, mean, var = tensors
     training, momentum = batch_norm.training, batch_norm.momentum
-    uses_batch = training or running[0] is None
+    uses_batch = training or mean is None
     if training and not batch_norm.track_running_stats:
-        running = [None, None]
+        mean = var = None
     elif training and (count := batch_norm.num_batches_tracked) is not None:
         count.add_(1)
         if momentum is None:  # a cumulative average
             momentum = 1.0 / float(count)
     statistics = batch_norm_statistics(
         x[None],
-        *running,
+        mean,
+        var,
         uses_batch,
         0.0 if momentum is None else momentum,
         batch_norm.eps,
         _group_of(batch_norm),
         is_plain=not torch.compiler.is_compiling(),
     )
-    constants = [None, None] if uses_batch else running
-    return BatchNormCall(x, weight, bias, *constants, batch_norm.eps, statistics)
+    if uses_batch:
+        mean = var = None
+    return BatchNormCall(x, weight, bias, mean, var, batch_norm.eps, statistics)
 
 
 def _group_of(batch_norm: _BatchNorm) -> dist.ProcessGroup | None:
@@ -179,8 +181,8 @@ def fire(
         x = split_time(call.x, T)
     else:
         x = call.x.expand(T, *call.x.shape)  # read once
-        if statistics.count is not None:
-            statistics = statistics._replace(count=T * statistics.count)
+        if statistics.n is not None:
+            statistics = statistics._replace(n=T * statistics.n)
     residual = None if residual is None else split_time(residual, T, "residual")
     is_plain = not torch.compiler.is_compiling()
     y = normed_lif(x, statistics, residual, call.weight, call.bias, is_plain, **neurons)

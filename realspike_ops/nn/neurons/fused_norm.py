@@ -13,7 +13,7 @@ from realspike_ops.nn.plain import computes_the_same
 class _FusedNorm(_BatchNorm):
     """A batch norm that takes its statistics, and leaves the rest to the neurons behind it."""
 
-    # Not submodules: they have their names elsewhere.
+    # A tuple, whose modules are no submodules: they have their names elsewhere.
     _neurons: tuple[nn.Module, ...] = ()
     _calls: "list[Any] | None" = None  # currents, or why there are none, if `fuse` asks
 
@@ -25,8 +25,7 @@ class _FusedNorm(_BatchNorm):
             tensors = tensors_of(self)
             reason = why_not(self, tensors, self._neurons, input)
             if reason is None:
-                current = normed_current(call_batch_norm(self, tensors, input), self._calls)
-                return current
+                return normed_current(call_batch_norm(self, tensors, input), self._calls)
         if self._calls is not None:
             self._calls.append(reason)
         return super().forward(input)
@@ -54,17 +53,23 @@ FUSED: dict[type, type] = {
     nn.BatchNorm3d: FusedBatchNorm3d,
     nn.SyncBatchNorm: FusedSyncBatchNorm,
 }
+# The attribute of a model that says what was fused.
+REPORT = "_realspike_fusion"
 _PLAIN = {fused: plain for plain, fused in FUSED.items()}
 
 
-def make_fused(batch_norm: nn.Module, neurons: tuple[nn.Module, ...]) -> None:
+def make_fused(
+    batch_norm: nn.Module, neurons: tuple[nn.Module, ...], calls: list[Any] | None = None
+) -> None:
     """Let neurons normalise the current of a batch norm, in place.
 
     Args:
         neurons: The layers that read the current: with hooks on them, it has values.
+        calls: Gets the current of every call, or the reason why it has values.
     """
     batch_norm.__class__ = FUSED[type(batch_norm)]
-    batch_norm._neurons = neurons  # a tuple, which registers no submodule
+    assert isinstance(batch_norm, _FusedNorm)
+    batch_norm._neurons, batch_norm._calls = neurons, calls
 
 
 def unfuse(model: nn.Module) -> nn.Module:
@@ -78,4 +83,5 @@ def unfuse(model: nn.Module) -> nn.Module:
             module.__class__ = _PLAIN[type(module)]
             for name in ("_neurons", "_calls"):
                 vars(module).pop(name, None)
+    vars(model).pop(REPORT, None)
     return model

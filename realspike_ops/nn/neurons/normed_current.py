@@ -83,7 +83,7 @@ class NormedCurrent(Tensor):
     @classmethod
     def __torch_function__(
         cls,
-        func: Callable[..., Any],
+        func: Any,
         types: Any,
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
@@ -97,10 +97,11 @@ class NormedCurrent(Tensor):
             return current
         name = getattr(func, "__name__", type(func).__name__)
         name = getattr(func.__self__, "__name__", name) if name == "__get__" else name
-        args, kwargs = pytree.tree_map_only(
-            NormedCurrent, lambda current: current.read_by(name), (args, kwargs)
-        )
-        return func(*args, **kwargs)
+
+        def read(leaf: Any) -> Any:
+            return leaf.read_by(name) if isinstance(leaf, NormedCurrent) else leaf
+
+        return func(*pytree.tree_map(read, args), **pytree.tree_map(read, kwargs))
 
 
 class _WithoutMemory(NormedCurrent):
@@ -117,14 +118,14 @@ _PAST = (
 )
 # The reader of a current that is added to another one.
 AS_RESIDUAL = "an addition to the output of another batch norm"
+# torch's stub has values in the place of the attributes.
+_attributes: Any = Tensor
 _KNOWN = frozenset(
     {
-        Tensor.shape.__get__,
-        Tensor.dtype.__get__,
-        Tensor.device.__get__,
-        Tensor.layout.__get__,
-        Tensor.is_nested.__get__,
-        Tensor.ndim.__get__,
+        *(
+            getattr(_attributes, n).__get__
+            for n in "shape dtype device layout is_nested ndim".split()
+        ),
         Tensor.dim,
         Tensor.size,
     }
@@ -132,9 +133,7 @@ _KNOWN = frozenset(
 
 
 def normed_current(call: BatchNormCall, calls: list[Any] | None = None) -> NormedCurrent:
-    """Return the current of a batch norm, whose readers are noted if it is noted itself in `calls`.
-
-    """
+    """Return the current of a batch norm; noted in `calls`, it notes its readers."""
     if not torch.is_grad_enabled():
         call = call.detached()
     current = _make(call, None, None if calls is None else [])
@@ -143,9 +142,7 @@ def normed_current(call: BatchNormCall, calls: list[Any] | None = None) -> Norme
     return current
 
 
-def _make(
-    call: BatchNormCall, residual: Tensor | None, readers: list[Any] | None
-) -> NormedCurrent:
+def _make(call: BatchNormCall, residual: Tensor | None, readers: list[Any] | None) -> NormedCurrent:
     x, weight, bias = call[:3]
     current: Any
     if torch.compiler.is_compiling():
@@ -232,7 +229,9 @@ def _successor(
 
 def _takes_residual(current: Any) -> bool:
     return (
-        isinstance(current, NormedCurrent) and current._computed is None and current.residual is None
+        isinstance(current, NormedCurrent)
+        and current._computed is None
+        and current.residual is None
     )
 
 
