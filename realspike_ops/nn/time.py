@@ -4,11 +4,14 @@ import torch
 from torch import Tensor, nn
 
 from realspike_ops import _checks as checks
+from realspike_ops.nn.repeated import RepeatedCurrent, repeated
 
 
 def split_time(x: Tensor, timesteps: int, name: str = "x") -> Tensor:  # [T*B, ...] -> [T, B, ...]
     """View the leading dimension as (T, B)."""
     checks.check_tensor(name, x)
+    if isinstance(x, RepeatedCurrent) and (view := x.over_time(timesteps)) is not None:
+        return view
     if x.dim() < 1 or x.shape[0] % timesteps != 0:
         raise ValueError(
             f"{name} must have a leading dimension that {timesteps} timesteps divide "
@@ -31,13 +34,13 @@ class DirectEncoding(_Timed):
     """Repeat a current over T timesteps: [B, ...] -> [T*B, ...].
 
     Placed behind the first convolution and its batch norm, these run once per image instead of
-    once per timestep.
+    once per timestep. Neurons read the current itself at every timestep; it is copied only if
+    something else reads what this returns.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         checks.check_tensor("x", x)
-        # torch.export cannot follow, over batches, the strides that expand and flatten make.
-        return x.repeat(self.timesteps, *(1 for _ in x.shape[1:]))
+        return repeated(x, self.timesteps)
 
 
 class MeanOverTime(_Timed):

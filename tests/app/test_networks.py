@@ -8,6 +8,7 @@ from realspike.networks.build import BUILDERS
 from torch import nn
 
 import realspike_ops as rso
+from realspike_ops.nn.neurons import lif as lif_module
 
 PUBLISHED = [name for name in ARCHITECTURES if name not in ("digits", "resnet8", "vgg5")]
 SMALL = {"width": 4, "timesteps": 2, "image_size": 13, "in_channels": 3, "classes": 7}
@@ -150,6 +151,23 @@ def test_the_first_convolution_runs_once_per_image(name):
     assert first == [2]
     assert others
     assert all(sizes == [6] for sizes in others)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_first_neurons_read_one_current_at_every_timestep(name, monkeypatch):
+    """As the first convolution and its norm left it, without a copy; as after a repetition."""
+    config, seen = small(name), []
+    network, images = build(config, seed=0), torch.rand(2, 3, 13, 13)
+    functional = lif_module.functional.lif
+    monkeypatch.setattr(
+        lif_module.functional, "lif", lambda x, **form: seen.append(x) or functional(x, **form)
+    )
+    logits = network(images)
+    first, *others = seen
+    assert first.stride(0) == 0
+    assert all(x.stride(0) > 0 for x in others)
+    monkeypatch.setattr(rso.DirectEncoding, "forward", lambda self, x: x.repeat(2, 1, 1, 1))
+    assert torch.equal(network(images), logits)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

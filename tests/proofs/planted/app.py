@@ -132,6 +132,22 @@ BUGS = [
         "waits_for_the_device",
     ),
     Bug(
+        "direct-encoding-copies-for-neurons",
+        "realspike_ops/nn/repeated.py",
+        "        return x.expand(current.times, *x.shape)",
+        "        return torch.stack([x] * current.times)",
+        "tests/nn/test_repeated.py",
+        "read_the_current_itself",
+    ),
+    Bug(
+        "direct-encoding-forgets-a-change-in-place",
+        "realspike_ops/nn/repeated.py",
+        "if self.once._version != self._version_of_once:",
+        "if False:",
+        "tests/nn/test_repeated.py",
+        "is_refused",
+    ),
+    Bug(
         "one-policy-for-a-batch",
         "python/realspike/data/auto_augment.py",
         "(draws[:, 0] * len(POLICIES))",
