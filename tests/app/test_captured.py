@@ -10,7 +10,7 @@ for package in ("sklearn", "safetensors", "lightning", "tensorboard", "yaml"):
     pytest.importorskip(package)
 
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
-from no_sync import Synchronised, no_sync
+from no_sync import Synchronised, no_reads, no_sync
 from realspike import train
 from realspike.config.run_config import RunConfig
 from realspike.errors import RunFailed
@@ -18,6 +18,9 @@ from realspike.train import captured, module, placement
 from realspike.train.captured import WARM_UP, Captured
 from realspike.train.readback import Readback
 from tape import Tape
+from torch import Tensor
+
+from realspike_ops.nn.neurons import batch_norm_call
 
 SMALL = {
     **{"name": "digits", "architecture": "digits", "width": 4, "timesteps": 2, "batch_size": 32},
@@ -66,13 +69,15 @@ VARIANTS = {
 def test_a_captured_run_is_the_run(tmp_path, monkeypatch, taped, variant):
     """Beside the same steps without a recording, to the bit; every rate, batch and average."""
     tapes = taped()
-    state, result = run(tmp_path / "taped", **VARIANTS[variant])
+    # While something is recorded operator by operator, norms and neurons are layers of their own.
+    settings = {"fuse": False} | VARIANTS[variant]
+    state, result = run(tmp_path / "taped", **settings)
     [tape] = tapes
     assert tape.replayed > 2 * WARM_UP
     assert tape.ran + tape.replayed == 2 * STEPS
     assert tape.recorded == {"accumulation": 3, "adamw": 2}.get(variant, 1)
     monkeypatch.setattr(captured, "WARM_UP", 10**6)
-    expected, other = run(tmp_path / "run", **VARIANTS[variant])
+    expected, other = run(tmp_path / "run", **settings)
     assert tapes[1].replayed == 0
     assert result.records == other.records
     for name, tensor in expected["state_dict"].items():
@@ -198,6 +203,31 @@ def test_no_step_waits_for_the_device(tmp_path, monkeypatch, taped, case, is_cap
     assert result.records[0]["train_loss"] > 0
 
 
+@pytest.mark.parametrize("case", STEPPED)
+def test_no_step_reads_a_tensor_where_no_mode_watches(tmp_path, monkeypatch, taped, case):
+    """The kernels' own ways, which modes lead past: fused norms, launches without a dispatcher."""
+    taped()
+    monkeypatch.setattr(captured, "WARM_UP", 10**6)
+    advance, steps, fused = _TrainingEpochLoop.advance, [], []
+
+    def watched(self, data_fetcher):
+        with no_reads() if steps else nullcontext():
+            advance(self, data_fetcher)
+        steps.append(self.global_step)
+
+    monkeypatch.setattr(_TrainingEpochLoop, "advance", watched)
+    normed = batch_norm_call.normed_lif
+    monkeypatch.setattr(
+        batch_norm_call,
+        "normed_lif",
+        lambda *args, **form: fused.append(1) or normed(*args, **form),
+    )
+    changes = {"granularity": "element", "width": 4, "batch_size": 40, "fraction": 0.2}
+    run(tmp_path / "run", **(changes | {"epochs": 1, "log_every": 2} | STEPPED[case]))
+    assert len(steps) == 7
+    assert fused
+
+
 @pytest.mark.parametrize(
     "read",
     [
@@ -229,3 +259,16 @@ def test_what_would_wait_is_refused(read):
         with pytest.raises(Synchronised):
             read(x)
     read(x)
+
+
+def test_reads_are_refused_without_a_mode():
+    x = torch.tensor([1.0, 0.0, 2.0])
+    with no_reads():
+        assert Readback(x).read().tolist() == [1.0, 0.0, 2.0]
+        for read in (Tensor.tolist, Tensor.numpy, Tensor.cpu, Tensor.nonzero, torch.nonzero):
+            with pytest.raises(Synchronised):
+                read(x)
+        for read in (bool, float, int, Tensor.item):
+            with pytest.raises(Synchronised):
+                read(x[0])
+    assert float(x[0]) == 1

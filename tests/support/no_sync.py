@@ -88,3 +88,44 @@ def no_sync():
     copied: list[Tensor] = []
     with _Operators(copied), _Calls(copied):
         yield
+
+
+@contextlib.contextmanager
+def no_reads():
+    """Refuse what Python reads of a tensor, without a mode: kernels run as they do by themselves.
+
+    What was copied without waiting may be read.
+    """
+    copied: list[Tensor] = []
+    known = _Copied(copied)
+    places = [(owner, name) for owner in (Tensor, torch) for name in sorted(_READING)]
+    kept = [(owner, name, getattr(owner, name)) for owner, name in places if hasattr(owner, name)]
+    own = {(owner, name) for owner, name, _ in kept if name in vars(owner)}
+
+    def refusing(name, function):
+        def call(*args, **kwargs):
+            tensors = [t for t in args if isinstance(t, Tensor)]
+            if tensors and not all(map(known.has, tensors)):
+                raise Synchronised(f"{name} reads a tensor")
+            return function(*args, **kwargs)
+
+        return call
+
+    def copy_(tensor, source, non_blocking=False):
+        if non_blocking:
+            copied.append(tensor)
+        return copy(tensor, source, non_blocking)
+
+    copy = Tensor.copy_
+    for owner, name, function in kept:
+        setattr(owner, name, refusing(name, function))
+    Tensor.copy_ = copy_
+    try:
+        yield
+    finally:
+        del Tensor.copy_
+        for owner, name, function in kept:
+            if (owner, name) in own:
+                setattr(owner, name, function)
+            else:
+                delattr(owner, name)
