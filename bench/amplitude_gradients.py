@@ -1,6 +1,6 @@
 """Why amplitudes move or stay: the gradient of an amplitude beside its noise, and what moved.
 
-    python bench/amplitude_gradients.py RUN [RUN ...] [--batches 100]
+    python bench/amplitude_gradients.py RUN [RUN ...] [--batches 100] [--worth]
 
 For the network of every run, and for its start, the gradients of the amplitudes are taken over
 batches of its own training images, augmented as in training. The mean over the batches is the
@@ -8,11 +8,16 @@ gradient, the deviation from batch to batch its noise. Steps of a batch each mus
 the first exceeds the second: (noise / gradient)^2 of them. The gradient of an amplitude that a
 channel or a layer shares is the sum of those of its neurons.
 
-What moved is split where the images are flipped: no amplitude has then a reason to differ from that
-of its mirror image, so that what does is noise. The rest is gradient and as much noise again.
+With --worth, amplitudes that are all 1 are moved along the mean gradient, and along parts of it, by
+several root mean squares, and the loss on the held-out images is compared with that before.
+
+What moved is compared between runs that began with the same weights and saw other batches: what two
+of them have in common is gradient, the rest noise. The correlation is that of the amplitudes less
+1, once of the means of the channels and once within them.
 """
 
 import argparse
+import itertools
 from pathlib import Path
 
 import torch
@@ -26,6 +31,7 @@ from torch import Tensor, nn
 
 import realspike_ops as rso
 
+MOVES = (0.003, 0.01, 0.03, 0.1)
 SHARED = {"element": (), "channel": (1, 2), "layer": (0, 1, 2)}  # axes of [C, H, W]
 
 
@@ -77,7 +83,56 @@ def training_batches(trained: trained_file.Trained):
     for epoch in range(10**6):
         loader.batch_sampler.sampler.set_epoch(epoch)
         for number, (samples, labels) in enumerate(loader):
-            yield preprocess(samples, 10**6 * epoch + number), labels
+            draws = preprocess.draw(len(labels), 10**6 * epoch + number)
+            yield preprocess(samples, draws), labels
+
+
+def directions(found: dict[str, Moments]) -> dict[str, dict[str, Tensor]]:
+    """Return ways down the loss by name, each of root mean square 1 over all amplitudes."""
+    down = {name: -moments.sum / moments.count for name, moments in found.items()}  # [C, H, W]
+    ways = {}
+    for kind, axes in SHARED.items():
+        shared = {n: (g.mean(axes, keepdim=True) if axes else g) for n, g in down.items()}
+        for title, part in (
+            (f"gradient by {kind}", lambda g: g),
+            (f"its sign by {kind}", torch.sign),
+        ):
+            way = {name: part(g).expand(down[name].shape) for name, g in shared.items()}
+            size = torch.cat([each.flatten() for each in way.values()]).square().mean().sqrt()
+            ways[title] = {name: each / size for name, each in way.items()}
+    return ways
+
+
+@torch.no_grad()
+def losses_of(network: nn.Module, batches: list) -> Tensor:
+    """Return the loss of every image with the statistics of its batch, which fit whatever the
+    amplitudes are."""
+    found = [F.cross_entropy(network(x), labels, reduction="none") for x, labels in batches]
+    return torch.cat(found).double()
+
+
+def print_worth(network: nn.Module, found: dict[str, Moments], batches: list) -> None:
+    lifs = neurons_of(network)
+    before = losses_of(network, batches)
+    print(f"\nLoss {before.mean():.4f} on {len(before)} held-out images; what moving adds to it\n")
+    print("| moved by, rms | " + " | ".join(map(str, MOVES)) + " |")
+    print("| --- |" + " --- |" * len(MOVES))
+    for title, way in directions(found).items():
+        changes = []
+        for size in MOVES:
+            for name, lif in lifs.items():
+                lif.amplitude.data.copy_(1 + size * way[name])
+            more = losses_of(network, batches) - before
+            error = more.std() / len(more) ** 0.5
+            changes.append(f"{more.mean():+.4f} ± {error:.4f}")
+        print(f"| {title} | {' | '.join(changes)} |", flush=True)
+    for lif in lifs.values():
+        lif.amplitude.data.fill_(1.0)
+
+
+def held_out_batches(trained: trained_file.Trained, images: int) -> list:
+    count = -(-images // trained_file.BATCH)
+    return [batch for _, batch in zip(range(count), trained.test_batches(), strict=False)]
 
 
 def as_element_wise(trained: trained_file.Trained, weights: dict[str, Tensor]) -> nn.Module:
@@ -104,39 +159,69 @@ def print_gradients(title: str, found: dict[str, dict[str, Moments]]) -> None:
         )
 
 
-def print_movement(lifs: dict[str, rso.RealSpikeLIF]) -> None:
-    """Print how far element-wise amplitudes are from 1, and how much of it a mirror has as well."""
-    print("\n| neurons | mean | deviation | of channels | mirrored | gradient, at least noise |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    rows = {"all": [*lifs.values()], **{name: [lif] for name, lif in lifs.items()}}
+def moved(trained: trained_file.Trained) -> dict[str, Tensor]:
+    """Return the amplitudes less 1 by layer, [C, H, W] or what is shared of it."""
+    lifs = neurons_of(trained.network)
+    return {name: lif.amplitude.detach().double() - 1 for name, lif in lifs.items()}
+
+
+def print_movement(by_layer: dict[str, Tensor]) -> None:
+    print("\n| neurons | mean | deviation | deviation of channels | within channels |")
+    print("| --- | --- | --- | --- | --- |")
+    rows = {"all": [*by_layer.values()], **{name: [a] for name, a in by_layer.items()}}
     for name, chosen in rows.items():
-        moved = [lif.amplitude.detach().double() - 1 for lif in chosen]  # [C, H, W]
-        inside = [a - a.mean((1, 2), keepdim=True) for a in moved]
-        even = torch.cat([((a + a.flip(2)) / 2).flatten() for a in inside]).pow(2).mean()
-        odd = torch.cat([((a - a.flip(2)) / 2).flatten() for a in inside]).pow(2).mean()
-        channels = torch.cat([a.mean((1, 2)).expand(a.shape[::-1]).flatten() for a in moved])
-        every = torch.cat([a.flatten() for a in moved])
+        channels, within = parts_of(chosen)
+        every = torch.cat([a.flatten() for a in chosen])
+        deviations = (part.std(correction=0) for part in (every, channels, within))
         print(
-            f"| {name} | {1 + every.mean():.4f} | {every.std(correction=0):.4f} | "
-            f"{channels.std(correction=0):.4f} | {even**0.5:.4f} | {odd**0.5:.4f} |"
+            f"| {name} | {1 + every.mean():.4f} | "
+            + " | ".join(f"{d:.4f}" for d in deviations)
+            + " |"
         )
+
+
+def parts_of(chosen: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the means of the channels, once per element, and what elements differ from them by."""
+    means = [a.mean((1, 2), keepdim=True).expand(a.shape) for a in chosen]
+    within = [a - mean for a, mean in zip(chosen, means, strict=True)]
+    return tuple(torch.cat([a.flatten() for a in part]) for part in (means, within))
+
+
+def print_agreement(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    print("| neurons | correlation of channels | within channels |")
+    print("| --- | --- | --- |")
+    for name in ("all", *one):
+        pair = [[*each.values()] if name == "all" else [each[name]] for each in (one, other)]
+        pairs = zip(*map(parts_of, pair), strict=True)
+        found = [torch.corrcoef(torch.stack(both))[0, 1].item() for both in pairs]
+        print(f"| {name} | " + " | ".join(f"{value:.2f}" for value in found) + " |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--batches", type=int, default=100)
+    parser.add_argument("--worth", action="store_true")
+    parser.add_argument("--end", action="store_true", help="leave the start out")
     arguments = parser.parse_args()
+    ends: dict[Path, dict[str, Tensor]] = {}
     for run in arguments.runs:
         trained = trained_file.load(run)
         if arguments.batches:
-            for title, weights in (("start", {}), ("end", trained.network.state_dict())):
-                network = as_element_wise(trained, weights)
+            states = {"start": {}, "end": trained.network.state_dict()}
+            for title in ("end",) if arguments.end else states:
+                network = as_element_wise(trained, states[title])
                 found = gradients(network, training_batches(trained), arguments.batches)
                 print_gradients(f"{run}, {title}, {arguments.batches} batches", found)
+            if arguments.worth:
+                print_worth(network, found["element"], held_out_batches(trained, 2560))
         if trained.network_config.granularity == "element":
+            ends[run] = moved(trained)
             print(f"\n{run}, at its end")
-            print_movement(neurons_of(trained.network))
+            print_movement(ends[run])
+    for (run, one), (other, two) in itertools.combinations(ends.items(), 2):
+        print(f"\n{run} and {other}\n")
+        print_agreement(one, two)
 
 
 if __name__ == "__main__":

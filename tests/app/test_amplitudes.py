@@ -193,3 +193,30 @@ def test_a_run_starts_with_drawn_amplitudes(tmp_path):
     train.resume(tmp_path / "run")
     found = amplitudes_of(trained_file.load(tmp_path / "run").network)
     assert all(map(torch.equal, found, amplitudes_of(expected)))
+
+
+# What an amplitude of a whole layer can do
+
+
+def test_a_batch_norm_takes_back_what_scales_a_whole_layer():
+    """Only neurons that an identity shortcut or the classifier reads keep such an amplitude: a
+    convolution and a batch norm that takes the statistics of the batch give the same for any."""
+    config = NetworkConfig("layer", architecture="resnet20", width=4, image_size=8, timesteps=2)
+    network = build(config, seed=0)
+    images = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    lifs = {n: m for n, m in network.named_modules() if isinstance(m, rso.RealSpikeLIF)}
+    for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.eps = 1e-30  # more than 0, and nothing beside a variance
+
+    def logits():
+        with torch.no_grad():
+            return network(images)
+
+    before, changed = logits(), set()
+    for name, lif in lifs.items():
+        lif.amplitude.data.fill_(2.0)  # a power of two, by which every sum scales exactly
+        if not torch.allclose(logits(), before, atol=1e-4):
+            changed.add(name)
+        lif.amplitude.data.fill_(1.0)
+    # Before a block without a change of size, and before the classifier.
+    assert changed == {"stem.lif3", *(f"stages.{n}.0.lif2" for n in range(4)), "stages.3.1.lif2"}

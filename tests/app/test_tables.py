@@ -301,7 +301,7 @@ def test_the_interval_of_a_mean_by_hand():
 
 def test_a_grid_of_two_seeds_says_what_its_runs_were(tmp_path, capsys):
     page, out = tmp_path / "page.md", tmp_path / "runs"
-    overrides = [*OVERRIDES, "held_out=500", "fraction=0.3", "max_steps=2"]
+    overrides = [*OVERRIDES, "held_out=500", "fraction=0.3", "max_steps=2", "root=/secret"]
     command = ["table", "2", "--data", "digits", "--seeds", "2", "--out", str(out)]
     command += ["--save", str(page), *overrides]
     found = []
@@ -312,6 +312,9 @@ def test_a_grid_of_two_seeds_says_what_its_runs_were(tmp_path, capsys):
     assert [text.count("` |\n") for text in found] == [3, 6, 8]
     assert "accuracy on 500 training samples that are held out, last epoch" in found[2]
     assert "Differences, paired by seed" in printed
+    assert "/secret" not in found[2] + printed
+    assert "max_steps=2, root" not in found[2]
+    assert "fraction=0.3 max_steps=2` on" in found[2]
     assert "| Real Spike, element - Real Spike, channel |" in found[2]
     assert "of 6 leave out 0" in found[2]
     run = out / "digits_digits_w2_t1_layer_seed1"

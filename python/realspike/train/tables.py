@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from realspike import environment
 from realspike.config.recipes import Cell, description, in_paper
+from realspike.config.run_config import resolve_key
 from realspike.train.jobs import Job
 from realspike.train.paired import CONFIDENCE, Difference, differences
 
@@ -109,7 +110,8 @@ def title(
         2: f"{networks}, T = {timesteps}, what shares an amplitude",
         3: "Real Spike on several networks",
     }[table]
-    changes = f"; with {', '.join(overrides)}" if overrides else ""
+    changes = ", ".join(_public(overrides))
+    changes = f"; with {changes}" if changes else ""
     return f"Table {table} on {data}: {subject} ({measured}, last epoch, %{changes})"
 
 
@@ -138,7 +140,8 @@ def markdown(
     if found_differences := differences(jobs):
         lines += [*_paired(found_differences), ""]
     facts = environment.describe()
-    command = " ".join([f"realspike table {table} --data {data} --seeds {seeds}", *overrides])
+    command = f"realspike table {table} --data {data} --seeds {seeds}"
+    command = " ".join([command, *_public(overrides)])
     lines += [
         *_pipe_table(*_runs(jobs)),
         "",
@@ -151,6 +154,13 @@ def markdown(
         f"realspike {facts['realspike']}.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _public(overrides: Sequence[str]) -> list[str]:
+    """Return overrides without where the data lay, which is nobody else's."""
+    keys = (override.partition("=")[0].strip() for override in overrides)
+    pairs = zip(overrides, keys, strict=True)
+    return [override for override, key in pairs if resolve_key(key) != ("data", "root")]
 
 
 def paired_rows(found: Iterable[Difference]) -> tuple[list[str], list[list[str]]]:
