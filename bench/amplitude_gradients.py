@@ -149,9 +149,11 @@ def print_gradients(title: str, found: dict[str, dict[str, Moments]]) -> None:
     print(f"\n{title}\n")
     print("| amplitudes | how many | gradient, rms | noise, rms | noise / gradient | steps |")
     print("| --- | --- | --- | --- | --- | --- |")
-    for kind, by_layer in found.items():
-        signal, noise = sum(moments.powers() for moments in by_layer.values()).tolist()
-        number = sum(moments.sum.numel() for moments in by_layer.values())
+    rows = {kind: [*by_layer.values()] for kind, by_layer in found.items()}
+    rows |= {f"element, {name}": [moments] for name, moments in found["element"].items()}
+    for kind, layers in rows.items():
+        signal, noise = sum(moments.powers() for moments in layers).tolist()
+        number = sum(moments.sum.numel() for moments in layers)
         ratio = (noise / signal) ** 0.5 if signal > 0 else float("inf")
         print(
             f"| {kind} | {number:,} | {(max(signal, 0) / number) ** 0.5:.1e} | "
