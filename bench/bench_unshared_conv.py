@@ -5,7 +5,9 @@ network before folding; int8 meets PyTorch's int8 convolution too. Packed spikes
 layer in inference can hand them over; the rows named `dense` include the packing. "read touched"
 streams as many bytes as there are weights that some sample uses: its ratio is the part of the
 machine's stream bandwidth that the gather reaches. On a GPU bfloat16 weights meet unfold + bmm in
-bfloat16 (tensor cores) too, and the product alone ("bmm bf16": the windows are given).
+bfloat16 (tensor cores) too, and the product alone ("bmm bf16": the windows are given). "of given
+a*o" is the shared convolution of an `a*o` in bfloat16 that exists already, as a neuron can emit it.
+`auto` is `algorithm="auto"` beside the gather, where there is a GPU with matrix units.
 
 A few rows by default; `--full` has every layer, number of samples and firing rate.
 """
@@ -35,10 +37,13 @@ STORAGES = {
 }
 SAMPLES = (4, 16, 64, 256)
 RATES = (0.05, 0.1, 0.2, 0.3)
+OF_GIVEN = "shared conv2d bf16 of given a*o"
 QUICK = {
     *(("128ch-32x32", 4, 0.1), ("128ch-32x32", 64, 0.1)),
     *(("64ch-8x8", 4, 0.1), ("16ch-32x32", 16, 0.2)),
 }
+
+ON_A_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no card")
 
 
 class Layer:
@@ -57,8 +62,10 @@ class Layer:
         self.kernel = self.conv.weight.contiguous(memory_format=torch.channels_last)
         self.device = device
 
-    def unshared(self, **storage):
-        layer = rso.UnsharedSpikeConv.from_conv2d(self.conv, self.amplitude, **storage)
+    def unshared(self, shared=False, **storage):
+        size = self.amplitude.shape[1:]
+        amplitude = None if shared else self.amplitude
+        layer = rso.UnsharedSpikeConv.from_conv2d(self.conv, amplitude, size, **storage)
         return layer.requires_grad_(False)
 
     def shared_conv2d(self):
@@ -71,6 +78,10 @@ class Layer:
         return lambda: F.conv2d(
             (self.amplitude * self.spikes).bfloat16(), half, padding=1, groups=self.groups
         )
+
+    def shared_conv2d_of_given(self):
+        half, x = self.kernel.bfloat16(), (self.amplitude * self.spikes).bfloat16()
+        return lambda: F.conv2d(x, half, padding=1, groups=self.groups)
 
     def shared_conv2d_int8(self):
         """PyTorch's quantized convolution, one scale per output channel, with quantizing a*o."""
@@ -116,6 +127,8 @@ def peers_of(layer, storage, unshared):
     if storage == "float32":
         unfold_bmm = UnfoldBmm(unshared)
         peers["unfold+bmm"] = lambda: unfold_bmm(layer.spikes)
+    if layer.device == "cuda":
+        peers[OF_GIVEN] = layer.shared_conv2d_of_given()
     if storage == "bfloat16" and layer.device == "cuda":
         peers |= half_products(unshared, layer.spikes.bfloat16())
     if storage == "int8" and layer.device == "cpu":
@@ -146,6 +159,39 @@ def bench_unshared_conv(compare, device, name, samples, rate, storage):
     unshared = layer.unshared(**STORAGES[storage])
     rounds = {4: 15, 16: 9, 64: 5, 256: 3}[samples]
     compare(lambda: unshared(layer.packed), peers_of(layer, storage, unshared), rounds=rounds)
+
+
+@ON_A_GPU
+@pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("rate", (0.05, 0.1, 0.3), ids=lambda rate: f"r{rate}")
+@pytest.mark.parametrize("samples", (16, 64, 256), ids=lambda samples: f"S{samples}")
+@pytest.mark.parametrize("name", ["128ch-32x32", "256ch-16x16", "512ch-8x8", "64ch-8x8"])
+@torch.no_grad()
+def bench_auto(compare, device, name, samples, rate, storage):
+    """What algorithm="auto" takes, the gather, and the shared convolution."""
+    layer = Layer(name, samples, rate, device)
+    gather = layer.unshared(**STORAGES[storage])
+    auto = layer.unshared(**STORAGES[storage], algorithm="auto")
+    peers = {"gather": lambda: gather(layer.packed), **peers_of(layer, storage, gather)}
+    compare(lambda: auto(layer.packed), peers, rounds={16: 9, 64: 5, 256: 3}[samples])
+
+
+@ON_A_GPU
+@pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("samples", [4, 64, 256], ids=lambda samples: f"S{samples}")
+@torch.no_grad()
+def bench_auto_shared(compare, device, samples, storage):
+    """The same of `SpikeConv2d`, one kernel for all positions."""
+    layer = Layer("128ch-32x32", samples, 0.1, device)
+    gather = layer.unshared(**STORAGES[storage], shared=True)
+    auto = layer.unshared(**STORAGES[storage], shared=True, algorithm="auto")
+    peers = {
+        "gather": lambda: gather(layer.packed),
+        "shared conv2d": layer.shared_conv2d(),
+        "shared conv2d bf16": layer.shared_conv2d_bf16(),
+        OF_GIVEN: layer.shared_conv2d_of_given(),
+    }
+    compare(lambda: auto(layer.packed), peers, rounds=7)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

@@ -25,7 +25,6 @@ FEWEST_CHANNELS_OUT = 64
 LARGEST = 2**31 - 1
 # A card has this many multiprocessors or more; fewer programs leave some idle.
 FEW_PROGRAMS = 128
-NUM_WARPS = 4
 
 
 class Sizes(NamedTuple):
@@ -51,6 +50,7 @@ class Tile(NamedTuple):
 
     rows: int
     columns: int
+    warps: int
     stages: int  # steps of which the loads are in flight
 
 
@@ -72,7 +72,7 @@ def tile_of(sizes: Sizes) -> Tile:
     while rows > 16 and programs(sizes, rows, columns) < FEW_PROGRAMS:
         rows //= 2
     # A stage of float32 weights is as large as two of bfloat16, and its terms take room too.
-    return Tile(rows, columns, 4 if sizes.dtype == torch.float32 else 6)
+    return Tile(rows, columns, 4, 4 if sizes.dtype == torch.float32 else 6)
 
 
 def fits(capability: tuple[int, int], sizes: Sizes) -> bool:
@@ -144,7 +144,7 @@ def launch(arguments: Arguments, tile: Tile | None = None) -> None:
         "HAS_SCALE": scale is not None,
         "ROWS": tile.rows,
         "COLUMNS": tile.columns,
-        "num_warps": NUM_WARPS,
+        "num_warps": tile.warps,
         "num_stages": tile.stages,
         "enable_fp_fusion": False,
     }

@@ -82,6 +82,21 @@ def unshared_conv_storage(samples, size, channels):
         check(f"unshared_conv {each.dtype} {samples} {size} {channels}", actual, expected, 1e-3)
 
 
+def products(shared):
+    """On matrix units: groups that share words, borders, tiles that are not full."""
+    spikes = (torch.rand(65, 80, 9, 8) < 0.3).float()
+    weight = torch.randn(1 if shared else 9, 1 if shared else 8, 2, 3, 3, 40, 72)
+    int8, scale = rso.quantize_weight(weight)
+    forms = [(weight, None), (weight.half(), None), (weight.bfloat16(), None), (int8, scale)]
+    for each, factor in forms:
+        conv = {"weight": each, "bias": torch.randn(144, 9, 8), "scale": factor}
+        expected = rso.unshared_spike_conv(spikes, **conv, padding=1)
+        conv = {name: None if t is None else t.cuda() for name, t in conv.items()}
+        actual = rso.unshared_spike_conv(spikes.cuda(), **conv, padding=1, algorithm="auto")
+        bound = 0.0 if factor is not None else 1e-3
+        check(f"unshared_matmul {each.dtype} shared={shared}", actual, expected, bound)
+
+
 def depthwise(channels, samples, memory_format):
     """Added in the same order on both: the same bits."""
     spikes = (torch.rand(samples, channels, 6, 11) < 0.3).float()
@@ -112,6 +127,8 @@ def main():
     for samples, size in ((3, 6), (3, 1), (20, 6), (40, 12)):
         for channels in (48, 5):
             unshared_conv_storage(samples, size, channels)
+    for shared in (False, True):
+        products(shared)
     for samples in (3, 40):
         for channels in (5, 70):
             for memory_format in (torch.contiguous_format, torch.channels_last):

@@ -157,7 +157,7 @@ def test_tiles_cover_all_rows_and_columns(shared):
     weight = whole((1, 1 if shared else 2, 1, 1, 1, 3, 33), 1)
     spikes = binary((35, 3, 1, 2), 2)
     expected = rso.unshared_spike_conv(spikes, weight)
-    for tile in (Tile(16, 16, 2), Tile(32, 64, 2)):
+    for tile in (Tile(16, 16, 4, 2), Tile(32, 64, 4, 2)):
         assert torch.equal(products(spikes, weight, tile=tile), expected)
 
 
@@ -190,7 +190,7 @@ def cases(draw):
         "bias": draw(st.sampled_from([None, "channel", "element"])),
         "scaled": draw(st.booleans()),
         "packed": draw(st.booleans()),
-        "tile": draw(st.sampled_from([None, Tile(16, 32, 2)])),
+        "tile": draw(st.sampled_from([None, Tile(16, 32, 4, 2)])),
         "seed": draw(st.integers(0, 2**20)),
     }
 
@@ -222,8 +222,9 @@ def test_sweep(case):
         return
     values = weight.double().expand(*size, *shape[2:])
     expected, bound = unshared_conv_by_hand(spikes, values, bias, **geometry)
-    # Three terms of a float32 weight are three summands.
-    assert_within(found, expected, bound * (3 if dtype == torch.float32 else 1), "out")
+    # Three terms of a float32 weight are three summands. A card's matrix units cut sums off.
+    bound = bound * (3 if dtype == torch.float32 else 1) * (2 if DEVICE == "cuda" else 1)
+    assert_within(found, expected, bound, "out")
     on_grid = grid(shape, seed + 4).to(dtype)
     found = products(shown, on_grid, **geometry, tile=case["tile"])
     assert torch.equal(found, rso.unshared_spike_conv(spikes, on_grid, **geometry))
@@ -257,22 +258,22 @@ SHARED = WIDE._replace(shared=True)
 @pytest.mark.parametrize(
     ("sizes", "tile", "programs"),
     [
-        (WIDE, (64, 128, 6), 1024),
-        (WIDE._replace(samples=256), (64, 128, 6), 4096),
-        (WIDE._replace(samples=65), (64, 128, 6), 2048),
-        (WIDE._replace(samples=33), (64, 128, 6), 1024),
-        (WIDE._replace(samples=32), (32, 128, 6), 1024),
-        (WIDE._replace(samples=1), (16, 128, 6), 1024),
-        (WIDE._replace(Cout_g=129), (64, 128, 6), 2048),
-        (WIDE._replace(Cout_g=64), (64, 64, 6), 1024),
-        (WIDE._replace(Cout_g=1, groups=2), (64, 16, 6), 2048),
-        (WIDE._replace(positions=64), (32, 128, 6), 128),
-        (WIDE._replace(positions=16), (16, 128, 6), 64),
-        (WIDE._replace(dtype=torch.float32), (64, 128, 4), 1024),
-        (SHARED, (64, 128, 6), 1024),
-        (SHARED._replace(samples=4), (32, 128, 6), 128),
-        (SHARED._replace(samples=1, positions=1), (16, 128, 6), 1),
-        (SHARED._replace(samples=5, positions=21), (16, 128, 6), 7),
+        (WIDE, (64, 128, 4, 6), 1024),
+        (WIDE._replace(samples=256), (64, 128, 4, 6), 4096),
+        (WIDE._replace(samples=65), (64, 128, 4, 6), 2048),
+        (WIDE._replace(samples=33), (64, 128, 4, 6), 1024),
+        (WIDE._replace(samples=32), (32, 128, 4, 6), 1024),
+        (WIDE._replace(samples=1), (16, 128, 4, 6), 1024),
+        (WIDE._replace(Cout_g=129), (64, 128, 4, 6), 2048),
+        (WIDE._replace(Cout_g=64), (64, 64, 4, 6), 1024),
+        (WIDE._replace(Cout_g=1, groups=2), (64, 16, 4, 6), 2048),
+        (WIDE._replace(positions=64), (32, 128, 4, 6), 128),
+        (WIDE._replace(positions=16), (16, 128, 4, 6), 64),
+        (WIDE._replace(dtype=torch.float32), (64, 128, 4, 4), 1024),
+        (SHARED, (64, 128, 4, 6), 1024),
+        (SHARED._replace(samples=4), (32, 128, 4, 6), 128),
+        (SHARED._replace(samples=1, positions=1), (16, 128, 4, 6), 1),
+        (SHARED._replace(samples=5, positions=21), (16, 128, 4, 6), 7),
     ],
 )
 def test_tiles_follow_from_sizes(sizes, tile, programs):
