@@ -163,8 +163,8 @@ def bench_unshared_conv(compare, device, name, samples, rate, storage):
 
 @ON_A_GPU
 @pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8"])
-@pytest.mark.parametrize("rate", (0.05, 0.1, 0.3), ids=lambda rate: f"r{rate}")
-@pytest.mark.parametrize("samples", (16, 64, 256), ids=lambda samples: f"S{samples}")
+@pytest.mark.parametrize("rate", [0.05, 0.1, 0.3], ids=lambda rate: f"r{rate}")
+@pytest.mark.parametrize("samples", [16, 64, 256], ids=lambda samples: f"S{samples}")
 @pytest.mark.parametrize("name", ["128ch-32x32", "256ch-16x16", "512ch-8x8", "64ch-8x8"])
 @torch.no_grad()
 def bench_auto(compare, device, name, samples, rate, storage):
