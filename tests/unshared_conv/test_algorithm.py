@@ -3,6 +3,7 @@
 Triton's interpreter stands for a GPU (matrix_units.py); test_unshared_matmul.py tests the kernel.
 """
 
+import contextlib
 import copy
 import pickle
 import warnings
@@ -256,3 +257,30 @@ def test_no_device_but_a_gpu_has_matrix_units():
     assert unshared_matmul.capability_of(torch.device("cpu")) == (0, 0)
     if not torch.cuda.is_available():
         assert unshared_matmul.capability_of(torch.device("cuda")) == (0, 0)
+
+
+@WITHOUT_CARD
+def test_a_call_is_traced_whole_for_any_batch():
+    """The choice is made while tracing; the op is in the graph."""
+    weight = normal((2, 2, 1, 3, 3, 8, 6), 2)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append([node.target for node in graph.graph.nodes if node.op == "call_function"])
+        return graph
+
+    def call(spikes):
+        return rso.unshared_spike_conv(spikes, weight, algorithm="auto")
+
+    products = torch.ops.realspike.unshared_matmul
+    torch._dynamo.reset()
+    for card in (contextlib.nullcontext, a_card):
+        with card(), torch.no_grad():
+            compiled = torch.compile(call, fullgraph=True, dynamic=True, backend=backend)
+            for samples in (7, 9, 11):
+                spikes = binary((samples, 8, 4, 4), samples)
+                assert torch.equal(compiled(spikes), call(spikes))
+            assert len(graphs) == 1
+            is_product = [target in (products, products.default) for target in graphs.pop()]
+            assert any(is_product) == (card is a_card)
+        torch._dynamo.reset()
