@@ -125,7 +125,8 @@ def _passes_with(launches) -> Passes:
             return grad_current, sums, *grads, grad_v_init
         norm = norm_in_memory_order(x, channels_last, mean, inv_std, weight, bias, residual)
         neurons = neurons_in_memory_order(*tensors, v_init, neuron, shape, channels_last)
-        partials = allocate_partials(launches().partial_shape, grad_y, neurons.period, save, wanted)
+        shapes = functools.partial(launches().partial_shapes, norm)
+        partials = allocate_partials(shapes, grad_y, neurons, wanted, save)
         if grad_v_last is not None:
             grad_v_last = as_step(grad_v_last, channels_last)
         gradients = Gradients(grad_y, grad_v_last, grad_current, partials, grad_v_init)

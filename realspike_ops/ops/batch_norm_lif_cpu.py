@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from realspike_ops._native import DTYPES, extension, pointer
+from realspike_ops.ops import lif_cpu
 from realspike_ops.ops.batch_norm_lif_contract import Norm
 from realspike_ops.ops.lif_contract import Currents, Gradients, Neurons
 from realspike_ops.ops.lif_cpu import lif_params
-from realspike_ops.ops.lif_cpu import partial_shape as lif_partial_shape
 
 
 def _batch_norm(norm: Norm):
@@ -49,9 +49,9 @@ def launch_fwd(currents: Currents, norm: Norm, neurons: Neurons, y, v_last, save
     )  # fmt: skip
 
 
-def partial_shape(T, N, period, save, element_size) -> tuple[int, int]:
+def partial_shapes(norm: Norm, T, N, neurons: Neurons, *how) -> list[tuple[int, int]]:
     # A parameter of one value has its sum already.
-    return (1, 1) if period == 1 else lif_partial_shape(T, N, period, save, element_size)
+    return [(1, 1)] * 3 if neurons.period == 1 else lif_cpu.partial_shapes(T, N, neurons, *how)
 
 
 def launch_bwd(

@@ -89,18 +89,18 @@ def _fwd_fake(x, amplitude, decay, v_threshold, v_init, *form):
     return y, *or_empty(x, v_last, allocate_saved(x, Neuron(*neuron).ternary, save))
 
 
-def allocate_partials(partial_shape, grad_y, period, save, wanted) -> list[Tensor | None]:
+def allocate_partials(partial_shapes, grad_y, neurons, wanted, save) -> list[Tensor | None]:
     """Allocate the partial sums of the parameters whose gradient is `wanted`.
 
-    `partial_shape` is the device's; grad_y is dense [T, B, ...].
+    `partial_shapes` is the device's; grad_y is dense [T, B, ...].
     """
     if not any(wanted[:3]):
         return [None, None, None]
     T, N = grad_y.shape[0], grad_y.shape[1:].numel()
-    size = partial_shape(T, N, period, save, grad_y.element_size())
+    shapes = partial_shapes(T, N, neurons, wanted, save, grad_y.element_size())
     return [
-        torch.empty(size, dtype=torch.float32, device=grad_y.device) if want else None
-        for want in wanted[:3]
+        torch.empty(shape, dtype=torch.float32, device=grad_y.device) if want else None
+        for shape, want in zip(shapes, wanted, strict=False)
     ]
 
 
@@ -112,10 +112,10 @@ def sum_partials(partials, tensors, period, shape, channels_last) -> list[Tensor
     ]
 
 
-def backward_with(launch, partial_shape):
+def backward_with(launch, partial_shapes):
     """Make the backward pass of a device out of `launch`, its function of dense tensors.
 
-    `partial_shape` tells the shape of the partial sums that `launch` writes for a parameter. The
+    `partial_shapes` tells the shapes of the partial sums that `launch` writes. The
     pass returns the gradients of (x, amplitude, decay, v_threshold, v_init); a gradient that is not
     wanted is None.
     """
@@ -143,7 +143,7 @@ def backward_with(launch, partial_shape):
             )
             return grad_x, *grads, grad_v_init
         neurons = neurons_in_memory_order(*tensors, v_init, neuron, shape, channels_last)
-        partials = allocate_partials(partial_shape, grad_y, neurons.period, save, wanted)
+        partials = allocate_partials(partial_shapes, grad_y, neurons, wanted, save)
         if grad_v_last is not None:
             grad_v_last = as_step(grad_v_last, channels_last)
         gradients = Gradients(grad_y, grad_v_last, grad_x, partials, grad_v_init)
@@ -202,8 +202,8 @@ FORWARD: dict[str, Callable[..., Any]] = {
     "cuda": forward_with(on_cuda("launch_fwd")),
 }
 BACKWARD: dict[str, Callable[..., Any]] = {
-    "cpu": backward_with(lif_cpu.launch_bwd, lif_cpu.partial_shape),
-    "cuda": backward_with(on_cuda("launch_bwd"), on_cuda("partial_shape")),
+    "cpu": backward_with(lif_cpu.launch_bwd, lif_cpu.partial_shapes),
+    "cuda": backward_with(on_cuda("launch_bwd"), on_cuda("partial_shapes")),
 }
 for device in FORWARD:
     LIBRARY.impl("lif_fwd", _registered_fwd(FORWARD[device]), device.upper())

@@ -131,7 +131,7 @@ class Gradients(NamedTuple):
     y: Tensor  # [T, B, ...]; read
     v_last: Tensor | None  # [B, ...]; read
     x: Tensor  # [T, B, ...]
-    partials: list[Tensor | None]  # [chunks, row]: sums for amplitude, decay and v_threshold
+    partials: list[Tensor | None]  # of amplitude, decay and v_threshold (sum_to_parameter)
     v_init: Tensor | None  # [B, ...]
 
 

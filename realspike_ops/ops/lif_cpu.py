@@ -73,9 +73,9 @@ def launch_after_conv(conv, lif, packed, v_last) -> None:
     )
 
 
-def partial_shape(T, N, period, save, element_size) -> tuple[int, int]:
-    chunks, row, *_ = extension().lif_tiling(T, N, period)
-    return chunks, row
+def partial_shapes(T, N, neurons: Neurons, wanted, save, element_size) -> list[tuple[int, int]]:
+    chunks, row, *_ = extension().lif_tiling(T, N, neurons.period)
+    return [(chunks, row)] * 3
 
 
 def launch_bwd(currents: Currents, neurons: Neurons, saved, save: int, grads: Gradients) -> None:

@@ -1,38 +1,33 @@
 """Launches of the Triton LIF kernels on dense CUDA tensors.
 
-A network of small layers is as quick as the host launches them. So the options that follow from
-sizes and forms are looked up.
+A network of small layers is as quick as the host launches them. So a launch is a plan that is
+looked up by all that decides about it (`launch_plan`); what follows makes the plans.
 """
 
-import functools
 import struct
-from typing import NamedTuple
+from typing import Any
 
 import torch
 import triton
 
 from realspike_ops.kernels.lif import lif_bwd_kernel, lif_fwd_kernel
 from realspike_ops.kernels.lif_packed import lif_packed_fwd_kernel
-from realspike_ops.ops.lif_contract import (
-    BITS_INTERVAL,
-    POTENTIAL_INTERVAL,
-    SAVE_BITS,
-    SAVE_POTENTIALS,
-    Currents,
-    Gradients,
-    Neurons,
+from realspike_ops.ops.batch_norm_lif_contract import Norm
+from realspike_ops.ops.launch_plan import Launch, Plans
+from realspike_ops.ops.lif_contract import SAVE_BITS, Currents, Gradients, Neurons, PerNeuron
+from realspike_ops.ops.lif_tiling import (
+    FEW_PROGRAMS,
+    NUM_WARPS,
+    WIDE,
+    Folding,
+    Shape,
+    backward_shape,
+    forward_shape,
+    kind_of,
+    partial_shape_of,
 )
 
-NUM_WARPS = 4
-THREADS = 32 * NUM_WARPS
-# Enough programs to fill the largest card once; more neurons than that are walked row by row.
-PROGRAMS = 2048
-# With fewer programs, some multiprocessors of a large card have little or nothing to do.
-FEW_PROGRAMS = 256
-# From here on, the neurons of a sample and those of a tile are not counted in 32 bits.
-WIDE = 2**31 - 2**16
-
-looked_up = functools.lru_cache(maxsize=1024)
+_FORWARD, _BACKWARD, _PACKED = Plans(), Plans(), Plans()
 
 
 def check_rounds_separately(capability: tuple[int, int], version: str) -> None:
@@ -54,133 +49,189 @@ for _index in range(torch.cuda.device_count()):
     check_rounds_separately(torch.cuda.get_device_capability(_index), triton.__version__)
 
 
-class Tiling(NamedTuple):
-    """How the neurons are split; LifTiling in csrc/core/lif.h says what a row is."""
-
-    row: int
-    columns: int  # tiles side by side
-    rows_per_chunk: int
-    chunks: int
-
-
-@looked_up
-def tiling(N: int, period: int, block: int, programs: int) -> Tiling:
-    row = period * min(max(1, block // period), -(-N // period))
-    columns = -(-row // block)
-    rows = -(-N // row)
-    rows_per_chunk = max(1, rows * columns // programs)
-    return Tiling(row, columns, rows_per_chunk, -(-rows // rows_per_chunk))
-
-
-def neurons_per_thread(T, N, save, element_size, backward=False, sums=False) -> int:
-    """Return the neurons of a row that a thread owns; the numbers were the quickest on an H100.
-
-    A thread moves 16 bytes of x per timestep, and fewer where that takes too many registers. That
-    is so where it recomputes potentials. In half precision (8 neurons) it is also so where the
-    thread writes words of bits, or adds up the `sums` that are gradients of parameters. Where few
-    programs would run, a thread owns less. Each answer is compiled for itself, so that there are at
-    most two as N alone varies.
-    """
-    recompute = save == SAVE_POTENTIALS
-    neurons = 16 // element_size
-    if recompute or sums or (save == SAVE_BITS and not backward):
-        neurons = 4
-    if recompute and sums and element_size == 4 and T > BITS_INTERVAL:
-        neurons = 2
-    programs = N // (THREADS * neurons)
-    return 2 if programs < FEW_PROGRAMS else neurons
-
-
-@looked_up
-def options(T, N, save, element_size, backward=False, sums=False) -> dict:
-    """Return the constants and options of a launch that follow from its sizes."""
-    # The steps from one saved word (or potential) to the next are unrolled. Up to 4 steps save no
-    # potential.
-    steps = POTENTIAL_INTERVAL if save == SAVE_POTENTIALS and T > BITS_INTERVAL else BITS_INTERVAL
-    return {
-        "SAVE": save,
-        "CHUNK": steps,
-        "BLOCK": THREADS * neurons_per_thread(T, N, save, element_size, backward, sums),
-        "num_warps": NUM_WARPS,
-        "enable_fp_fusion": False,
-    }
-
-
-@looked_up
 def inverse(scale: float) -> float:
     """1 / scale, rounded once as float32 does it: a division in double rounds the same."""
     return 1.0 / struct.unpack("f", struct.pack("f", scale))[0]
 
 
-@looked_up
-def _form(neuron, wide, amplitude, decay, v_threshold, v_init) -> dict:
-    """Return the constants of both passes: the kind of the neuron, and which tensors it has."""
-    return {
-        "WIDE": wide,
-        "HAS_AMPLITUDE": amplitude,
-        "HAS_DECAY": decay,
-        "HAS_V_THRESHOLD": v_threshold,
-        "HAS_V_INIT": v_init,
-        "RESET": neuron.reset,
-        "TERNARY": neuron.ternary,
+NO_NORM = PerNeuron(None, 0.0, 1, 1)
+
+
+def channels_of(norm: Norm | None) -> PerNeuron:
+    """Return which of a norm's channels a neuron belongs to, as a parameter of the neurons."""
+    if norm is None:
+        return NO_NORM
+    return PerNeuron(norm.mean, 0.0, 1 if norm.channels_last else norm.pixels, norm.C)
+
+
+def period_of(neurons: Neurons, norm: Norm | None) -> int:
+    """Return after how many neurons parameters and channels repeat.
+
+    Both are multiples or divisors of each other: a sample, or the channels of a pixel.
+    """
+    channels = channels_of(norm)
+    return max(neurons.period, 1 if channels.size == 1 else channels.inner * channels.size)
+
+
+def _arguments(neurons: Neurons, norm: Norm | None, T: int, N: int, shape: Shape) -> dict[str, Any]:
+    """Return what both passes take: the kind of the neurons, their parameters, and the tiles."""
+    form, channels, tiles = neurons.form, channels_of(norm), shape.tiles
+    arguments: dict[str, Any] = {
+        "T": T,
+        "N": N,
+        "row": tiles.row,
+        "rows_per_chunk": tiles.rows_per_chunk,
+        "columns": tiles.columns,
+        "decay_value": form.decay,
+        "v_threshold_value": form.v_threshold,
+        "v_reset": form.v_reset,
+        "HAS_V_INIT": neurons.v_init is not None,
+        "RESET": form.reset,
+        "TERNARY": form.ternary,
+        "CHUNK": shape.steps,
+        "PREFETCH": shape.prefetch,
+        "BLOCK": shape.block,
     }
+    parameters = (channels, *neurons.parameters)
+    arguments["WIDE"] = N >= WIDE and any(p.inner * p.size >= WIDE for p in parameters)
+    for name, parameter in zip(
+        ("norm", "amplitude", "decay", "v_threshold"), parameters, strict=True
+    ):
+        arguments[f"{name}_inner"] = parameter.inner
+        arguments[f"{name}_size"] = parameter.size
+        arguments[name.upper()] = kind_of(parameter, tiles.row, shape.block)
+    return arguments
 
 
-def _form_constants(N: int, neurons: Neurons) -> dict:
+def _launch_of(shape: Shape, arguments: dict[str, Any]) -> Launch:
+    options = {"num_warps": shape.warps, "enable_fp_fusion": False}
+    return Launch(shape.tiles.columns * shape.tiles.chunks, arguments, options)
+
+
+def _key(neurons: Neurons, norm: Norm | None) -> tuple[object, ...]:
+    """Return what a launch depends on, of the neurons and the norm, but for their tensors."""
     a, d, v = neurons.parameters
-    wide = N >= WIDE and any(p.inner * p.size >= WIDE for p in neurons.parameters)
-    tensors = (a.values, d.values, v.values, neurons.v_init)
-    return _form(neurons.form, wide, *(tensor is not None for tensor in tensors))
+    sizes = (a.inner, a.size, d.inner, d.size, v.inner, v.size)
+    if norm is None:
+        return neurons.form, neurons.period, sizes
+    return neurons.form, neurons.period, sizes, norm.residual_stride_t, *norm[6:]
 
 
-def launch_fwd(currents: Currents, neurons: Neurons, y, v_last, saved, save: int) -> None:
-    (amplitude, decay, v_threshold), form = neurons.parameters, neurons.form
-    T, N = y.shape[0], y.shape[1:].numel()
-    constants = options(T, N, save, y.element_size())
-    tiles = tiling(N, neurons.period, constants["BLOCK"], PROGRAMS)
-    with torch.cuda.device_of(y):
-        lif_fwd_kernel[(tiles.columns * tiles.chunks,)](
-            currents.x, amplitude.values, decay.values, v_threshold.values, neurons.v_init,
-            y, v_last, saved,
-            T, N, currents.stride_t, tiles.row, tiles.rows_per_chunk, tiles.columns,
-            amplitude.inner, amplitude.size, decay.inner, decay.size,
-            v_threshold.inner, v_threshold.size,
-            form.decay, form.v_threshold, form.v_reset, form.surrogate_scale,
-            KEEP_STATE=v_last is not None, **_form_constants(N, neurons), **constants,
-        )  # fmt: skip
+def _norm_tensors(norm: Norm | None):
+    return (None,) * 5 if norm is None else (norm.residual, *norm[:4])
 
 
-def partial_shape(T, N, period, save, element_size) -> tuple[int, int]:
-    block = options(T, N, save, element_size, True, True)["BLOCK"]
-    tiles = tiling(N, period, block, PROGRAMS)
-    return tiles.chunks, tiles.row
+def launch_fwd(
+    currents: Currents, neurons: Neurons, y, v_last, saved, save: int, norm: Norm | None = None
+) -> None:
+    (amplitude, decay, v_threshold), stride_t = neurons.parameters, currents.stride_t
+    shape = y.shape
+    residual_stride_t = 0 if norm is None else norm.residual_stride_t
+
+    def plan() -> Launch:
+        T, N = shape[0], shape[1:].numel()
+        tiles = forward_shape(T, N, period_of(neurons, norm), save, y.element_size())
+        return _launch_of(
+            tiles,
+            {
+                **_arguments(neurons, norm, T, N, tiles),
+                "x_stride_t": stride_t,
+                "residual_stride_t": residual_stride_t,
+                "width": neurons.form.surrogate_scale,
+                "KEEP_STATE": v_last is not None,
+                "SAVE": save,
+            },
+        )
+
+    _FORWARD.launch(
+        lif_fwd_kernel,
+        y.get_device(),
+        (
+            currents.x, *_norm_tensors(norm), amplitude.values, decay.values, v_threshold.values,
+            neurons.v_init, y, v_last, saved,
+        ),
+        (shape, stride_t, save, *_key(neurons, norm)),
+        plan,
+    )  # fmt: skip
 
 
-def launch_bwd(currents: Currents, neurons: Neurons, saved, save: int, grads: Gradients) -> None:
-    (amplitude, decay, v_threshold), form = neurons.parameters, neurons.form
+def _backward_shape(
+    T, N, neurons: Neurons, wanted, save, element_size, norm: Norm | None = None
+) -> Shape:
+    summed = [p for p, want in zip(neurons.parameters, wanted, strict=False) if want]
+    is_per_column = any(p.inner == 1 and p.size == neurons.period > 1 for p in summed)
+    sums = norm is not None or bool(summed)
+    return backward_shape(T, N, period_of(neurons, norm), save, element_size, sums, is_per_column)
+
+
+def partial_shapes(
+    T, N, neurons: Neurons, wanted, save, element_size, norm: Norm | None = None
+) -> list[tuple[int, ...]]:
+    shape = _backward_shape(T, N, neurons, wanted, save, element_size, norm)
+    return [
+        partial_shape_of(p, neurons.period, shape.tiles, shape.block) for p in neurons.parameters
+    ]
+
+
+def norm_partial_shape(neurons: Neurons, norm: Norm, grads: Gradients, save: int):
+    """Return the shape of a norm's partial sums, [pieces, C, runs]."""
     T, N = grads.x.shape[0], grads.x.shape[1:].numel()
     wanted = [partial is not None for partial in grads.partials]
-    constants = options(T, N, save, grads.x.element_size(), True, any(wanted))
-    tiles = tiling(N, neurons.period, constants["BLOCK"], PROGRAMS)
-    scale = form.surrogate_scale
-    with torch.cuda.device_of(grads.y):
-        lif_bwd_kernel[(tiles.columns * tiles.chunks,)](
-            grads.y, grads.v_last, currents.x,
+    shape = _backward_shape(T, N, neurons, wanted, save, grads.x.element_size(), norm)
+    return partial_shape_of(channels_of(norm), 0, shape.tiles, shape.block)
+
+
+def launch_bwd(
+    currents: Currents, neurons: Neurons, saved, save: int, grads: Gradients,
+    norm: Norm | None = None, sums=(None, None),
+) -> None:  # fmt: skip
+    """Launch the backward pass; `sums` are the partial sums of a norm."""
+    (amplitude, decay, v_threshold), stride_t = neurons.parameters, currents.stride_t
+    grad_x = grads.x
+    shape, partials = grad_x.shape, grads.partials
+    residual, *norm_tensors = _norm_tensors(norm)
+    # Bits say all that is asked about the current.
+    residual = None if save == SAVE_BITS else residual
+    residual_stride_t = 0 if norm is None else norm.residual_stride_t
+
+    def plan() -> Launch:
+        T, N = shape[0], shape[1:].numel()
+        wanted = [partial is not None for partial in partials]
+        element_size, form = grad_x.element_size(), neurons.form
+        tiles = _backward_shape(T, N, neurons, wanted, save, element_size, norm)
+        arguments = {
+            **_arguments(neurons, norm, T, N, tiles),
+            "x_stride_t": stride_t,
+            "residual_stride_t": residual_stride_t,
+            "scale_of_surrogate": form.surrogate_scale,
+            "inverse_scale": inverse(form.surrogate_scale),
+            "HAS_GRAD_V_LAST": grads.v_last is not None,
+            "WANT_V_INIT": grads.v_init is not None,
+            "DETACH_RESET": form.detach_reset,
+            "SURROGATE": form.surrogate,
+            "SAVE": save,
+        }
+        summed = (*neurons.parameters, channels_of(norm))
+        names = ("AMPLITUDE", "DECAY", "V_THRESHOLD", "NORM")
+        for name, parameter, want in zip(names, summed, (*wanted, norm), strict=True):
+            folding = Folding.of(parameter, tiles.block)
+            arguments[f"{name}_RUN"] = folding.run if want else 0
+            arguments[f"{name}_KEEP"] = folding.keep if want else 0
+        return _launch_of(tiles, arguments)
+
+    _BACKWARD.launch(
+        lif_bwd_kernel,
+        grad_x.get_device(),
+        (
+            grads.y, grads.v_last, currents.x, residual, *norm_tensors,
             amplitude.values, decay.values, v_threshold.values, neurons.v_init, saved,
-            grads.x, *grads.partials, grads.v_init,
-            T, N, currents.stride_t, tiles.row, tiles.rows_per_chunk, tiles.columns,
-            amplitude.inner, amplitude.size, decay.inner, decay.size,
-            v_threshold.inner, v_threshold.size,
-            form.decay, form.v_threshold, form.v_reset, scale, inverse(scale),
-            HAS_GRAD_V_LAST=grads.v_last is not None,
-            WANT_AMPLITUDE=wanted[0], WANT_DECAY=wanted[1], WANT_V_THRESHOLD=wanted[2],
-            WANT_V_INIT=grads.v_init is not None,
-            DETACH_RESET=form.detach_reset, SURROGATE=form.surrogate,
-            **_form_constants(N, neurons), **constants,
-        )  # fmt: skip
+            grad_x, *partials, grads.v_init, *sums,
+        ),
+        (shape, stride_t, save, *_key(neurons, norm)),
+        plan,
+    )  # fmt: skip
 
 
-@looked_up
 def packed_options(pixels: int, words: int, channels_last: bool) -> dict:
     """Return the options of a launch on `pixels` of `words`; they were the quickest on an H100.
 
@@ -195,22 +246,47 @@ def packed_options(pixels: int, words: int, channels_last: bool) -> dict:
 
 
 def launch_packed(currents: Currents, neurons: Neurons, packed, v_last, channels_last) -> None:
-    x, form = currents.x, neurons.form
-    T, B, C = x.shape[:3]
-    P, words = x.shape[3:].numel(), packed.shape[-1]
-    stride_c, stride_p = (1, C) if channels_last else (P, 1)
+    x, form, stride_t = currents.x, neurons.form, currents.stride_t
     _, decay, v_threshold = neurons.parameters
-    constants = packed_options(B * P, words, channels_last)
-    with torch.cuda.device_of(x):
-        lif_packed_fwd_kernel[(B * -(-P // constants["PIXELS"]) * words,)](
-            x, decay.values, v_threshold.values, neurons.v_init, packed, v_last,
-            T, B * C * P, currents.stride_t, C, P, words, stride_c, stride_p,
-            decay.inner, decay.size, v_threshold.inner, v_threshold.size,
-            form.decay, form.v_threshold, form.v_reset,
-            HAS_DECAY=decay.values is not None,
-            HAS_V_THRESHOLD=v_threshold.values is not None,
-            HAS_V_INIT=neurons.v_init is not None,
-            KEEP_STATE=v_last is not None,
-            RESET=form.reset, TERNARY=form.ternary,
-            **constants,
-        )  # fmt: skip
+    assert x is not None
+    shape = x.shape
+
+    def plan() -> Launch:
+        T, B, C = shape[:3]
+        P, words = shape[3:].numel(), packed.shape[-1]
+        options = packed_options(B * P, words, channels_last)
+        pixels = options.pop("PIXELS")
+        stride_c, stride_p = (1, C) if channels_last else (P, 1)
+        arguments = {
+            "T": T,
+            "N": B * C * P,
+            "x_stride_t": stride_t,
+            "C": C,
+            "P": P,
+            "words": words,
+            "stride_c": stride_c,
+            "stride_p": stride_p,
+            "decay_inner": decay.inner,
+            "decay_size": decay.size,
+            "v_threshold_inner": v_threshold.inner,
+            "v_threshold_size": v_threshold.size,
+            "decay_value": form.decay,
+            "v_threshold_value": form.v_threshold,
+            "v_reset": form.v_reset,
+            "HAS_DECAY": decay.values is not None,
+            "HAS_V_THRESHOLD": v_threshold.values is not None,
+            "HAS_V_INIT": neurons.v_init is not None,
+            "KEEP_STATE": v_last is not None,
+            "RESET": form.reset,
+            "TERNARY": form.ternary,
+            "PIXELS": pixels,
+        }
+        return Launch(B * -(-P // pixels) * words, arguments, options)
+
+    _PACKED.launch(
+        lif_packed_fwd_kernel,
+        x.get_device(),
+        (x, decay.values, v_threshold.values, neurons.v_init, packed, v_last),
+        (shape, stride_t, channels_last, *_key(neurons, None)),
+        plan,
+    )

@@ -25,13 +25,19 @@ def sum_in_one_order(x: Tensor, dims: list[int]) -> Tensor:
 
 
 def sum_to_parameter(
-    partial: Tensor,  # [chunks, row]; a row holds the sums of a multiple of `period` columns
+    partial: Tensor,  # [chunks, row], a row a multiple of `period` columns; or [pieces, size, runs]
     period: int,
     parameter: Tensor,
     shape: tuple[int, ...],  # of one sample: [...]
     channels_last: bool,
 ) -> Tensor:
-    """Add up a kernel's partial sums to a parameter's gradient: one sum, in a fixed order."""
+    """Add up a kernel's partial sums to a parameter's gradient: one sum, in a fixed order.
+
+    A kernel that knows which columns share a value of the parameter has added them up to runs, in
+    the order of its `size` values. Else it leaves one sum for each column.
+    """
+    if partial.dim() == 3:
+        return sum_in_one_order(partial, [0, 2]).reshape(parameter.shape)
     if period == 1:
         return sum_in_one_order(partial.flatten(), [0]).reshape(parameter.shape)
     features = len(shape)
@@ -44,4 +50,6 @@ def sum_to_parameter(
         partial = partial.view(-1, H, W, C).permute(0, 3, 1, 2)
     else:
         partial = partial.view(-1, *shape)
+    if dims == [0] and partial.shape[0] == 1:
+        return partial.reshape(parameter.shape)
     return sum_in_one_order(partial, dims).reshape(parameter.shape)

@@ -12,7 +12,7 @@ import torch
 from helpers import generator, grid, normal
 
 from realspike_ops.ops import lif as lif_op
-from realspike_ops.ops import lif_contract, lif_cpu, lif_cuda, lif_packed
+from realspike_ops.ops import lif_contract, lif_cpu, lif_cuda, lif_packed, lif_tiling
 from realspike_ops.ops.lif_contract import Neuron
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -20,10 +20,10 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
 
 cpu_fwd = lif_op.forward_with(lif_cpu.launch_fwd)
-cpu_bwd = lif_op.backward_with(lif_cpu.launch_bwd, lif_cpu.partial_shape)
+cpu_bwd = lif_op.backward_with(lif_cpu.launch_bwd, lif_cpu.partial_shapes)
 cpu_packed = lif_packed._packed_with(lif_cpu.launch_packed)
 triton_fwd = lif_op.forward_with(lif_cuda.launch_fwd)
-triton_bwd = lif_op.backward_with(lif_cuda.launch_bwd, lif_cuda.partial_shape)
+triton_bwd = lif_op.backward_with(lif_cuda.launch_bwd, lif_cuda.partial_shapes)
 triton_packed = lif_packed._packed_with(lif_cuda.launch_packed)
 
 PAPERS = Neuron(0.25, 0.5, 0.0, "hard", True, False, "rectangular", 1.0)
@@ -56,6 +56,7 @@ LAYOUTS = {
     "channels_last-element": (torch.float32, True, "element", "none", "element", False, False),
     "learn-layer": (torch.float32, False, "none", "layer", "layer", True, True),
     "learn-channel": (torch.float32, True, "channel", "channel", "channel", True, True),
+    "contiguous-channel": (torch.float32, False, "channel", "channel", "channel", True, False),
     "learn-element": (torch.float32, False, "layer", "element", "channel", True, False),
     "float16-channel": (torch.float16, True, "channel", "channel", "none", True, True),
     "bfloat16-channel": (torch.bfloat16, False, "channel", "none", "channel", False, False),
@@ -156,39 +157,132 @@ def test_every_layout_equals_cpu(layout, neuron):
 @pytest.mark.parametrize("neuron", ["bits-ternary", "attached"])
 def test_rows_of_a_tile_are_walked(neuron, shape, monkeypatch):
     """More neurons than programs: a program adds up its rows, of which the last may be short."""
-    monkeypatch.setattr(lif_cuda, "PROGRAMS", 3)
+    monkeypatch.setattr(lif_tiling, "PROGRAMS", 3)
+    monkeypatch.setattr(lif_tiling, "FEW_PROGRAMS", 1)
     monkeypatch.setitem(SIZES, "element", shape[1:])
     for layout in ("learn-channel", "learn-element", "amplitude-element"):
         compare(NEURONS[neuron], layout, 3, shape)
-    tiles = lif_cuda.tiling(torch.Size(shape).numel(), torch.Size(shape[1:]).numel(), 256, 3)
+    tiles = lif_tiling.tiling(torch.Size(shape).numel(), torch.Size(shape[1:]).numel(), 256, 3)
     assert tiles.rows_per_chunk > 1
 
 
-# (T, N, save, element_size, backward, sums): (CHUNK, neurons of a thread)
+@pytest.mark.parametrize(("layout", "T"), [("amplitude-layer", 6), ("learn-channel", 3)])
+def test_next_chunks_and_rows_are_loaded_ahead(layout, T, monkeypatch):
+    monkeypatch.setattr(lif_tiling, "PROGRAMS", 2)
+    compare(NEURONS["bits"], layout, T, (25, 3, 5, 7))
+
+
 MANY = 2**20
-CHOSEN = {
-    (16, MANY, lif_contract.SAVE_NOTHING, 4): (4, 4),
-    (16, MANY, lif_contract.SAVE_NOTHING, 2): (4, 8),
-    (16, MANY, lif_contract.SAVE_BITS, 4): (4, 4),
-    (16, MANY, lif_contract.SAVE_BITS, 2): (4, 4),
-    (16, MANY, lif_contract.SAVE_BITS, 2, True): (4, 8),
-    (16, MANY, lif_contract.SAVE_BITS, 2, True, True): (4, 4),
-    # Up to 4 timesteps no potential is kept, and from the ninth on one every 8.
-    (4, MANY, lif_contract.SAVE_POTENTIALS, 4, True, True): (4, 4),
-    (5, MANY, lif_contract.SAVE_POTENTIALS, 4, True, True): (8, 2),
-    (5, MANY, lif_contract.SAVE_POTENTIALS, 4, True): (8, 4),
-    (16, MANY, lif_contract.SAVE_POTENTIALS, 2, True, True): (8, 4),
+SAVE_NOTHING, SAVE_BITS, SAVE_POTENTIALS = 0, 1, 2
+# (T, N, period, save, element size): steps of a chunk, neurons of a thread, whether a chunk is
+# loaded ahead
+FORWARD = {
+    (16, MANY, 1, SAVE_NOTHING, 4): (4, 4, False),
+    (16, MANY, 1, SAVE_NOTHING, 2): (4, 8, False),
+    (16, MANY, 1, SAVE_BITS, 4): (4, 4, False),
+    (16, MANY, 1, SAVE_BITS, 2): (4, 4, False),
+    (16, MANY, 1, SAVE_POTENTIALS, 4): (8, 4, False),
     # 256 programs of 128 threads with 4 neurons each.
-    (16, 2**17, lif_contract.SAVE_BITS, 4): (4, 4),
-    (16, 2**17 - 1, lif_contract.SAVE_BITS, 4): (4, 2),
-    (4, 1, lif_contract.SAVE_NOTHING, 2): (4, 2),
+    (16, 2**17, 1, SAVE_BITS, 4): (4, 4, False),
+    (16, 2**17 - 1, 1, SAVE_BITS, 4): (4, 2, True),
+    (4, 1, 1, SAVE_NOTHING, 2): (4, 2, True),
+}
+# Behind them: whether there are sums, and whether they are of one column each.
+BACKWARD = {
+    (16, MANY, 1, SAVE_BITS, 4, False, False): (4, 4, False),
+    (16, MANY, 1, SAVE_BITS, 2, False, False): (4, 8, False),
+    (16, MANY, 1, SAVE_BITS, 2, True, False): (4, 4, False),
+    # Up to 4 timesteps no potential is kept, and from the ninth on one every 8.
+    (4, MANY, 1, SAVE_POTENTIALS, 4, True, False): (4, 4, False),
+    (5, MANY, 1, SAVE_POTENTIALS, 4, True, False): (8, 2, False),
+    (5, MANY, 1, SAVE_POTENTIALS, 4, False, False): (8, 2, False),
+    (16, MANY, 1, SAVE_POTENTIALS, 2, True, False): (8, 4, False),
+    # Sums of a column: few columns a program, unless there are many of them.
+    (16, MANY, 2**16, SAVE_BITS, 4, True, True): (4, 2, True),
+    (16, MANY, 2**18, SAVE_BITS, 4, True, True): (4, 4, False),
+    # 8 steps of x and the gradient are loads enough.
+    (16, MANY, 2**16, SAVE_POTENTIALS, 4, True, True): (8, 2, False),
+    (4, MANY, 2**16, SAVE_POTENTIALS, 4, True, True): (4, 2, True),
+    (16, 64, 1, SAVE_POTENTIALS, 4, False, False): (8, 2, False),
 }
 
 
-@pytest.mark.parametrize("sizes", CHOSEN, ids=str)
-def test_options_follow_from_sizes(sizes):
-    chosen = lif_cuda.options(*sizes)
-    assert (chosen["CHUNK"], chosen["BLOCK"] / 128, chosen["num_warps"]) == (*CHOSEN[sizes], 4)
+@pytest.mark.parametrize("sizes", FORWARD, ids=str)
+def test_forward_shape_follows_from_sizes(sizes):
+    chosen = lif_tiling.forward_shape(*sizes)
+    neurons = chosen.block // (32 * chosen.warps)
+    assert (chosen.steps, neurons, chosen.prefetch) == FORWARD[sizes]
+
+
+@pytest.mark.parametrize("sizes", BACKWARD, ids=str)
+def test_backward_shape_follows_from_sizes(sizes):
+    chosen = lif_tiling.backward_shape(*sizes)
+    neurons = chosen.block // (32 * chosen.warps)
+    assert (chosen.steps, neurons, chosen.prefetch) == BACKWARD[sizes]
+
+
+@pytest.mark.parametrize(
+    ("N", "period", "columns", "chunks"),
+    [
+        (16 * 2**16, 2**16, 512, 1),  # 512 programs of 128 columns walk all 16 samples
+        (16 * 2**18, 2**18, 512, 1),  # 512 columns each
+        (128 * 2**14, 2**14, 128, 4),  # 128 programs would leave a card idle
+        (3 * 2**14, 2**14, 128, 3),
+    ],
+)
+def test_programs_walk_all_rows_of_a_column(N, period, columns, chunks):
+    tiles = lif_tiling.backward_shape(4, N, period, SAVE_BITS, 4, True, True).tiles
+    assert (tiles.row, tiles.columns, tiles.chunks) == (period, columns, chunks)
+
+
+# (inner, size, columns of a tile): (run, sums that a tile keeps, groups)
+FOLDINGS = {
+    (1, 1, 512): (512, 1, 1),  # one value
+    (1024, 16, 512): (512, 1, 1),  # a tile in one channel
+    (64, 16, 512): (64, 8, 1),  # eight channels in a tile
+    (49, 16, 512): (1, 512, 1),  # channels that end anywhere
+    (196, 16, 512): (4, 128, 1),
+    (1, 64, 512): (1, 64, 8),  # channels_last
+    (1, 48, 512): (1, 512, 1),
+    (16, 4, 512): (16, 4, 8),  # a tile of eight samples
+    (1, 4096, 512): (1, 512, 1),  # a value for each column
+}
+
+
+@pytest.mark.parametrize("sizes", FOLDINGS, ids=str)
+def test_columns_that_share_a_value_are_folded(sizes):
+    inner, size, block = sizes
+    parameter = lif_contract.PerNeuron(torch.empty(0), 0.0, inner, size)
+    assert lif_tiling.Folding.of(parameter, block) == FOLDINGS[sizes]
+
+
+@pytest.mark.parametrize(
+    ("inner", "size", "row", "kind"),
+    [
+        (1, 1, 4096, "tile"),
+        (1024, 4, 4096, "tile"),
+        (256, 16, 4096, "gather"),
+        (1, 4096, 4096, "dense"),
+        (1, 16, 4096, "gather"),
+        (1, 64, 512, "gather"),
+    ],
+)
+def test_a_parameter_is_loaded_as_it_lies(inner, size, row, kind):
+    parameter = lif_contract.PerNeuron(torch.empty(0), 0.0, inner, size)
+    assert lif_tiling.kind_of(parameter, row, 512) == kind
+    assert lif_tiling.kind_of(parameter._replace(values=None), row, 512) == "none"
+
+
+SUMMED = ["amplitude-layer", "amplitude-element", "channels_last-element", "contiguous-channel"]
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 4, 16), (1, 2, 16, 32), (5, 16, 4, 4)], ids=str)
+def test_sums_of_every_folding_equal_cpu(shape, monkeypatch):
+    """Tiles in one channel, of several channels, of several samples."""
+    monkeypatch.setitem(SIZES, "element", shape[1:])
+    monkeypatch.setitem(SIZES, "channel", (shape[1], 1, 1))
+    for layout in (*SUMMED, "float16-channel"):
+        compare(NEURONS["bits"], layout, 2, shape)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Compile LIF kernels for the compute capability argv[1], without a card, into the folder argv[2].
 
 A process of its own (triton_launches.py). Writes the cubins that the launches of the forms argv[3:]
-(default: all) would compile, named <kernel>-<form>.cubin.
+(default: all without a batch norm) would compile, named <kernel>-<form>.cubin.
 """
 
 import sys
@@ -32,6 +32,15 @@ FORMS = {
     "learnable-ternary-soft": (TERNARY._replace(reset="soft", detach_reset=False), LEARNABLE),
     "learnable-delayed": (ATTACHED._replace(reset="soft_delayed"), LEARNABLE),
     "learnable-none": (PAPERS._replace(reset="none"), LEARNABLE),
+    "norm-bits": (PAPERS, {"norm": True, "residual": True}),
+    "norm-potentials": (ATTACHED, {"norm": True, "residual": True}),
+    "norm-element-bits-bfloat16-channels_last": (
+        PAPERS,
+        {
+            **{"norm": True, "residual": True, "amplitude": ELEMENT},
+            **{"dtype": torch.bfloat16, "channels_last": True},
+        },
+    ),
     "packed": (PAPERS, {"packed": True}),
     "packed-channels_last": (PAPERS, {"packed": True, "channels_last": True, "state": True}),
     "packed-ternary-bfloat16": (
@@ -43,7 +52,7 @@ FORMS = {
 
 def main():
     arch, folder = int(sys.argv[1]), Path(sys.argv[2])
-    for form in sys.argv[3:] or FORMS:
+    for form in sys.argv[3:] or (form for form in FORMS if not form.startswith("norm")):
         neuron, how = FORMS[form]
         for launch in launches_of(16, MANY, neuron, **how):
             name = f"{launch.kernel.fn.__name__}-{form}.cubin"

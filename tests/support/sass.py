@@ -158,6 +158,16 @@ def read_resources(cubin: Path) -> dict[str, dict[str, int]]:
     }
 
 
+def loads_before_stores(code: list[Instruction]) -> tuple[int, int]:
+    """Returns how many loads from global memory come before the first store to it, and behind it.
+
+    In the order of the code, in which a loop that is not unrolled stands once.
+    """
+    opcodes = [instruction.opcode.split(".")[0] for instruction in code]
+    first = opcodes.index("STG")
+    return opcodes[:first].count("LDG"), opcodes[first:].count("LDG")
+
+
 def successors(code: list[Instruction]) -> list[list[int]]:
     """Returns, for every instruction, which ones may follow.
 

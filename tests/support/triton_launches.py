@@ -12,13 +12,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel, compile, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
+from realspike_ops.ops import batch_norm_lif_cuda, lif_contract, lif_cuda
 from realspike_ops.ops import lif as lif_op
-from realspike_ops.ops import lif_contract, lif_cuda
+from realspike_ops.ops.batch_norm_lif import _passes_with
 from realspike_ops.ops.lif_packed import _packed_with
 
 forward = lif_op.forward_with(lif_cuda.launch_fwd)
-backward = lif_op.backward_with(lif_cuda.launch_bwd, lif_cuda.partial_shape)
+backward = lif_op.backward_with(lif_cuda.launch_bwd, lif_cuda.partial_shapes)
 packed_forward = _packed_with(lif_cuda.launch_packed)
+norm_passes = _passes_with(lambda: batch_norm_lif_cuda)
 
 
 @dataclass
@@ -57,6 +59,10 @@ class Recorder:
     kernel: JITFunction
     launches: list[Launch] = field(default_factory=list)
 
+    @property
+    def arg_names(self):
+        return self.kernel.arg_names
+
     def __getitem__(self, grid):
         assert len(grid) == 1
         assert 0 < grid[0] < 2**31
@@ -64,6 +70,10 @@ class Recorder:
 
 
 LIF_KERNELS = ("lif_fwd_kernel", "lif_bwd_kernel", "lif_packed_fwd_kernel")
+NORM_KERNELS = (
+    *("batch_norm_moments_kernel", "batch_norm_combine_kernel"),
+    *("batch_norm_statistics_kernel", "batch_norm_bwd_kernel"),
+)
 
 
 @contextmanager
@@ -95,6 +105,8 @@ def launches_of(
     state: bool = False,
     inference: bool = False,
     packed: bool = False,
+    norm: bool = False,  # a batch norm before the neurons
+    residual: bool = False,
 ) -> list[Launch]:
     """The launches of a forward pass and, unless in inference, of its backward pass."""
     x = torch.empty((T, *shape), dtype=dtype)
@@ -113,10 +125,27 @@ def launches_of(
         if inference
         else lif_contract.what_to_save(neuron, *parameters[1:])
     )
-    with recorded(lif_cuda, *LIF_KERNELS) as launches, torch.no_grad():
+    with (
+        recorded(lif_cuda, *LIF_KERNELS) as launches,
+        recorded(batch_norm_lif_cuda, *NORM_KERNELS) as norm_launches,
+        torch.no_grad(),
+    ):
         if packed:
             packed_forward(x, *parameters[1:], v_init, neuron, state)
             return launches
+        if norm:
+            others = torch.empty_like(x) if residual else None
+            channels = [torch.empty(shape[1]) for _ in range(4)]
+            moments = norm_passes.moments(x)
+            norm_passes.statistics(moments, *channels[:2], 0.1, 1e-5)
+            inputs = (x, others, *channels, *parameters, v_init)
+            _, _, saved = norm_passes.fwd(*inputs, neuron, save, state)
+            wanted = [amplitude is not None, False, False, state]
+            grad = torch.empty_like(x)
+            norm_passes.bwd(grad, v_init, *inputs, saved, wanted, neuron, save)
+            sums = torch.empty(2, shape[1], dtype=torch.float64)
+            norm_passes.norm_bwd(grad, x, *channels[:3], sums, moments[-1:])
+            return launches + norm_launches
         _, _, saved = forward(x, *parameters, v_init, neuron, save, state)
         if inference:
             return launches

@@ -4,7 +4,17 @@ A bug reads and writes nothing outside its tensors, so that a test fails and no 
 those that do are for test_cpu_sanitizers.py, which runs the kernels in processes of their own.
 """
 
-from planted import app, convert, export, lif, ops, reparam, unshared_conv, unshared_matmul
+from planted import (
+    app,
+    batch_norm_lif,
+    convert,
+    export,
+    lif,
+    ops,
+    reparam,
+    unshared_conv,
+    unshared_matmul,
+)
 
-MODULES = (lif, unshared_conv, unshared_matmul, ops, reparam, export, app, convert)
+MODULES = (lif, batch_norm_lif, unshared_conv, unshared_matmul, ops, reparam, export, app, convert)
 BUGS = [bug for module in MODULES for bug in module.BUGS]

@@ -1,0 +1,155 @@
+"""Launches of the Triton kernels of batch norm and LIF neurons on dense CUDA tensors."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from realspike_ops.kernels.batch_norm_lif import (
+    batch_norm_bwd_kernel,
+    batch_norm_combine_kernel,
+    batch_norm_moments_kernel,
+    batch_norm_statistics_kernel,
+)
+from realspike_ops.ops import lif_cuda
+from realspike_ops.ops.batch_norm_lif_contract import Norm
+from realspike_ops.ops.launch_plan import Launch, Plans
+from realspike_ops.ops.lif_contract import Currents, Gradients, Neurons, PerNeuron
+from realspike_ops.ops.lif_tiling import (
+    PROGRAMS,
+    THREADS,
+    WIDE,
+    Folding,
+    kind_of,
+    runs_of,
+    tiling,
+)
+
+# Programs that a channel is summed over: enough to fill a card with four each, and few enough that
+# their partial sums are read in no time.
+MOMENT_PROGRAMS = 1024
+MOMENT_CHUNK, GRADIENT_CHUNK = 8, 4
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
+
+_MOMENTS, _COMBINE, _STATISTICS, _NORM_BWD = Plans(), Plans(), Plans(), Plans()
+
+
+def _tiles_of(size: int, channels: PerNeuron, element_size: int, programs: int):
+    """Return the tiles of `size` values, and how wide one is: a thread moves 16 bytes of a row."""
+    block = THREADS * 16 // element_size
+    period = 1 if channels.size == 1 else channels.inner * channels.size
+    return tiling(size, period, block, programs), block
+
+
+def launch_moments(x: Tensor, stride_t: int, channels_last: bool) -> Tensor:  # float64 [2 * C + 1]
+    T, _, C = x.shape[:3]
+    # Equal timesteps have the moments of one.
+    copies = T if stride_t == 0 else 1
+    pixels, size = x.shape[3:].numel(), x.numel() // copies
+    channels = PerNeuron(x, 0.0, 1 if channels_last else pixels, C)
+    tiles, block = _tiles_of(size, channels, x.element_size(), MOMENT_PROGRAMS)
+    folding = Folding.of(channels, block)
+    runs = runs_of(channels, folding)
+    partial = x.new_empty((3, tiles.chunks * folding.width(tiles)), dtype=torch.float64)
+    moments = x.new_empty(2 * C + 1, dtype=torch.float64)
+    device, key = x.get_device(), (size, C, copies, channels.inner)
+
+    def walk() -> Launch:
+        arguments = {
+            "size": size,
+            "row": tiles.row,
+            "rows_per_chunk": tiles.rows_per_chunk,
+            "columns": tiles.columns,
+            "chunks": tiles.chunks,
+            "CHUNK": MOMENT_CHUNK,
+            "RUN": folding.run,
+            "KEEP": folding.keep,
+            "BLOCK": block,
+        }
+        return Launch(tiles.columns * tiles.chunks, arguments, OPTIONS)
+
+    def combine() -> Launch:
+        pieces = partial.shape[1] // (C * runs)
+        arguments = {"C": C, "pieces": pieces, "runs": runs, "copies": copies, "BLOCK": 256}
+        return Launch(C, arguments, OPTIONS)
+
+    _MOMENTS.launch(batch_norm_moments_kernel, device, (x, partial), key, walk)
+    _COMBINE.launch(batch_norm_combine_kernel, device, (partial, moments), key, combine)
+    return moments
+
+
+def launch_statistics(
+    moments: Tensor, running_mean, running_var, momentum: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    C = moments.shape[0] // 2
+    mean = moments.new_empty(C, dtype=torch.float32)
+    inv_std = moments.new_empty(C, dtype=torch.float32)
+
+    def plan() -> Launch:
+        arguments = {"momentum": momentum, "eps": eps, "C": C, "BLOCK": 128}
+        return Launch(-(-C // 128), arguments, OPTIONS)
+
+    _STATISTICS.launch(
+        batch_norm_statistics_kernel,
+        moments.get_device(),
+        (moments, mean, inv_std, running_mean, running_var),
+        (C, momentum, eps),
+        plan,
+    )
+    return mean, inv_std
+
+
+def launch_fwd(currents: Currents, norm: Norm, neurons: Neurons, y, v_last, saved, save) -> None:
+    lif_cuda.launch_fwd(currents, neurons, y, v_last, saved, save, norm)
+
+
+def partial_shapes(norm: Norm, T, N, neurons: Neurons, wanted, save, element_size):
+    return lif_cuda.partial_shapes(T, N, neurons, wanted, save, element_size, norm)
+
+
+def launch_bwd(
+    currents: Currents, norm: Norm, neurons: Neurons, saved, save: int, grads: Gradients, sums
+) -> None:
+    grad_x = grads.x
+    shape = lif_cuda.norm_partial_shape(neurons, norm, grads, save)
+    partial = torch.empty((2, *shape), dtype=torch.float32, device=grad_x.device)
+    lif_cuda.launch_bwd(currents, neurons, saved, save, grads, norm, partial.unbind())
+    torch.sum(partial, (1, 3), dtype=torch.float64, out=sums)
+
+
+def launch_norm_bwd(
+    grad_current: Tensor, x: Tensor, stride_t: int, norm: Norm, sums: Tensor, count, grad_x: Tensor
+) -> None:
+    channels = lif_cuda.channels_of(norm)
+    if count is None:
+        x, sums = None, None  # type: ignore[assignment]
+    # Timesteps that are different memory are rows as all others.
+    T = grad_x.shape[0] if stride_t == 0 else 1
+    size = math.prod(grad_x.shape) // T
+    if sums is not None:
+        sums = sums.contiguous()
+
+    def plan() -> Launch:
+        tiles, block = _tiles_of(size, channels, grad_x.element_size(), PROGRAMS)
+        arguments = {
+            "T": T,
+            "size": size,
+            "row": tiles.row,
+            "rows_per_chunk": tiles.rows_per_chunk,
+            "columns": tiles.columns,
+            "norm_inner": channels.inner,
+            "norm_size": channels.size,
+            "WIDE": channels.inner * channels.size >= WIDE,
+            "NORM": kind_of(channels, tiles.row, block),
+            "CHUNK": GRADIENT_CHUNK,
+            "BLOCK": block,
+        }
+        return Launch(tiles.columns * tiles.chunks, arguments, OPTIONS)
+
+    _NORM_BWD.launch(
+        batch_norm_bwd_kernel,
+        grad_x.get_device(),
+        (grad_current, x, norm.mean, norm.inv_std, norm.weight, sums, count, grad_x),
+        (T, size, channels.inner, channels.size),
+        plan,
+    )
