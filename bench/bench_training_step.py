@@ -1,7 +1,8 @@
 """One training step of ResNet20 beside the same network with other neurons, and beside the ANN.
 
-Forward, cross-entropy, backward and SGD; only what stands where the neurons are differs. The ANN
-has ReLU there and runs on the same T*B images.
+Forward, cross-entropy, backward and SGD; only what stands where the neurons are differs. Ours is
+fused, as the application trains it; "one by one" is the same without. The ANN has ReLU there and
+runs on the same T*B images.
 """
 
 import functools
@@ -49,9 +50,9 @@ class Resetting(nn.Module):
         return self.node(x)
 
 
-def with_neurons(granularity: str, make) -> nn.Module:
+def with_neurons(granularity: str, make, width: int = 16) -> nn.Module:
     """Return ResNet20 with `make(lif)` in place of every LIF layer."""
-    network = build(NetworkConfig(granularity, **CONFIG), seed=0)
+    network = build(NetworkConfig(granularity, **{**CONFIG, "width": width}), seed=0)
     for norm in network.modules():
         if isinstance(norm, nn.BatchNorm2d):
             nn.init.ones_(norm.weight)
@@ -59,6 +60,10 @@ def with_neurons(granularity: str, make) -> nn.Module:
         if isinstance(module, rso.RealSpikeLIF):
             network.set_submodule(name, make(module))
     return network
+
+
+def fused(network: nn.Module) -> nn.Module:
+    return rso.fuse(network, torch.zeros(1, 3, 32, 32))
 
 
 @functools.cache
@@ -76,13 +81,17 @@ def detached(lif: rso.RealSpikeLIF) -> rso.RealSpikeLIF:
 def networks(granularity: str, device: str) -> dict[str, nn.Module]:
     makers = {
         "ours": lambda lif: lif,
+        "ours, one by one": lambda lif: lif,
         "ANN": lambda lif: nn.ReLU(),
         "ours, detach_reset": detached,
         "compiled LIF": lambda lif: Neurons(lif, compiled_lif()),
     }
     if spikingjelly_lif(False) is not None:
         makers["SpikingJelly"] = lambda lif: Neurons(lif, Resetting())
-    return {name: with_neurons(granularity, make).to(device) for name, make in makers.items()}
+    made = {name: with_neurons(granularity, make) for name, make in makers.items()}
+    for name in ("ours", "ours, detach_reset"):
+        fused(made[name])
+    return {name: network.to(device) for name, network in made.items()}
 
 
 def training_step(network: nn.Module, images: Tensor, labels: Tensor):
@@ -96,9 +105,10 @@ def training_step(network: nn.Module, images: Tensor, labels: Tensor):
     return step
 
 
-def batch(device: str) -> tuple[Tensor, Tensor]:
+def batch(device: str, size: int = BATCH) -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)
-    return torch.randn(BATCH, 3, 32, 32, device=device), torch.arange(BATCH, device=device)
+    labels = torch.arange(size, device=device) % 10
+    return torch.randn(size, 3, 32, 32, device=device), labels
 
 
 @pytest.mark.wall_clock
@@ -115,6 +125,30 @@ def bench_training_step(compare, device, granularity):
             ours()
 
     compare(ours, steps | {"ours, compress_spikes": compressed})
+
+
+# Width and batch of the steps whose time and memory are compared with the ANN's alone.
+SIZES = ((16, 32), (32, 8), (32, 32))
+
+
+def steps_beside_the_ann(granularity: str, width: int, size: int, device: str) -> dict:
+    made = {
+        "ours": fused(with_neurons(granularity, lambda lif: lif, width)),
+        "ours, one by one": with_neurons(granularity, lambda lif: lif, width),
+        "ANN": with_neurons(granularity, lambda lif: nn.ReLU(), width),
+    }
+    return {
+        name: training_step(network.to(device), *batch(device, size))
+        for name, network in made.items()
+    }
+
+
+@pytest.mark.wall_clock
+@pytest.mark.parametrize("granularity", ["none", "element"])
+@pytest.mark.parametrize(("width", "size"), SIZES)
+def bench_training_step_of_sizes(compare, device, granularity, width, size):
+    steps = steps_beside_the_ann(granularity, width, size, device)
+    compare(steps.pop("ours"), steps, rounds=7)
 
 
 def peak_bytes(step, device: str) -> int:
@@ -148,3 +182,11 @@ def bench_training_memory(compare_bytes, device, granularity):
         compressed = peak_bytes(steps["ours"], device)
     ours = peaks.pop("ours")
     compare_bytes(ours, peaks | {"ours, compress_spikes": compressed})
+
+
+@pytest.mark.parametrize("granularity", ["none", "element"])
+@pytest.mark.parametrize(("width", "size"), SIZES)
+def bench_training_memory_of_sizes(compare_bytes, device, granularity, width, size):
+    steps = steps_beside_the_ann(granularity, width, size, device)
+    peaks = {name: peak_bytes(step, device) for name, step in steps.items()}
+    compare_bytes(peaks.pop("ours"), peaks)
