@@ -236,7 +236,7 @@ LEFT = {
     "read by two LIF layers": (lambda net, x: net.lif1(x) + net.lif2(x), "more than once"),
     "dropout": (lambda net, x: net.lif1(net.drop(x)), "read by dropout, not by neurons"),
     "reshape": (lambda net, x: net.lif1(x.flatten(0, 1).unflatten(0, (-1, C))), "read by flatten"),
-    "alpha": (lambda net, x: net.lif1(torch.add(x, x.detach(), alpha=2)), "more than once"),
+    "alpha": (lambda net, x: net.lif1(torch.add(x, torch.ones(x.shape), alpha=2)), "read by add"),
     "scalar": (lambda net, x: net.lif1(x + 1), "read by add"),
     "broadcast": (lambda net, x: net.lif1(x + net.lif1.amplitude), "read by add"),
     "another dtype": (lambda net, x: net.lif1((x + torch.ones(x.shape).double()).float()), "add"),

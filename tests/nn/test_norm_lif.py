@@ -113,6 +113,23 @@ def test_modes_and_settings_of_the_norm(settings, momentum, training):
     assert_equal_states(made, pair)
 
 
+def test_statistics_that_are_no_longer_tracked(in_one_op):
+    """They stay as they are, and count in eval mode."""
+    made = rso.NormLIF(norm(), neurons())
+    made.batch_norm.track_running_stats = False
+    before = copy.deepcopy(made.batch_norm.state_dict())
+    x = normal((T * B, C, 3, 5), 1, 2.0)
+    other = made(x)
+    assert all(torch.equal(t, before[name]) for name, t in made.batch_norm.state_dict().items())
+    assert not torch.equal(made.eval()(x), other)
+    # Without a count there is no cumulative average: torch moves nothing.
+    made.train()
+    made.batch_norm.track_running_stats = True
+    made.batch_norm.momentum = made.batch_norm.num_batches_tracked = None
+    made(x)
+    assert torch.equal(made.batch_norm.running_mean, before["running_mean"])
+
+
 @pytest.mark.parametrize("kind", SHAPES)
 def test_dimensions(kind, in_one_op):
     for shape in SHAPES[kind]:
@@ -210,6 +227,7 @@ def test_what_replaces_a_forward_runs():
     made = rso.NormLIF(norm(), Twice(T))
     pair = copy.deepcopy(made)
     assert torch.equal(made(x), pair.lif(pair.batch_norm(x)))
+    made = rso.NormLIF(norm(), neurons())
     made.batch_norm.forward = lambda x: x + 1
     assert torch.equal(made(x), made.lif(x + 1))
 
@@ -274,7 +292,7 @@ def test_mixed_precision(dtype, in_one_op):
 def test_other_dtypes_and_residuals_run_one_by_one():
     made = rso.NormLIF(norm(), neurons())
     pair = copy.deepcopy(made)
-    x, residual = normal((T * B, C, 3, 5), 1, 2.0), normal((C, 1, 1), 2)
+    x, residual = normal((T * B, C, 3, 5), 1, 2.0), normal((C, 3, 5), 2)
     assert torch.equal(made(x, residual), pair.lif(pair.batch_norm(x) + residual))
     made, pair = made.bfloat16(), pair.bfloat16()
     assert torch.equal(made(x.bfloat16()), pair.lif(pair.batch_norm(x.bfloat16())))

@@ -10,11 +10,23 @@ from planted import (
     convert,
     export,
     lif,
+    norm_lif,
     ops,
     reparam,
     unshared_conv,
     unshared_matmul,
 )
 
-MODULES = (lif, batch_norm_lif, unshared_conv, unshared_matmul, ops, reparam, export, app, convert)
+MODULES = (
+    lif,
+    batch_norm_lif,
+    norm_lif,
+    unshared_conv,
+    unshared_matmul,
+    ops,
+    reparam,
+    export,
+    app,
+    convert,
+)
 BUGS = [bug for module in MODULES for bug in module.BUGS]
