@@ -107,7 +107,7 @@ struct LifTiling {
 };
 
 // Columns of a tile at most.
-constexpr int64_t kLifTileWidth = 2048;
+constexpr int64_t kLifTileWidth = 512;
 // Pixels whose bits are packed together where they are neighbours.
 constexpr int64_t kLifPackedPixels = 64;
 
