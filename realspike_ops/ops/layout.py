@@ -4,11 +4,30 @@ A tensor [T, B, ...] is taken as it lies in memory when each timestep is dense i
 contiguous [B, C, H, W], or channels_last [B, H, W, C]. Anything else is copied to contiguous.
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def _kept(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Remember what a function of sizes returns: a network calls an op with few sizes, often.
+
+    Sizes that are symbols, of a graph that is traced, cannot be looked up.
+    """
+    look_up = functools.lru_cache(maxsize=4096)(function)
+
+    @functools.wraps(function)
+    def call(*sizes):
+        try:
+            return look_up(*sizes)
+        except TypeError:
+            return function(*sizes)
+
+    return call
 
 
 def _contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
@@ -37,15 +56,36 @@ def is_dense(shape: Sequence[int], strides: Sequence[int], expected: Sequence[in
     )
 
 
+@_kept
+def _steps_are_channels_last(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    step, strides = shape[1:], strides[1:]
+    return (
+        len(step) == 4
+        and not is_dense(step, strides, step_strides(step, False))
+        and is_dense(step, strides, step_strides(step, True))
+    )
+
+
 def is_channels_last(x: Tensor) -> bool:  # [T, B, ...]
     """Whether the timesteps lie [B, H, W, C] in memory, and not also [B, C, H, W]."""
-    shape, strides = x.shape[1:], x.stride()[1:]
-    return (
-        len(shape) == 4
-        and not x.is_contiguous()
-        and not is_dense(shape, strides, step_strides(shape, False))
-        and is_dense(shape, strides, step_strides(shape, True))
-    )
+    return not x.is_contiguous() and _steps_are_channels_last(x.shape, x.stride())
+
+
+@_kept
+def _strides_over_time(shape: Sequence[int], channels_last: bool) -> tuple[int, ...]:
+    step = step_strides(shape[1:], channels_last)
+    return (step[0] * max(shape[1], 1), *step)
+
+
+@_kept
+def _repeats_one_step(shape: Sequence[int], strides: Sequence[int], channels_last: bool) -> bool:
+    step = step_strides(shape[1:], channels_last)
+    return shape[0] > 1 and strides[0] == 0 and is_dense(shape[1:], strides[1:], step)
+
+
+@_kept
+def _is_dense_over_time(shape: Sequence[int], strides: Sequence[int], channels_last: bool) -> bool:
+    return is_dense(shape, strides, _strides_over_time(shape, channels_last))
 
 
 def dense_over_time(x: Tensor) -> tuple[Tensor, bool, int]:  # [T, B, ...]
@@ -56,9 +96,8 @@ def dense_over_time(x: Tensor) -> tuple[Tensor, bool, int]:  # [T, B, ...]
     step = math.prod(x.shape[1:])
     if x.is_contiguous():
         return x, False, step
-    channels_last = is_channels_last(x)
-    dense = is_dense(x.shape[1:], x.stride()[1:], step_strides(x.shape[1:], channels_last))
-    if dense and x.stride(0) == 0 and x.shape[0] > 1:
+    channels_last = _steps_are_channels_last(x.shape, x.stride())
+    if _repeats_one_step(x.shape, x.stride(), channels_last):
         return x, channels_last, 0
     return as_dense_over_time(x, channels_last), channels_last, step
 
@@ -67,8 +106,7 @@ def as_dense_over_time(x: Tensor, channels_last: bool) -> Tensor:
     """Return x [T, B, ...] in the given memory format, copied only if it lies otherwise."""
     if not channels_last and x.is_contiguous():
         return x
-    step = step_strides(x.shape[1:], channels_last)
-    if is_dense(x.shape, x.stride(), (math.prod(x.shape[1:]), *step)):
+    if _is_dense_over_time(x.shape, x.stride(), channels_last):
         return x
     return empty_over_time(x.shape, channels_last, x.dtype, x.device).copy_(x)
 
@@ -77,8 +115,7 @@ def empty_over_time(
     shape: Sequence[int], channels_last: bool, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """Allocate [T, B, ...] with dense timesteps."""
-    step = step_strides(shape[1:], channels_last)
-    strides = (step[0] * max(shape[1], 1), *step)
+    strides = _strides_over_time(shape, channels_last)
     # Not a view of another tensor: an op's output that is one cannot be changed in place.
     return torch.empty_strided(shape, strides, dtype=dtype, device=device)
 

@@ -7,6 +7,7 @@ those that do are for test_cpu_sanitizers.py, which runs the kernels in processe
 from planted import (
     app,
     batch_norm_lif,
+    batch_norm_lif_cpu,
     convert,
     export,
     lif,
@@ -21,6 +22,7 @@ MODULES = (
     lif,
     batch_norm_lif,
     norm_lif,
+    batch_norm_lif_cpu,
     unshared_conv,
     unshared_matmul,
     ops,

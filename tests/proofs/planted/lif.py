@@ -44,7 +44,7 @@ BUGS = [
     ),
     Bug(
         "lif-cpu-recomputes-from-the-first-plane",
-        "csrc/cpu/lif/bwd_recompute_kernel.h",
+        "csrc/cpu/lif/bwd_tile.h",
         "saved + (kept - 1) * p.N",
         "saved",
         "tests/lif/test_lif.py",
@@ -125,8 +125,8 @@ BUGS = [
     Bug(
         "lif-cpu-decay-learns-from-the-potential-after",
         "csrc/cpu/lif/bwd_recompute_kernel.h",
-        "sum_decay += grad_h * v_before[k];",
-        "sum_decay += grad_h * h[k];",
+        "sum_decay += grad_h * v_before;",
+        "sum_decay += grad_h * h;",
         "tests/lif/test_lif_forms.py",
         "gradients_by_hand",
     ),
@@ -140,7 +140,7 @@ BUGS = [
     ),
     Bug(
         "lif-cpu-rows-of-a-chunk-overwrite-each-other",
-        "csrc/cpu/lif/bwd_kernel.h",
+        "csrc/cpu/lif/bwd_tile.h",
         "partial += tile.chunk * tile.row + tile.column;",
         "partial += tile.column;",
         "tests/lif/test_lif_transforms.py",
@@ -156,7 +156,7 @@ BUGS = [
     ),
     Bug(
         "lif-cpu-streamed-bits-of-a-short-group-lost",
-        "csrc/cpu/lif/fwd_kernel.h",
+        "csrc/cpu/lif/fwd_tile.h",
         "(end % kLifBitsInterval == 0 || end == p.T)",
         "end % kLifBitsInterval == 0",
         "tests/lif/test_streaming.py",
@@ -164,9 +164,9 @@ BUGS = [
     ),
     Bug(
         "lif-cpu-streams-the-first-step-alone",
-        "csrc/cpu/lif/fwd_kernel.h",
-        "stream_copy(y + (t + k) * p.N, streamed[k],",
-        "stream_copy(y + (t + k) * p.N, streamed[0],",
+        "csrc/cpu/lif/fwd_tile.h",
+        "stream_copy(to + k * stride, rows_[k],",
+        "stream_copy(to + k * stride, rows_[0],",
         "tests/lif/test_streaming.py",
         "alignment",
     ),
