@@ -55,7 +55,7 @@ def one_weight_one_amplitude(gradient):
     return network, network[0].weight, network[1].amplitude
 
 
-@pytest.mark.parametrize("gradient", [1e-4, -50.0])
+@pytest.mark.parametrize("gradient", [0.02, -50.0])
 def test_adam_steps_amplitudes_by_the_rate_whatever_the_gradient(gradient):
     network, weight, amplitude = one_weight_one_amplitude(gradient)
     options = {"lr": 0.1, "weight_decay": 0.0, "momentum": 0.75}
@@ -73,6 +73,14 @@ def test_adam_steps_amplitudes_by_the_rate_whatever_the_gradient(gradient):
     optimizer.zero_grad()
     assert weight.grad is None
     assert amplitude.grad is None
+
+
+def test_what_rounding_leaves_of_a_gradient_makes_no_steps():
+    """1e-7 beside the 1e-5 that is added to it: a hundredth and first of the rate."""
+    network, _, amplitude = one_weight_one_amplitude(1e-7)
+    options = {"lr": 0.1, "weight_decay": 0.0, "momentum": 0.9}
+    sgd(network, **options, adam_amplitudes=True).step()
+    assert 1 - amplitude.item() == pytest.approx(0.1 / 101, rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", [sgd, adamw])
