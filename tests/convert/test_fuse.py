@@ -502,6 +502,32 @@ def test_torch_compile_runs_the_op_in_one_graph():
     assert not any("batch_norm at" in target for target in targets)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # Dynamo looks at it
+@pytest.mark.parametrize("part", ["lif2", "what is before"])
+def test_currents_leave_a_compiled_part(part):
+    class Parts(Net):
+        def before(self, x):
+            return self.bn2(self.conv2(x))
+
+        def forward(self, x):
+            x = self.lif1(self.bn1(self.conv1(x)))
+            current = self.before(x)
+            y = self.lif2(current + x)
+            # Read beside the neurons, where the example does not see it.
+            return y + current if self.training else y
+
+    model = Parts()
+    plain = copy.deepcopy(model)
+    rso.fuse(model.eval(), images())
+    assert set(rso.fusion_report(model).fused) == {"bn1", "bn2"}
+    if part == "lif2":
+        model.lif2.compile(backend="aot_eager")
+    else:
+        model.before = torch.compile(model.before, backend="aot_eager")
+    for training in (True, False):
+        assert_same_network(model, plain, training, steps=1)
+
+
 def test_convert_sync_batchnorm_replaces_fused_norms():
     fused, _ = fused_and_plain(Net())
     synced = nn.SyncBatchNorm.convert_sync_batchnorm(fused)

@@ -347,11 +347,22 @@ def test_bad_layers():
 # --- statistics over processes --------------------------------------------------------------------
 
 
-def _sync_layers(x, residual, grad, momentum):
+class _Separate(nn.Module):
+    def __init__(self, batch_norm, lif):
+        super().__init__()
+        self.batch_norm, self.lif = batch_norm, lif
+
+    def forward(self, x, residual=None):
+        return self.lif(self.batch_norm(x) + (x if residual is None else residual))
+
+
+def _sync_layers(x, residual, grad, momentum, fuse=False):
     bn = nn.SyncBatchNorm(C, momentum=momentum)
     with torch.no_grad():
         bn.bias.copy_(0.3 * normal((C,), 2))
     made = rso.NormLIF(bn, neurons())
+    if fuse:
+        made = rso.fuse(_Separate(bn, made.lif), x)
     for _ in range(2):
         x = x.detach().clone().requires_grad_()
         y = made(x, residual)
@@ -372,8 +383,9 @@ def _one_of_two(rank, folder, x, residual, grad):
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     # Unequal shares: one image here, two there.
     part = slice(0, 1) if rank == 0 else slice(1, 3)
-    mine = (t.unflatten(0, (T, B))[:, part].flatten(0, 1) for t in (x, residual, grad))
+    mine = [t.unflatten(0, (T, B))[:, part].flatten(0, 1) for t in (x, residual, grad)]
     torch.save(_sync_layers(*mine, 0.3), folder / f"{rank}.pt")
+    torch.save(_sync_layers(*mine, 0.3, fuse=True), folder / f"fused{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -390,6 +402,9 @@ def test_statistics_of_two_processes(tmp_path):
         torch.testing.assert_close(torch.cat(halves, 1).flatten(0, 1), whole[name])
     for n, grads in enumerate(whole["parameters"]):
         torch.testing.assert_close(parts[0]["parameters"][n] + parts[1]["parameters"][n], grads)
-    for part in parts:
+    for rank, part in enumerate(parts):
+        fused = torch.load(tmp_path / f"fused{rank}.pt")
+        assert torch.equal(fused["y"], part["y"])
+        assert torch.equal(fused["grad_x"], part["grad_x"])
         for got, wanted in zip(part["buffers"], whole["buffers"], strict=True):
             torch.testing.assert_close(got, wanted)

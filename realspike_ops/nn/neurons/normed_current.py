@@ -64,6 +64,12 @@ class NormedCurrent(Tensor):
         where autograd has a history of it that nobody here knows."""
         if torch.compiler.is_compiling():
             return
+        if not self._versions:  # Dynamo made it, and it left the graph
+            if self.call.x.requires_grad and not torch.is_grad_enabled():
+                raise RuntimeError(
+                    f"it left a compiled graph, and is read without gradients: {_PAST}"
+                )
+            return
         if self._versions != _versions(self.call, self.residual):
             raise RuntimeError(
                 "what a fused batch norm read (its input, its parameters, or the residual) was "
@@ -77,7 +83,7 @@ class NormedCurrent(Tensor):
             if self.grad_fn is None:
                 return
         if self.readers is None:
-            raise RuntimeError(f"an autograd.Function returned it: it {_PAST}")
+            raise RuntimeError(f"an autograd.Function returned it: {_PAST}")
         self.readers.append("autograd.Function")
 
     @classmethod
@@ -109,12 +115,12 @@ class _WithoutMemory(NormedCurrent):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, *_: Any) -> Any:
-        raise RuntimeError(f"{func}: it {_PAST}")
+        raise RuntimeError(f"{func}: {_PAST}")
 
 
 _PAST = (
-    "reads the current behind a fused batch norm past PyTorch's functions (in an autograd.Function,"
-    " or for a backward hook on a container): use realspike_ops.unfuse(model)"
+    "the current behind a fused batch norm goes past PyTorch's functions (in an autograd.Function, "
+    "or for a backward hook on a container): use realspike_ops.unfuse(model)"
 )
 # The reader of a current that is added to another one.
 AS_RESIDUAL = "an addition to the output of another batch norm"
@@ -144,14 +150,16 @@ def normed_current(call: BatchNormCall, calls: list[Any] | None = None) -> Norme
 
 def _make(call: BatchNormCall, residual: Tensor | None, readers: list[Any] | None) -> NormedCurrent:
     x, weight, bias = call[:3]
+    shape = x.shape if call.times == 1 else (call.times * x.shape[0], *x.shape[1:])
     current: Any
     if torch.compiler.is_compiling():
-        # Dynamo follows Python alone, so that nobody reads what is in this memory.
-        current = call.in_time(x).as_subclass(NormedCurrent)
+        # Dynamo follows Python alone. What leaves its graph has values that nobody takes for real.
+        nowhere = torch.full(shape, torch.nan, dtype=x.dtype, device=x.device)
+        current = nowhere.as_subclass(NormedCurrent)
     else:
         current = Tensor._make_wrapper_subclass(
             _WithoutMemory,
-            x.shape if call.times == 1 else (call.times * x.shape[0], *x.shape[1:]),
+            shape,
             strides=x.stride(),
             dtype=x.dtype,
             device=x.device,
@@ -166,7 +174,7 @@ def _make(call: BatchNormCall, residual: Tensor | None, readers: list[Any] | Non
 
 
 def _refuse_gradient(_: Tensor) -> None:
-    raise RuntimeError(f"a gradient went past PyTorch's functions: it {_PAST}")
+    raise RuntimeError(f"it got a gradient: {_PAST}")
 
 
 def _versions(call: BatchNormCall, residual: Tensor | None) -> tuple[int, ...]:
