@@ -103,7 +103,7 @@ def why_not(
         return "tracing, torch.func, function modes and inference_mode run the layers one by one"
     for module in (batch_norm, *neurons):
         if is_seen(module):
-            return f"a hook or another forward sees what {type(module).__name__} reads or returns"
+            return "it, or its neurons, have hooks or a forward of their own"
     if _all_are_seen():
         return "hooks on all modules see what it returns"
     device, C = x.device, batch_norm.num_features
