@@ -3,6 +3,7 @@
 #   make quickstart   train, fold, verify and run a small network on real digits (CPU, minutes)
 #   make check        lint, types, and a test of every promise, op and command (CPU, two minutes)
 #   make test         the test suite
+#   make durations    the test suite, and how long each file of it takes, to tests/durations.txt
 #   make bench        the benchmarks
 #   make lint         ruff, clang-format and pyright
 #   make docs         the documentation, to build/docs/index.html; its pages run (minutes)
@@ -27,7 +28,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: quickstart check test bench lint peers docs figures plant-bugs proofs mutants wheel wheels gpu setup clean
+.PHONY: quickstart check test durations bench lint peers docs figures plant-bugs proofs mutants wheel wheels gpu setup clean
 
 quickstart: $(VENV)/.built
 	$(BIN)/realspike quickstart --out runs/quickstart
@@ -37,7 +38,12 @@ check: lint
 	  env OMP_NUM_THREADS=1 REALSPIKE_EFFORT=check $(BIN)/python -m pytest -q -m "not gpu and not slow" -n $(JOBS) --dist loadfile
 
 test: $(VENV)/.built
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m "not gpu" -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m "not gpu" -n $(JOBS) --dist loadfile $(PYTEST)
+
+# For people to read; no test compares anything with it.
+durations:
+	$(MAKE) test PYTEST="--junitxml build/durations.xml"
+	$(BIN)/python tests/support/durations.py build/durations.xml > tests/durations.txt
 
 bench: $(VENV)/.built
 	$(BIN)/python -m pytest bench --benchmark-only

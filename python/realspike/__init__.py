@@ -8,7 +8,9 @@ from pathlib import Path
 def _run(file: str) -> dict:
     """Run a file of `realspike_ops` where it lies: to import that imports torch, for seconds."""
     found = find_spec("realspike_ops")
-    return runpy.run_path(str(Path(found.origin).with_name(file))) if found else {}
+    if found is None or found.origin is None:
+        return {}
+    return runpy.run_path(str(Path(found.origin).with_name(file)))
 
 
 _run("_moved.py")

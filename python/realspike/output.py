@@ -2,6 +2,7 @@
 
 import codecs
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ _SPELLINGS = {"±": "+/-", "·": "*", "…": "...", "\u00d7": "x", "\u2013": "-"
 
 def _spell(error: UnicodeError):
     """Spell what an encoding does not have; an error handler of `codecs`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
     missing = error.object[error.start : error.end]
     return "".join(_SPELLINGS.get(character, "?") for character in missing), error.end
 
@@ -26,7 +29,7 @@ def prepared() -> Iterator[None]:
     """
     codecs.register_error("realspike.spell", _spell)
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="realspike.spell")
     try:
         yield

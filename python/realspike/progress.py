@@ -1,13 +1,22 @@
 """The bar of long work, in one style: how far it is, what is done, how much time is left."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from realspike.optional import require
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class _Counted(Protocol[T_co]):
+    """What can be gone through and has a length."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[T_co]: ...
 
 
 def bar(console, says_time_left: bool = True):
@@ -28,7 +37,7 @@ def bar(console, says_time_left: bool = True):
     )
 
 
-def track(items: Iterable[T], what: str) -> Iterator[T]:
+def track(items: "_Counted[T]", what: str) -> Iterator[T]:
     """Yield ``items``, which must have a length, with a bar on stderr if that is a terminal."""
     if not sys.stderr.isatty():
         yield from items

@@ -47,7 +47,7 @@ class _Completion(argparse.Action):
         for command in commands.values():
             for action in command._actions:
                 if action.type is common.path:
-                    action.complete = shtab.FILE
+                    vars(action)["complete"] = shtab.FILE
         print(shtab.complete(whole, shell=values))
         parser.exit()
 
@@ -61,7 +61,7 @@ class _Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, f"must be one of {choices}; got {value!r}{hint}")
 
 
-def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+def _parsers() -> "tuple[_Parser, dict[str, _Parser]]":
     """Return the parser of the whole command and those of its commands."""
     parser = _Parser(
         prog="realspike",

@@ -78,7 +78,7 @@ class NetworkConfig:
         if self.pooling is None:
             object.__setattr__(self, "pooling", poolings[0])
         elif not own:
-            check_choice(f"pooling of {self.architecture}", self.pooling, poolings)
+            check_choice(f"pooling of {self.architecture}", self.pooling, filter(None, poolings))
         if self.zero_init_residual and "resnet" not in self.architecture and not own:
             raise ValueError(
                 f"zero_init_residual needs a residual network; {self.architecture} is none"

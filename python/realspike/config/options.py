@@ -6,7 +6,7 @@ Imports no torch.
 import dataclasses
 import math
 from types import NoneType, UnionType
-from typing import get_args
+from typing import Any, get_args
 
 from realspike.names import check_choice, shown
 from realspike.own import is_own
@@ -14,8 +14,10 @@ from realspike.own import is_own
 WANTED = {bool: "true or false", int: "an integer", float: "a number", str: "a text"}
 
 
-def option(default, text: str, low=None, high=None, *, above=None, choices=None, own: str = ""):
-    """Return the field of an option.
+def option(
+    default, text: str, low=None, high=None, *, above=None, choices=None, own: str = ""
+) -> Any:
+    """Return the field of an option, which a checker of types takes for its value.
 
     Args:
         default: Its value where none is given.
@@ -28,7 +30,7 @@ def option(default, text: str, low=None, high=None, *, above=None, choices=None,
     return dataclasses.field(default=default, metadata=metadata | {"choices": choices, "own": own})
 
 
-def same(config: type, name: str, default=dataclasses.MISSING, text: str = ""):
+def same(config: type, name: str, default: Any = dataclasses.MISSING, text: str = "") -> Any:
     """Return the field of an option that another configuration has too: one rule for both."""
     (field,) = (f for f in dataclasses.fields(config) if f.name == name)
     changes = {"help": text} if text else {}
@@ -38,7 +40,7 @@ def same(config: type, name: str, default=dataclasses.MISSING, text: str = ""):
 
 def kind_of(field: dataclasses.Field) -> tuple[type, bool]:
     """Return the type of an option's values, and whether None is one."""
-    kinds = get_args(field.type) if isinstance(field.type, UnionType) else (field.type,)
+    kinds: Any = get_args(field.type) if isinstance(field.type, UnionType) else (field.type,)
     return kinds[0], NoneType in kinds
 
 

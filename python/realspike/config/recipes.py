@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from realspike.config.datasets import DATASETS
 from realspike.config.run_config import ConfigError, RunConfig
@@ -31,7 +32,7 @@ _SMALL = {
     "data": {"batch_size": 64, "crop": 1},
     "training": {"epochs": 30, "learning_rate": 0.1, "weight_decay": 1e-4, "threads": 1},
 }
-RECIPES = {
+RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "cifar10": _CIFAR,
     "cifar100": _CIFAR,
     "cifar10-dvs": {

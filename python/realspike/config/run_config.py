@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from realspike import files
 from realspike.config import options, strict_yaml
@@ -251,7 +252,7 @@ class RunConfig:
         if not isinstance(values, Mapping):
             raise ConfigError(f"the configuration must hold sections; got {shown(values)}")
         sections = {}
-        known = {f.name: f.type for f in dataclasses.fields(cls)}
+        known: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(cls)}
         try:
             check_known("section", values, known)
             for name, given in values.items():
@@ -279,8 +280,13 @@ class RunConfig:
         return type(self).from_dict(values)
 
 
+def _options_of(section: dataclasses.Field) -> tuple[dataclasses.Field, ...]:
+    kind: Any = section.type
+    return dataclasses.fields(kind)
+
+
 _SECTIONS = {
-    section.name: tuple(option.name for option in dataclasses.fields(section.type))
+    section.name: tuple(option.name for option in _options_of(section))
     for section in dataclasses.fields(RunConfig)
 }
 
@@ -422,7 +428,7 @@ def describe() -> str:
     """Return one line per key: its name, its default, what it means and what it accepts."""
     lines = []
     for section in dataclasses.fields(RunConfig):
-        for field in dataclasses.fields(section.type):
+        for field in _options_of(section):
             choices = field.metadata["choices"]
             own = (field.metadata["own"],) if field.metadata["own"] else ()
             accepted = f" [{', '.join((*choices, *own))}]" if choices else ""

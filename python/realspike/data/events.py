@@ -82,7 +82,7 @@ def saccades(
     for step, position in enumerate(_positions(STEPS)):
         theta = torch.eye(2, 3)
         theta[:, 2] = position.flip(0) * 2 / size  # grid_sample wants (right, down) in [-1, 1]
-        grid = F.affine_grid(theta[None], (1, 1, size, size), align_corners=False)
+        grid = F.affine_grid(theta[None], [1, 1, size, size], align_corners=False)
         seen = F.grid_sample(scene, grid.expand(len(images), -1, -1, -1), align_corners=False)
         intensity = torch.log(seen[:, 0] + _DARK)  # [N, size, size]
         if reference is None:

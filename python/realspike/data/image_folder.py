@@ -78,9 +78,10 @@ class ImageFolder(Dataset):
     def _random_box(self, image, index: int) -> tuple[float, float, float, float]:
         random = np.random.default_rng((self.seed, self.epoch, index))
         W, H = image.size
+        low, high = map(math.log, _CROP_RATIO)
         for _ in range(10):
             area = H * W * random.uniform(*_CROP_AREA)
-            ratio = math.exp(random.uniform(*map(math.log, _CROP_RATIO)))
+            ratio = math.exp(random.uniform(low, high))
             w, h = math.sqrt(area * ratio), math.sqrt(area / ratio)
             if w <= W and h <= H:
                 left, top = random.uniform(0, W - w), random.uniform(0, H - h)

@@ -44,7 +44,7 @@ def fitted(config: RunConfig, splits: Splits) -> RunConfig:
     if None not in (known.classes, known.channels):
         return config
     if known.channels is not None:
-        found: dict[str, object] = {"classes": len(splits.train.classes)}
+        found: dict[str, object] = {"classes": len(splits.classes)}
     else:
         found = own.facts(splits, data.classes, data.name)
     for key, value in found.items():

@@ -6,6 +6,7 @@ import signal
 import weakref
 from collections.abc import Iterator, Sequence
 from multiprocessing import connection
+from typing import Any
 
 from torch.utils.data import (
     BatchSampler,
@@ -16,7 +17,7 @@ from torch.utils.data import (
     default_collate,
 )
 
-from realspike.data.sets import InMemory
+from realspike.data.sets import InMemory, Part
 from realspike.errors import RunFailed, UserError
 
 
@@ -27,7 +28,7 @@ class _Batches(Sampler):
     variance of one value.
     """
 
-    def __init__(self, sampler: Sampler, batch_size: int):
+    def __init__(self, sampler: DistributedSampler, batch_size: int):
         self.sampler, self.batch_size = sampler, batch_size
         self.skip = 0
 
@@ -46,7 +47,7 @@ class _Reading(Dataset):
     """A data set that gives whole batches, or as a batch the error of what cannot be read: raised
     in a worker, it would arrive with the worker's traceback for a message."""
 
-    def __init__(self, dataset: Dataset):
+    def __init__(self, dataset: Part):
         self.dataset = dataset
 
     def __len__(self) -> int:
@@ -115,7 +116,7 @@ class _Loader(DataLoader):
     parent still finishes.
     """
 
-    def __init__(self, dataset: Dataset, batch_sampler: Sampler, workers: int):
+    def __init__(self, dataset: Part, batch_sampler: Any, workers: int):
         super().__init__(
             _Reading(dataset),
             batch_sampler=batch_sampler,
@@ -152,21 +153,23 @@ class ResumableLoader(_Loader):
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Part,
         batch_size: int,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
         workers: int = 0,
     ):
-        order = DistributedSampler(dataset, world_size, rank, shuffle=True, seed=seed)
-        super().__init__(dataset, _Batches(order, batch_size), workers)
+        self._source: Any = dataset
+        self._order = DistributedSampler(self._source, world_size, rank, shuffle=True, seed=seed)
+        self._batches = _Batches(self._order, batch_size)
+        super().__init__(dataset, self._batches, workers)
         self.position = self._resume_at = 0
 
     def __iter__(self):
         # Workers start anew with every epoch, so that they see the epoch of the data set.
-        self.dataset.dataset.epoch = self.batch_sampler.sampler.epoch
-        self.position = self.batch_sampler.skip = self._resume_at
+        self._source.epoch = self._order.epoch
+        self.position = self._batches.skip = self._resume_at
         self._resume_at = 0
         for batch in super().__iter__():
             self.position += 1
@@ -180,7 +183,7 @@ class ResumableLoader(_Loader):
 
 
 def evaluation_loader(
-    dataset: Dataset,
+    dataset: Part,
     batch_size: int,
     rank: int = 0,
     world_size: int = 1,

@@ -1,13 +1,14 @@
 """Data of the user's own: what they may be, and what is found out about them."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from realspike import own
-from realspike.data.sets import DataError, InMemory, Splits
+from realspike.data.sets import DataError, InMemory, Part, Splits
 from realspike.names import shown
 
 
@@ -49,7 +50,7 @@ def splits_of(data: object, name: str) -> Splits:
     return data
 
 
-def _part(part: object, what: str) -> Dataset:
+def _part(part: Any, what: str) -> Part:
     if isinstance(part, (tuple, list)) and len(part) == 2:
         samples, labels = part
         if isinstance(samples, Tensor) and isinstance(labels, Tensor):

@@ -3,9 +3,8 @@
 from dataclasses import replace
 
 import torch
-from torch.utils.data import Dataset
 
-from realspike.data.sets import InMemory, Splits
+from realspike.data.sets import InMemory, Part, Splits
 
 # Of the memory of a device that is free before a run; the rest is the network's.
 SHARE = 0.25
@@ -25,7 +24,7 @@ def kept_on(device: torch.device, splits: Splits) -> Splits:
     return replace(splits, **placed)
 
 
-def _kept(part: Dataset, device: torch.device, free: float) -> tuple[Dataset, float]:
+def _kept(part: Part, device: torch.device, free: float) -> tuple[Part, float]:
     if not isinstance(part, InMemory) or part.samples.nbytes > free:
         return part, free
     moved = InMemory(part.samples.to(device), part.labels.to(device))

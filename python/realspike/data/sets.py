@@ -4,6 +4,7 @@ import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +14,14 @@ from realspike.data.transfer import sent
 from realspike.errors import DataError
 
 __all__ = ["DataError", "InMemory", "Splits"]
+
+
+class Part(Protocol):
+    """A part of a data set: a `Dataset` that has a length."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
 
 
 class InMemory(Dataset):
@@ -40,7 +49,7 @@ class InMemory(Dataset):
 class Chosen(Dataset):
     """Some samples of another data set."""
 
-    def __init__(self, dataset: Dataset, indices: Sequence[int]):
+    def __init__(self, dataset: Any, indices: Sequence[int]):
         self.dataset, self.indices, self.epoch = dataset, indices, 0
         self.classes = getattr(dataset, "classes", None)
 
@@ -52,7 +61,7 @@ class Chosen(Dataset):
         return self.dataset[self.indices[index]]
 
 
-def _by_class(dataset: Dataset, seed: int) -> list[torch.Tensor]:
+def _by_class(dataset: Part, seed: int) -> list[torch.Tensor]:
     """Return the indices of the samples of every class, in an order that is drawn; all samples are
     one class where the labels are not known without reading them."""
     labels = torch.zeros(len(dataset), dtype=torch.int64)
@@ -68,14 +77,14 @@ def _by_class(dataset: Dataset, seed: int) -> list[torch.Tensor]:
     return found
 
 
-def _part(dataset: Dataset, like: Dataset, indices: Tensor) -> Dataset:
+def _part(dataset: Part, like: Part, indices: Tensor) -> Part:
     """Return some samples of a data set, files read as ``like`` reads its own."""
     chosen = indices.sort().values.tolist()
     if isinstance(dataset, InMemory):
         return InMemory(*dataset.__getitems__(chosen))
     if (files := getattr(dataset, "files", None)) is None:
         return Chosen(dataset, chosen)
-    part = copy.copy(like)
+    part: Any = copy.copy(like)
     part.files = [files[index] for index in chosen]
     return part
 
@@ -84,8 +93,8 @@ def _part(dataset: Dataset, like: Dataset, indices: Tensor) -> Dataset:
 class Splits:
     """A data set in two parts. A pixel p in [0, 1] becomes ``(p - mean) / std``, per channel."""
 
-    train: Dataset
-    test: Dataset
+    train: Part
+    test: Part
     mean: Sequence[float]  # [C]
     std: Sequence[float]  # [C]
     read_in_workers: bool = False  # from files, which takes longer than an indexing operation
@@ -135,7 +144,7 @@ class Splits:
             seen.update(f"{len(part)} samples\0".encode())
             if isinstance(part, InMemory):
                 for tensor in (part.samples, part.labels):
-                    seen.update(tensor.contiguous().numpy())
+                    seen.update(tensor.contiguous().numpy().data)
             for path, label in getattr(part, "files", ()):
                 name = f"{label} {path.parent.name}/{path.name}\0"
                 seen.update(name.encode("utf-8", "surrogateescape"))

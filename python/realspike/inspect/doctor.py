@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # Named where they are installed: what the package needs, its extras, and whose networks it reads.
 _PACKAGES = (
@@ -75,7 +75,8 @@ def _realspike() -> str:
     from realspike import environment
 
     commit = environment.commit()
-    place = os.path.dirname(find_spec("realspike_ops").origin)
+    found = find_spec("realspike_ops")
+    place = os.path.dirname((found and found.origin) or "")
     return f"{realspike_ops.__version__}{f' at {commit}' if commit else ''} ({place})"
 
 
@@ -188,7 +189,7 @@ def _lif_gradient(device: str) -> None:
     gradients = []
     for function, place in ((rso.reference.lif, "cpu"), (rso.lif, device)):
         x = _eighths(T, 2, 3, 5, 7).to(place).requires_grad_()
-        y = function(x, decay=0.5, detach_reset=True)
+        y: Any = function(x, decay=0.5, detach_reset=True)
         y.backward(_eighths(*y.shape).to(place))
         gradients.append(x.grad)
     _equal(gradients[1], gradients[0], "gradients")

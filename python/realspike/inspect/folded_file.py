@@ -22,12 +22,12 @@ from realspike.optional import require
 _CONFIG, _RECORD = "trained_network", "training"  # of the metadata, in JSON
 
 
-def fold(network: Trained) -> nn.Module:
+def fold(network: Trained) -> rso.FoldedNetwork:
     """Return the binary-spike network; see `realspike_ops.reparameterize` for what it raises."""
     return rso.reparameterize(network.network, network.example_input())
 
 
-def save(path: Path, network: Trained, folded: nn.Module) -> None:
+def save(path: Path, network: Trained, folded: rso.FoldedNetwork) -> None:
     """Write the folded network with the configuration and the record of the trained one.
 
     Raises:

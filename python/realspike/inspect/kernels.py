@@ -33,7 +33,9 @@ def find_readings(network: nn.Module, example_input: Tensor) -> list[Reading]:
         def hook(module, args):
             for output, lif_name, lif in emitted:
                 if args[0] is output:
-                    found.append(Reading(name, module, lif_name, lif, tuple(output.shape[2:])))
+                    found.append(
+                        Reading(name, module, lif_name, lif, (output.shape[2], output.shape[3]))
+                    )
 
         return hook
 
@@ -83,8 +85,8 @@ def _windows(reading: Reading, out_channel: int, in_channel: int) -> tuple[Tenso
     if reading.lif.amplitude is not None:
         amplitude = amplitude * reading.lif.amplitude.float()
     amplitude = amplitude[in_channel]  # [H, W]
-    ph, pw = conv.padding
-    windows = F.pad(amplitude, (pw, pw, ph, ph), value=torch.nan)
+    # In numbers, also of padding="same".
+    windows = F.pad(amplitude, conv._reversed_padding_repeated_twice, value=torch.nan)
     for dim in (0, 1):
         reach = (conv.kernel_size[dim] - 1) * conv.dilation[dim] + 1
         windows = windows.unfold(dim, reach, conv.stride[dim])

@@ -2,6 +2,7 @@
 
 from realspike.config.network_config import ARCHITECTURES, GRANULARITIES, NetworkConfig
 
-from .build import SpikingNetwork, build
+from .build import build
+from .layers import SpikingNetwork
 
 __all__ = ["ARCHITECTURES", "GRANULARITIES", "NetworkConfig", "SpikingNetwork", "build"]

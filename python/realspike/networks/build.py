@@ -1,7 +1,6 @@
 """From a configuration to a network with its initial weights."""
 
 import dataclasses
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,14 +26,6 @@ BUILDERS = {
     "sew_resnet34": sew_resnet34,
     "sew_resnet10": sew_resnet10,
 }
-
-
-class SpikingNetwork(Protocol):
-    """A module that carries its configuration: [B, Cin, S, S] -> [B, classes]."""
-
-    config: NetworkConfig
-
-    def __call__(self, images: Tensor) -> Tensor: ...
 
 
 def build(config: NetworkConfig, seed: int) -> nn.Module:

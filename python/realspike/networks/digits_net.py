@@ -3,11 +3,11 @@
 from torch import Tensor, nn
 
 from realspike.config.network_config import NetworkConfig
-from realspike.networks.layers import encoding, neurons
+from realspike.networks.layers import SpikingNetwork, encoding, neurons, width_of
 from realspike_ops import MeanOverTime
 
 
-class DigitsNet(nn.Module):
+class DigitsNet(SpikingNetwork):
     """Three spiking convolutions and a classifier, for small images; no pooling.
 
     The first convolution reads the image itself and runs once per image; its current is repeated
@@ -18,9 +18,8 @@ class DigitsNet(nn.Module):
     """
 
     def __init__(self, config: NetworkConfig):
-        super().__init__()
-        self.config = config
-        width, size = config.width, config.image_size
+        super().__init__(config)
+        width, size = width_of(config), config.image_size
         half = -(-size // 2)
         self.conv1 = nn.Conv2d(config.in_channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)

@@ -10,6 +10,23 @@ from realspike.config.network_config import NetworkConfig
 from realspike_ops import DirectEncoding, MeanOverTime, RealSpikeLIF
 
 
+class SpikingNetwork(nn.Module):
+    """A network that carries its configuration.
+
+    Shape: [B, Cin, S, S] (frames: [T*B, Cin, S, S]) -> [B, classes].
+    """
+
+    def __init__(self, config: NetworkConfig):
+        super().__init__()
+        self.config = config
+
+
+def width_of(config: NetworkConfig) -> int:
+    """Return the channels of the first convolution, which every architecture of ours has."""
+    assert config.width is not None
+    return config.width
+
+
 def neurons(
     config: NetworkConfig, channels: int, size: int, granularity: "str | None" = None
 ) -> RealSpikeLIF:
@@ -93,5 +110,6 @@ def initialise_norms(network: nn.Module, config: NetworkConfig) -> None:
         if config.threshold_norm:
             for norm in getattr(module, "summed_norms", ()):
                 nn.init.constant_(norm.weight, config.v_threshold / math.sqrt(2))
-        if config.zero_init_residual and hasattr(module, "last_norm"):
-            nn.init.zeros_(module.last_norm.weight)
+        last_norm = getattr(module, "last_norm", None)
+        if config.zero_init_residual and last_norm is not None:
+            nn.init.zeros_(last_norm.weight)

@@ -5,11 +5,20 @@ ResNet19 that of Zheng et al., "Going Deeper With Directly-Trained Larger SNNs",
 """
 
 from collections import OrderedDict
+from functools import partial
 
 from torch import Tensor, nn
 
 from realspike.config.network_config import NetworkConfig
-from realspike.networks.layers import Classifier, conv3x3, encoding, halved, neurons
+from realspike.networks.layers import (
+    Classifier,
+    SpikingNetwork,
+    conv3x3,
+    encoding,
+    halved,
+    neurons,
+    width_of,
+)
 from realspike.networks.residual import ResidualBlock, residual_stages
 
 
@@ -33,13 +42,17 @@ class BasicBlock(ResidualBlock):
     @property
     def summed_norms(self) -> tuple[nn.BatchNorm2d, ...]:
         """The batch norms whose sum is the current of the last neurons, if there are two."""
-        return () if isinstance(self.shortcut, nn.Identity) else (self.bn2, self.shortcut.bn)
+        if isinstance(self.shortcut, nn.Identity):
+            return ()
+        norm = self.shortcut.get_submodule("bn")
+        assert isinstance(norm, nn.BatchNorm2d)
+        return self.bn2, norm
 
     def forward(self, x: Tensor) -> Tensor:
         return self.lif2(self.branch(x) + self.shortcut(x))
 
 
-class ResNet(nn.Module):
+class ResNet(SpikingNetwork):
     """A stem, stages of basic blocks, and a classifier.
 
     Args:
@@ -53,9 +66,8 @@ class ResNet(nn.Module):
     """
 
     def __init__(self, config: NetworkConfig, blocks, stem: int, pool: bool, shortcut):
-        super().__init__()
-        self.config = config
-        width, size = config.width, config.image_size
+        super().__init__(config)
+        width, size = width_of(config), config.image_size
         self.conv1 = conv3x3(config.in_channels, width)
         self.bn1 = nn.BatchNorm2d(width)
         self.encoding = encoding(config)
@@ -69,7 +81,7 @@ class ResNet(nn.Module):
             self.stem.add_module("pool", nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False))
             size = halved(size)
         self.stages, channels = residual_stages(
-            blocks, width, size, lambda *sizes: BasicBlock(config, *sizes, shortcut)
+            blocks, width, size, partial(BasicBlock, config, shortcut=shortcut)
         )
         self.classifier = Classifier(config, channels)
 

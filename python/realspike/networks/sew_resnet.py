@@ -5,11 +5,19 @@ as in the Real Spike code, the neurons of a shortcut emit binary spikes.
 """
 
 from collections import OrderedDict
+from functools import partial
 
 from torch import Tensor, nn
 
 from realspike.config.network_config import NetworkConfig
-from realspike.networks.layers import Classifier, encoding, halved, neurons
+from realspike.networks.layers import (
+    Classifier,
+    SpikingNetwork,
+    encoding,
+    halved,
+    neurons,
+    width_of,
+)
 from realspike.networks.residual import ResidualBlock, residual_stages
 
 
@@ -23,7 +31,7 @@ class SEWBlock(ResidualBlock):
         return self.lif2(self.branch(x)) + self.shortcut(x)
 
 
-class SEWResNet(nn.Module):
+class SEWResNet(SpikingNetwork):
     """A 7 x 7 stem of stride 2, a pooling, stages of `SEWBlock`, and a classifier.
 
     Args:
@@ -35,9 +43,8 @@ class SEWResNet(nn.Module):
     """
 
     def __init__(self, config: NetworkConfig, blocks):
-        super().__init__()
-        self.config = config
-        width, size = config.width, halved(config.image_size)
+        super().__init__(config)
+        width, size = width_of(config), halved(config.image_size)
         self.conv1 = nn.Conv2d(config.in_channels, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.encoding = encoding(config)
@@ -51,7 +58,7 @@ class SEWResNet(nn.Module):
             return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(channels), lif=lif))
 
         self.stages, channels = residual_stages(
-            blocks, width, halved(size), lambda *sizes: SEWBlock(config, *sizes, shortcut)
+            blocks, width, halved(size), partial(SEWBlock, config, shortcut=shortcut)
         )
         self.classifier = Classifier(config, channels)
 

@@ -3,14 +3,22 @@
 from torch import Tensor, nn
 
 from realspike.config.network_config import NetworkConfig
-from realspike.networks.layers import Classifier, conv3x3, encoding, halved, neurons
+from realspike.networks.layers import (
+    Classifier,
+    SpikingNetwork,
+    conv3x3,
+    encoding,
+    halved,
+    neurons,
+    width_of,
+)
 
 # Multiples of the width, one tuple per map size; a pooling by 2 stands between two of them.
 VGG16 = ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8))
 VGG5 = ((1, 1), (2, 2), (4,))
 
 
-class VGG(nn.Module):
+class VGG(SpikingNetwork):
     """Convolution, batch norm and LIF neurons in a chain, and a classifier behind it.
 
     With pooling ``"none"`` the first convolution behind a place of pooling has stride 2 instead,
@@ -20,8 +28,7 @@ class VGG(nn.Module):
     """
 
     def __init__(self, config: NetworkConfig, multiples):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         size, in_channels, number = config.image_size, config.in_channels, 0
         self.features = nn.Sequential()
         add = self.features.add_module
@@ -35,7 +42,7 @@ class VGG(nn.Module):
                     add(f"pool{stage}", _pooling(config.pooling))
             for multiple in group:
                 number += 1
-                channels = multiple * config.width
+                channels = multiple * width_of(config)
                 add(f"conv{number}", conv3x3(in_channels, channels, stride))
                 add(f"bn{number}", nn.BatchNorm2d(channels))
                 if number == 1:
@@ -48,7 +55,7 @@ class VGG(nn.Module):
         return self.classifier(self.features(images))
 
 
-def _pooling(kind: str) -> nn.Module:
+def _pooling(kind: "str | None") -> nn.Module:
     if kind == "max":
         return nn.MaxPool2d(2, ceil_mode=True)
     return nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False)

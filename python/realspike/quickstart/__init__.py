@@ -16,7 +16,7 @@ from realspike.config.network_config import GRANULARITIES
 from realspike.config.run_config import RunConfig
 from realspike.inspect import trained_file
 from realspike.inspect.classify import BATCH, predict
-from realspike.networks import SpikingNetwork, build
+from realspike.networks import build
 from realspike.optional import require
 from realspike.quickstart import report
 from realspike.quickstart.timing import time_interleaved
@@ -104,8 +104,8 @@ def run(
 
 def _run(settings: QuickstartSettings, on_epoch: Callable[[str, dict], None]) -> dict:
     splits = data.load(settings.config("none"))
-    trained: dict[str, SpikingNetwork] = {}
-    folded: dict[str, nn.Module] = {}
+    trained: dict[str, nn.Module] = {}
+    folded: dict[str, rso.FoldedNetwork] = {}
     networks: dict[str, dict] = {}
     for granularity in GRANULARITIES:
         config, path = settings.config(granularity), settings.out / checkpoint_name(granularity)
@@ -117,7 +117,7 @@ def _run(settings: QuickstartSettings, on_epoch: Callable[[str, dict], None]) ->
         images, labels = _test_images(path)
         folded[granularity] = rso.reparameterize(network, images[:1])
         networks[granularity] = _examine(network, folded[granularity], images, labels) | {
-            "config": network.config.to_dict(),
+            "config": config.network_config().to_dict(),
             "amplitudes": _amplitudes(network),
             "history": history,
             "training_seconds": seconds,
@@ -166,7 +166,7 @@ def _test_images(path: Path) -> tuple[Tensor, Tensor]:  # [N, 1, 8, 8], [N]
     return torch.cat(images), torch.cat(labels)
 
 
-def _examine(network: SpikingNetwork, folded: nn.Module, images: Tensor, labels: Tensor) -> dict:
+def _examine(network: nn.Module, folded: nn.Module, images: Tensor, labels: Tensor) -> dict:
     """Compare the trained and the folded network on the test images."""
     verification = rso.verify(network, folded, images.split(BATCH))
     rso.assert_multiplication_free(folded, images[:BATCH])
@@ -237,7 +237,7 @@ def _difference(a: Tensor, b: Tensor) -> float:
     return (a - b).abs().max().item()
 
 
-def _reload(path: Path, trained: SpikingNetwork) -> dict:
+def _reload(path: Path, trained: nn.Module) -> dict:
     """Load the element-wise checkpoint, fold it and compare it with the network in memory."""
     network = trained_file.load(path).network
     images, labels = _test_images(path)

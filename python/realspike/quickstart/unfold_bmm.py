@@ -26,6 +26,9 @@ class UnfoldBmm(nn.Module):
         ValueError: for padding given as a string.
     """
 
+    weight: Tensor  # [OH*OW*G, KH*KW*Cin/G, Cout/G]
+    bias: Tensor  # [OH*OW*G, 1, Cout/G]
+
     def __init__(self, conv: UnsharedSpikeConv):
         super().__init__()
         if isinstance(conv.padding, str):
@@ -67,9 +70,9 @@ def with_unfold_bmm(folded: nn.Module) -> nn.Module:
         ValueError: if there is none, so that nothing would be replaced.
     """
     copied = copy.deepcopy(folded)
-    names = [n for n, m in copied.named_modules() if isinstance(m, UnsharedSpikeConv)]
-    if not names:
+    layers = {n: m for n, m in copied.named_modules() if isinstance(m, UnsharedSpikeConv)}
+    if not layers:
         raise ValueError("folded must have an UnsharedSpikeConv layer; it has none")
-    for name in names:
-        copied.set_submodule(name, UnfoldBmm(copied.get_submodule(name)))
+    for name, layer in layers.items():
+        copied.set_submodule(name, UnfoldBmm(layer))
     return copied.eval()

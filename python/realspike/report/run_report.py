@@ -179,8 +179,9 @@ def _kernels(network: Trained):
         return None
     reading = readings[0]
     # The input channel whose amplitudes differ most, and the strongest kernel that reads it.
-    amplitude = torch.ones(reading.conv.in_channels, *reading.input_size) * reading.lif.amplitude
-    amplitude = amplitude.detach()
+    shared = reading.lif.amplitude
+    assert shared is not None
+    amplitude = torch.ones(reading.conv.in_channels, *reading.input_size) * shared.detach()
     channel = int(amplitude.flatten(1).var(1).argmax())
     out = int(reading.conv.weight.detach()[:, channel].abs().amax((1, 2)).argmax())
     parts = (part.detach().numpy() for part in kernel_differences(reading, out, channel))

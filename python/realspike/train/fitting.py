@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as lightning
 import torch
@@ -55,10 +56,12 @@ def share(config: RunConfig, splits: Splits) -> Splits:
     return rest.share(config.data.fraction, config.training.seed)
 
 
-def _callbacks(config: RunConfig, splits: Splits, out: Path, on_epoch, console) -> list:
+def _callbacks(
+    config: RunConfig, splits: Splits, out: Path, on_epoch, console
+) -> list[lightning.Callback]:
     # Before the checkpoints, which contain the records.
     divergence, history = DivergenceCheck(), History(on_epoch)
-    callbacks = [divergence, history, Statistics(config, history)]
+    callbacks: list[lightning.Callback] = [divergence, history, Statistics(config, history)]
     if config.training.ema:
         callbacks.append(Average(config.training.ema))
     if console is not None and rank() == 0:
@@ -109,7 +112,7 @@ def fit_network(
         steps = -(-len(train_loader) // training.accumulate)
         try_own(config, network)  # before a step, so that its amplitudes know their neurons
         if placed.channels_last:
-            network.to(memory_format=torch.channels_last)
+            _lie(network, torch.channels_last)
         module = SpikingClassifier(config, network, splits.mean, splits.std, steps, placed)
         module.train()  # which Lightning leaves to us
         try:
@@ -131,8 +134,13 @@ def fit_network(
             raise KeyboardInterrupt from left
         finally:
             unfuse(network)
-    network.cpu().to(memory_format=torch.contiguous_format).eval()
+    _lie(network.cpu().eval(), torch.contiguous_format)
     return RunResult(history.records)
+
+
+def _lie(network: nn.Module, memory_format: torch.memory_format) -> None:
+    to: Any = network.to  # of which the checker knows no memory formats
+    to(memory_format=memory_format)
 
 
 class _quiet:

@@ -1,6 +1,6 @@
 """Running the grid behind a table, cell by cell."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +58,7 @@ class Job:
 
 
 def jobs_of(
-    cells: list[Cell], seeds: int, out: Path, overrides: "dict[str, object] | None" = None
+    cells: list[Cell], seeds: int, out: Path, overrides: "Mapping[str, object] | None" = None
 ) -> list[Job]:
     """Return the runs behind a table, seed by seed."""
     return [

@@ -143,7 +143,9 @@ class SpikingClassifier(lightning.LightningModule):
     def on_train_start(self) -> None:
         if self.config.training.fuse:
             self._fuse()
-        self._optimizer = self.optimizers(use_pl_optimizer=False)
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        self._optimizer = optimizer
         if self.placement.captures:
             training, precision = self.config.training, self.placement.trainer["precision"]
             settings = training.accumulate, training.clip_gradient, precision
@@ -153,6 +155,7 @@ class SpikingClassifier(lightning.LightningModule):
             make_ordinary(self._optimizer)
         # A run that goes on to more epochs than its checkpoint knew of has another rate here.
         schedule = self.lr_schedulers()
+        assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
         rates = [
             base * factor(schedule.last_epoch)
             for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)

@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from typing import Any
 
 import torch
 from torch import nn
@@ -88,7 +89,7 @@ def _undecayed(with_rate: "dict[float, list[nn.Parameter]]") -> list[dict]:
 
 
 def _made(kind, groups: list[dict], lr: float, momentum: float) -> torch.optim.Optimizer:
-    sgd_or_adam = (
+    sgd_or_adam: dict[str, Any] = (
         {"momentum": momentum} if kind is torch.optim.SGD else {"betas": (momentum, _SQUARES)}
     )
     return kind([group for group in groups if group["params"]], lr=lr, **sgd_or_adam)

@@ -199,7 +199,7 @@ def _runs(jobs: Iterable[Job]) -> tuple[list[str], list[list[str]]]:
 
 def _shared_settings(jobs: Iterable[Job]) -> str:
     """Return every key of the configuration that has the same value in all runs."""
-    settings: list[set[str]] = []
+    settings: list[dict[str, None]] = []
     for job in jobs:
         values = job.config.replaced(**{"data.root": "data"}).to_dict()
         pairs = [f"`{s}.{k}={v}`" for s, keys in values.items() for k, v in keys.items()]

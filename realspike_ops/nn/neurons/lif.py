@@ -89,6 +89,8 @@ class RealSpikeLIF(Stored):
     amplitude: nn.Parameter | None
     decay_logit: nn.Parameter | None
     v_threshold: float | Tensor
+    # Of one amplitude, where a network notes it for the learning rate.
+    neurons_per_amplitude: int
 
     def __init__(
         self,
