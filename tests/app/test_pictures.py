@@ -128,8 +128,10 @@ def test_histograms_have_the_same_scale(tmp_path):
 # Kernels
 
 
-def test_kernels_are_shown_as_their_difference(tmp_path):
+@pytest.mark.parametrize("padding", [1, "same"])
+def test_kernels_are_shown_as_their_difference(tmp_path, padding):
     network = build(NetworkConfig("element", width=2), seed=0).eval()
+    network.conv2 = torch.nn.Conv2d(2, 2, 3, padding=padding, bias=False)
     with torch.no_grad():
         network.lif1.amplitude.uniform_(0.9, 1.2)
     reading = kernels.find_readings(network, torch.zeros(1, 1, 8, 8))[0]
