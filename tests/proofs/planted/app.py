@@ -252,6 +252,14 @@ BUGS = [
         "rate_of_amplitudes",
     ),
     Bug(
+        "amplitudes-step-by-what-rounding-leaves",
+        "python/realspike/train/optimizer.py",
+        "eps=_AMPLITUDE_EPS",
+        "eps=1e-8",
+        "tests/app/test_amplitudes.py",
+        "rounding",
+    ),
+    Bug(
         "differences-are-paired-in-any-order",
         "python/realspike/train/paired.py",
         "accuracies[first].keys() & accuracies[second].keys()",
