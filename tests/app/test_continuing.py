@@ -276,6 +276,16 @@ def test_a_run_is_measured_on_what_is_held_out(tmp_path, capsys):
     assert [found[n]["samples"] for n in (0, 1)] == [300, 450]
 
 
+def test_more_than_there_is_is_held_out_of_nothing(tmp_path, capsys):
+    said = error_of(capsys, "name=digits", "held_out=1347", "--out", tmp_path / "run")
+    assert "data.held_out must be below 1347" in said
+    network = build(config_of().network_config(), seed=0)
+    pair = (torch.zeros(4, 1, 8, 8), torch.arange(4))
+    with pytest.raises(DataError, match="must be below 4"):
+        train.fit(network, (pair, pair), tmp_path / "run", held_out=4, device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
 # Weights to begin with
 
 

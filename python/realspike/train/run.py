@@ -104,7 +104,9 @@ def fit(
         config = data_module.fitted(_config_of(network, settings), splits)
     elif settings:
         raise TypeError(f"config and {min(settings)} must not be given together")
-    try_own(config, network)  # before there is a folder
+    # What cannot be done is refused before there is a folder.
+    share(config, splits)
+    try_own(config, network)
     _begin(config, network)
     placement(config)
     try:
