@@ -265,8 +265,13 @@ def test_a_run_is_measured_on_what_is_held_out(tmp_path, capsys):
     held = ["held_out=300", "fraction=0.5"]
     assert cli.main(["train", *overrides, *held, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "523 training and 300 test samples" in printed
+    assert "523 training and 300 held-out samples" in printed
     assert "accuracy on 300 training samples that are held out" in printed
+    report = (out / "report.html").read_text()
+    assert "accuracy on 300 training samples that are held out <b>" in report
+    assert "on 256 held-out samples [bits]" in report
+    assert cli.main(["eval", str(out)]) == 0
+    assert "of 300 held-out samples of digits right" in capsys.readouterr().out
     [record] = train.resume(out, on_note=lambda note: pytest.fail(note)).records
     found = {}
     for changes in ([], ["held_out=0"]):

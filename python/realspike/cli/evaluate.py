@@ -27,12 +27,13 @@ def run(arguments) -> int:
 
     network = folded_file.load_either(arguments.checkpoint, arguments.overrides, arguments.allow)
     result = classify.evaluate(network.network, network.test_batches(arguments.samples))
+    data = network.config.data
     if arguments.json:
         print(json.dumps({"checkpoint": str(network.source)} | result, indent=2))
     else:
         print(
-            f"{network.source}: {result['correct']} of {result['samples']} test samples of "
-            f"{network.config.data.name} right, accuracy {100 * result['accuracy']:.2f} %, "
+            f"{network.source}: {result['correct']} of {result['samples']} "
+            f"{data.tested_on} samples of {data.name} right, accuracy {100 * result['accuracy']:.2f} %, "
             f"loss {result['loss']:.4f}"
         )
     return 0

@@ -83,6 +83,11 @@ class DataSection:
         return path_of(self.root)
 
     @property
+    def tested_on(self) -> str:
+        """Which samples a run is tested on."""
+        return "held-out" if self.held_out else "test"
+
+    @property
     def measured(self) -> str:
         """What an accuracy of a run is."""
         if self.held_out:

@@ -223,9 +223,9 @@ def _page(
     parts = [f"<h1>{html.escape(title)} on {html.escape(network.config.data.name)}</h1>"]
     if last:
         parts.append(
-            f"<p>After {last['epoch']} epochs: test accuracy <b>{100 * last['test_accuracy']:.2f} %"
-            f"</b>, training accuracy {100 * last['train_accuracy']:.2f} %. Commit "
-            f"<code>{html.escape(str(network.record.get('commit') or 'unknown'))}</code>.</p>"
+            f"<p>After {last['epoch']} epochs: {network.config.data.measured} "
+            f"<b>{100 * last['test_accuracy']:.2f} %</b>, training accuracy "
+            f"{100 * last['train_accuracy']:.2f} %. Commit <code>{html.escape(str(network.record.get('commit') or 'unknown'))}</code>.</p>"
         )
     for name, (heading, caption) in pictures.items():
         data = base64.b64encode((folder / name).read_bytes()).decode()
@@ -235,7 +235,9 @@ def _page(
             f"<figcaption>{html.escape(caption)}</figcaption></figure>"
         )
     parts.append(folding)
-    parts.append(f"<h2>Entropy of a spike, on {samples} test samples [bits]</h2>")
+    parts.append(
+        f"<h2>Entropy of a spike, on {samples} {network.config.data.tested_on} samples [bits]</h2>"
+    )
     parts.append(_table(ENTROPY_HEADER, entropy_rows(entropies)))
     parts.append("<h2>Epochs</h2>")
     header = ("epoch", "training loss", "training %", "test loss", "test %", "learning rate")

@@ -47,7 +47,8 @@ class Reporting(lightning.Callback):
         self._line(
             f"{network.architecture}, {network.granularity}, T = {network.timesteps}, "
             f"{parameters:,} parameters, on {module.device}{threads}{processes}: "
-            f"{train:,} training and {test:,} test samples of {self.config.data.name}"
+            f"{train:,} training and {test:,} {self.config.data.tested_on} samples of "
+            f"{self.config.data.name}"
         )
         # An epoch that was begun by the run before this one does not start again.
         self._began = self._shown = self._epoch_began = self.clock()
