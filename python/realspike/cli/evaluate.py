@@ -33,7 +33,7 @@ def run(arguments) -> int:
     else:
         print(
             f"{network.source}: {result['correct']} of {result['samples']} "
-            f"{data.tested_on} samples of {data.name} right, accuracy {100 * result['accuracy']:.2f} %, "
-            f"loss {result['loss']:.4f}"
+            f"{data.tested_on} samples of {data.name} right, "
+            f"accuracy {100 * result['accuracy']:.2f} %, loss {result['loss']:.4f}"
         )
     return 0

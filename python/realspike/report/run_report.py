@@ -225,7 +225,8 @@ def _page(
         parts.append(
             f"<p>After {last['epoch']} epochs: {network.config.data.measured} "
             f"<b>{100 * last['test_accuracy']:.2f} %</b>, training accuracy "
-            f"{100 * last['train_accuracy']:.2f} %. Commit <code>{html.escape(str(network.record.get('commit') or 'unknown'))}</code>.</p>"
+            f"{100 * last['train_accuracy']:.2f} %. Commit "
+            f"<code>{html.escape(str(network.record.get('commit') or 'unknown'))}</code>.</p>"
         )
     for name, (heading, caption) in pictures.items():
         data = base64.b64encode((folder / name).read_bytes()).decode()
