@@ -15,6 +15,10 @@ class RunError(UserError):
     """A run cannot be started or resumed as asked."""
 
 
+class InUse(RunError):
+    """Another process is at a run."""
+
+
 class RunFailed(UserError):
     """Something was begun as asked and failed on the way."""
 

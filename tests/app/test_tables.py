@@ -1,6 +1,9 @@
 """The paper's tables: which networks, resumed cell by cell, and set as the paper does."""
 
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -117,6 +120,24 @@ def test_cells_are_trained_once_and_resumed(tmp_path, monkeypatch):
     assert None not in [job.accuracy() for job in jobs]
     assert [left for _, left in trained] == [4, 3, 3, 2, 1]
     assert trained[1] == trained[2]
+
+
+def test_what_another_process_trains_is_left_to_it(tmp_path):
+    """A grid of two runs, the first of them held by another process until it is told to end."""
+    jobs = digits_jobs(tmp_path)
+    jobs[0].folder.mkdir()
+    code = "import sys; from pathlib import Path; from realspike import files\n"
+    code += "with files.locked(Path(sys.argv[1])): print(flush=True); input()"
+    command = [sys.executable, "-c", code, str(jobs[0].folder)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "python")}
+    with subprocess.Popen(command, env=environment, **pipes) as other:
+        other.stdout.readline()
+        assert grid.run(jobs) == 0
+        other.communicate(b"\n")
+    assert [job.accuracy() is None for job in jobs] == [True, False]
+    assert grid.run(jobs, 1) == 0
+    assert None not in [job.accuracy() for job in jobs]
 
 
 def test_a_folder_of_another_configuration_is_not_taken_for_the_cell(tmp_path):

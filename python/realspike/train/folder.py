@@ -7,7 +7,7 @@ from pathlib import Path
 from realspike import files
 from realspike.config import run_config
 from realspike.config.run_config import ConfigError, RunConfig
-from realspike.errors import RunError
+from realspike.errors import InUse, RunError
 from realspike.names import shown
 from realspike.records import checked
 from realspike.train import sealed
@@ -51,7 +51,7 @@ def alone_in(out: Path) -> Iterator[None]:
             stack.enter_context(files.locked(out))
             files.remove_temporary_files(out)
         except BlockingIOError as error:
-            raise RunError(f"another process trains in {out}: wait for it or end it") from error
+            raise InUse(f"another process trains in {out}: wait for it or end it") from error
         except OSError as error:
             raise RunError(f"cannot write to {out}: {error.strerror or error}") from error
         yield

@@ -8,7 +8,7 @@ from realspike import checkpoint
 from realspike.config import run_config
 from realspike.config.recipes import Cell
 from realspike.config.run_config import RunConfig
-from realspike.errors import RunError
+from realspike.errors import InUse, RunError
 from realspike.train.folder import CONFIG_FILE
 from realspike.train.history import read_csv
 from realspike.train.run import resume, start
@@ -80,6 +80,8 @@ def run(
 ) -> int:
     """Train what is not yet trained, ``at_most`` that many; resume what was stopped.
 
+    Several processes may do so at once: what another one trains is left to it.
+
     Args:
         jobs: The runs of the grid.
         at_most: How many of them to train; None: all.
@@ -89,14 +91,22 @@ def run(
     Returns:
         The signal that stopped it, or 0.
     """
-    missing = [job for job in jobs if job.accuracy() is None]
-    for number, job in enumerate(missing[:at_most]):
-        on_job(job, len(missing) - number)
+    trained = 0
+    for job in jobs:
+        if trained == at_most:
+            break
+        if job.accuracy() is not None:
+            continue
+        on_job(job, sum(each.accuracy() is None for each in jobs))
         job.check()
         begun = (job.folder / CONFIG_FILE).exists()
-        result = (
-            resume(job.folder, **options) if begun else start(job.config, job.folder, **options)
-        )
+        try:
+            result = (
+                resume(job.folder, **options) if begun else start(job.config, job.folder, **options)
+            )
+        except InUse:
+            continue
         if result.stopped_by:
             return result.stopped_by
+        trained += 1
     return 0

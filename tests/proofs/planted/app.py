@@ -260,6 +260,14 @@ BUGS = [
         "rounding",
     ),
     Bug(
+        "a-grid-ends-where-another-process-trains",
+        "python/realspike/train/jobs.py",
+        "except InUse:",
+        "except ZeroDivisionError:",
+        "tests/app/test_tables.py",
+        "another_process",
+    ),
+    Bug(
         "differences-are-paired-in-any-order",
         "python/realspike/train/paired.py",
         "accuracies[first].keys() & accuracies[second].keys()",
