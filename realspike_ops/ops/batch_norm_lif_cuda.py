@@ -1,6 +1,8 @@
 """Launches of the Triton kernels of batch norm and LIF neurons on dense CUDA tensors."""
 
+import functools
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,13 +15,14 @@ from realspike_ops.kernels.batch_norm_lif import (
 )
 from realspike_ops.ops import lif_cuda
 from realspike_ops.ops.batch_norm_lif_contract import Norm
-from realspike_ops.ops.launch_plan import Launch, Plans
+from realspike_ops.ops.launch_plan import MOST_PLANS, Launch, Plans
 from realspike_ops.ops.lif_contract import Currents, Gradients, Neurons, PerNeuron
 from realspike_ops.ops.lif_tiling import (
     PROGRAMS,
     THREADS,
     WIDE,
     Folding,
+    Tiling,
     kind_of,
     runs_of,
     tiling,
@@ -41,18 +44,33 @@ def _tiles_of(size: int, channels: PerNeuron, element_size: int, programs: int):
     return tiling(size, period, block, programs), block
 
 
+class Moments(NamedTuple):
+    """How the moments of the channels of `size` values are taken."""
+
+    tiles: Tiling
+    block: int
+    folding: Folding
+    runs: int
+
+
+@functools.lru_cache(maxsize=MOST_PLANS)
+def _moments_of(size: int, inner: int, C: int, element_size: int, programs: int) -> Moments:
+    channels = PerNeuron(None, 0.0, inner, C)
+    tiles, block = _tiles_of(size, channels, element_size, programs)
+    folding = Folding.of(channels, block)
+    return Moments(tiles, block, folding, runs_of(channels, folding))
+
+
 def launch_moments(x: Tensor, stride_t: int, channels_last: bool) -> Tensor:  # float64 [2 * C + 1]
     T, _, C = x.shape[:3]
     # Equal timesteps have the moments of one.
     copies = T if stride_t == 0 else 1
-    pixels, size = x.shape[3:].numel(), x.numel() // copies
-    channels = PerNeuron(x, 0.0, 1 if channels_last else pixels, C)
-    tiles, block = _tiles_of(size, channels, x.element_size(), MOMENT_PROGRAMS)
-    folding = Folding.of(channels, block)
-    runs = runs_of(channels, folding)
+    size = x.numel() // copies
+    inner = 1 if channels_last else x.shape[3:].numel()
+    how = _moments_of(size, inner, C, x.element_size(), MOMENT_PROGRAMS)
+    tiles, folding = how.tiles, how.folding
     partial = x.new_empty((3, tiles.chunks * folding.width(tiles)), dtype=torch.float64)
     moments = x.new_empty(2 * C + 1, dtype=torch.float64)
-    device, key = x.get_device(), (size, C, copies, channels.inner)
 
     def walk() -> Launch:
         arguments = {
@@ -64,15 +82,16 @@ def launch_moments(x: Tensor, stride_t: int, channels_last: bool) -> Tensor:  # 
             "CHUNK": MOMENT_CHUNK,
             "RUN": folding.run,
             "KEEP": folding.keep,
-            "BLOCK": block,
+            "BLOCK": how.block,
         }
         return Launch(tiles.columns * tiles.chunks, arguments, OPTIONS)
 
     def combine() -> Launch:
-        pieces = partial.shape[1] // (C * runs)
-        arguments = {"C": C, "pieces": pieces, "runs": runs, "copies": copies, "BLOCK": 256}
+        pieces = partial.shape[1] // (C * how.runs)
+        arguments = {"C": C, "pieces": pieces, "runs": how.runs, "copies": copies, "BLOCK": 256}
         return Launch(C, arguments, OPTIONS)
 
+    device, key = x.get_device(), (size, inner, C, copies, x.dtype)
     _MOMENTS.launch(batch_norm_moments_kernel, device, (x, partial), key, walk)
     _COMBINE.launch(batch_norm_combine_kernel, device, (partial, moments), key, combine)
     return moments
@@ -111,8 +130,10 @@ def launch_bwd(
     currents: Currents, norm: Norm, neurons: Neurons, saved, save: int, grads: Gradients, sums
 ) -> None:
     grad_x = grads.x
-    shape = lif_cuda.norm_partial_shape(neurons, norm, grads, save)
-    partial = torch.empty((2, *shape), dtype=torch.float32, device=grad_x.device)
+    T, N = grad_x.shape[0], grad_x.shape[1:].numel()
+    wanted = [partial is not None for partial in grads.partials]
+    how = lif_cuda.backward_of(T, N, neurons, wanted, save, grad_x.element_size(), norm)
+    partial = torch.empty((2, *how.norm), dtype=torch.float32, device=grad_x.device)
     lif_cuda.launch_bwd(currents, neurons, saved, save, grads, norm, partial.unbind())
     torch.sum(partial, (1, 3), dtype=torch.float64, out=sums)
 

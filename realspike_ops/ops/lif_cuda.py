@@ -4,8 +4,10 @@ A network of small layers is as quick as the host launches them. So a launch is 
 looked up by all that decides about it (`launch_plan`); what follows makes the plans.
 """
 
+import functools
+import math
 import struct
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -13,7 +15,7 @@ import triton
 from realspike_ops.kernels.lif import lif_bwd_kernel, lif_fwd_kernel
 from realspike_ops.kernels.lif_packed import lif_packed_fwd_kernel
 from realspike_ops.ops.batch_norm_lif_contract import Norm
-from realspike_ops.ops.launch_plan import Launch, Plans
+from realspike_ops.ops.launch_plan import MOST_PLANS, Launch, Plans
 from realspike_ops.ops.lif_contract import SAVE_BITS, Currents, Gradients, Neurons, PerNeuron
 from realspike_ops.ops.lif_tiling import (
     FEW_PROGRAMS,
@@ -155,30 +157,41 @@ def launch_fwd(
     )  # fmt: skip
 
 
-def _backward_shape(
-    T, N, neurons: Neurons, wanted, save, element_size, norm: Norm | None = None
-) -> Shape:
-    summed = [p for p, want in zip(neurons.parameters, wanted, strict=False) if want]
-    is_per_column = any(p.inner == 1 and p.size == neurons.period > 1 for p in summed)
-    sums = norm is not None or bool(summed)
-    return backward_shape(T, N, period_of(neurons, norm), save, element_size, sums, is_per_column)
+class Backward(NamedTuple):
+    """The shape of a backward pass, and those of the partial sums that it writes."""
+
+    shape: Shape
+    partials: tuple[tuple[int, ...], ...]  # of amplitude, decay, v_threshold
+    norm: tuple[int, ...]  # of a norm, [pieces, C, runs]
 
 
-def partial_shapes(
-    T, N, neurons: Neurons, wanted, save, element_size, norm: Norm | None = None
-) -> list[tuple[int, ...]]:
-    shape = _backward_shape(T, N, neurons, wanted, save, element_size, norm)
-    return [
-        partial_shape_of(p, neurons.period, shape.tiles, shape.block) for p in neurons.parameters
-    ]
+@functools.lru_cache(maxsize=MOST_PLANS)
+def _backward(T, N, sizes, period, channels, save, element_size, wanted) -> Backward:
+    """Return what `backward_of` does, of what it depends on."""
+    parameters = [PerNeuron(None, 0.0, *size) for size in sizes]
+    whole_period, norm = period, NO_NORM
+    if channels is not None:
+        norm = PerNeuron(None, 0.0, *channels)
+        whole_period = max(period, math.prod(channels) if norm.size > 1 else 1)
+    summed = [p for p, want in zip(parameters, wanted, strict=True) if want]
+    is_per_column = any(p.inner == 1 and p.size == period > 1 for p in summed)
+    sums = channels is not None or bool(summed)
+    shape = backward_shape(T, N, whole_period, save, element_size, sums, is_per_column)
+    tiles, block = shape.tiles, shape.block
+    partials = tuple(partial_shape_of(p, period, tiles, block) for p in parameters)
+    return Backward(shape, partials, partial_shape_of(norm, 0, tiles, block))
 
 
-def norm_partial_shape(neurons: Neurons, norm: Norm, grads: Gradients, save: int):
-    """Return the shape of a norm's partial sums, [pieces, C, runs]."""
-    T, N = grads.x.shape[0], grads.x.shape[1:].numel()
-    wanted = [partial is not None for partial in grads.partials]
-    shape = _backward_shape(T, N, neurons, wanted, save, grads.x.element_size(), norm)
-    return partial_shape_of(channels_of(norm), 0, shape.tiles, shape.block)
+def backward_of(T, N, neurons: Neurons, wanted, save, element_size, norm: Norm | None) -> Backward:
+    """Return how a backward pass is split, where the gradients of `wanted` parameters are asked."""
+    sizes = tuple((p.inner, p.size) for p in neurons.parameters)
+    channels = None if norm is None else channels_of(norm)[2:]
+    wanted = tuple(wanted[:3])
+    return _backward(T, N, sizes, neurons.period, channels, save, element_size, wanted)
+
+
+def partial_shapes(T, N, neurons: Neurons, wanted, save, element_size, norm: Norm | None = None):
+    return backward_of(T, N, neurons, wanted, save, element_size, norm).partials
 
 
 def launch_bwd(
@@ -198,7 +211,7 @@ def launch_bwd(
         T, N = shape[0], shape[1:].numel()
         wanted = [partial is not None for partial in partials]
         element_size, form = grad_x.element_size(), neurons.form
-        tiles = _backward_shape(T, N, neurons, wanted, save, element_size, norm)
+        tiles = backward_of(T, N, neurons, wanted, save, element_size, norm).shape
         arguments = {
             **_arguments(neurons, norm, T, N, tiles),
             "x_stride_t": stride_t,

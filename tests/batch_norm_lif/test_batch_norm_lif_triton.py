@@ -12,7 +12,7 @@ import torch
 from helpers import generator, grid, normal
 
 from realspike_ops import reference
-from realspike_ops.ops import batch_norm_lif_cuda, lif_contract, lif_cpu, lif_tiling
+from realspike_ops.ops import batch_norm_lif_cuda, lif_contract, lif_cpu, lif_cuda, lif_tiling
 from realspike_ops.ops import lif as lif_op
 from realspike_ops.ops.batch_norm_lif import _passes_with
 from realspike_ops.ops.batch_norm_lif_contract import inverse_deviation
@@ -188,6 +188,7 @@ def test_every_form(how):
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 def test_rows_of_a_tile_are_walked(channels_last, monkeypatch):
     monkeypatch.setattr(lif_tiling, "PROGRAMS", 2)
+    monkeypatch.setattr(lif_cuda, "_backward", lif_cuda._backward.__wrapped__)
     for shape in ((25, 3, 5, 7), (9, 8, 4, 4)):
         for neuron in ("bits", "attached-soft"):
             compare(NEURONS[neuron], shape, 3, channels_last=channels_last)

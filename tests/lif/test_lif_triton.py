@@ -63,6 +63,18 @@ LAYOUTS = {
 }
 
 
+@pytest.fixture
+def split(monkeypatch):
+    """split(PROGRAMS=3): split the neurons otherwise, whatever was planned before."""
+
+    def change(**constants):
+        for name, value in constants.items():
+            monkeypatch.setattr(lif_tiling, name, value)
+        monkeypatch.setattr(lif_cuda, "_backward", lif_cuda._backward.__wrapped__)
+
+    return change
+
+
 def to(device, *tensors):
     return [None if t is None else t.to(device) for t in tensors]
 
@@ -155,10 +167,9 @@ def test_every_layout_equals_cpu(layout, neuron):
 
 @pytest.mark.parametrize("shape", [(25, 3, 5, 7), (7, 3, 12, 19)], ids=["rows", "columns"])
 @pytest.mark.parametrize("neuron", ["bits-ternary", "attached"])
-def test_rows_of_a_tile_are_walked(neuron, shape, monkeypatch):
+def test_rows_of_a_tile_are_walked(neuron, shape, split, monkeypatch):
     """More neurons than programs: a program adds up its rows, of which the last may be short."""
-    monkeypatch.setattr(lif_tiling, "PROGRAMS", 3)
-    monkeypatch.setattr(lif_tiling, "FEW_PROGRAMS", 1)
+    split(PROGRAMS=3, FEW_PROGRAMS=1)
     monkeypatch.setitem(SIZES, "element", shape[1:])
     for layout in ("learn-channel", "learn-element", "amplitude-element"):
         compare(NEURONS[neuron], layout, 3, shape)
@@ -167,8 +178,8 @@ def test_rows_of_a_tile_are_walked(neuron, shape, monkeypatch):
 
 
 @pytest.mark.parametrize(("layout", "T"), [("amplitude-layer", 6), ("learn-channel", 3)])
-def test_next_chunks_and_rows_are_loaded_ahead(layout, T, monkeypatch):
-    monkeypatch.setattr(lif_tiling, "PROGRAMS", 2)
+def test_next_chunks_and_rows_are_loaded_ahead(layout, T, split):
+    split(PROGRAMS=2)
     compare(NEURONS["bits"], layout, T, (25, 3, 5, 7))
 
 

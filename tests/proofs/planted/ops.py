@@ -4,6 +4,49 @@ from planted.bug import Bug
 
 BUGS = [
     Bug(
+        "plan-of-any-alignment",
+        "realspike_ops/ops/launch_plan.py",
+        "(tensor.dtype, pointer % 16 == 0)",
+        "(tensor.dtype, True)",
+        "tests/ops/test_launch_plan.py",
+    ),
+    Bug(
+        "plan-of-any-device",
+        "realspike_ops/ops/launch_plan.py",
+        "full_key = (device, key, *types)",
+        "full_key = (key, *types)",
+        "tests/ops/test_launch_plan.py",
+    ),
+    Bug(
+        "plan-of-any-form",
+        "realspike_ops/ops/lif_cuda.py",
+        "return neurons.form, neurons.period, sizes\n",
+        "return neurons.period, sizes\n",
+        "tests/ops/test_launch_plan.py",
+    ),
+    Bug(
+        "plan-of-any-stride-over-time",
+        "realspike_ops/ops/lif_cuda.py",
+        "(shape, stride_t, save, *_key(neurons, norm)),",
+        "(shape, save, *_key(neurons, norm)),",
+        "tests/ops/test_launch_plan.py",
+        count=2,
+    ),
+    Bug(
+        "plan-of-any-granularity",
+        "realspike_ops/ops/lif_cuda.py",
+        "sizes = (a.inner, a.size, d.inner, d.size, v.inner, v.size)",
+        "sizes = ()",
+        "tests/ops/test_launch_plan.py",
+    ),
+    Bug(
+        "plan-of-equal-timesteps-for-all",
+        "realspike_ops/ops/batch_norm_lif_cuda.py",
+        "key = x.get_device(), (size, inner, C, copies, x.dtype)",
+        "key = x.get_device(), (size, inner, C, x.dtype)",
+        "tests/ops/test_launch_plan.py",
+    ),
+    Bug(
         "batch-norm-lif-op-residual-kept-beside-the-bits",
         "realspike_ops/ops/batch_norm_lif_autograd.py",
         "residual = v_init = None\n",
