@@ -2,6 +2,9 @@
 
     pytest bench/ --benchmark-only                       the table
     pytest bench/ --benchmark-only --results DIR         also DIR/<machine>.md and .json
+    pytest bench/ --benchmark-only --results DIR --resume   rows alone that DIR lacks of this commit
+
+A row that was measured is kept in DIR at once; those that a run does not measure stay as they are.
 
 A round times each peer once, then ours. A ratio compares the fastest rounds of both: whatever else
 runs on the machine only ever adds time. Above 1 we are faster.
@@ -12,6 +15,7 @@ training step, a whole network, the cost of a small call (`WallClock`, on a CPU 
 """
 
 import functools
+import os
 import platform
 import subprocess
 import time
@@ -21,7 +25,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from results import Row, write_results
+from results import Row, measured, write_results
 
 import realspike_ops as rso
 
@@ -97,6 +101,7 @@ def seconds_of(function, clock) -> float:
 
 def pytest_addoption(parser):
     parser.addoption("--results", type=Path, help="folder for <machine>.md and <machine>.json")
+    parser.addoption("--resume", action="store_true", help="leave out the rows that it has")
     parser.addoption("--full", action="store_true", help="every row of the unshared convolution")
 
 
@@ -105,7 +110,11 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "wall_clock: what a user waits for, on a GPU too")
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--resume"):
+        found = measured(config.getoption("--results"), describe_machine())
+        config.hook.pytest_deselected(items=[item for item in items if item.name in found])
+        items[:] = [item for item in items if item.name not in found]
     for item in items:
         wall = DEVICE == "cpu" or item.get_closest_marker("wall_clock")
         item.stash[CLOCK] = WallClock() if wall else DeviceClock()
@@ -191,6 +200,14 @@ def compare_bytes(request, benchmark):
     return run
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item):
+    """Keep a row at once: what ends a run may not let it end in order."""
+    folder, rows = item.config.getoption("--results"), item.config.stash[ROWS]
+    if folder and rows and rows[-1].name == item.name:
+        write_results(folder, describe_machine(), rows[-1:])
+
+
 def _cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -210,6 +227,7 @@ def _printed_by(*command: str) -> str | None:
     return done.stdout.strip() or None
 
 
+@functools.cache
 def describe_machine() -> dict:
     def version(package):
         try:
@@ -226,7 +244,9 @@ def describe_machine() -> dict:
         "spikingjelly": version("spikingjelly"),
         "realspike": rso.__version__,
         "build": rso.build_info(),
-        "commit": _printed_by("git", "describe", "--always", "--dirty"),
+        # A copy of the checkout has no history.
+        "commit": os.environ.get("REALSPIKE_COMMIT")
+        or _printed_by("git", "describe", "--always", "--dirty"),
     }
     if DEVICE == "cuda":
         machine["cuda"] = torch.version.cuda
@@ -252,5 +272,4 @@ def pytest_terminal_summary(terminalreporter, config):
         unit = "" if row.unit is None else f"  ({row.unit})"
         terminalreporter.write_line(f"{row.name:<64} {cells}{unit}")
     if config.getoption("--results"):
-        path = write_results(config.getoption("--results"), machine, rows)
-        terminalreporter.write_line(f"written: {path}")
+        terminalreporter.write_line(f"written: {config.getoption('--results')}")

@@ -1,29 +1,29 @@
 #!/usr/bin/env bash
-# make gpu: on a machine with a CUDA card, build for it, test, benchmark and check memory.
+# make gpu: on a machine with a CUDA card, build for it, test, tune, benchmark and check memory.
 #
-#   bash bench/gpu.sh [build] [test] [bench] [sanitize]
+#   bash bench/gpu.sh [build] [smoke] [tune] [step] [folded] [conv] [lif] [sanitize]
 #
-# runs the named stages in this order, or all of them. Each has a time limit of its own (seconds:
-# BUILD_S, TEST_S for a file, ten times that for all in parallel, BENCH_S, SANITIZE_S for a tool) and a
-# log in bench/results/, or in $OUT where that is set, which holds what it found until then; one that
-# fails does not keep the next from running. Uses the python3 that has torch, or $PYTHON. A later call
-# finds what `build` made.
+# runs the named stages in this order, or all of them, each for STAGE_S seconds at most. A stage that
+# was ended, or in which something failed, goes on where it was when it is called again at the same
+# commit: files of tests that passed, tunings, tools, and rows of benchmarks are not done twice. What
+# is found goes to bench/results/, or to $OUT where that is set, with a log for each stage; rows of
+# other runs stay there as they are. One that fails does not keep the next from running. Uses the
+# python3 that has torch, or $PYTHON. REALSPIKE_COMMIT says what is measured where git cannot.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 python=${PYTHON:-python3}
 results=${OUT:-bench/results}
 site=$PWD/build/gpu-site
+limit=${STAGE_S:-300}
+all=(build smoke tune step folded conv lif sanitize)
 stages=("$@")
-((${#stages[@]})) || stages=(build test bench sanitize)
+((${#stages[@]})) || stages=("${all[@]}")
 
 for stage in "${stages[@]}"; do
-  case $stage in
-    build | test | bench | sanitize) ;;
-    *)
-      echo "make gpu: no stage is called $stage; there are build, test, bench and sanitize" >&2
-      exit 2
-      ;;
-  esac
+  if [[ " ${all[*]} " != *" $stage "* ]]; then
+    echo "make gpu: no stage is called $stage; there are ${all[*]}" >&2
+    exit 2
+  fi
 done
 if ! "$python" -c "import torch; assert torch.cuda.is_available()" 2>/dev/null; then
   echo "make gpu: no CUDA device that torch can see; there is nothing to run" >&2
@@ -36,14 +36,40 @@ if ! "$python" -c "import pytest, pytest_benchmark, hypothesis, pybind11" 2>/dev
 fi
 mkdir -p "$results" || exit 1
 export PYTHONUNBUFFERED=1
+REALSPIKE_COMMIT=${REALSPIKE_COMMIT:-$(git describe --always --dirty 2>/dev/null)}
+export REALSPIKE_COMMIT
+# One line for each thing that is done; of no use where the commit says nothing.
+finished=$results/gpu-${REALSPIKE_COMMIT:-unknown}.done
 
-# limited SECONDS COMMAND...: an interrupt lets pytest still write what it has measured.
+# limited COMMAND...: what is left of the stage's time. An interrupt lets pytest end in order.
 limited() {
-  timeout --signal=INT --kill-after=20 "$@"
+  local left=$((limit - (SECONDS - started) - 20))
+  ((left > 0)) || return 124
+  timeout --signal=INT --kill-after=15 "$left" "$@"
+}
+
+# once NAME COMMAND...: unless it has succeeded before.
+once() {
+  local name=$1 known=0
+  shift
+  [[ -z $REALSPIKE_COMMIT || $REALSPIKE_COMMIT == *-dirty ]] || known=1
+  if ((known)) && grep -qxF "$name" "$finished" 2>/dev/null; then
+    echo "== $name: done before"
+    return
+  fi
+  echo "== $name"
+  limited "$@"
+  local status=$?
+  if ((status)); then
+    echo "== $name: failed with $status"
+  elif ((known)); then
+    echo "$name" >>"$finished"
+  fi
+  return "$status"
 }
 
 build() {
-  git describe --always --dirty 2>/dev/null
+  echo "$REALSPIKE_COMMIT"
   nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null
   "$python" -c 'import sys, torch, setuptools, pybind11
 print("python", sys.version.split()[0], "torch", torch.__version__, "cuda", torch.version.cuda)
@@ -51,22 +77,19 @@ print("setuptools", setuptools.__version__, "pybind11", pybind11.__version__)'
   local capability
   capability=$("$python" -c "import torch; print('%d.%d' % torch.cuda.get_device_capability())")
   rm -rf "$site"
-  REALSPIKE_CUDA=on TORCH_CUDA_ARCH_LIST="$capability" limited "${BUILD_S:-240}" \
+  REALSPIKE_CUDA=on TORCH_CUDA_ARCH_LIST="$capability" limited \
     "$python" -m pip install -q --no-build-isolation --no-deps --no-index --target "$site" . &&
     "$python" -c "import realspike_ops; print('realspike:', realspike_ops.build_info())"
 }
 
-# In parallel where pytest-xdist is installed: the time goes into compiling Triton kernels, one after
-# the other in a process. Else a process per file: after an illegal access nothing works in the one
-# that made it. Convolutions of PyTorch, with which ours are compared, would be in TF32.
-run_tests() {
-  export NVIDIA_TF32_OVERRIDE=0
-  if "$python" -c "import xdist" 2>/dev/null; then
-    OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} limited $((10 * ${TEST_S:-150})) "$python" -m pytest tests \
-      -m gpu -q -p no:cacheprovider -n auto --dist worksteal --continue-on-collection-errors
-    return
-  fi
-  local collected files file status=0
+# A process per file: after an illegal access nothing works in the one that made it. In parallel
+# where pytest-xdist is installed, since the time goes into compiling Triton kernels. Convolutions of
+# PyTorch, with which ours are compared, would be in TF32.
+smoke() {
+  export NVIDIA_TF32_OVERRIDE=0 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+  local status=0 parallel=() collected files file
+  once "smoke of every kernel" "$python" tests/support/gpu_smoke.py || status=$?
+  "$python" -c "import xdist" 2>/dev/null && parallel=(-n auto --dist worksteal)
   collected=$("$python" -m pytest tests -m gpu --collect-only -q -p no:cacheprovider 2>&1)
   files=$(sed -n 's/^\(tests\/[^:]*\.py\)::.*/\1/p' <<<"$collected" | sort -u)
   if [[ -z $files ]]; then
@@ -74,18 +97,34 @@ run_tests() {
     return 1
   fi
   grep -i "error" <<<"$collected"
-  for file in $(grep unshared <<<"$files") $(grep -v unshared <<<"$files"); do
-    echo "== $file"
-    limited "${TEST_S:-150}" "$python" -m pytest "$file" -m gpu -q -p no:cacheprovider ||
-      { status=$?; echo "== $file: failed with $status"; }
+  for file in $(grep -i lif <<<"$files") $(grep -vi lif <<<"$files"); do
+    once "$file" "$python" -m pytest "$file" -m gpu -q -p no:cacheprovider "${parallel[@]}" ||
+      status=$?
   done
   return "$status"
 }
 
-run_benchmarks() {
-  limited "${BENCH_S:-540}" "$python" -m pytest bench/bench_unshared_conv.py bench/bench_lif.py \
-    bench/bench_training_step.py bench/bench_lif_memory.py \
-    --benchmark-only --results "$results" -p no:cacheprovider
+tune() {
+  local status=0 tuner
+  for tuner in tune_lif tune_unshared_matmul; do
+    once "$tuner" "$python" "bench/$tuner.py" || status=$?
+  done
+  return "$status"
+}
+
+benchmarks() {
+  limited "$python" -m pytest "$@" --benchmark-only --results "$results" --resume \
+    -p no:cacheprovider
+  local status=$?
+  return $((status == 5 ? 0 : status)) # 5: all rows were there
+}
+
+step() { benchmarks bench/bench_training_step.py; }
+folded() { benchmarks bench/bench_folded.py; }
+conv() { benchmarks bench/bench_unshared_conv.py; }
+lif() {
+  benchmarks bench/bench_lif.py bench/bench_batch_norm_lif.py bench/bench_host.py \
+    bench/bench_lif_memory.py
 }
 
 # Without the caching allocator, whose blocks would hide what reaches beyond a tensor.
@@ -94,12 +133,11 @@ sanitize() {
     echo "make gpu: compute-sanitizer is not installed; memory was not checked"
     return 1
   fi
+  export NVIDIA_TF32_OVERRIDE=0 PYTORCH_NO_CUDA_MEMORY_CACHING=1
   local tool status=0
   for tool in memcheck racecheck synccheck; do
-    echo "== $tool"
-    NVIDIA_TF32_OVERRIDE=0 PYTORCH_NO_CUDA_MEMORY_CACHING=1 limited "${SANITIZE_S:-180}" compute-sanitizer \
-      --tool "$tool" --error-exitcode 1 "$python" tests/support/gpu_smoke.py ||
-      { status=$?; echo "== $tool: failed with $status"; }
+    once "$tool" compute-sanitizer --tool "$tool" --error-exitcode 1 "$python" \
+      tests/support/gpu_smoke.py || status=$?
   done
   return "$status"
 }
@@ -108,19 +146,14 @@ sanitize() {
 export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
 failed=()
 for stage in "${stages[@]}"; do
-  case $stage in
-    build) command=build ;;
-    test) command=run_tests ;;
-    bench) command=run_benchmarks ;;
-    sanitize) command=sanitize ;;
-  esac
   if [[ $stage != build && ! -d $site/realspike_ops ]]; then
     echo "make gpu: $stage needs the stage build to have succeeded" >&2
     failed+=("$stage (not run)")
     continue
   fi
   started=$SECONDS
-  "$command" 2>&1 | tee "$results/gpu-$stage.log"
+  # Behind what was logged before: a stage may take several calls.
+  "$stage" 2>&1 | tee -a "$results/gpu-$stage.log"
   status=${PIPESTATUS[0]}
   ((status == 0)) || failed+=("$stage ($status)")
   echo "make gpu: $stage ended with $status after $((SECONDS - started)) s"

@@ -4,6 +4,20 @@ from planted.bug import Bug
 
 BUGS = [
     Bug(
+        "results-of-other-runs-are-erased",
+        "bench/results.py",
+        "{row.name: row for row in old} | {row.name: row for row in new}",
+        "{row.name: row for row in new}",
+        "tests/house/test_results.py",
+    ),
+    Bug(
+        "results-of-other-runs-get-this-commit",
+        "bench/results.py",
+        "commit=row.commit or content",
+        "commit=content",
+        "tests/house/test_results.py",
+    ),
+    Bug(
         "plan-of-any-alignment",
         "realspike_ops/ops/launch_plan.py",
         "(tensor.dtype, pointer % 16 == 0)",
