@@ -10,6 +10,7 @@ from realspike_ops.functional.lif import check_neurons, lif
 from realspike_ops.functional.unshared_conv import check_convolution, unshared_spike_conv
 from realspike_ops.ops import unshared_conv_lif as fused
 from realspike_ops.ops import unshared_matmul
+from realspike_ops.ops import unshared_matmul_lif as products
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -83,8 +84,10 @@ def unshared_spike_conv_lif(
     On the CPU the currents are never in memory: as soon as the currents of a position are known at
     all timesteps, its neurons run and their spikes are packed. This fused kernel takes up to 256
     timesteps, and groups of a multiple of 32 output channels. On a GPU the neurons are the second
-    pass of the convolution's kernels, which take no amplitude. In all other cases, and where
-    ``algorithm="auto"`` multiplies, the convolution and the neurons run one after the other.
+    pass of the convolution's kernels, which take no amplitude; where ``algorithm="auto"``
+    multiplies, they run where the sums are finished, for up to 16 timesteps and one group or a
+    multiple of 32 output channels in each. In all other cases the convolution and the neurons run
+    one after the other.
 
     Args:
         spikes, weight, bias, stride, padding, dilation, amplitude, scale: See
@@ -136,8 +139,15 @@ def unshared_spike_conv_lif(
     neurons = check_neurons(
         currents, decay, v_threshold, v_reset, reset, True, emission, "rectangular", v_init
     )
-    is_fused = fused.is_fused(spikes, weight, amplitude, timesteps)
-    if is_fused and not conv.multiplies(algorithm):
+    multiplies = conv.multiplies(algorithm)
+    if multiplies and products.fits(weight, timesteps):
+        spikes, weight, bias, _, scale = conv.tensors
+        return products.unshared_matmul_lif(
+            spikes, weight, bias, scale, neurons.decay, neurons.v_threshold, neurons.v_init,
+            timesteps, conv.output_size, *conv.geometry, conv.check_binary, neurons.form,
+            bool(return_state),
+        )  # fmt: skip
+    if fused.is_fused(spikes, weight, amplitude, timesteps) and not multiplies:
         return fused.unshared_conv_lif(
             *conv.tensors, neurons.decay, neurons.v_threshold, neurons.v_init, timesteps,
             conv.output_size, *conv.geometry, conv.check_binary, neurons.form, bool(return_state),

@@ -126,31 +126,42 @@ def multiplies(
     return fits(capability, sizes) and is_ahead(sizes)
 
 
-def launch(arguments: Arguments, tile: Tile | None = None) -> None:
-    # Triton is imported when the first call arrives, not with the package.
-    from realspike_ops.kernels.unshared_matmul import unshared_matmul_kernel
-
-    spikes, weight, bias, _, scale, out = arguments.tensors.values()
+def sizes_of(arguments: Arguments) -> Sizes:
     size = arguments.sizes
-    sizes = Sizes(
+    return Sizes(
         arguments.weight_dtype, size["weight_stride_p"] == 0, size["N"], size["OH"] * size["OW"],
         size["G"], size["KH"] * size["KW"], size["Cin_g"], size["Cout_g"],
     )  # fmt: skip
-    tile = tile or tile_of(sizes)
-    numbers: list[Any] = [size[name] for name in size if not name.startswith("bias")]
-    constants: dict[str, Any] = {
-        "SHARED": sizes.shared,
+
+
+def constants_of(arguments: Arguments, tile: Tile) -> dict[str, Any]:
+    """Return the constants and options of a launch."""
+    bias = arguments.tensors["bias"]
+    return {
+        "SHARED": arguments.sizes["weight_stride_p"] == 0,
         "BIAS": "" if bias is None else "channel" if bias.dim() == 1 else "element",
-        "HAS_SCALE": scale is not None,
+        "HAS_SCALE": arguments.tensors["scale"] is not None,
         "ROWS": tile.rows,
         "COLUMNS": tile.columns,
         "num_warps": tile.warps,
         "num_stages": tile.stages,
         "enable_fp_fusion": False,
     }
+
+
+def launch(arguments: Arguments, tile: Tile | None = None) -> None:
+    # Triton is imported when the first call arrives, not with the package.
+    from realspike_ops.kernels.unshared_matmul import unshared_matmul_kernel
+
+    spikes, weight, bias, _, scale, out = arguments.tensors.values()
+    sizes = sizes_of(arguments)
+    tile = tile or tile_of(sizes)
+    numbers: list[Any] = [
+        size for name, size in arguments.sizes.items() if not name.startswith("bias")
+    ]
     with torch.cuda.device_of(out):
         unshared_matmul_kernel[(programs(sizes, tile.rows, tile.columns),)](
-            spikes, weight, bias, scale, out, *numbers, **constants
+            spikes, weight, bias, scale, out, *numbers, **constants_of(arguments, tile)
         )
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import triton.language as tl
 
-from realspike_ops.ops import unshared_conv, unshared_matmul
+from realspike_ops.ops import unshared_conv, unshared_matmul, unshared_matmul_lif
 
 H200 = (9, 0)
 
@@ -40,21 +40,28 @@ def products_of_bfloat16():
 def a_card():
     """Let the CPU pass for a device with matrix units, which are ahead from 2 input channels on.
 
-    Yields the list of the sizes that were launched.
+    Yields the list of the sizes that were launched, and whether neurons ran behind the sums.
     """
     launched = []
+    launch, launch_lif = unshared_matmul.launch, unshared_matmul_lif.launch
 
-    def launch(arguments):
-        launched.append(arguments.sizes)
-        unshared_matmul.launch(arguments)
+    def seen(arguments):
+        launched.append((arguments.sizes, False))
+        launch(arguments)
 
-    forward = unshared_conv._registered(unshared_conv.forward_with(launch))
+    def seen_lif(arguments, *neurons):
+        launched.append((arguments.sizes, True))
+        launch_lif(arguments, *neurons)
+
+    forward = unshared_conv._registered(unshared_conv.forward_with(seen))
     with (
         products_of_bfloat16(),
         torch.library._scoped_library("realspike", "IMPL") as library,
         pytest.MonkeyPatch.context() as patch,
     ):
         library.impl("unshared_matmul", forward, "CPU")
+        library.impl("unshared_matmul_lif", unshared_matmul_lif._registered, "CPU")
+        patch.setattr(unshared_matmul_lif, "launch", seen_lif)
         patch.setattr(unshared_matmul, "capability_of", lambda device: H200)
         patch.setattr(unshared_matmul, "is_ahead", lambda sizes: sizes.Cin_g >= 2)
         yield launched

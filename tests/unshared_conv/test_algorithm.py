@@ -188,16 +188,18 @@ def test_gradients_are_those_of_the_gather(positions):
 
 
 @WITHOUT_CARD
-@pytest.mark.parametrize("emission", ["binary", "ternary"])
-def test_neurons_behind_products_fire_as_behind_the_gather(emission):
-    spikes = binary((6, 8, 4, 4), 1)
-    weight, scale = rso.quantize_weight(normal((2, 2, 1, 3, 3, 8, 40), 2))
-    settings = {"scale": scale, "timesteps": 3, "emission": emission, "return_state": True}
+@pytest.mark.parametrize(
+    ("timesteps", "groups", "fits"), [(3, 1, True), (16, 2, True), (17, 1, False), (2, 4, False)]
+)
+def test_neurons_that_do_not_fit_run_behind_the_products(timesteps, groups, fits):
+    spikes = binary((timesteps, 8, 3, 3), 1)
+    weight, scale = rso.quantize_weight(normal((1, 1, groups, 3, 3, 8 // groups, 64 // groups), 2))
+    settings = {"scale": scale, "timesteps": timesteps, "return_state": True}
     with a_card() as launched:
         expected = rso.unshared_spike_conv_lif(spikes, weight, **settings)
         assert not launched
         found = rso.unshared_spike_conv_lif(spikes, weight, **settings, algorithm="auto")
-        assert len(launched) == 1
+        assert [with_neurons for _, with_neurons in launched] == [fits]
     for left, right in zip(found, expected, strict=True):
         assert torch.equal(left, right)
 
@@ -213,7 +215,8 @@ def test_a_network_that_multiplies_is_refused_by_name():
         assert not launched
         # Spikes are equal; the classes are summed in float32.
         torch.testing.assert_close(folded(x), gathered, rtol=0, atol=1e-6)
-        assert [sizes["weight_stride_p"] > 0 for sizes in launched] == [True, False, False]
+        kinds = [(sizes["weight_stride_p"] > 0, neurons) for sizes, neurons in launched]
+        assert kinds == [(True, True), (False, True), (False, False)]
         with pytest.raises(rso.MultiplicationError, match=r'number 1 .*algorithm="auto"'):
             rso.assert_multiplication_free(folded, x)
         folded.algorithm = "gather"

@@ -434,6 +434,13 @@ class _Counter(TorchDispatchMode):
         row.additions += current.numel()
         row.multiplications += 0 if decay is None and decay_value in (0.0, 1.0) else current.numel()
 
+    def matmul_and_neurons(self, args, out):
+        """Count `conv_and_neurons`, and the products of matrix units, whatever fires."""
+        spikes, weight, bias, scale, *rest = args
+        self.conv_and_neurons((spikes, weight, bias, None, scale, *rest), out)
+        currents = spikes.shape[0] * weight.shape[2] * weight.shape[6] * math.prod(args[8])
+        self._row().multiplications += currents * math.prod(weight.shape[3:6])
+
     def addmm(self, args, out):
         bias, spikes, weight = args[:3]
         self._product(spikes, weight, out)
@@ -488,6 +495,7 @@ _COUNTS = {
     ("aten", "convolution"): _Counter.convolution,
     ("realspike", "unshared_conv"): _Counter.unshared_conv,
     ("realspike", "unshared_matmul"): _Counter.unshared_matmul,
+    ("realspike", "unshared_matmul_lif"): _Counter.matmul_and_neurons,
     ("realspike", "lif_fwd"): _Counter.neurons,
     ("realspike", "lif_packed"): _Counter.packed_neurons,
     ("realspike", "unshared_conv_lif"): _Counter.conv_and_neurons,
