@@ -319,12 +319,12 @@ def unshared_matmul_lif_kernel(
     live_words = tile % column_tiles * COLUMNS + tl.arange(0, COLUMNS // 32) * 32 < Cout_g
     live = (own < maps)[:, None] & live_words[None, :]
     bit = tl.arange(0, 32)[None, None, :]
-    for t in tl.static_range(T):
+    for t in tl.range(0, T, num_stages=1):
         x = tl.sum(tl.where(step == t, current, 0.0), axis=1)
         h = _charge(decay, v, x, v_threshold, RESET, TERNARY)
         spike = (_with_sign(h, h, TERNARY) >= v_threshold) & mask
         v = _reset(h, spike, v_threshold, v_reset, RESET, TERNARY)
-        at = (t * B * P + pixel)[:, None] * words_out + word[None, :]
+        at = (tl.cast(t, tl.int64) * B * P + pixel)[:, None] * words_out + word[None, :]
         if TERNARY:
             negative = _is_negative(h)
             words_of = _words(spike & ~negative, bit, MAPS, COLUMNS)

@@ -20,7 +20,7 @@ from realspike_ops.ops.lif_contract import (
 )
 from realspike_ops.ops.pack_spikes import packed_words, words_of
 from realspike_ops.ops.unshared_conv import Arguments, kernel_arguments
-from realspike_ops.ops.unshared_matmul import Tile, constants_of, programs, sizes_of, tile_of
+from realspike_ops.ops.unshared_matmul import constants_of, programs, sizes_of, tile_of
 
 # As unshared_conv_lif, without an amplitude.
 LIBRARY.define(
@@ -50,7 +50,7 @@ def launch(
     sizes = sizes_of(arguments)
     rows = sizes._replace(samples=sizes.samples // timesteps * steps)
     tile = tile_of(rows)
-    tile = Tile(tile.rows, max(32, tile.columns), tile.warps, tile.stages)
+    tile = tile._replace(columns=max(32, tile.columns))  # a word
     numbers: list[Any] = [
         size for name, size in arguments.sizes.items() if not name.startswith(("bias", "out"))
     ]

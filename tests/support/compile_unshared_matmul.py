@@ -14,8 +14,10 @@ import torch
 from triton_launches import Launch, recorded
 
 from realspike_ops.kernels import unshared_matmul as kernels
-from realspike_ops.ops import unshared_conv, unshared_matmul
+from realspike_ops.ops import unshared_conv, unshared_matmul, unshared_matmul_lif
+from realspike_ops.ops.lif_contract import Neuron, neurons_in_memory_order
 
+PAPERS = Neuron(0.25, 0.5, 0.0, "hard", True, False, "rectangular", 1.0)
 # dtype of the weight, kernel for all positions, settings of `launch_of`
 FORMS = {
     "bfloat16": (torch.bfloat16, False, {}),
@@ -28,12 +30,22 @@ FORMS = {
     "int8-everything": (torch.uint8, False, {"bias": "element", "scale": True}),
     "bfloat16-contiguous": (torch.bfloat16, False, {"channels_last": False}),
     "bfloat16-few": (torch.bfloat16, False, {"samples": 1, "channels": (20, 10)}),
+    # With neurons behind the sums, of four timesteps.
+    "neurons-bfloat16": (torch.bfloat16, False, {"neurons": PAPERS}),
+    "neurons-float32": (torch.float32, False, {"neurons": PAPERS}),
+    "neurons-int8": (torch.uint8, False, {"neurons": PAPERS}),
+    "neurons-shared-float32": (torch.float32, True, {"neurons": PAPERS}),
+    "neurons-int8-everything": (
+        torch.uint8,
+        True,
+        {"neurons": PAPERS._replace(ternary=True, reset="soft"), "scale": True, "tensors": True},
+    ),
 }
 
 
 def launch_of(
     dtype, shared, *, samples=64, channels=(128, 128), size=32, bias=None, scale=False,
-    channels_last=True,
+    channels_last=True, neurons=None, tensors=False,
 ) -> Launch:  # fmt: skip
     """The launch for 3 x 3 kernels; nothing is computed."""
     Cin, Cout = channels
@@ -55,8 +67,18 @@ def launch_of(
         (size, size),
         ((1, 1), (1, 1), (1, 1)),
     )
-    with recorded(kernels, "unshared_matmul_kernel") as launches:
-        unshared_matmul.launch(arguments)
+    with recorded(kernels, "unshared_matmul_kernel", "unshared_matmul_lif_kernel") as launches:
+        if neurons is None:
+            unshared_matmul.launch(arguments)
+        else:
+            element = torch.empty((Cout, size, size), device=meta) if tensors else None
+            state = torch.empty((samples // 4, Cout, size, size), device=meta)
+            state = state.contiguous(memory_format=torch.channels_last) if tensors else None
+            behind = neurons_in_memory_order(
+                None, element, element, state, neurons, (Cout, size, size), True
+            )
+            packed = torch.empty((samples, size, size, -(-Cout // 32)), device=meta).int()
+            unshared_matmul_lif.launch(arguments, behind, 4, packed, state)
     (launch,) = launches
     return launch
 

@@ -15,13 +15,18 @@ SUPPORT = Path(__file__).parents[1] / "support"
 COMPILER = SUPPORT / "compile_unshared_matmul.py"
 SOURCES = [
     *(COMPILER, SUPPORT / "triton_launches.py"),
-    ROOT / "realspike_ops" / "kernels" / "unshared_matmul.py",
-    *sources_in("realspike_ops/ops"),
+    *sources_in("realspike_ops/kernels"),
+    *(ROOT / "realspike_ops" / "ops").glob("unshared_*.py"),
 ]
-FEW = ("bfloat16", "float32", "int8", "shared-float32", "int8-everything")
+FEW = (
+    *("bfloat16", "float32", "int8", "shared-float32", "int8-everything"),
+    *("neurons-bfloat16", "neurons-float32", "neurons-int8-everything"),
+)
 ALL = (
     *("bfloat16", "float16", "float32", "int8", "shared-bfloat16", "shared-float32"),
     *("shared-int8", "int8-everything", "bfloat16-contiguous", "bfloat16-few"),
+    *("neurons-bfloat16", "neurons-float32", "neurons-int8", "neurons-shared-float32"),
+    "neurons-int8-everything",
 )
 # By compute capability: forms, the instructions of the matrix units on floats and on int8, the most
 # shared memory that a program may have.
@@ -66,10 +71,11 @@ def test_compiles_to_matrix_units_ahead_of_time(arch):
             expected = ARCHITECTURES[80][1]
         assert products, form
         assert all(re.match(expected, opcode) for opcode in products), (form, products)
-        # The scale and the bias are rounded separately.
+        # The scale and the bias, and what decays and its current, are rounded separately.
         plain = {opcode.split(".")[0] for opcode in opcodes}
         assert not plain & {"FFMA", "FFMA2"}, form
-        assert bool(plain & {"FMUL", "FMUL2"}) == (form == "int8-everything"), form
+        scales = form == "int8-everything" or form.startswith("neurons")
+        assert bool(plain & {"FMUL", "FMUL2"}) == scales, form
         copies = [i.opcode for i in code if i.opcode.startswith("LDGSTS")]
         wide = [opcode for opcode in copies if opcode.endswith(".128")]
         # Ten channels are not a whole number of 16 bytes. Where registers feed the matrix units,

@@ -4,8 +4,6 @@ int8 sums and those of whole numbers are exact, so every bit is the same. In the
 on a GPU.
 """
 
-import itertools
-
 import pytest
 import torch
 from helpers import binary, generator, normal
@@ -138,10 +136,3 @@ def test_nothing_is_kept_that_is_not_asked():
 def test_what_fits(groups, channels, timesteps, fits):
     weight = torch.empty(1, 1, groups, 1, 1, 4, channels)
     assert unshared_matmul_lif.fits(weight, timesteps) is fits
-
-
-def test_the_largest_tile_holds_the_most_timesteps():
-    """The smallest tile has 16 rows."""
-    assert unshared_matmul_lif.MOST_TIMESTEPS == 16
-    for rows, timesteps in itertools.product((16, 32, 64), range(1, 17)):
-        assert rows % (1 << (timesteps - 1).bit_length()) == 0

@@ -5,6 +5,7 @@ from planted.bug import Bug
 KERNEL = "realspike_ops/kernels/unshared_matmul.py"
 OP = "realspike_ops/ops/unshared_matmul.py"
 TESTS = "tests/unshared_conv/test_unshared_matmul.py"
+LIF = "tests/unshared_conv/test_unshared_matmul_lif.py"
 SWITCH = "tests/unshared_conv/test_algorithm.py"
 
 BUGS = [
@@ -142,5 +143,53 @@ BUGS = [
         'func.name().startswith("realspike::no_such_op")',
         SWITCH,
         "refused_by_name",
+    ),
+    Bug(
+        "matmul-lif-samples-before-timesteps",
+        KERNEL,
+        "t_of_row.to(tl.int64) * B + b_of_row",
+        "t_of_row.to(tl.int64) + b_of_row * T",
+        LIF,
+        "by_hand",
+    ),
+    Bug(
+        "matmul-lif-bits-from-the-other-end",
+        KERNEL,
+        "by_word << bit",
+        "by_word << (31 - bit)",
+        LIF,
+        "by_hand",
+    ),
+    Bug(
+        "matmul-lif-currents-pile-up",
+        KERNEL,
+        "tl.where(step == t, current, 0.0)",
+        "tl.where(step <= t, current, 0.0)",
+        LIF,
+        "by_hand",
+    ),
+    Bug(
+        "matmul-lif-neurons-of-the-first-position",
+        KERNEL,
+        "pixel = own * P + p_of_row",
+        "pixel = own * P",
+        LIF,
+        "own_parameters",
+    ),
+    Bug(
+        "matmul-lif-negative-spikes-over-the-positive",
+        KERNEL,
+        "packed_ptr + (N * P * words_out + at)",
+        "packed_ptr + at",
+        LIF,
+        "every_neuron",
+    ),
+    Bug(
+        "matmul-lif-more-timesteps-than-rows",
+        "realspike_ops/ops/unshared_matmul_lif.py",
+        "timesteps <= MOST_TIMESTEPS",
+        "timesteps <= 2 * MOST_TIMESTEPS",
+        LIF,
+        "what_fits",
     ),
 ]
