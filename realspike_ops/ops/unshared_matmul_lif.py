@@ -51,11 +51,15 @@ def launch(
     rows = sizes._replace(samples=sizes.samples // timesteps * steps)
     tile = tile_of(rows)
     tile = tile._replace(columns=max(32, tile.columns))  # a word
-    numbers: list[Any] = [
-        size for name, size in arguments.sizes.items() if not name.startswith(("bias", "out"))
-    ]
     _, decay, v_threshold = neurons.parameters
     form = neurons.form
+    given: list[Any] = [
+        *(spikes, weight, bias, scale, decay.values, v_threshold.values, neurons.v_init),
+        *(packed, v_last),
+        *(n for name, n in arguments.sizes.items() if not name.startswith(("bias", "out"))),
+        *(decay.inner, decay.size, v_threshold.inner, v_threshold.size),
+        *(form.decay, form.v_threshold, form.v_reset),
+    ]
     constants: dict[str, Any] = {
         **constants_of(arguments, tile),
         "HAS_DECAY": decay.values is not None,
@@ -68,12 +72,7 @@ def launch(
         "STEPS": steps,
     }
     with torch.cuda.device_of(packed):
-        unshared_matmul_lif_kernel[(programs(rows, tile.rows, tile.columns),)](
-            spikes, weight, bias, scale, decay.values, v_threshold.values, neurons.v_init,
-            packed, v_last, *numbers,
-            decay.inner, decay.size, v_threshold.inner, v_threshold.size,
-            form.decay, form.v_threshold, form.v_reset, **constants,
-        )  # fmt: skip
+        unshared_matmul_lif_kernel[(programs(rows, tile.rows, tile.columns),)](*given, **constants)
 
 
 def _allocate(spikes, weight, timesteps, output_size, ternary, keep_state):
