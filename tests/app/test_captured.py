@@ -1,22 +1,26 @@
 """Captured steps, recorded and replayed, make the same run; no step waits for the device."""
 
+import io
 import itertools
 from contextlib import nullcontext
 
 import pytest
 import torch
 
-for package in ("sklearn", "safetensors", "lightning", "tensorboard", "yaml"):
+for package in ("sklearn", "safetensors", "lightning", "tensorboard", "yaml", "rich"):
     pytest.importorskip(package)
 
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from no_sync import Synchronised, no_reads, no_sync
 from realspike import train
 from realspike.config.run_config import RunConfig
+from realspike.data.preprocess import DRAWS
 from realspike.errors import RunFailed
-from realspike.train import captured, module, placement
+from realspike.networks import build
+from realspike.train import captured, module, placement, reporting
 from realspike.train.captured import WARM_UP, Captured
 from realspike.train.readback import Readback
+from rich.console import Console
 from tape import Tape
 from torch import Tensor
 
@@ -30,8 +34,8 @@ SMALL = {
 STEPS = 11  # of an epoch: ten of 32 samples, one of 17
 
 
-def run(out, **changes):
-    result = train.start(RunConfig().replaced(**(SMALL | changes)), out)
+def run(out, console=None, **changes):
+    result = train.start(RunConfig().replaced(**(SMALL | changes)), out, console=console)
     return torch.load(out / "last.ckpt", weights_only=True), result
 
 
@@ -197,8 +201,11 @@ def test_no_step_waits_for_the_device(tmp_path, monkeypatch, taped, case, is_cap
     monkeypatch.setattr(_TrainingEpochLoop, "advance", watched)
     changes = {"granularity": "element", "width": 4, "batch_size": 40, "fraction": 0.2}
     changes |= {"epochs": 1, "log_every": 2}
-    _, result = run(tmp_path / "run", **(changes | STEPPED[case]))
+    console = Console(file=io.StringIO(), force_terminal=True)
+    monkeypatch.setitem(reporting._EVERY, True, 0.0)  # a bar that shows every loss
+    _, result = run(tmp_path / "run", console=console, **(changes | STEPPED[case]))
     assert len(steps) == 7
+    assert "loss" in console.file.getvalue()
     assert steps[-1] == (4 if "accumulate" in STEPPED[case] else 7)
     assert result.records[0]["train_loss"] > 0
 
@@ -226,6 +233,24 @@ def test_no_step_reads_a_tensor_where_no_mode_watches(tmp_path, monkeypatch, tap
     run(tmp_path / "run", **(changes | {"epochs": 1, "log_every": 2} | STEPPED[case]))
     assert len(steps) == 7
     assert fused
+
+
+@pytest.mark.parametrize("architecture", ["resnet20", "resnet19", "vgg5", "sew_resnet10"])
+def test_a_step_is_on_the_device_of_its_batch_alone(architecture):
+    """On one whose tensors have no values: nothing is made elsewhere, sent there, or read."""
+    settings = {"name": "cifar10", "width": 4, "timesteps": 2, "granularity": "channel"}
+    settings |= {"architecture": architecture, "autoaugment": True, "crop": 4, "cutout": 16}
+    config = RunConfig().replaced(**settings, flip=True)
+    network, statistics = build(config.network_config(), seed=0), ([0.5] * 3, [0.25] * 3)
+    placed = placement.Placement({}, channels_last=True)
+    classifier = module.SpikingClassifier(config, network, *statistics, 4, placed).to("meta")
+    samples = torch.empty(8, 3, 32, 32, dtype=torch.uint8, device="meta")
+    labels = torch.empty(8, dtype=torch.int64, device="meta")
+    draws = torch.empty(8, DRAWS, device="meta")
+    loss, sums = classifier._loss(samples, labels, draws)
+    loss.backward()
+    assert (loss.device.type, sums.device.type) == ("meta", "meta")
+    assert all(parameter.grad is not None for parameter in network.parameters())
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_a_record_by_hand():
         for n, batch in enumerate((sums(12.0, 2, 4), sums(8.0, 3, 4))):
             history.on_train_batch_start(trainer, of, None, n)
             history.on_train_batch_end(trainer, of, batch, None, n)
-            assert history.running_loss() == (12 / 4, 20 / 8)[n]
+            assert history.running_loss().read().item() == (12 / 4, 20 / 8)[n]
         history.on_validation_epoch_start(trainer, of)
         history.on_validation_batch_end(trainer, of, sums(5.0 + 8 * epoch, 1, 2), None, 0)
         history.on_validation_batch_end(trainer, of, sums(1.0, 1 + epoch, 2), None, 1)
@@ -134,7 +134,7 @@ def test_a_record_in_the_middle_of_an_epoch_travels_on():
     later = History()
     later.load_state_dict(state)
     later.on_train_batch_end(trainer, of, sums(20.0, 2, 8), None, 1)
-    assert later.running_loss() == 2.0
+    assert later.running_loss().read().item() == 2.0
 
 
 def test_records_in_a_file(tmp_path):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from realspike.files import write_atomically
 from realspike.records import FIELDS, RecordError, checked
+from realspike.train.readback import Readback
 
 
 class History(lightning.Callback):
@@ -42,9 +43,9 @@ class History(lightning.Callback):
     def on_validation_batch_end(self, trainer, module, outputs, *_) -> None:
         self._test += outputs["sums"]
 
-    def running_loss(self) -> float:
+    def running_loss(self) -> Readback:
         """Return the mean of this process's training loss over the epoch so far."""
-        return (self._train[0] / self._train[2]).item()
+        return Readback(self._train[0] / self._train[2])
 
     def gather(self, trainer) -> None:
         """Make the sums those of all processes, before a checkpoint in the middle of an epoch."""

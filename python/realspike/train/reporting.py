@@ -8,6 +8,7 @@ import torch
 from realspike.config.run_config import RunConfig
 from realspike.progress import bar
 from realspike.train.history import History
+from realspike.train.readback import Readback
 
 _EVERY = {True: 0.5, False: 30.0}  # seconds, by whether somebody looks at a terminal
 
@@ -15,7 +16,7 @@ _EVERY = {True: 0.5, False: 30.0}  # seconds, by whether somebody looks at a ter
 class Reporting(lightning.Callback):
     """Prints what is trained on what, then a bar, or a line every 30 s where there is no terminal.
 
-    The loss is read from the device no more often than it is shown.
+    The loss is shown once it has arrived from the device, which is not waited for.
 
     Args:
         console: See `realspike.output.console`; a terminal or not.
@@ -37,6 +38,7 @@ class Reporting(lightning.Callback):
         self.samples, self.clock = samples, clock
         self._batches = 0
         self._bar = None
+        self._loss: Readback | None = None  # on its way from the device, to be shown
 
     def on_train_start(self, trainer, module) -> None:
         network, (train, test) = self.config.network, self.samples
@@ -70,8 +72,11 @@ class Reporting(lightning.Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         self._batches += 1
         self._images += len(batch[1]) * trainer.world_size
-        if not self._is_due():
+        if self._is_due():
+            self._loss = self.history.running_loss()
+        if self._loss is None or not self._loss.has_arrived():
             return
+        loss, self._loss = self._loss.read().item(), None
         now = self._shown
         total, batches = self._total(trainer), trainer.num_training_batches
         epochs = -(-total // batches)
@@ -80,7 +85,7 @@ class Reporting(lightning.Callback):
         text = status(
             *(trainer.current_epoch + 1, epochs, batch_idx + 1, batches),
             self._images / (now - self._epoch_began),
-            self.history.running_loss(),
+            loss,
             left,
         )
         self._show(text, completed=done)

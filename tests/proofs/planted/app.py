@@ -148,6 +148,14 @@ BUGS = [
         "is_refused",
     ),
     Bug(
+        "augmentation-makes-a-tensor-on-the-cpu",
+        "python/realspike/data/auto_augment.py",
+        "    x = torch.arange(W, device=images.device)",
+        "    x = torch.arange(W)",
+        "tests/app/test_captured.py",
+        "of_its_batch_alone",
+    ),
+    Bug(
         "one-policy-for-a-batch",
         "python/realspike/data/auto_augment.py",
         "(draws[:, 0] * len(POLICIES))",
