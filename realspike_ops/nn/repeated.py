@@ -128,9 +128,11 @@ class _Steps(torch.autograd.Function):
 
 def repeated(x: Tensor, times: int) -> Tensor:  # [B, ...] -> [times*B, ...]
     """Repeat a tensor over time; in eager mode it is copied only if somebody reads the copy."""
-    if x.dim() < 1 or not is_plain_eager(x) or x.is_inference():
+    if x.dim() < 1 or not is_plain_eager(x):
         # torch.export cannot follow, over batches, the strides that expand and flatten make.
         return x.repeat(times, *(1 for _ in x.shape[1:]))
+    if x.is_inference():  # whose changes in place are not counted
+        return torch.cat([x] * times)
     current: Any = _Repeat.apply(x, times)
     current.once, current.times = x, times
     current._copied, current._version_of_once = None, x._version

@@ -1,5 +1,6 @@
 """Captured steps, recorded and replayed, make the same run; no step waits for the device."""
 
+import csv
 import io
 import itertools
 from contextlib import nullcontext
@@ -17,7 +18,7 @@ from realspike.config.run_config import RunConfig
 from realspike.data.preprocess import DRAWS
 from realspike.errors import RunFailed
 from realspike.networks import build
-from realspike.train import captured, module, placement, reporting
+from realspike.train import captured, module, placement, reporting, statistics
 from realspike.train.captured import WARM_UP, Captured
 from realspike.train.readback import Readback
 from rich.console import Console
@@ -251,6 +252,27 @@ def test_a_step_is_on_the_device_of_its_batch_alone(architecture):
     loss.backward()
     assert (loss.device.type, sums.device.type) == ("meta", "meta")
     assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+def test_losses_that_arrive_late_are_noted_all_the_same(tmp_path, monkeypatch):
+    class Late(Readback):
+        """Arrives when it is asked for the third time, or waited for."""
+
+        asked = 0
+
+        def has_arrived(self):
+            self.asked += 1
+            return self.asked > 2
+
+    noted = []
+    for name, kind in (("now", Readback), ("late", Late)):
+        monkeypatch.setattr(statistics, "Readback", kind)
+        run(tmp_path / name, log_every=2)
+        with open(tmp_path / name / "steps.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        noted.append([(r["step"], r["epoch"], r["loss"], r["learning_rate"]) for r in rows])
+    assert noted[0] == noted[1]
+    assert [int(step) for step, *_ in noted[0]] == [2, 4, 6, 8, 10, 11, 12, 14, 16, 18, 20, 22]
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,36 @@ def test_the_loss_is_looked_at_every_fifty_batches():
     assert divergence.INTERVAL == 50
 
 
+class Late:
+    """Values that are there when they are asked for the third time."""
+
+    def __init__(self, tensor):
+        self.values, self.asked = tensor.clone(), 0
+
+    def has_arrived(self):
+        self.asked += 1
+        return self.asked > 2
+
+    def read(self):
+        return self.values
+
+
+@pytest.mark.parametrize(("processes", "expected"), [(1, [51, 101, 151]), (2, [49, 99, 149, 199])])
+def test_a_loss_is_looked_at_when_it_has_arrived(monkeypatch, processes, expected):
+    """Processes that would leave at different batches wait for it instead."""
+    monkeypatch.setattr(divergence, "Readback", Late)
+    trainer, of, check = trainer_of(processes=processes), module_of(weight=1.0), DivergenceCheck()
+    seen = []
+    for n in range(200):
+        try:
+            check.on_train_batch_end(trainer, of, sums(math.nan), None, n)
+        except Diverged:
+            seen.append(n)
+    assert seen == expected
+    with pytest.raises(Diverged):  # before a checkpoint it is waited for
+        check.check(trainer, of)
+
+
 def test_a_weight_that_is_not_finite_is_named():
     check = DivergenceCheck()
     check.check(trainer_of(), module_of(a=1.0, b=[1, 2]))

@@ -131,6 +131,19 @@ def test_what_was_changed_before_it_was_read_is_refused():
             read(y)
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_in_inference_mode_it_is_a_copy_that_lies_as_its_current(layout):
+    with torch.inference_mode():
+        x = LAYOUTS[layout] + 0
+        y = rso.DirectEncoding(T)(x)
+        assert type(y) is torch.Tensor
+        assert torch.equal(y, repeat(x))
+        assert y.stride() == x.stride()
+        expected = rso.RealSpikeLIF(T)(repeat(x))
+        x.zero_()
+        assert torch.equal(rso.RealSpikeLIF(T)(y), expected)
+
+
 class _Double(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):

@@ -26,12 +26,12 @@ class Average(EMAWeightAveraging):
         assert average is not None
         kept, now = _tensors(average.module), _tensors(pl_module)
         if self._latest_update_step == 0:
-            aten._foreach_copy_(kept, now)
+            aten._foreach_copy_.default(kept, now)
         else:
             floating = [n for n, tensor in enumerate(kept) if tensor.is_floating_point()]
             a, b = [kept[n] for n in floating], [now[n] for n in floating]
-            aten._foreach_mul_(a, self.decay)
-            aten._foreach_add_(a, aten._foreach_mul(b, 1 - self.decay))
+            aten._foreach_mul_.Scalar(a, self.decay)
+            aten._foreach_add_.List(a, aten._foreach_mul.Scalar(b, 1 - self.decay))
             for old, new in zip(kept, now, strict=True):
                 if not old.is_floating_point():  # such as the batches that a batch norm has seen
                     old.copy_(self.decay * old + (1 - self.decay) * new)
