@@ -33,12 +33,12 @@ inline void gather_norm(const BatchNorm& norm, const LifTile& tile, NormLanes& l
   gather_lane(norm.bias, 0.0f, lanes.bias);
 }
 
-// Currents of kSteps timesteps.
+// Currents of kSteps timesteps. Not inlined, so that its pointers have the registers to themselves.
 template <class Element, int kSteps, bool kResidual, class Storage = typename Element::Storage>
-void norm_steps(int64_t count, const Storage* __restrict x, int64_t x_stride,
-                const Storage* __restrict residual, int64_t residual_stride,
-                const float* __restrict mean, const float* __restrict scale,
-                const float* __restrict bias, float* __restrict current) {
+[[gnu::noinline]] void norm_steps(int64_t count, const Storage* __restrict x, int64_t x_stride,
+                                  const Storage* __restrict residual, int64_t residual_stride,
+                                  const float* __restrict mean, const float* __restrict scale,
+                                  const float* __restrict bias, float* __restrict current) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
     const float mean_i = mean[i], scale_i = scale[i], bias_i = bias[i];
@@ -53,9 +53,10 @@ void norm_steps(int64_t count, const Storage* __restrict x, int64_t x_stride,
 
 // Adds kSteps timesteps of gradients to the sums of the lanes.
 template <class Element, int kSteps, class Storage = typename Element::Storage>
-void norm_sums(int64_t count, const Storage* __restrict grad, int64_t grad_stride,
-               const Storage* __restrict x, int64_t x_stride, const float* __restrict mean,
-               float* __restrict sum, float* __restrict sum_centred) {
+[[gnu::noinline]] void norm_sums(int64_t count, const Storage* __restrict grad, int64_t grad_stride,
+                                 const Storage* __restrict x, int64_t x_stride,
+                                 const float* __restrict mean, float* __restrict sum,
+                                 float* __restrict sum_centred) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
     const float mean_i = mean[i];
@@ -137,6 +138,9 @@ inline double sum_of(const float* lanes, int64_t count) {
   return sums[0];
 }
 
+// Gradients of a lane that are added up in float32.
+constexpr int64_t kFloatSums = 1024;
+
 // Currents whose gradients are added up per channel.
 template <class Element>
 class SummedNormCurrents : public NormCurrents<Element> {
@@ -146,6 +150,15 @@ class SummedNormCurrents : public NormCurrents<Element> {
   SummedNormCurrents(const LifParams& p, const BatchNorm& norm, const NormTile& task)
       : NormCurrents<Element>(p, norm, task.tile), task_(task) {
     clear();
+  }
+
+  void begin(int64_t n, int64_t lane, int64_t count) {
+    steps_ += this->p_.T;
+    if (steps_ > kFloatSums) {
+      add_to_channels();
+      steps_ = this->p_.T;
+    }
+    NormCurrents<Element>::begin(n, lane, count);
   }
 
   template <int kSteps>
@@ -186,6 +199,7 @@ class SummedNormCurrents : public NormCurrents<Element> {
   }
 
   const NormTile& task_;
+  int64_t steps_ = 0;
   alignas(64) float sum_[kLifTileWidth];
   alignas(64) float sum_centred_[kLifTileWidth];
 };

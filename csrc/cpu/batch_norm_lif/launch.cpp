@@ -9,7 +9,7 @@
 #include "cpu/common/isa.h"
 #include "cpu/common/memory.h"
 #include "cpu/common/parallel.h"
-#include "cpu/lif/tile.h"
+#include "cpu/lif/each_tile.h"
 
 namespace realspike {
 namespace {
@@ -61,22 +61,11 @@ void wide_moments(const BatchNormMoments& p, int64_t images, int64_t c, double* 
   });
 }
 
-// Calls task(task number, tile) for the tiles that make up [T, N], whose columns have the same
-// channel in every row.
-template <class Task>
-void for_each_norm_tile(const LifTiling& tiling, int64_t N, bool stream, int num_threads,
-                        const Task& run) {
-  const int64_t rows = ceil_div(N, tiling.row);
-  const int64_t columns = ceil_div(tiling.row, tiling.width);
-  parallel_for(tiling.chunks * columns, num_threads, [&](int64_t task, int) {
-    const int64_t chunk = task / columns, column = task % columns * tiling.width;
-    const int64_t row_begin = chunk * tiling.rows_per_chunk;
-    run(task, LifTile{chunk, tiling.row, row_begin, least(row_begin + tiling.rows_per_chunk, rows),
-                      column, least(tiling.row - column, tiling.width), stream});
-  });
+// Neurons after which the norm and all parameters repeat. Where that is a pixel, a task walks
+// through memory from one end to the other.
+int64_t norm_period(const BatchNorm& norm, bool parameters_vary) {
+  return norm.channels_last && !parameters_vary ? norm.C : norm.C * norm.P;
 }
-
-bool stream_past_caches(int64_t bytes) { return 2 * bytes >= last_level_cache_bytes(); }
 
 }  // namespace
 
@@ -130,24 +119,23 @@ void batch_norm_lif_fwd_cpu(const BatchNormLifForward& p, int num_threads) {
   const int64_t T = p.lif.T, N = p.lif.N;
   const int64_t bytes = T * N * bytes_of(p.lif.dtype);
   prefer_huge_pages(p.lif.y, bytes);
-  for_each_norm_tile(
-      lif_tiling(T, N, p.norm.C * p.norm.P), N, stream_past_caches(bytes), num_threads,
-      [&](int64_t, const LifTile& tile) { isa_kernels().batch_norm_lif_fwd(p, tile); });
+  for_each_tile(lif_tiling(T, N, norm_period(p.norm, p.lif.period > 1)), N, bytes, true,
+                num_threads,
+                [&](int64_t, const LifTile& tile) { isa_kernels().batch_norm_lif_fwd(p, tile); });
 }
 
 void batch_norm_lif_bwd_cpu(const BatchNormLifBackward& p, int num_threads) {
   const int64_t T = p.lif.T, N = p.lif.N, C = p.norm.C;
   const int64_t bytes = T * N * bytes_of(p.lif.dtype);
   prefer_huge_pages(p.lif.grad_x, bytes);
-  const LifTiling tiling = lif_tiling(T, N, C * p.norm.P);
+  const LifTiling tiling = lif_tiling(T, N, norm_period(p.norm, p.lif.period > 1));
   const int64_t columns = ceil_div(tiling.row, tiling.width), tasks = tiling.chunks * columns;
   const int64_t slots = norm_slots(p.norm, tiling.width), size = 2 * slots + 3;
   std::vector<double> partials(tasks * size);
-  for_each_norm_tile(tiling, N, stream_past_caches(bytes), num_threads,
-                     [&](int64_t task, const LifTile& tile) {
-                       double* sums = partials.data() + task * size;
-                       isa_kernels().batch_norm_lif_bwd(p, {tile, sums, sums + 2 * slots, slots});
-                     });
+  for_each_tile(tiling, N, bytes, true, num_threads, [&](int64_t task, const LifTile& tile) {
+    double* sums = partials.data() + task * size;
+    isa_kernels().batch_norm_lif_bwd(p, {tile, sums, sums + 2 * slots, slots});
+  });
   double parameters[3] = {};
   for (int64_t c = 0; c < 2 * C; ++c) p.sums[c] = 0.0;
   for (int64_t task = 0; task < tasks; ++task) {
@@ -183,10 +171,11 @@ void batch_norm_bwd_cpu(const BatchNormBackward& p, int num_threads) {
     slope[c] = static_cast<float>(p.sums[p.C + c] / *p.count * inv_std * inv_std);
   }
   prefer_huge_pages(p.grad_x, p.T * N * bytes_of(p.dtype));
-  for_each_norm_tile(lif_tiling(p.T, N, p.C * p.P), N, false, num_threads,
-                     [&](int64_t, const LifTile& tile) {
-                       isa_kernels().batch_norm_bwd(p, {scale, shift, slope}, tile);
-                     });
+  const int64_t bytes = p.T * N * bytes_of(p.dtype);
+  for_each_tile(lif_tiling(p.T, N, norm_period(p.norm, false)), N, bytes, false, num_threads,
+                [&](int64_t, const LifTile& tile) {
+                  isa_kernels().batch_norm_bwd(p, {scale, shift, slope}, tile);
+                });
 }
 
 }  // namespace realspike

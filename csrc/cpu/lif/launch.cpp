@@ -3,6 +3,7 @@
 #include "cpu/common/isa.h"
 #include "cpu/common/memory.h"
 #include "cpu/common/parallel.h"
+#include "cpu/lif/each_tile.h"
 #include "cpu/lif/tile.h"
 
 namespace realspike {
@@ -17,17 +18,10 @@ void run(const Params& params, void (*kernel)(const Params&, const LifTile&), vo
          int num_threads) {
   if (params.N == 0 || params.T == 0) return;
   const LifTiling tiling = lif_tiling(params.T, params.N, params.period);
-  const int64_t bytes = params.T * params.N * (params.dtype == DType::kFloat32 ? 4 : 2);
+  const int64_t bytes = params.T * params.N * bytes_of(params.dtype);
   prefer_huge_pages(output, bytes);
-  const bool stream = 2 * bytes >= last_level_cache_bytes();  // as much is read as is written
-  const int64_t rows = ceil_div(params.N, tiling.row);
-  const int64_t columns = ceil_div(tiling.row, tiling.width);  // tiles side by side
-  parallel_for(tiling.chunks * columns, num_threads, [&](int64_t task, int) {
-    const int64_t chunk = task / columns, column = task % columns * tiling.width;
-    const int64_t row_begin = chunk * tiling.rows_per_chunk;
-    kernel(params, {chunk, tiling.row, row_begin, least(row_begin + tiling.rows_per_chunk, rows),
-                    column, least(tiling.row - column, tiling.width), stream});
-  });
+  for_each_tile(tiling, params.N, bytes, true, num_threads,
+                [&](int64_t, const LifTile& tile) { kernel(params, tile); });
 }
 
 }  // namespace
