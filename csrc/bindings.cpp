@@ -2,9 +2,12 @@
 // is the only caller and has checked every argument.
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -13,6 +16,7 @@
 #include "core/lif.h"
 #include "core/numbers.h"
 #include "core/pack_spikes.h"
+#include "core/program.h"
 #include "core/unshared_conv.h"
 #include "cpu/common/isa.h"
 #include "cpu/common/memory.h"
@@ -266,11 +270,52 @@ UnsharedConvParams unshared_conv_params(const py::kwargs& given) {
   return params;
 }
 
-UnsharedConvLif with_neurons(const UnsharedConvParams& conv, const LifParams& lif, uintptr_t packed,
-                             uintptr_t v_last) {
+AddedCurrent added_current(uintptr_t values, int64_t stride_n, int64_t stride_c, int64_t stride_p,
+                           uintptr_t spikes, uintptr_t negative) {
+  return {pointer<const float>(values),
+          stride_n,
+          stride_c,
+          stride_p,
+          pointer<const uint32_t>(spikes),
+          pointer<const uint32_t>(negative)};
+}
+
+UnsharedConvLif with_neurons(const UnsharedConvParams& conv, const LifParams& lif, int64_t maps,
+                             int64_t signs, const std::vector<AddedCurrent>& added,
+                             uintptr_t packed, uintptr_t v_last) {
   const int64_t C = conv.G * conv.Cout_g, P = conv.OH * conv.OW;
-  return {conv,
-          {lif, pointer<uint32_t>(packed), pointer<float>(v_last), C, P, ceil_div(C, 32), true}};
+  UnsharedConvLif params{
+      conv,
+      {lif, pointer<uint32_t>(packed), pointer<float>(v_last), C, P, ceil_div(C, 32), true},
+      maps,
+      signs,
+      static_cast<int64_t>(added.size()),
+      {}};
+  if (added.size() > kMostAddedCurrents) throw std::invalid_argument("too many added currents");
+  std::copy(added.begin(), added.end(), params.added);
+  return params;
+}
+
+Place place(const std::pair<int64_t, int64_t>& of) { return {of.first, of.second}; }
+
+// Whether dictionaries still hold, in this order, the very objects of `items`: the keys and values
+// of one dictionary after the other, None behind each.
+bool hold(const py::tuple& dicts, const py::tuple& items) {
+  Py_ssize_t at = 0;
+  const Py_ssize_t count = PyTuple_GET_SIZE(items.ptr());
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(dicts.ptr()); ++i) {
+    PyObject *key, *value;
+    for (Py_ssize_t next = 0; PyDict_Next(PyTuple_GET_ITEM(dicts.ptr(), i), &next, &key, &value);) {
+      if (at + 2 > count || PyTuple_GET_ITEM(items.ptr(), at) != key ||
+          PyTuple_GET_ITEM(items.ptr(), at + 1) != value) {
+        return false;
+      }
+      at += 2;
+    }
+    if (at == count || PyTuple_GET_ITEM(items.ptr(), at) != Py_None) return false;
+    ++at;
+  }
+  return at == count;
 }
 
 }  // namespace
@@ -285,6 +330,38 @@ PYBIND11_MODULE(_C, m) {
   py::class_<PackSpikesParams>(m, "PackSpikesParams").def(py::init(&pack_params));
   py::class_<UnpackSpikesParams>(m, "UnpackSpikesParams").def(py::init(&unpack_params));
   py::class_<UnsharedConvParams>(m, "UnsharedConvParams").def(py::init(&unshared_conv_params));
+  py::class_<AddedCurrent>(m, "AddedCurrent").def(py::init(&added_current));
+  m.attr("most_added_currents") = kMostAddedCurrents;
+  using PlaceOf = std::pair<int64_t, int64_t>;  // block, bytes
+  py::class_<Program>(m, "Program")
+      .def(py::init<>())
+      .def("add_lif",
+           [](Program& program, const LifParams& lif, int64_t C, int64_t P, bool channels_last,
+              PlaceOf x, PlaceOf packed) {
+             program.add_lif({lif, nullptr, nullptr, C, P, ceil_div(C, 32), channels_last},
+                             place(x), place(packed));
+           })
+      .def("add_conv", [](Program& program, const UnsharedConvParams& conv, PlaceOf spikes,
+                          PlaceOf out) { program.add_conv(conv, place(spikes), place(out)); })
+      .def("add_conv_lif",
+           [](Program& program, const UnsharedConvParams& conv, const LifParams& lif, int64_t maps,
+              int64_t signs, const std::vector<AddedCurrent>& added, PlaceOf spikes, PlaceOf packed,
+              const std::vector<std::tuple<PlaceOf, PlaceOf, PlaceOf>>& places) {
+             std::vector<Program::AddedPlaces> of_added;
+             for (const auto& [values, fired, negative] : places) {
+               of_added.push_back({place(values), place(fired), place(negative)});
+             }
+             program.add_conv_lif(with_neurons(conv, lif, maps, signs, added, 0, 0), place(spikes),
+                                  place(packed), std::move(of_added));
+           })
+      .def("add_copy", [](Program& program, PlaceOf from, PlaceOf to,
+                          int64_t bytes) { program.add_copy(place(from), place(to), bytes); })
+      .def("add_sum",
+           [](Program& program, PlaceOf from, PlaceOf to, int64_t count, bool subtract) {
+             program.add_sum(place(from), place(to), count, subtract);
+           })
+      .def("run_cpu", &Program::run_cpu, py::call_guard<py::gil_scoped_release>());
+  m.def("hold", &hold);
 
   const auto no_gil = py::call_guard<py::gil_scoped_release>();
   m.def("lif_tiling", [](int64_t T, int64_t N, int64_t period) {
@@ -313,13 +390,14 @@ PYBIND11_MODULE(_C, m) {
             {params, pointer<const float>(grad_out), pointer<float>(grad_weight)}, num_threads);
       },
       no_gil);
-  m.def(
-      "unshared_conv_lif_cpu",
-      [](const UnsharedConvParams& conv, const LifParams& lif, uintptr_t packed, uintptr_t v_last,
-         int num_threads) {
-        unshared_conv_lif_cpu(with_neurons(conv, lif, packed, v_last), num_threads);
-      },
-      no_gil);
+  m.def("unshared_conv_lif_cpu", [](const UnsharedConvParams& conv, const LifParams& lif,
+                                    int64_t maps, int64_t signs,
+                                    const std::vector<AddedCurrent>& added, uintptr_t packed,
+                                    uintptr_t v_last, int num_threads) {
+    const UnsharedConvLif params = with_neurons(conv, lif, maps, signs, added, packed, v_last);
+    const py::gil_scoped_release no_gil;
+    unshared_conv_lif_cpu(params, num_threads);
+  });
   m.def("unshared_conv_tiles", [](const UnsharedConvParams& params, int num_threads) {
     const UnsharedConvTiles tiles = choose_unshared_conv_tiles(params, 1, num_threads);
     return py::dict("positions"_a = tiles.positions, "channels"_a = tiles.channels,
@@ -348,13 +426,14 @@ PYBIND11_MODULE(_C, m) {
     check_cuda(unshared_conv_cuda(params, pointer<void>(stream)), "unshared_conv_cuda");
   });
   m.def("unshared_conv_lif_workspace_cuda", &unshared_conv_lif_workspace_cuda);
-  m.def(
-      "unshared_conv_lif_cuda", [](UnsharedConvParams conv, const LifParams& lif, uintptr_t packed,
-                                   uintptr_t v_last, uintptr_t workspace, uintptr_t stream) {
-        conv.workspace = pointer<void>(workspace);
-        const UnsharedConvLif params = with_neurons(conv, lif, packed, v_last);
-        check_cuda(unshared_conv_lif_cuda(params, pointer<void>(stream)), "unshared_conv_lif_cuda");
-      });
+  m.def("unshared_conv_lif_cuda", [](UnsharedConvParams conv, const LifParams& lif, int64_t maps,
+                                     int64_t signs, const std::vector<AddedCurrent>& added,
+                                     uintptr_t packed, uintptr_t v_last, uintptr_t workspace,
+                                     uintptr_t stream) {
+    conv.workspace = pointer<void>(workspace);
+    const UnsharedConvLif params = with_neurons(conv, lif, maps, signs, added, packed, v_last);
+    check_cuda(unshared_conv_lif_cuda(params, pointer<void>(stream)), "unshared_conv_lif_cuda");
+  });
   m.attr("unshared_conv_grad_samples") = kUnsharedConvGradSamples;
   m.def("unshared_conv_grad_weight_cuda", [](const UnsharedConvParams& params, uintptr_t grad_out,
                                              uintptr_t grad_weight, uintptr_t stream) {

@@ -36,6 +36,7 @@ from realspike_ops.nn import (
 )
 from realspike_ops.reparam import (
     FoldedNetwork,
+    Graphed,
     LayerProfile,
     LayerReport,
     MultiplicationError,
@@ -44,6 +45,7 @@ from realspike_ops.reparam import (
     VerificationReport,
     assert_exact_sums,
     assert_multiplication_free,
+    graphed,
     load_folded,
     profile,
     reparameterize,
@@ -57,6 +59,7 @@ __all__ = [
     "FoldedLIF",
     "FoldedNetwork",
     "FusionReport",
+    "Graphed",
     "LayerProfile",
     "LayerReport",
     "MeanOverTime",
@@ -88,6 +91,7 @@ __all__ = [
     "export_onnx",
     "fuse",
     "fusion_report",
+    "graphed",
     "import_nir",
     "lif",
     "load_folded",

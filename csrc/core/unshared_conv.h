@@ -63,17 +63,37 @@ void unshared_conv_grad_weight_cpu(const UnsharedConvGradWeight& params, int num
 // then the bias: the same bits whatever the number of threads and the instruction set.
 void unshared_conv_cpu(const UnsharedConvParams& params, int num_threads);
 
-// Currents that go straight into LIF neurons. The result is that of unshared_conv_cpu and then of
-// lif_packed_cpu on the currents [T, B, OH * OW, Cout], bit for bit, but the currents are never in
-// memory. N = T * B, timestep outermost; lif.C = Cout and lif.P = OH * OW. lif.x, `out` and the
+// A current that joins the one of a convolution: values[n, co, position] by strides. With `spikes`
+// a neuron gets its value where its bit is set and 0 where it is not: an identity shortcut.
+struct AddedCurrent {
+  const float* values;
+  int64_t stride_n;  // elements from one sample to the next; 0: the same for all
+  int64_t stride_c;
+  int64_t stride_p;
+  const uint32_t* spikes;    // [N, OH, OW, ceil(Cout / 32)], or nullptr: every neuron gets it
+  const uint32_t* negative;  // as spikes, of those that subtract the value; or nullptr
+};
+
+constexpr int64_t kMostAddedCurrents = 4;
+
+// Currents that go straight into LIF neurons. The result is that of unshared_conv_cpu, of adding,
+// and then of lif_packed_cpu on the currents [T, B, OH * OW, Cout], bit for bit, but the currents
+// are never in memory. A convolution reads `maps` maps of spikes through the same weights; of
+// ternary ones (`signs` = 2) the positive and the negative bits. Its batch is [maps, signs, T, B].
+// The current is map 0 + map 1 + ..., each its positive part minus its negative part, and then
+// `added` after `added`, in this order. lif.C = Cout and lif.P = OH * OW. lif.x, `out` and the
 // strides of `out` are not used.
 struct UnsharedConvLif {
   UnsharedConvParams conv;
   LifPacked lif;  // channels_last, currents of float32
+  int64_t maps;
+  int64_t signs;  // 1 or 2
+  int64_t added_count;
+  AddedCurrent added[kMostAddedCurrents];
 };
 
-// For one group or a multiple of 32 channels in each, so that no group shares a word with another,
-// and for up to 256 timesteps, which are one task.
+// For one group, a multiple of 32 channels in each or one channel in each, so that no group shares
+// a word with another task, and for up to 256 of maps * signs * T, which are one task.
 void unshared_conv_lif_cpu(const UnsharedConvLif& params, int num_threads);
 
 // Enqueue on `stream` (a cudaStream_t) and return the cudaError_t of the launch. Deterministic; the

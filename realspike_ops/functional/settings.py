@@ -1,5 +1,6 @@
 """The keyword arguments of the documented functions as types, each set written once."""
 
+from collections.abc import Sequence
 from typing import TypedDict
 
 from torch import Tensor
@@ -38,6 +39,9 @@ class ConvLifSettings(NeuronDynamics, ConvSettings, total=False):
     """The settings of `realspike_ops.unshared_spike_conv_lif`."""
 
     v_init: Tensor | None  # [B, Cout, OH, OW]
+    maps: int
+    signed: bool
+    added: Sequence[Tensor | tuple[Tensor, Tensor]]
 
 
 class LifArguments(NeuronForm, total=False):

@@ -26,6 +26,11 @@ def is_plain_eager(*tensors: Tensor | None) -> bool:
     )
 
 
+def is_transformed() -> bool:
+    """Whether a torch.func transform runs, which cannot map ops that take lists of tensors."""
+    return not torch.compiler.is_compiling() and _functorch.peek_interpreter_stack() is not None
+
+
 def _is_plain(t: Tensor) -> bool:
     """Whether the memory holds the values, and those of one call alone."""
     return type(t) in _CLASSES and not (

@@ -66,10 +66,18 @@ def params_after_conv(neurons: Neurons, T: int, N: int):
     )  # fmt: skip
 
 
-def launch_after_conv(conv, lif, packed, v_last) -> None:
-    """Launch the convolution `conv` and the neurons `lif` that its currents go into."""
+def params_of(neurons: Neurons, T: int, N: int, stride_t: int, dtype: torch.dtype):
+    """Return the parameters of N neurons whose currents lie where a program says."""
+    return extension().LifParams(
+        _form(neurons.form), *map(_per_neuron, neurons.parameters), 0, pointer(neurons.v_init), 0,
+        DTYPES[dtype], SAVE_NOTHING, T, N, stride_t, neurons.period,
+    )  # fmt: skip
+
+
+def launch_after_conv(drive, packed, v_last) -> None:
+    """Launch a convolution, whatever joins its currents, and the neurons that these go into."""
     extension().unshared_conv_lif_cpu(
-        conv, lif, packed.data_ptr(), pointer(v_last), torch.get_num_threads()
+        *drive, packed.data_ptr(), pointer(v_last), torch.get_num_threads()
     )
 
 

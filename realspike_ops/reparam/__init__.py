@@ -4,6 +4,7 @@ from .check.exact_sums import assert_exact_sums
 from .check.multiplication_free import MultiplicationError, assert_multiplication_free
 from .check.profile import LayerProfile, ProfileReport, profile
 from .check.verify import LayerReport, VerificationReport, verify
+from .cuda_graph import Graphed, graphed
 from .errors import ReparameterizationError
 from .file import load_folded, save_folded
 from .network import FoldedNetwork
@@ -11,6 +12,7 @@ from .reparameterize import reparameterize
 
 __all__ = [
     "FoldedNetwork",
+    "Graphed",
     "LayerProfile",
     "LayerReport",
     "MultiplicationError",
@@ -19,6 +21,7 @@ __all__ = [
     "VerificationReport",
     "assert_exact_sums",
     "assert_multiplication_free",
+    "graphed",
     "load_folded",
     "profile",
     "reparameterize",

@@ -145,7 +145,7 @@ CASES = {
     ),
     "folded-ternary": (
         lambda: rso.reparameterize(ternary_network(), maps(1)),
-        *(maps, 1, False, {"lif_packed", "pack_spikes", "unshared_conv"}),
+        *(maps, 1, False, {"lif_packed", "pack_spikes", "unshared_conv", "unshared_conv_lif"}),
     ),
 }  # fmt: skip
 MODULES = ("RealSpikeLIF", "trained", "folded", "folded-ternary")

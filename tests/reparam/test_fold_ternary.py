@@ -79,7 +79,7 @@ def test_layers_of_binary_spikes_refuse_ternary_ones(reader):
     lif = rso.FoldedLIF(1)
     if hasattr(layer, "fire"):
         with pytest.raises(ValueError, match="got ternary ones"):
-            layer.fire(packed(spikes), lif)
+            layer.fire(packed(spikes), neurons=lif)
 
 
 def test_signed_synapses_subtract_what_the_negative_spikes_send():

@@ -62,6 +62,6 @@ class Tape:
                     tape.replay()
             is_first = False
             self.replayed += 1
-            return result.clone()
+            return pytree.tree_map_only(Tensor, torch.clone, result)
 
         return replay

@@ -19,6 +19,7 @@ RESETS = ("hard", "soft", "none", "soft_delayed")
 
 
 PerNeuron = simt.record("lif.h", "PerNeuron")
+AddedCurrent = simt.record("unshared_conv.h", "AddedCurrent")
 
 
 class Neurons(ctypes.Structure):
@@ -27,6 +28,8 @@ class Neurons(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("v_init", "v_last", "packed")),
         *(("T", ctypes.c_int64), ("v_reset", ctypes.c_float)),
         *(("reset", ctypes.c_int32), ("ternary", ctypes.c_int32)),
+        *((name, ctypes.c_int64) for name in ("maps", "signs", "added_count")),
+        ("added", ctypes.POINTER(AddedCurrent)),
     )
 
 
@@ -43,6 +46,9 @@ class Form:
     granularity: str = "layer"  # of decay and threshold
     state: bool = True  # v_init is given
     v_reset: float = 0.0
+    maps: int = 1
+    signs: int = 1
+    added: str = ""  # a letter for each: see make_added
 
 
 def currents(**changes) -> conv.Case:
@@ -73,7 +79,43 @@ CASES = [
         for w in ("float32", "bfloat16", "int8", "int8-scaled")
         for tile in (0, 32)
     ),
+    # maps through the same weights, and whatever else the neurons get
+    *(
+        (currents(samples=12, splits=splits, weight=w, tile=tile), Form(3, maps=maps, signs=signs))
+        for maps, signs in ((2, 1), (1, 2), (2, 2))
+        for splits, tile, w in ((0, 0, "float32"), (3, 4, "int8-scaled"))
+    ),
+    *((currents(cout=65), Form(3, added=added)) for added in ("m", "l", "b", "s", "t", "mstb")),
+    (currents(samples=12, cout=65), Form(3, ternary=True, signs=2, added="ts")),
 ]
+
+
+def make_added(form: Form, shape: tuple[int, ...], generator):
+    """Return what is added to a current of `shape` [T*B, C, OH, OW]: values, structs, memory.
+
+    m: a map; l: one that is channels_last; b: a bias; s: weights that spikes select; t: ternary
+    spikes.
+    """
+    values, structs, alive = [], [], []
+    for letter in form.added:
+        value = torch.randn(shape if letter in "ml" else shape[1:], generator=generator)
+        if letter == "l":
+            value = value.contiguous(memory_format=torch.channels_last)
+        if letter == "b":
+            value = value[:, :1, :1].expand(shape[1:])
+        signs = torch.ones(shape)
+        words = [None, None]
+        if letter in "st":
+            signs = torch.randint(-1 if letter == "t" else 0, 2, shape, generator=generator)
+            planes = [signs > 0, signs < 0][: 2 if letter == "t" else 1]
+            words[: len(planes)] = [simt.pack(plane) for plane in planes]
+        own = value.expand(shape)
+        strides = (own.stride(0), own.stride(1), own.stride(3))
+        addresses = (None if w is None else w.data_ptr() for w in words)
+        structs.append(AddedCurrent(value.data_ptr(), *strides, *addresses))
+        values.append(torch.where(signs > 0, own, torch.where(signs < 0, -own, 0.0)))
+        alive += [value, words]
+    return values, (AddedCurrent * max(1, len(structs)))(*structs), alive
 
 
 def in_memory(values: Tensor) -> Tensor:
@@ -118,14 +160,23 @@ def test_lif_fires_as_it_does_after_the_convolution(lib, case, form):
         weight = (weight / 64).round()
     T, (OH, OW) = form.timesteps, case.out_size
     shape, words = (case.cout, OH, OW), -(-case.cout // 32)
-    B = case.samples // T
+    B = case.samples // (T * form.maps * form.signs)
     generator = torch.Generator().manual_seed(2)
     decay, decay_struct, _decay = make_parameter(form, shape, 0.25, generator)
     v_threshold, threshold_struct, _threshold = make_parameter(form, shape, 0.5, generator)
     v_init = torch.randn(B, *shape, generator=generator) if form.state else torch.zeros(B, *shape)
     start = in_memory(v_init)
 
-    x = conv.call(lib, case, spikes, weight, bias).reshape(T, B, *shape)
+    whole = conv.call(lib, case, spikes, weight, bias)
+    parts = whole.reshape(form.maps, form.signs, T * B, *shape)
+    parts = parts[:, 0] - parts[:, 1] if form.signs == 2 else parts[:, 0]
+    x = parts[0]
+    for part in parts[1:]:
+        x = x + part
+    values, added, _added = make_added(form, tuple(x.shape), generator)
+    for value in values:
+        x = x + value
+    x = x.reshape(T, B, *shape)
     positive, negative, v = fire(x, v_init, decay, v_threshold, form)
     expected = [simt.pack(positive.flatten(0, 1))]
     if form.ternary:
@@ -143,9 +194,13 @@ def test_lif_fires_as_it_does_after_the_convolution(lib, case, form):
             v_reset=form.v_reset,
             reset=RESETS.index(form.reset),
             ternary=form.ternary,
+            maps=form.maps,
+            signs=form.signs,
+            added_count=len(values),
+            added=added,
         )
         # The output is not touched: it is nowhere.
-        params, forced, _alive = conv.arguments_of(case, spikes, weight, bias, x.flatten(0, 1))
+        params, forced, _alive = conv.arguments_of(case, spikes, weight, bias, whole)
         params.out = None
         simt.call(
             *(lib.unshared_conv_lif_simt, ctypes.byref(params), ctypes.byref(neurons), forced),

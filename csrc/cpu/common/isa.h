@@ -39,18 +39,18 @@ struct IsaKernels {
   void (*decode_pixels)(const UnsharedConvParams&, const UnsharedConvTiles&, const PixelRun&,
                         const SpikeLists&);
   // The kernels of cpu/unshared_conv/dispatch.h, each for task number `task` of the grid that the
-  // tiles span. LifPacked: the neurons behind the convolution, or nullptr.
-  void (*unshared_conv_listed)(const UnsharedConvParams&, const LifPacked*,
+  // tiles span. UnsharedConvLif: the neurons behind the convolution, or nullptr.
+  void (*unshared_conv_listed)(const UnsharedConvParams&, const UnsharedConvLif*,
                                const UnsharedConvTiles&, const SpikeLists&, int64_t task,
                                const TaskMemory&);
   // masks: [sample_tiles, H * W, G, quads, Cin_g]. nullptr in a set without mask registers.
   void (*mask_pixels)(const UnsharedConvParams&, const UnsharedConvTiles&, const PixelRun&,
                       uint16_t* masks);
-  void (*unshared_conv_masked)(const UnsharedConvParams&, const LifPacked*,
+  void (*unshared_conv_masked)(const UnsharedConvParams&, const UnsharedConvLif*,
                                const UnsharedConvTiles&, const uint16_t* masks, int64_t task,
                                float* currents);
-  void (*unshared_conv_depthwise)(const UnsharedConvParams&, const UnsharedConvTiles&, int64_t task,
-                                  const TaskMemory&);
+  void (*unshared_conv_depthwise)(const UnsharedConvParams&, const UnsharedConvLif*,
+                                  const UnsharedConvTiles&, int64_t task, const TaskMemory&);
   void (*unshared_conv_grad_weight)(const UnsharedConvGradWeight&, const UnsharedConvTiles&,
                                     const SpikeLists&, int64_t task);
 };

@@ -7,6 +7,7 @@
 #include "core/unshared_conv.h"
 #include "cpu/common/stream.h"
 #include "cpu/unshared_conv/dispatch.h"
+#include "cpu/unshared_conv/emit_spikes.h"
 #include "cpu/unshared_conv/output.h"
 #include "cpu/unshared_conv/rows.h"
 #include "cpu/unshared_conv/task.h"
@@ -128,37 +129,40 @@ class DepthwiseTaps {
 };
 
 template <class Row>
-void run_depthwise_task(const UnsharedConvParams& p, const UnsharedConvTiles& tiles, int64_t task,
-                        const TaskMemory& memory) {
+void run_depthwise_task(const UnsharedConvParams& p, const UnsharedConvLif* neurons,
+                        const UnsharedConvTiles& tiles, int64_t task, const TaskMemory& memory) {
   const Task work(p, tiles, task);
   const Tile& tile = work.tile;
   DepthwiseTaps<Row> taps(p, tile, static_cast<typename Row::Sum*>(memory.weights));
   KeptPositions kept(tiles.kept, work.begin, work.end);
   for (int64_t position = work.begin; position < work.end; ++position) {
     taps.go_to(position);
+    const bool whole = kept.ends_with(position);
     for (int64_t s = 0; s < tile.samples; ++s) {
       float* const of_sample = memory.currents + s * tiles.kept * tile.channels;
       float* const currents = of_sample + (position - kept.first) * tile.channels;
       for (int64_t c = 0; c < tile.channels; c += kWordChannels) {
         typename Row::Sum sums[kWordChannels];
-        taps.add(tile.first_sequence + s, c, sums);
+        taps.add(sample_of(p, tiles, tile, s), c, sums);
         const int64_t some = least(tile.channels - c, kWordChannels);
         for (int64_t lane = 0; lane < some; ++lane) {
           currents[c + lane] = static_cast<float>(sums[lane]);
         }
       }
       scale_and_bias(p, tile, position, currents);
-      if (kept.ends_with(position)) write_out(p, tiles.stream, tile, kept, s, of_sample);
+      if (neurons == nullptr && whole) write_out(p, tiles.stream, tile, kept, s, of_sample);
     }
-    if (kept.ends_with(position)) kept = kept.next();
+    if (neurons != nullptr) emit_spikes(*neurons, tile, position, memory.currents);
+    if (whole) kept = kept.next();
   }
   if (tiles.stream) end_stream();
 }
 
-void unshared_conv_depthwise_task(const UnsharedConvParams& p, const UnsharedConvTiles& tiles,
-                                  int64_t task, const TaskMemory& memory) {
+void unshared_conv_depthwise_task(const UnsharedConvParams& p, const UnsharedConvLif* neurons,
+                                  const UnsharedConvTiles& tiles, int64_t task,
+                                  const TaskMemory& memory) {
   with_row(p.weight_dtype,
-           [&](auto row) { run_depthwise_task<decltype(row)>(p, tiles, task, memory); });
+           [&](auto row) { run_depthwise_task<decltype(row)>(p, neurons, tiles, task, memory); });
 }
 
 }  // namespace

@@ -29,12 +29,10 @@ inline int64_t sample_quads(const UnsharedConvTiles& tiles) {
 }
 
 // Pure. The sums of all kernels have the same bits.
-inline UnsharedConvKernel choose_unshared_conv_kernel(const UnsharedConvParams& p,
-                                                      bool with_neurons, bool has_masks) {
+inline UnsharedConvKernel choose_unshared_conv_kernel(const UnsharedConvParams& p, bool has_masks) {
   constexpr int64_t kFewWeights = 2304;  // of a position and group: 3 x 3 taps, 16 channels to 16
   const int64_t taps = p.KH * p.KW;
-  // No neurons: a tile of theirs is one group.
-  if (p.Cin_g == 1 && p.Cout_g == 1 && taps <= kMostDepthwiseTaps && !with_neurons) {
+  if (p.Cin_g == 1 && p.Cout_g == 1 && taps <= kMostDepthwiseTaps) {
     return UnsharedConvKernel::kDepthwise;
   }
   // float32: other weights would have to be widened first, which takes the time that masks save.

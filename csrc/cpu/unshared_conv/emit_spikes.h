@@ -6,19 +6,85 @@
 #include "cpu/lif/packed_kernel.h"
 #include "cpu/unshared_conv/task.h"
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 // The neurons behind a convolution. A tile has all timesteps of its sequences, so that the loops of
 // lif_packed run over the currents of one position.
 
 namespace realspike {
 namespace {
 
+// currents [maps, signs, count] -> [count]: each map's positive part minus its negative one, added
+// up.
+inline void join_maps(const UnsharedConvLif& p, int64_t count, float* currents) {
+  for (int64_t map = 0; map < p.maps; ++map) {
+    float* const part = currents + map * p.signs * count;
+    for (int64_t i = 0; p.signs == 2 && i < count; ++i) part[i] -= part[count + i];
+    for (int64_t i = 0; map > 0 && i < count; ++i) currents[i] += part[i];
+  }
+}
+
+// Adds to the currents of 32 channels the values of those whose bits are set, and 0 to the others.
+inline void add_selected(const AddedCurrent& added, const float* values, uint32_t fired,
+                         uint32_t negative, int64_t channels, float* currents) {
+#if defined(__AVX512F__)
+  if (added.stride_c == 1 && negative == 0) {
+    for (int64_t c = 0; c < channels; c += 16) {
+      const auto lanes =
+          static_cast<__mmask16>(0xffffu >> (channels - c < 16 ? 16 - channels + c : 0));
+      const auto set = static_cast<__mmask16>(fired >> c & lanes);
+      const __m512 sums = _mm512_add_ps(_mm512_maskz_loadu_ps(lanes, currents + c),
+                                        _mm512_maskz_loadu_ps(set, values + c));
+      _mm512_mask_storeu_ps(currents + c, lanes, sums);
+    }
+    return;
+  }
+#endif
+  for (int64_t c = 0; c < channels; ++c) {
+    const float value = values[c * added.stride_c];
+    currents[c] += negative >> c & 1 ? -value : masked(value, mask_if(fired >> c & 1));
+  }
+}
+
+// currents [T, sequences, channels] of one position.
+inline void add_currents(const UnsharedConvLif& p, const AddedCurrent& added, const Tile& tile,
+                         int64_t position, float* currents) {
+  const LifPacked& lif = p.lif;
+  const int64_t channel = tile.group * p.conv.Cout_g + tile.first_channel;
+  const int64_t all_sequences = lif.N / (lif.P * lif.C);
+  const float* const of_tile = added.values + channel * added.stride_c + position * added.stride_p;
+  for (int64_t t = 0; t < lif.T; ++t) {
+    for (int64_t b = 0; b < tile.sequences; ++b, currents += tile.channels) {
+      const int64_t n = t * all_sequences + tile.first_sequence + b;
+      const float* const values = of_tile + n * added.stride_n;
+      if (added.spikes == nullptr) {
+        if (added.stride_c == 1) {
+          for (int64_t c = 0; c < tile.channels; ++c) currents[c] += values[c];
+        } else {
+          for (int64_t c = 0; c < tile.channels; ++c) currents[c] += values[c * added.stride_c];
+        }
+        continue;
+      }
+      const int64_t word = (n * lif.P + position) * lif.words + channel / 32;
+      for (int64_t c = 0; c < tile.channels; c += 32) {
+        const uint32_t negative = added.negative == nullptr ? 0 : added.negative[word + c / 32];
+        add_selected(added, values + c * added.stride_c, added.spikes[word + c / 32], negative,
+                     least(tile.channels - c, 32), currents + c);
+      }
+    }
+  }
+}
+
 template <bool kTernary, ResetForm kReset>
-void emit_spikes_form(const UnsharedConvParams& p, const LifPacked& lif, const Tile& tile,
-                      int64_t position, const float* currents) {
+void emit_spikes_form(const UnsharedConvLif& p, const Tile& tile, int64_t position,
+                      const float* currents) {
   PackedBuffers<Float32> buffers;
+  const LifPacked& lif = p.lif;
   LifPacked neurons = lif;
   neurons.x_stride_t = tile.sequences * tile.channels;
-  const int64_t channel = tile.group * p.Cout_g + tile.first_channel;
+  const int64_t channel = tile.group * p.conv.Cout_g + tile.first_channel;
   const int64_t at_once = kPackedNeurons / tile.channels;
   for (int64_t b = 0; b < tile.sequences; b += at_once) {
     const int64_t some = least(tile.sequences - b, at_once);
@@ -40,10 +106,13 @@ struct EmitForms {
   static constexpr auto form = emit_spikes_form<kTernary, kReset>;
 };
 
-// currents [T, sequences, channels] of one position.
-void emit_spikes(const UnsharedConvParams& p, const LifPacked& lif, const Tile& tile,
-                 int64_t position, const float* currents) {
-  choose_packed<EmitForms>(lif)(p, lif, tile, position, currents);
+// currents [maps, signs, T, sequences, channels] of one position.
+void emit_spikes(const UnsharedConvLif& p, const Tile& tile, int64_t position, float* currents) {
+  join_maps(p, p.lif.T * tile.sequences * tile.channels, currents);
+  for (int64_t i = 0; i < p.added_count; ++i) {
+    add_currents(p, p.added[i], tile, position, currents);
+  }
+  choose_packed<EmitForms>(p.lif)(p, tile, position, currents);
 }
 
 }  // namespace

@@ -111,9 +111,9 @@ int threads_for(const UnsharedConvParams& p, int num_threads) {
   return threads_worth(sums * p.KH * p.KW * p.Cin_g, kMinimumWork, num_threads);
 }
 
-// lif: the neurons behind the convolution, or nullptr.
-void run(const UnsharedConvParams& conv, const LifPacked* lif, const UnsharedConvTiles& tiles,
-         UnsharedConvKernel kernel, int num_threads) {
+// neurons: those behind the convolution, or nullptr.
+void run(const UnsharedConvParams& conv, const UnsharedConvLif* neurons,
+         const UnsharedConvTiles& tiles, UnsharedConvKernel kernel, int num_threads) {
   const IsaKernels& isa = isa_kernels();
   const auto for_each_task = [&](auto task) { parallel_for(tiles.tasks, num_threads, task); };
   const bool depthwise = kernel == UnsharedConvKernel::kDepthwise;
@@ -122,26 +122,36 @@ void run(const UnsharedConvParams& conv, const LifPacked* lif, const UnsharedCon
   switch (kernel) {
     case UnsharedConvKernel::kDepthwise:
       return for_each_task([&](int64_t task, int thread) {
-        isa.unshared_conv_depthwise(conv, tiles, task, memories.of(thread));
+        isa.unshared_conv_depthwise(conv, neurons, tiles, task, memories.of(thread));
       });
     case UnsharedConvKernel::kMasked: {
       const auto masks = masks_of_spikes(conv, tiles, num_threads);
       return for_each_task([&](int64_t task, int thread) {
-        isa.unshared_conv_masked(conv, lif, tiles, masks.get(), task, memories.of(thread).currents);
+        isa.unshared_conv_masked(conv, neurons, tiles, masks.get(), task,
+                                 memories.of(thread).currents);
       });
     }
     case UnsharedConvKernel::kListed: {
       const DecodedSpikes spikes(conv, tiles, tiles.prefetch, num_threads);
       return for_each_task([&](int64_t task, int thread) {
-        isa.unshared_conv_listed(conv, lif, tiles, spikes.lists(), task, memories.of(thread));
+        isa.unshared_conv_listed(conv, neurons, tiles, spikes.lists(), task, memories.of(thread));
       });
     }
   }
 }
 
-UnsharedConvKernel choose(const UnsharedConvParams& params, bool with_neurons) {
-  return choose_unshared_conv_kernel(params, with_neurons,
-                                     isa_kernels().unshared_conv_masked != nullptr);
+UnsharedConvKernel choose(const UnsharedConvParams& params) {
+  return choose_unshared_conv_kernel(params, isa_kernels().unshared_conv_masked != nullptr);
+}
+
+// As the kernel takes it: of a depthwise convolution the groups are the channels of one.
+UnsharedConvParams taken_by(UnsharedConvKernel kernel, const UnsharedConvParams& params) {
+  UnsharedConvParams conv = params;
+  if (kernel == UnsharedConvKernel::kDepthwise) {
+    conv.G = 1;
+    conv.Cin_g = conv.Cout_g = params.G;
+  }
+  return conv;
 }
 
 }  // namespace
@@ -149,12 +159,8 @@ UnsharedConvKernel choose(const UnsharedConvParams& params, bool with_neurons) {
 void unshared_conv_cpu(const UnsharedConvParams& params, int num_threads) {
   if (is_empty(params)) return;
   num_threads = threads_for(params, num_threads);
-  const UnsharedConvKernel kernel = choose(params, false);
-  UnsharedConvParams conv = params;
-  if (kernel == UnsharedConvKernel::kDepthwise) {  // the groups are the channels of one
-    conv.G = 1;
-    conv.Cin_g = conv.Cout_g = params.G;
-  }
+  const UnsharedConvKernel kernel = choose(params);
+  const UnsharedConvParams conv = taken_by(kernel, params);
   UnsharedConvTiles tiles = choose_unshared_conv_tiles(conv, 1, num_threads);
   const int64_t bytes =
       params.N * params.G * params.Cout_g * params.OH * params.OW * int64_t{sizeof(float)};
@@ -166,9 +172,13 @@ void unshared_conv_cpu(const UnsharedConvParams& params, int num_threads) {
 void unshared_conv_lif_cpu(const UnsharedConvLif& params, int num_threads) {
   if (is_empty(params.conv)) return;
   num_threads = threads_for(params.conv, num_threads);
-  UnsharedConvTiles tiles = choose_unshared_conv_tiles(params.conv, params.lif.T, num_threads);
+  const UnsharedConvKernel kernel = choose(params.conv);
+  UnsharedConvLif neurons = params;
+  neurons.conv = taken_by(kernel, params.conv);
+  const int64_t timesteps = params.maps * params.signs * params.lif.T;
+  UnsharedConvTiles tiles = choose_unshared_conv_tiles(neurons.conv, timesteps, num_threads);
   tiles.kept = 1;
-  run(params.conv, &params.lif, tiles, choose(params.conv, true), num_threads);
+  run(neurons.conv, &neurons, tiles, kernel, num_threads);
 }
 
 void unshared_conv_grad_weight_cpu(const UnsharedConvGradWeight& params, int num_threads) {

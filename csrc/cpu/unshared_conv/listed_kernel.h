@@ -58,7 +58,7 @@ void finish(const UnsharedConvParams& p, const Tile& tile, int64_t position, int
 }
 
 template <class Row, bool kFactored>
-void run_listed_task(const UnsharedConvParams& p, const LifPacked* lif,
+void run_listed_task(const UnsharedConvParams& p, const UnsharedConvLif* neurons,
                      const UnsharedConvTiles& tiles, const SpikeLists& lists, int64_t task,
                      const TaskMemory& memory) {
   const Task work(p, tiles, task);
@@ -93,28 +93,28 @@ void run_listed_task(const UnsharedConvParams& p, const LifPacked* lif,
       float* const of_sample = memory.currents + s * tiles.kept * tile.channels;
       finish(p, tile, now.position, s, accumulators,
              of_sample + (now.position - kept.first) * tile.channels);
-      if (lif == nullptr && kept.ends_with(now.position)) {
+      if (neurons == nullptr && kept.ends_with(now.position)) {
         write_out(p, tiles.stream, tile, kept, s, of_sample);
       }
     }
-    if (now.last && lif != nullptr) emit_spikes(p, *lif, tile, now.position, memory.currents);
+    if (now.last && neurons != nullptr) emit_spikes(*neurons, tile, now.position, memory.currents);
     if (now.last && kept.ends_with(now.position)) kept = kept.next();
     prefetcher.finish();
   }
   if (tiles.stream) end_stream();
 }
 
-void unshared_conv_listed_task(const UnsharedConvParams& p, const LifPacked* lif,
+void unshared_conv_listed_task(const UnsharedConvParams& p, const UnsharedConvLif* neurons,
                                const UnsharedConvTiles& tiles, const SpikeLists& lists,
                                int64_t task, const TaskMemory& memory) {
   with_row(p.weight_dtype, [&](auto row) {
     using Row = decltype(row);
     if constexpr (!Row::kBiased) {
       if (p.amplitude != nullptr) {
-        return run_listed_task<Row, true>(p, lif, tiles, lists, task, memory);
+        return run_listed_task<Row, true>(p, neurons, tiles, lists, task, memory);
       }
     }
-    run_listed_task<Row, false>(p, lif, tiles, lists, task, memory);
+    run_listed_task<Row, false>(p, neurons, tiles, lists, task, memory);
   });
 }
 

@@ -167,7 +167,7 @@ void add_channels(const UnsharedConvParams& p, const MaskedPosition& position, c
   }
 }
 
-void unshared_conv_masked_task(const UnsharedConvParams& p, const LifPacked* lif,
+void unshared_conv_masked_task(const UnsharedConvParams& p, const UnsharedConvLif* neurons,
                                const UnsharedConvTiles& tiles, const uint16_t* masks, int64_t task,
                                float* all_currents) {
   const Task work(p, tiles, task);
@@ -182,11 +182,11 @@ void unshared_conv_masked_task(const UnsharedConvParams& p, const LifPacked* lif
     const bool whole = kept.ends_with(position);
     for (int64_t s = 0; s < tile.samples; ++s) {
       scale_and_bias(p, tile, position, currents + s * stride_s);
-      if (lif == nullptr && whole) {
+      if (neurons == nullptr && whole) {
         write_out(p, tiles.stream, tile, kept, s, all_currents + s * stride_s);
       }
     }
-    if (lif != nullptr) emit_spikes(p, *lif, tile, position, all_currents);
+    if (neurons != nullptr) emit_spikes(*neurons, tile, position, all_currents);
     if (whole) kept = kept.next();
   }
   if (tiles.stream) end_stream();

@@ -50,5 +50,12 @@ struct Task {
   int64_t end;
 };
 
+// The number in the batch of sample s of a tile.
+inline int64_t sample_of(const UnsharedConvParams& p, const UnsharedConvTiles& tiles,
+                         const Tile& tile, int64_t s) {
+  const int64_t t = s / tile.sequences, b = s % tile.sequences;
+  return t * (p.N / tiles.timesteps) + tile.first_sequence + b;
+}
+
 }  // namespace
 }  // namespace realspike

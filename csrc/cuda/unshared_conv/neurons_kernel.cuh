@@ -11,9 +11,10 @@
 #include "cuda/unshared_conv/output.cuh"
 
 // The second pass of a convolution whose currents drive LIF neurons. It adds, scales and biases the
-// sums in the workspace as unshared_conv_second_pass_kernel does, and runs the neuron of
-// core/neuron.h on the currents, one timestep after the other. It writes packed spikes and never a
-// current. Sample n of the convolution is timestep n / B of element n % B of the batch.
+// sums in the workspace as unshared_conv_second_pass_kernel does, joins the maps and whatever else
+// the neurons get, and runs the neuron of core/neuron.h on the currents, one timestep after the
+// other. It writes packed spikes and never a current. Sample n of a map of the convolution is
+// timestep n / B of element n % B of the batch.
 
 namespace realspike {
 
@@ -45,7 +46,7 @@ inline NeuronsGrid make_neurons_grid(const UnsharedConvLif& params, int splits) 
     return PerNeuronIndex{make_divisor(std::max<int64_t>(of.inner, 1)),
                           make_divisor(std::max<int64_t>(of.size, 1))};
   };
-  grid.B = p.N / lif.T;
+  grid.B = p.N / (params.maps * params.signs * lif.T);
   grid.warps = grid.B * lif.P * lif.words;
   grid.splits = splits;
   grid.words = make_divisor(lif.words);
@@ -64,6 +65,32 @@ __device__ inline float value_of(const PerNeuron& parameter, const PerNeuronInde
   return __ldg(parameter.values + take_remainder(neuron, index.size));
 }
 
+// The current of channel co that a convolution makes of one map; `pixel` counts positions of all
+// samples of all maps.
+template <typename Total>
+__device__ inline float current_of(const UnsharedConvParams& p, int splits, int64_t all_sums,
+                                   int64_t pixel, int64_t channels, int64_t co, float bias) {
+  const Total* of_split = static_cast<const Total*>(p.workspace) + pixel * channels + co;
+  Total total = __ldg(of_split);
+  for (int k = 1; k < splits; ++k) {
+    of_split += all_sums;
+    total += __ldg(of_split);
+  }
+  const float x = scaled(p, co, total);
+  return p.bias == nullptr ? x : x + bias;
+}
+
+// What the neuron of channel co, of word `word` of its pixel, gets from an added current.
+__device__ inline float value_of(const AddedCurrent& added, int64_t n, int64_t co, int64_t position,
+                                 int64_t word) {
+  const float value =
+      __ldg(added.values + n * added.stride_n + co * added.stride_c + position * added.stride_p);
+  if (added.spikes == nullptr) return value;
+  const uint32_t bit = 1u << (co % 32);
+  if (added.negative != nullptr && (__ldg(added.negative + word) & bit) != 0) return -value;
+  return masked(value, mask_if((__ldg(added.spikes + word) & bit) != 0));
+}
+
 // A warp owns the 32 channels of one word of one output position of one element of the batch.
 // Uniform over a warp: everything but the channel. Products and sums are rounded separately
 // (--fmad=false).
@@ -72,7 +99,6 @@ __global__ void __launch_bounds__(kNeuronsThreads)
     unshared_conv_lif_kernel(const UnsharedConvLif params, const NeuronsGrid grid) {
   const UnsharedConvParams& p = params.conv;
   const LifPacked& lif = params.lif;
-  const Total* const sums = static_cast<const Total*>(p.workspace);
   const ResetForm form = form_of(lif.reset);
   const uint32_t ternary = mask_if(lif.ternary), soft = mask_if(lif.reset == Reset::kSoft);
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -99,14 +125,21 @@ __global__ void __launch_bounds__(kNeuronsThreads)
       bool spike = false;
       uint32_t sign = 0;
       if (exists) {
-        const Total* of_split = sums + pixel * lif.C + co;
-        Total total = __ldg(of_split);
-        for (int k = 1; k < grid.splits; ++k) {
-          of_split += p.N * lif.P * lif.C;
-          total += __ldg(of_split);
+        const auto of_map = [&](int64_t map) {
+          return current_of<Total>(p, grid.splits, p.N * lif.P * lif.C,
+                                   map * grid.B * lif.T * lif.P + pixel, lif.C, co, bias);
+        };
+        float x = 0.0f;
+#pragma unroll 1
+        for (int64_t map = 0; map < params.maps; ++map) {
+          float part = of_map(map * params.signs);
+          if (params.signs == 2) part -= of_map(map * params.signs + 1);
+          x = map == 0 ? part : x + part;
         }
-        float x = scaled(p, co, total);
-        if (p.bias != nullptr) x += bias;
+#pragma unroll 1
+        for (int64_t i = 0; i < params.added_count; ++i) {
+          x += value_of(params.added[i], t * grid.B + b, co, position, pixel * lif.words + word);
+        }
 
         const float h = charge(form, decay, v, x, v_threshold, ternary);
         sign = sign_of(h, ternary);
@@ -117,7 +150,7 @@ __global__ void __launch_bounds__(kNeuronsThreads)
       const uint32_t negative = lif.ternary ? __ballot_sync(~0u, spike && sign != 0) : 0u;
       if (lane != 0) continue;
       lif.packed[pixel * lif.words + word] = positive;
-      if (lif.ternary) lif.packed[(p.N * lif.P + pixel) * lif.words + word] = negative;
+      if (lif.ternary) lif.packed[(lif.T * grid.B * lif.P + pixel) * lif.words + word] = negative;
     }
     if (exists && lif.v_last != nullptr) lif.v_last[neuron] = v;
   }

@@ -16,7 +16,7 @@ from realspike_ops.nn.synapses.spike_conv import Held, SpikeConv, allocate, read
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-    from realspike_ops.nn.synapses.settings import Switches
+    from realspike_ops.nn.synapses.settings import ConvArguments, Switches
 
 
 class SpikeConv2d(SpikeConv):
@@ -116,6 +116,8 @@ class SpikeLinear(SpikeConv):
     [N, H, W, words]) -> [N, out_features].
     """
 
+    current_dims = 2
+
     @matmul_is_auto
     def __init__(
         self,
@@ -176,6 +178,9 @@ class SpikeLinear(SpikeConv):
         )
 
     def forward(self, spikes: Tensor | PackedSpikes) -> Tensor:
+        return super().forward(spikes).flatten(1)
+
+    def _arguments(self, spikes: Tensor | PackedSpikes) -> "ConvArguments":
         if isinstance(spikes, PackedSpikes):
             words = spikes.binary_words(self.in_channels)
             if words.dim() == 2:
@@ -195,7 +200,7 @@ class SpikeLinear(SpikeConv):
                 f"spikes must have shape [N, {self.in_features}]{self._map_text()}; "
                 f"got {checks.shape_text(given)}"
             )
-        return super().forward(spikes).flatten(1)
+        return super()._arguments(spikes)
 
     def _map_text(self) -> str:
         if self.kernel_size == (1, 1):

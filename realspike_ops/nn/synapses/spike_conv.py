@@ -1,6 +1,6 @@
 """The gather-accumulate layer: the parameters that all of them have, and the call of the op."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from realspike_ops import _checks as checks
 from realspike_ops import functional
 from realspike_ops.functional.leaving import matmul_is_auto
 from realspike_ops.functional.quantize_weight import in_steps
-from realspike_ops.functional.unshared_conv_lif import unshared_spike_conv_lif
+from realspike_ops.functional.unshared_conv_lif import Added, unshared_spike_conv_lif
 from realspike_ops.nn.neurons.folded_lif import FoldedLIF
 from realspike_ops.nn.packed_spikes import PackedSpikes
 from realspike_ops.nn.synapses.storage import (
@@ -27,6 +27,7 @@ from realspike_ops.ops.unshared_matmul import ALGORITHMS
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
+    from realspike_ops.functional.settings import NeuronDynamics
     from realspike_ops.nn.synapses.settings import ConvArguments, LayerSettings, Reading
 
 # The arguments of a layer that its weight does not tell.
@@ -53,6 +54,7 @@ class SpikeConv(Stored):
     amplitude: nn.Parameter | None
     scale: Tensor | None
     algorithm: str = "gather"  # also of a layer that was pickled without
+    current_dims = 4  # [N, C, H, W]; 2: [N, F]
 
     def __init__(
         self,
@@ -173,11 +175,36 @@ class SpikeConv(Stored):
     def forward(self, spikes: Tensor | PackedSpikes) -> Tensor:
         return functional.unshared_spike_conv(**self._arguments(spikes))
 
-    def fire(self, spikes: Tensor | PackedSpikes, neurons: FoldedLIF) -> PackedSpikes:
-        """Run ``neurons(self(spikes), packed=True)`` as one op, in inference."""
+    def fire(
+        self,
+        spikes: Tensor | PackedSpikes,
+        neurons: FoldedLIF,
+        *,
+        maps: int = 1,
+        signed: bool = False,
+        added: Sequence[Added] = (),
+        dims: int | None = None,
+    ) -> PackedSpikes:
+        """Run ``neurons(self(spikes) + ..., packed=True)`` as one op, in inference.
+
+        ``maps``, ``signed`` and ``added`` are those of `realspike_ops.unshared_spike_conv_lif`;
+        ``dims`` the dimensions of the current: 4 of maps, 3 of lines, 2 of features.
+        """
+        dims = self.current_dims if dims is None else dims
+        dynamics: NeuronDynamics = {**neurons.dynamics}
+        for name in ("decay", "v_threshold"):
+            if isinstance(value := dynamics[name], Tensor):
+                dynamics[name] = of_maps(value, dims)
         words = unshared_spike_conv_lif(
-            **self._arguments(spikes), timesteps=neurons.timesteps, **neurons.dynamics
+            **self._arguments(spikes),
+            timesteps=neurons.timesteps,
+            maps=maps,
+            signed=signed,
+            added=added,
+            **dynamics,
         )
+        for dim in (-3, -2)[: 4 - dims]:
+            words = words.squeeze(dim)
         return PackedSpikes(words, self.out_channels, neurons.emission == "ternary")
 
     def _arguments(self, spikes: Tensor | PackedSpikes) -> "ConvArguments":
@@ -246,6 +273,13 @@ def reading_of(
         "check_binary": check_binary,
         "algorithm": algorithm,
     }
+
+
+def of_maps(parameter: Tensor, dims: int) -> Tensor:
+    """Write what broadcasts against lines [C, L] (`dims` 3) or features [F] (2) for [C, H, W]."""
+    for _ in range(dims, 4) if parameter.dim() == dims - 1 else ():
+        parameter = parameter.unsqueeze(1)
+    return parameter
 
 
 def _padding(padding: int | tuple[int, ...] | str) -> tuple[int, int] | str:

@@ -1,5 +1,6 @@
 """The input current of neurons that several maps of spikes reach."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,8 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from realspike_ops._checks import FLOATS
+from realspike_ops.functional.unshared_conv_lif import Added, join_maps
+from realspike_ops.nn.neurons.folded_lif import FoldedLIF
 from realspike_ops.nn.packed_spikes import PackedSpikes, as_dense, as_map, padded
+from realspike_ops.nn.synapses.one_to_one import OneToOneSynapses
+from realspike_ops.nn.synapses.shared_conv import SpikeConv2d, SpikeLinear
+from realspike_ops.nn.synapses.spike_conv import of_maps
 from realspike_ops.nn.synapses.storage import Stored, parameter
+from realspike_ops.nn.synapses.unshared_conv import UnsharedSpikeConv
+
+# Their neurons may be in the same op. A class that comes from these may compute anything.
+CAN_FIRE = (SpikeConv2d, UnsharedSpikeConv, SpikeLinear)
 
 
 class _Signs(torch.autograd.Function):
@@ -89,8 +100,7 @@ class Synapses(nn.Module):
 
     def forward(self, *maps: Tensor | PackedSpikes) -> Tensor:
         current = self.layer(self._batch(maps))
-        if self.signed or self.maps > 1:
-            current = self._added(current)
+        current = join_maps(current, self.maps, self.signed)
         if self.sums:
             # One memory format, and so one order of the sum, whichever way the spikes came.
             pixels = current.permute(0, 2, 3, 1).flatten(1, 2).contiguous()  # [N, H*W, C]
@@ -101,6 +111,29 @@ class Synapses(nn.Module):
             current = F.pad(current, (0, 0) * (current.dim() - 2) + (first, behind))
         current = current.squeeze(2) if self.line else current
         return current.flatten(1) if self.flatten else current
+
+    @property
+    def current_dims(self) -> int:
+        """The dimensions of the current: 4 of maps, 3 of lines, 2 of features."""
+        return 2 if self.flatten else 3 if self.line else getattr(self.layer, "current_dims", 4)
+
+    @property
+    def can_fire(self) -> bool:
+        """Whether the layer and the neurons behind the current may be one op."""
+        # Features are a map of one pixel, or else in another order than their bits.
+        pixel = isinstance(self.layer, SpikeLinear) or self.reads == 2
+        own = self.channels is None and not self.sums and (pixel or not self.flatten)
+        return own and type(self.layer) in CAN_FIRE
+
+    def fire(
+        self, *maps: Tensor | PackedSpikes, neurons: FoldedLIF, added: Sequence[Added] = ()
+    ) -> PackedSpikes:
+        """Run ``neurons(self(*maps) + ..., packed=True)`` as one op, in inference."""
+        layer: Any = self.layer
+        return layer.fire(
+            self._batch(maps), neurons, maps=self.maps, signed=self.signed, added=added,
+            dims=self.current_dims,
+        )  # fmt: skip
 
     def _batch(self, spikes_of: Sequence[Tensor | PackedSpikes]) -> Tensor | PackedSpikes:
         """Return all binary maps, padded, as one batch."""
@@ -117,19 +150,6 @@ class Synapses(nn.Module):
             batch: list[Tensor] = [sign for spikes in batch for sign in _Signs.apply(spikes)]
         return padded(batch[0] if len(batch) == 1 else torch.cat(batch), self.pad)
 
-    def _added(self, current: Tensor) -> Tensor:
-        count = self.maps * (2 if self.signed else 1)
-        # torch.export can follow a size that is a quotient, but not the size of a chunk.
-        parts: Tensor | list[Tensor] = torch.unflatten(
-            current, 0, (count, current.shape[0] // count)
-        )
-        if self.signed:
-            parts = [p - n for p, n in zip(parts[::2], parts[1::2], strict=True)]
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + part
-        return total
-
     def extra_repr(self) -> str:
         names = ("signed", "flatten", "line", "channels")
         parts = [f"{name}={getattr(self, name)}" for name in names]
@@ -138,6 +158,21 @@ class Synapses(nn.Module):
         parts += [f"sums={self.sums}"] if self.sums else []
         parts += [f"reads={self.reads}"] if self.reads != 4 else []
         return ", ".join(parts + ([f"pad={self.pad}"] if any(self.pad) else []))
+
+
+def can_fire(layer: nn.Module) -> bool:
+    """Whether a layer of synapses and the neurons behind it may be one op."""
+    return type(layer) in CAN_FIRE or (type(layer) is Synapses and layer.can_fire)
+
+
+def _added(layer: Any, maps: Sequence[Tensor | PackedSpikes], dims: int) -> Added:
+    """Return what a layer adds to a current; None: the map itself is one."""
+    spikes = maps[0]
+    if type(layer) is OneToOneSynapses and isinstance(spikes, PackedSpikes):
+        words: Any = as_map(spikes, dims)
+        return of_maps(layer.weight, dims), words.words
+    current = as_dense(spikes) if layer is None else layer(*maps)
+    return as_map(current, dims)  # pyright: ignore[reportReturnType]
 
 
 class SynapticCurrent(Stored):
@@ -181,6 +216,43 @@ class SynapticCurrent(Stored):
         for current in currents[1:]:
             total = total + current
         return total if self.bias is None else total + self.bias.to(total.dtype)
+
+    @property
+    def firing(self) -> int | None:
+        """Which of the synapses runs as one op with the neurons behind the sum; None: none."""
+        can = [n for n, layer in enumerate(self.synapses.values()) if can_fire(layer)]
+        return can[-1] if can else None
+
+    def fire(self, *maps: Tensor | PackedSpikes, neurons: FoldedLIF) -> PackedSpikes | None:
+        """Run ``neurons(self(*maps), packed=True)`` with the last convolution and the neurons as
+        one op, in inference; None where currents are of a type that is added as it is.
+        """
+        layers: list[Any] = list(self.synapses.values())
+        at = self.firing
+        assert at is not None
+        counts = [getattr(layer, "maps", 1) for layer in layers]
+        ends = list(itertools.accumulate(counts))
+        of = [maps[end - count : end] for end, count in zip(ends, counts, strict=True)]
+        dims = layers[at].current_dims
+        currents: list[tuple[Any, Any]] = [
+            *zip(layers, of, strict=True),
+            *((None, (m,)) for m in maps[ends[-1] :]),
+        ]
+        # The sum of two is the same in either order; of more, those before the convolution come
+        # first.
+        before = [_added(*current, dims) for current in currents[: at if at < 2 else 0]]
+        if at >= 2:
+            total = layers[0](*of[0])
+            for layer, own in currents[1:at]:
+                total = total + layer(*own)
+            of_maps_before: Any = as_map(total, dims)
+            before = [of_maps_before]
+        added = [*before, *(_added(*current, dims) for current in currents[at + 1 :])]
+        if self.bias is not None:
+            added.append(of_maps(self.bias, dims))
+        if any((v[0] if isinstance(v, tuple) else v).dtype not in FLOATS for v in added):
+            return None
+        return layers[at].fire(*of[at], neurons=neurons, added=added)
 
     def reset_parameters(self) -> None:
         """Set the bias to 0."""

@@ -423,16 +423,29 @@ class _Counter(TorchDispatchMode):
         """Count `unshared_conv`, then `neurons`; the currents are not in memory."""
         self.behind_encoding = True  # it reads spikes
         spikes, weight, *rest = args
-        decay, timesteps, output_size, decay_value = (rest[n] for n in (3, 6, 7, 12))
+        decay, words, maps, signs, timesteps, output_size, decay_value = (
+            rest[n] for n in (3, 7, 8, 9, 10, 11, 16)
+        )
         channels = weight.shape[2] * weight.shape[6]
         current = torch.empty((), device=out[0].device)
         current = current.expand(spikes.shape[0], channels, *output_size)
-        self.unshared_conv((spikes, weight, *rest[:3], None, *rest[8:11]), (current,))
+        self.unshared_conv((spikes, weight, *rest[:3], None, *rest[12:15]), (current,))
+        samples = spikes.shape[0] // (maps * signs)
         if self.samples_of_batch is None:
-            self.samples_of_batch = spikes.shape[0] // timesteps
+            self.samples_of_batch = samples // timesteps
         row = self._row()
-        row.additions += current.numel()
-        row.multiplications += 0 if decay is None and decay_value in (0.0, 1.0) else current.numel()
+        neurons = current[:samples].numel()
+        row.additions += current.numel() - neurons  # of maps that become one
+        for selecting in words:
+            if selecting.dim() == 1:  # added as it is
+                row.additions += neurons
+                continue
+            spikes = functional.unpack_spikes(
+                selecting.reshape(-1, *selecting.shape[-3:]), channels
+            )
+            self._weights(spikes, spikes.numel(), spikes.sum().item())
+        row.additions += neurons
+        row.multiplications += 0 if decay is None and decay_value in (0.0, 1.0) else neurons
 
     def matmul_and_neurons(self, args, out):
         """Count `conv_and_neurons`, and the products of matrix units, whatever fires."""

@@ -237,7 +237,7 @@ BUGS = [
     ),
     Bug(
         "ternary-spikes-lose-their-sign",
-        "realspike_ops/nn/synapses/synaptic_current.py",
+        "realspike_ops/functional/unshared_conv_lif.py",
         "parts = [p - n for p, n in",
         "parts = [p + n for p, n in",
         "tests/reparam/test_fold_networks.py",
@@ -390,15 +390,15 @@ BUGS = [
     ),
     Bug(
         "bits-where-the-output-reads-spikes",
-        "realspike_ops/reparam/network.py",
-        "read_dense = set(self.outputs)",
+        "realspike_ops/reparam/plan.py",
+        "read_dense = set(network.outputs)",
         "read_dense = set()",
         "tests/reparam/test_fold_bits.py",
         "read_as_they_are",
     ),
     Bug(
         "bits-past-a-hook",
-        "realspike_ops/reparam/network.py",
+        "realspike_ops/reparam/plan.py",
         "return [] if seen else reads",
         "return reads",
         "tests/reparam/test_fold_bits.py",
@@ -406,7 +406,7 @@ BUGS = [
     ),
     Bug(
         "a-replaced-forward-is-passed-by",
-        "realspike_ops/reparam/network.py",
+        "realspike_ops/reparam/plan.py",
         'return bool(hooks) or "forward" in vars(module)',
         "return bool(hooks)",
         "tests/reparam/test_fold_bits.py",
@@ -414,9 +414,9 @@ BUGS = [
     ),
     Bug(
         "bits-never-used",
-        "realspike_ops/reparam/network.py",
-        "                in_bits.add(step.name)\n",
-        "                pass\n",
+        "realspike_ops/reparam/plan.py",
+        "            in_bits.add(step.name)\n",
+        "            pass\n",
         "tests/reparam/test_fold_bits.py",
         "change_nothing and vgg-none",
     ),
@@ -560,9 +560,9 @@ BUGS = [
     ),
     Bug(
         "maps-of-one-kernel-lost",
-        "realspike_ops/nn/synapses/synaptic_current.py",
-        "        for part in parts[1:]:\n",
-        "        for part in parts[2:]:\n",
+        "realspike_ops/functional/unshared_conv_lif.py",
+        "    for part in parts[1:]:\n",
+        "    for part in parts[2:]:\n",
         "tests/reparam/test_fold_networks.py",
         "sew",
     ),
@@ -842,5 +842,71 @@ BUGS = [
         'header["__metadata__"] = header.pop("__metadata__")',
         "tests/reparam/test_hostile_folded_files.py",
         "same_bytes",
+    ),
+    # Plans and programs
+    *(
+        Bug(name, "realspike_ops/reparam/plan.py", old, new, "tests/reparam/test_plan.py", where)
+        for name, old, new, where in (
+            (
+                "plan-for-ever",
+                "            and extension().hold(self._dicts, self._items)\n",
+                "",
+                "changes_are_seen",
+            ),
+            (
+                "plan-of-another-class",
+                "            and list(map(type, self._modules)) == self._kinds\n",
+                "",
+                "change_class",
+            ),
+            (
+                "plan-past-a-replaced-method",
+                "            and _code() == self._code\n",
+                "",
+                "method_is_replaced",
+            ),
+            ("program-past-gradients", " and not learns(network, x)", "", "gradients_are_asked"),
+            (
+                "program-past-a-hook-before-neurons",
+                "and not any(map(_is_seen, call.module.modules()))",
+                "",
+                "hook_before_neurons",
+            ),
+        )
+    ),
+    *(
+        Bug(name, "realspike_ops/reparam/segment.py", old, new, "tests/reparam/test_plan.py", where)
+        for name, old, new, where in (
+            (
+                "program-of-old-memory",
+                "all(map(Tensor.is_set_to, self._constants, self._aliases))",
+                "True",
+                "changes_are_seen",
+            ),
+            (
+                "program-with-old-copies",
+                "            copy.copy_(of)\n",
+                "            pass\n",
+                "lies_otherwise",
+            ),
+            (
+                "program-of-another-layout",
+                "return value.shape[1:], value.stride(), value.dtype",
+                "return value.shape[1:], value.dtype",
+                "any_layout",
+            ),
+            (
+                "program-takes-half-a-batch",
+                "if rest or batch == 0 or found",
+                "if batch == 0 or found",
+                "any_layout",
+            ),
+            (
+                "program-joins-signs-by-adding",
+                "part, count, True)",
+                "part, count, False)",
+                "most_calls and ternary",
+            ),
+        )
     ),
 ]

@@ -2,6 +2,9 @@
 
 from planted.bug import Bug
 
+LIF = "tests/unshared_conv/test_unshared_conv_lif.py"
+NEURONS = "csrc/cuda/unshared_conv/neurons_kernel.cuh"
+
 BUGS = [
     Bug(
         "conv-cpu-group-loses-its-first-channel",
@@ -410,8 +413,8 @@ BUGS = [
     Bug(
         "conv-cuda-lif-bias-of-the-first-timestep",
         "csrc/cuda/unshared_conv/neurons_kernel.cuh",
-        "if (p.bias != nullptr) x += bias;",
-        "if (p.bias != nullptr && t == 0) x += bias;",
+        "return p.bias == nullptr ? x : x + bias;",
+        "return p.bias == nullptr || pixel >= p.OH * p.OW ? x : x + bias;",
         "tests/unshared_conv/test_unshared_conv_lif_simt.py",
         "fires_as",
     ),
@@ -582,5 +585,63 @@ BUGS = [
         "starts[s + 1] = static_cast<uint16_t>(list - begin);",
         "starts[s + 1] = s == 5 ? starts[s] : static_cast<uint16_t>(list - begin);",
         "tests/unshared_conv/test_unshared_conv.py",
+    ),
+    # What joins the current of a convolution before its neurons get it
+    *(
+        Bug(name, f"csrc/cpu/unshared_conv/{file}.h", old, new, LIF, where)
+        for name, file, old, new, where in (
+            (
+                "conv-lif-signs-added",
+                "emit_spikes",
+                "part[i] -= part[count + i]",
+                "part[i] += part[count + i]",
+                "by_hand or joins",
+            ),
+            (
+                "conv-lif-first-map-alone",
+                "emit_spikes",
+                "currents[i] += part[i]",
+                "currents[i] += 0",
+                "by_hand or joins",
+            ),
+            (
+                "conv-lif-adds-to-neighbouring-samples",
+                "emit_spikes",
+                "t * all_sequences + tile.first_sequence + b",
+                "tile.first_sequence + t * tile.sequences + b",
+                "several_tiles",
+            ),
+            (
+                "conv-lif-silence-adds",
+                "emit_spikes",
+                "masked(value, mask_if(fired >> c & 1))",
+                "value",
+                "by_hand or joins",
+            ),
+            (
+                "conv-lif-negative-spikes-add",
+                "emit_spikes",
+                "negative >> c & 1 ? -value",
+                "negative >> c & 1 ? value",
+                "joins",
+            ),
+            (
+                "conv-lif-depthwise-of-neighbouring-samples",
+                "depthwise_kernel",
+                "sample_of(p, tiles, tile, s)",
+                "tile.first_sequence + s",
+                "test_depthwise",
+            ),
+        )
+    ),
+    *(
+        Bug(name, NEURONS, old, new, f"{LIF[:-3]}_simt.py", "fires_as")
+        for name, old, new in (
+            ("conv-cuda-lif-signs-added", "part -= of_map", "part += of_map"),
+            ("conv-cuda-lif-maps-side-by-side", "map * grid.B * lif.T * lif.P + pixel", "pixel"),
+            ("conv-cuda-lif-negative-spikes-add", "return -value;", "return value;"),
+            ("conv-cuda-lif-first-map-last", "x = map == 0 ? part : x + part;", "x = part;"),
+            ("conv-cuda-lif-added-of-the-first-sample", "n * added.stride_n + co", "co"),
+        )
     ),
 ]

@@ -203,6 +203,10 @@ struct Neurons {
   float v_reset;
   int32_t reset;
   int32_t ternary;
+  int64_t maps;
+  int64_t signs;
+  int64_t added_count;
+  const realspike::AddedCurrent* added;
 };
 
 // blocks: of the second pass; 0 for as many as the launcher would.
@@ -223,6 +227,10 @@ int unshared_conv_lif_simt(const UnsharedConvParams* given, const Neurons* neuro
   lif.reset = static_cast<realspike::Reset>(neurons->reset);
   lif.ternary = neurons->ternary != 0;
   lif.channels_last = true;
+  params.maps = neurons->maps;
+  params.signs = neurons->signs;
+  params.added_count = neurons->added_count;
+  for (int64_t i = 0; i < params.added_count; ++i) params.added[i] = neurons->added[i];
   lif.C = conv.G * conv.Cout_g;
   lif.P = conv.OH * conv.OW;
   lif.words = realspike::ceil_div(lif.C, 32);
