@@ -4,7 +4,14 @@
 in channels_last, as they are fastest. `dense maps` is the folded network whose spikes travel as
 floats; ours passes bits. Folding itself is not timed. The neurons' rate is that of a trained
 network or above (names end in it): the fewer spikes, the less a folded network has to add.
+
+`bench_folded_sizes` asks the same of one image and of 64, in three widths, and has the peers
+compiled as well; on a GPU everything also as a captured graph, ours by `rso.graphed`. Its rows are
+followed by the synaptic operations of an image and the energy that `rso.profile` estimates for
+them, beside those of the ANN.
 """
+
+import functools
 
 import pytest
 import torch
@@ -21,6 +28,16 @@ NETWORKS = {  # architecture, granularity, width, images, shift of the currents
     "sew-resnet10-none": ("sew_resnet10", "none", 32, 8, -0.7),
 }
 T = 4
+# architecture, granularity, width, shift of the currents
+SIZES = [
+    (architecture, granularity, width, shift)
+    for architecture, shift in (("resnet20", -0.2), ("resnet8", -0.3))
+    for granularity in ("channel", "element")
+    for width in (16, 32, 64)
+]
+IMAGES = (1, 64)
+CPU_WIDTHS = 16, 32  # without --full: the others take minutes
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
 
 def as_if_trained(network: nn.Module, shift: float) -> nn.Module:
@@ -96,3 +113,82 @@ def bench_folded(compare, request, device, name, dtype):
         "dense maps": lambda: dense(x),
     }
     compare(lambda: folded(x), peers, rounds=9)
+
+
+def config_of(architecture: str, granularity: str, width: int) -> NetworkConfig:
+    return NetworkConfig(
+        granularity=granularity,
+        timesteps=T,
+        width=width,
+        architecture=architecture,
+        in_channels=3,
+        image_size=32,
+    )
+
+
+def compiled(network: nn.Module, x: torch.Tensor):
+    """The network as torch.compile makes it; on a GPU it captures graphs by itself."""
+    run = torch.compile(network, mode="reduce-overhead" if x.is_cuda else None)
+    return lambda: run(x)
+
+
+def captured(network: nn.Module, x: torch.Tensor):
+    """The network as a CUDA graph."""
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            network(x)
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph):
+        network(x)
+    return graph.replay
+
+
+def peers_of(networks: dict[str, nn.Module], x: torch.Tensor) -> dict:
+    peers = {}
+    for name, network in networks.items():
+        peers[name] = lambda network=network: network(x)
+        # Compiled and captured when it is first called, so that one that fails is left out alone.
+        for kind, make in (("compiled", compiled), ("captured", captured)):
+            if kind == "compiled" or x.is_cuda:
+                made = functools.cache(functools.partial(make, network, x))
+                peers[f"{name}, {kind}"] = lambda made=made: made()()
+    return peers
+
+
+@pytest.mark.wall_clock
+@pytest.mark.parametrize("run", ["plain", "captured"])
+@pytest.mark.parametrize("images", IMAGES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("architecture", "granularity", "width", "shift"), SIZES)
+@torch.no_grad()
+def bench_folded_sizes(
+    compare, request, device, architecture, granularity, width, shift, dtype, images, run
+):
+    if run == "captured" and device == "cpu":
+        pytest.skip("graphs are for a GPU")
+    if device == "cpu" and width not in CPU_WIDTHS and not request.config.getoption("--full"):
+        pytest.skip("--full runs it")
+    torch.manual_seed(0)
+    config = config_of(architecture, granularity, width)
+    trained = as_if_trained(build(config, seed=0), shift).to(device)
+    x = torch.randn(images, 3, 32, 32, device=device)
+    folded = rso.reparameterize(trained, x[:1], weight_dtype=DTYPES[dtype])
+    report = rso.profile(folded, x[:4])
+    energies = report.total("energy_pj") / 1e6, report.total("ann_energy_pj") / 1e6
+    request.node.name += (
+        f"-rate{rate_of(folded, x[:4]):.0%}-{report.total('synops') / 1e6:.1f}M-SynOps"
+        f"-{energies[0]:.1f}uJ-ANN-{energies[1]:.1f}uJ"
+    )
+    peer_dtype = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    x = x.to(peer_dtype, memory_format=torch.channels_last)
+    form = {"dtype": peer_dtype, "memory_format": torch.channels_last}
+    ann = as_if_trained(ann_of(config), 0.0).to(device, **form)
+    peers = peers_of({"trained": trained.to(**form), "ANN": ann}, x)
+    own = x.float()
+    if run == "captured":
+        graph = rso.graphed(folded.eval(), own)
+        compare(lambda: graph(own), peers, rounds=9)
+    else:
+        compare(lambda: folded(own), peers, rounds=9)

@@ -35,7 +35,9 @@ _MOST_PROGRAMS = 8  # of a segment: one for each layout of what it reads
 class _Refused(Exception):
     """A program cannot run call number `at` on these inputs."""
 
-    at = 0
+    def __init__(self, at: int = 0):
+        super().__init__(at)
+        self.at = at
 
 
 class _Spikes(NamedTuple):
@@ -166,10 +168,8 @@ class _Program:
         for at, call in enumerate(segment.calls):
             try:
                 self._add(call, outputs.get(call.output))
-            except (_Refused, TypeError, ValueError) as error:  # the call itself says what is wrong
-                refused = _Refused()
-                refused.at = at
-                raise refused from error
+            except (_Refused, TypeError, ValueError):  # the call itself says what is wrong
+                raise _Refused(at) from None
         made: list[Any] = [(name, self._values[name]) for name in segment.outputs]
         self.made: list[tuple[str, _Spikes]] = made
         # The same memory, as it lies.
@@ -376,7 +376,9 @@ class _Program:
             words, *checked.tensors[1:], out, checked.output_size, checked.geometry
         )
         self._alive.append(alive)
-        kernels, bias, amplitude, scale = alive[1:5]
+        kernels, bias, amplitude, scale = (
+            alive[name] for name in ("weight", "bias", "amplitude", "scale")
+        )
         own = conv.weight
         self._constant(own, kernels, own[0, 0] if is_shared(weight) else own)
         self._constant(conv.bias, bias, conv.bias)

@@ -325,8 +325,9 @@ def test_copies_have_their_own():
         assert torch.equal(folded(x), changed)
 
 
-def test_a_plan_keeps_no_network_alive():
-    folded, x = folded_of()
+@pytest.mark.parametrize("family", ["resnet20", "depthwise"])  # a program, and parts of one
+def test_a_plan_keeps_no_network_alive(family):
+    folded, x = folded_of(family)
     folded(x)
     gone = weakref.ref(folded)
     gc.disable()
@@ -355,6 +356,30 @@ def test_threads_share_a_plan():
     for n, outputs in results.items():
         assert all(torch.equal(out, expected[n]) for out in outputs)
     assert len(results) == len(batches)
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+def test_a_team_of_threads_runs_a_program(threads):
+    """Loops of all sizes, of which some are for one thread, beside other callers' loops."""
+    with torch.enable_grad():
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            *(nn.Conv2d(3, 32, 3, padding=1), rso.DirectEncoding(4), rso.RealSpikeLIF(4)),
+            *(nn.Conv2d(32, 64, 3, padding=1, stride=2), rso.RealSpikeLIF(4)),
+            *(nn.Conv2d(64, 2, 3, padding=1), rso.RealSpikeLIF(4), nn.Flatten()),
+            *(nn.Linear(2 * 64, 3), rso.MeanOverTime(4)),
+        ).eval()
+        x = normal((3, 3, 16, 16), 1)
+        folded = rso.reparameterize(network, x)
+    expected = folded(x)
+    assert programs(folded)
+    assert torch.equal(expected, plain(folded, x))
+    torch.set_num_threads(threads)
+    try:
+        for _ in range(50):
+            assert torch.equal(folded(x), expected)
+    finally:
+        torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("granularity", ["channel", "element"])

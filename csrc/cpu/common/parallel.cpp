@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <cfenv>
+#include <exception>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -19,6 +20,7 @@ struct Work {
   void (*body)(void*, int64_t, int);
   void* context;
   int64_t num_tasks;
+  int num_threads;
   std::fenv_t mode;  // of the caller: rounding, and whether denormals are flushed to zero
   std::atomic<int64_t> next{0};
   std::atomic<int> threads{0};
@@ -26,6 +28,7 @@ struct Work {
 
 void run_tasks(Work& work) {
   const int thread = work.threads.fetch_add(1, std::memory_order_relaxed);
+  if (thread >= work.num_threads) return;
   for (;;) {
     const int64_t task = work.next.fetch_add(1, std::memory_order_relaxed);
     if (task >= work.num_tasks) return;
@@ -68,31 +71,113 @@ GompParallel openmp() {
   return found;
 }
 
-void run_on_threads(Work& work, int num_threads) {
+// Runs f(data) on the caller and on up to num_threads - 1 other threads.
+void run_on_all(void (*f)(void*), void* data, int num_threads) {
+  if (openmp() != nullptr && !forked.load(std::memory_order_relaxed)) {
+    return openmp()(f, data, static_cast<unsigned>(num_threads), 0);
+  }
   std::vector<std::thread> helpers;
   helpers.reserve(num_threads - 1);
   try {
-    for (int i = 1; i < num_threads; ++i) helpers.emplace_back(run_tasks_in_mode, &work);
+    for (int i = 1; i < num_threads; ++i) helpers.emplace_back(f, data);
   } catch (const std::system_error&) {
     // Fewer threads than asked for: those that started, and the caller, share the tasks.
   }
-  run_tasks(work);
+  f(data);
   for (std::thread& helper : helpers) helper.join();
+}
+
+// Threads that stay awake between the loops of one caller. The caller opens the door to a piece of
+// work, and shuts it when all tasks are taken; whoever is inside then finishes the last ones.
+struct Team {
+  void (*body)(void*);
+  void* context;
+  std::thread::id leader;
+  std::fenv_t mode;
+  std::exception_ptr error;
+  std::atomic<Work*> work{nullptr};  // behind the open door
+  std::atomic<uint64_t> turn{0};
+  std::atomic<int> inside{0};
+  std::atomic<bool> ended{false};
+};
+
+thread_local Team* led = nullptr;  // by this thread
+
+inline void pause_for(int turns) {
+  constexpr int kBusyTurns = 2000;
+  if (turns > kBusyTurns) {
+    std::this_thread::yield();
+    return;
+  }
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+void follow(Team& team) {
+  uint64_t seen = 0;
+  for (int turns = 0; !team.ended.load(); ++turns) {
+    const uint64_t turn = team.turn.load();
+    if (turn == seen) {
+      pause_for(turns);
+      continue;
+    }
+    team.inside.fetch_add(1);
+    // Whoever comes late finds the door shut, or another turn, in which it comes again.
+    Work* const work = team.work.load();
+    if (work != nullptr && team.turn.load() == turn) run_tasks(*work);
+    team.inside.fetch_sub(1);
+    seen = turn;
+    turns = 0;
+  }
+}
+
+void lead(Team& team, Work& work) {
+  team.work.store(&work);
+  team.turn.fetch_add(1);
+  run_tasks(work);
+  team.work.store(nullptr);
+  for (int turns = 0; team.inside.load() != 0; ++turns) pause_for(turns);
+}
+
+void run_in_team(void* data) {
+  Team& team = *static_cast<Team*>(data);
+  if (std::this_thread::get_id() == team.leader) {
+    led = &team;
+    try {
+      team.body(team.context);
+    } catch (...) {  // no exception may pass through OpenMP
+      team.error = std::current_exception();
+    }
+    led = nullptr;
+    team.ended.store(true);
+    return;
+  }
+  std::fenv_t own;
+  std::fegetenv(&own);
+  std::fesetenv(&team.mode);
+  follow(team);
+  std::fesetenv(&own);
 }
 
 }  // namespace
 
 void run_in_parallel(int64_t num_tasks, int num_threads, void (*body)(void*, int64_t, int),
                      void* context) {
-  Work work{body, context, num_tasks, {}};
   if (num_tasks < num_threads) num_threads = static_cast<int>(num_tasks);
+  Work work{body, context, num_tasks, num_threads < 1 ? 1 : num_threads, {}};
   if (num_threads <= 1) return run_tasks(work);
+  if (led != nullptr) return lead(*led, work);
   std::fegetenv(&work.mode);
-  if (openmp() != nullptr && !forked.load(std::memory_order_relaxed)) {
-    openmp()(run_tasks_in_mode, &work, static_cast<unsigned>(num_threads), 0);
-  } else {
-    run_on_threads(work, num_threads);
-  }
+  run_on_all(run_tasks_in_mode, &work, num_threads);
+}
+
+void run_with_team(int num_threads, void (*body)(void* context), void* context) {
+  if (num_threads <= 1 || led != nullptr) return body(context);
+  Team team{body, context, std::this_thread::get_id(), {}, {}};
+  std::fegetenv(&team.mode);
+  run_on_all(run_in_team, &team, num_threads);
+  if (team.error) std::rethrow_exception(team.error);
 }
 
 const char* parallel_backend() { return openmp() != nullptr ? "openmp" : "std::thread"; }

@@ -22,6 +22,18 @@ void parallel_for(int64_t num_tasks, int num_threads, const Body& body) {
       const_cast<Body*>(&body));
 }
 
+void run_with_team(int num_threads, void (*body)(void* context), void* context);
+
+// Runs body() on the caller, and keeps num_threads - 1 threads awake beside it meanwhile: they take
+// part in every parallel_for of the body. To wake threads for a small loop takes longer than the
+// loop; here a loop costs two turns of a flag. A thread that finds nothing to do for long yields.
+template <class Body>
+void with_team(int num_threads, const Body& body) {
+  run_with_team(
+      num_threads, [](void* context) { (*static_cast<const Body*>(context))(); },
+      const_cast<Body*>(&body));
+}
+
 // One thread where two would have less than `per_thread` work each, otherwise all. Nothing in
 // between: OpenMP ends the threads that a smaller team leaves idle, and starts them anew for the
 // next large team.

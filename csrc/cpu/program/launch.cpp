@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "core/program.h"
+#include "cpu/common/parallel.h"
 
 namespace realspike {
 
@@ -37,47 +38,49 @@ void Program::run_cpu(const std::vector<uintptr_t>& blocks, int64_t batch, int n
     if (place.block < 0) return;
     *pointer = reinterpret_cast<std::remove_reference_t<decltype(*pointer)>>(at(place));
   };
-  for (const Step& step : steps_) {
-    UnsharedConvLif params = step.params;
-    LifPacked& lif = params.lif;
-    params.conv.N *= batch;
-    lif.N *= batch;
-    lif.x_stride_t *= batch;
-    switch (step.kind) {
-      case Kind::kLif:
-        set(&lif.x, step.from);
-        set(&lif.packed, step.to);
-        lif_packed_cpu(lif, num_threads);
-        break;
-      case Kind::kConv:
-        set(&params.conv.spikes, step.from);
-        set(&params.conv.out, step.to);
-        unshared_conv_cpu(params.conv, num_threads);
-        break;
-      case Kind::kConvLif:
-        set(&params.conv.spikes, step.from);
-        set(&lif.packed, step.to);
-        for (size_t i = 0; i < step.added.size(); ++i) {
-          set(&params.added[i].values, step.added[i].values);
-          set(&params.added[i].spikes, step.added[i].spikes);
-          set(&params.added[i].negative, step.added[i].negative);
+  with_team(num_threads, [&] {
+    for (const Step& step : steps_) {
+      UnsharedConvLif params = step.params;
+      LifPacked& lif = params.lif;
+      params.conv.N *= batch;
+      lif.N *= batch;
+      lif.x_stride_t *= batch;
+      switch (step.kind) {
+        case Kind::kLif:
+          set(&lif.x, step.from);
+          set(&lif.packed, step.to);
+          lif_packed_cpu(lif, num_threads);
+          break;
+        case Kind::kConv:
+          set(&params.conv.spikes, step.from);
+          set(&params.conv.out, step.to);
+          unshared_conv_cpu(params.conv, num_threads);
+          break;
+        case Kind::kConvLif:
+          set(&params.conv.spikes, step.from);
+          set(&lif.packed, step.to);
+          for (size_t i = 0; i < step.added.size(); ++i) {
+            set(&params.added[i].values, step.added[i].values);
+            set(&params.added[i].spikes, step.added[i].spikes);
+            set(&params.added[i].negative, step.added[i].negative);
+          }
+          unshared_conv_lif_cpu(params, num_threads);
+          break;
+        case Kind::kCopy:
+          std::memcpy(reinterpret_cast<void*>(at(step.to)),
+                      reinterpret_cast<const void*>(at(step.from)), step.count * batch);
+          break;
+        case Kind::kAdd:
+        case Kind::kSubtract: {
+          const float sign = step.kind == Kind::kAdd ? 1.0f : -1.0f;
+          float* const to = reinterpret_cast<float*>(at(step.to));
+          const float* const from = reinterpret_cast<const float*>(at(step.from));
+          for (int64_t i = 0; i < step.count * batch; ++i) to[i] += sign * from[i];
+          break;
         }
-        unshared_conv_lif_cpu(params, num_threads);
-        break;
-      case Kind::kCopy:
-        std::memcpy(reinterpret_cast<void*>(at(step.to)),
-                    reinterpret_cast<const void*>(at(step.from)), step.count * batch);
-        break;
-      case Kind::kAdd:
-      case Kind::kSubtract: {
-        const float sign = step.kind == Kind::kAdd ? 1.0f : -1.0f;
-        float* const to = reinterpret_cast<float*>(at(step.to));
-        const float* const from = reinterpret_cast<const float*>(at(step.from));
-        for (int64_t i = 0; i < step.count * batch; ++i) to[i] += sign * from[i];
-        break;
       }
     }
-  }
+  });
 }
 
 }  // namespace realspike
