@@ -31,10 +31,6 @@ class BatchNormCall(NamedTuple):
     statistics: Statistics
     times: int = 1  # how often x is repeated over time
 
-    @property
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        return self[:5]
-
     def detached(self) -> "BatchNormCall":
         x, weight, bias = (None if t is None else t.detach() for t in self[:3])
         assert x is not None
@@ -88,8 +84,14 @@ class NormTensors(NamedTuple):
 
 
 def tensors_of(batch_norm: _BatchNorm) -> NormTensors:
+    # Module.__getattr__ looks where these are after it has looked elsewhere.
+    parameters, buffers = batch_norm._parameters, batch_norm._buffers
+    if not ("weight" in parameters and "bias" in parameters and "running_var" in buffers):
+        return NormTensors(
+            batch_norm.weight, batch_norm.bias, batch_norm.running_mean, batch_norm.running_var
+        )
     return NormTensors(
-        batch_norm.weight, batch_norm.bias, batch_norm.running_mean, batch_norm.running_var
+        parameters["weight"], parameters["bias"], buffers["running_mean"], buffers["running_var"]
     )
 
 
@@ -106,18 +108,20 @@ def why_not(
             return "it, or its neurons, have hooks or a forward of their own"
     if _all_are_seen():
         return "hooks on all modules see what it returns"
-    device, C = x.device, batch_norm.num_features
+    device, shape, C = x.device, x.shape, batch_norm.num_features
     if x.dtype not in checks.FLOATS or device.type not in ("cpu", "cuda"):
         return f"its input is {x.dtype} on {device}"
-    if x.dim() < 2 or x.shape[1] != C or C == 0:
+    if len(shape) < 2 or shape[1] != C or C == 0:
         return f"its input has shape {checks.shape_text(x)}"
-    weight, bias, mean, var = tensors
-    if (mean is None) != (var is None) or not all(
-        statistic is None or statistic.dtype == torch.float32 for statistic in (mean, var)
-    ):
-        return "its running statistics are not two float32 tensors"
-    if not all(t is None or t.device == device for t in (weight, bias, mean, var)):
-        return "its parameters are on another device than its input"
+    _, _, mean, var = tensors
+    for statistic in (mean, var):
+        if (statistic is None) != (mean is None):
+            return "it has one running statistic of two"
+        if statistic is not None and statistic.dtype != torch.float32:
+            return "its running statistics are not float32"
+    for tensor in tensors:
+        if tensor is not None and tensor.device != device:
+            return "its parameters are on another device than its input"
     uses_batch = batch_norm.training or mean is None
     if x.numel() <= uses_batch * C and _group_of(batch_norm) is None:
         return "its input has no or one value per channel"
@@ -132,7 +136,10 @@ def is_followed(*tensors: Tensor | None) -> bool:
     """
     if torch.compiler.is_dynamo_compiling():
         return not torch.compiler.is_exporting()
-    return is_plain_eager(*tensors) and not any(t is not None and t.is_inference() for t in tensors)
+    for tensor in tensors:
+        if tensor is not None and tensor.is_inference():
+            return False
+    return is_plain_eager(*tensors)
 
 
 def call_batch_norm(batch_norm: _BatchNorm, tensors: NormTensors, x: Tensor) -> BatchNormCall:
@@ -143,12 +150,12 @@ def call_batch_norm(batch_norm: _BatchNorm, tensors: NormTensors, x: Tensor) -> 
     uses_batch = training or mean is None
     if training and not batch_norm.track_running_stats:
         mean = var = None
-    elif training and (count := batch_norm.num_batches_tracked) is not None:
+    elif training and (count := batch_norm._buffers.get("num_batches_tracked")) is not None:
         count.add_(1)
         if momentum is None:  # a cumulative average
             momentum = 1.0 / float(count)
     statistics = batch_norm_statistics(
-        x[None],
+        x.detach()[None],
         mean,
         var,
         uses_batch,

@@ -180,7 +180,15 @@ def _refuse_gradient(_: Tensor) -> None:
 def _versions(call: BatchNormCall, residual: Tensor | None) -> tuple[int, ...]:
     if torch.compiler.is_compiling():
         return ()
-    return tuple([t._version for t in (*call.tensors, residual) if t is not None])
+    x, weight, bias, mean, var = call[:5]
+    return (
+        x._version,
+        0 if weight is None else weight._version,
+        0 if bias is None else bias._version,
+        0 if mean is None else mean._version,
+        0 if var is None else var._version,
+        0 if residual is None else residual._version,
+    )
 
 
 def _sum(a: Any, b: Any, *more: Any) -> Tensor | None:
