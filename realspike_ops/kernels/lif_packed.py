@@ -1,7 +1,9 @@
 """LIF inference that emits one bit per neuron; the layout of the words is core/pack_spikes.h's.
 
 A program owns a tile of PIXELS pixels by the 32 channels of one word, and walks the timesteps with
-the state in registers. Launch with enable_fp_fusion=False, as every LIF kernel.
+the state in registers; it loads the next timestep before it stores the words of this one. A thread
+loads 16 bytes of neighbours: of pixels, or in channels_last of channels. Launch with
+enable_fp_fusion=False, as every LIF kernel.
 """
 
 import triton
@@ -25,8 +27,14 @@ def _pack(spike, channel):
     return tl.sum(tl.where(spike, 1 << channel, 0), axis=1)
 
 
-# Sizes that vary from layer to layer: one kernel is compiled for all of them.
-_SIZES = "T C P words decay_inner decay_size v_threshold_inner v_threshold_size".split()
+# A kernel is compiled for whether 16 divides the sizes of a map: then neighbours are one load.
+_SIZES = "T words decay_inner decay_size v_threshold_inner v_threshold_size".split()
+
+
+@triton.jit
+def _load_step(x_ptr, x_stride_t, t, T, index, mask):
+    t = tl.cast(t, tl.int64)
+    return tl.load(x_ptr + t * x_stride_t + index, mask=tl.where(t < T, mask, False), other=0.0)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -52,6 +60,7 @@ def lif_packed_fwd_kernel(
     decay_value,
     v_threshold_value,
     v_reset,
+    WIDE: tl.constexpr,  # a sample has about 2^31 neurons or more
     HAS_DECAY: tl.constexpr,
     HAS_V_THRESHOLD: tl.constexpr,
     HAS_V_INIT: tl.constexpr,
@@ -67,22 +76,26 @@ def lif_packed_fwd_kernel(
     channel = tl.arange(0, 32)
     live_pixels = pixel < P
     mask = live_pixels[:, None] & (w * 32 + channel < C)[None, :]
-    sample = b * C * P
-    within = (w * 32 + channel).to(tl.int64)[None, :] * stride_c + pixel.to(tl.int64)[
-        :, None
-    ] * stride_p
-    index = sample + within
-    decay = _load_tile(decay_ptr, decay_value, (index // decay_inner) % decay_size, mask, HAS_DECAY)
+    within_c, within_p = (w * 32 + channel)[None, :], pixel[:, None]
+    if WIDE:
+        within_c, within_p = within_c.to(tl.int64), within_p.to(tl.int64)
+    within = within_c * stride_c + within_p * stride_p  # the sample: parameters repeat with it
+    index = b * (tl.cast(C, tl.int64) * P) + within
+    decay = _load_tile(
+        decay_ptr, decay_value, (within // decay_inner) % decay_size, mask, HAS_DECAY
+    )
     v_threshold = _load_tile(
         v_threshold_ptr,
         v_threshold_value,
-        (index // v_threshold_inner) % v_threshold_size,
+        (within // v_threshold_inner) % v_threshold_size,
         mask,
         HAS_V_THRESHOLD,
     )
     v = _load_tile(v_init_ptr, 0.0, index, mask, HAS_V_INIT)
+    ahead = _load_step(x_ptr, x_stride_t, 0, T, index, mask)
     for t in range(0, T):
-        x = tl.load(x_ptr + (tl.cast(t, tl.int64) * x_stride_t + index), mask=mask, other=0.0)
+        x = ahead
+        ahead = _load_step(x_ptr, x_stride_t, t + 1, T, index, mask)
         h = _charge(decay, v, x, v_threshold, RESET, TERNARY)
         spike = (_with_sign(h, h, TERNARY) >= v_threshold) & mask
         v = _reset(h, spike, v_threshold, v_reset, RESET, TERNARY)

@@ -286,6 +286,7 @@ def launch_packed(currents: Currents, neurons: Neurons, packed, v_last, channels
             "decay_value": form.decay,
             "v_threshold_value": form.v_threshold,
             "v_reset": form.v_reset,
+            "WIDE": C * P >= WIDE,
             "HAS_DECAY": decay.values is not None,
             "HAS_V_THRESHOLD": v_threshold.values is not None,
             "HAS_V_INIT": neurons.v_init is not None,

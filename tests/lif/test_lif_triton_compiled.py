@@ -57,6 +57,8 @@ REGISTERS = {
     "lif_fwd_kernel-plain-bits": 56,
     "lif_fwd_kernel-plain-potentials": 64,
     "lif_fwd_kernel-element-bits": 56,
+    "lif_packed_fwd_kernel-packed": 64,
+    "lif_packed_fwd_kernel-packed-channels_last": 48,
     "lif_bwd_kernel-plain-bits": 40,
     "lif_bwd_kernel-plain-potentials": 96,
     "lif_bwd_kernel-element-bits": 80,
@@ -110,6 +112,12 @@ def test_compiles_ahead_of_time(arch, forms, tmp_path):
                 # Amplitudes of neighbours are one load, and their gradient one store.
                 parameters = sum(loads.values()) - loads[wide]
                 assert parameters <= (4 if cubin.stem in NARROWEST | NARROW else 1), cubin.name
+        else:
+            # 16 bytes of neighbours, and those of the next timestep before the words of this one.
+            per_channel = sum(loads.values()) - loads[128]
+            assert loads[128] >= 4, cubin.name
+            assert per_channel == (32 if "ternary" in form else 0), cubin.name
+            assert loads_before_stores(code)[1] == 0, cubin.name
         assert arch != 90 or resources["REG"] <= REGISTERS.get(cubin.stem, 168), cubin.name
         if cubin.stem in BYTES:
             moved = sum(width / 8 * count for width, count in (loads + stores).items())

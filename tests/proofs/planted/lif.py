@@ -341,6 +341,14 @@ BUGS = [
         "packed_equals_cpu",
     ),
     Bug(
+        "lif-packed-triton-walks-in-place",
+        "realspike_ops/kernels/lif_packed.py",
+        "x_stride_t, t + 1, T",
+        "x_stride_t, t, T",
+        "tests/lif/test_lif_triton.py",
+        "packed_equals_cpu",
+    ),
+    Bug(
         "lif-packed-triton-second-plane-too-early",
         "realspike_ops/kernels/lif_packed.py",
         "* (N // C) * words + word)",
