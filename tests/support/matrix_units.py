@@ -8,6 +8,7 @@ import torch
 import triton.language as tl
 
 from realspike_ops.ops import unshared_conv, unshared_matmul, unshared_matmul_lif
+from realspike_ops.reparam import plan
 
 H200 = (9, 0)
 
@@ -62,6 +63,8 @@ def a_card():
         library.impl("unshared_matmul", forward, "CPU")
         library.impl("unshared_matmul_lif", unshared_matmul_lif._registered, "CPU")
         patch.setattr(unshared_matmul_lif, "launch", seen_lif)
+        # Layers run one by one, as on a card: a program of the CPU always gathers.
+        patch.setattr(plan, "is_plain_eager", lambda *tensors: False)
         patch.setattr(unshared_matmul, "capability_of", lambda device: H200)
         patch.setattr(unshared_matmul, "is_ahead", lambda sizes: sizes.Cin_g >= 2)
         yield launched

@@ -450,6 +450,7 @@ class _Counter(TorchDispatchMode):
     def matmul_and_neurons(self, args, out):
         """Count `conv_and_neurons`, and the products of matrix units, whatever fires."""
         spikes, weight, bias, scale, *rest = args
+        rest[3:3] = ([], [], 1, 1)  # one map, and no current that joins
         self.conv_and_neurons((spikes, weight, bias, None, scale, *rest), out)
         currents = spikes.shape[0] * weight.shape[2] * weight.shape[6] * math.prod(args[8])
         self._row().multiplications += currents * math.prod(weight.shape[3:6])
