@@ -10,9 +10,6 @@ import triton.language as tl
 
 from realspike_ops.kernels.lif import _load_norm, _load_parameter, _place
 
-# A number of Python is float32 to a kernel, unless it is said otherwise.
-_FLOAT64 = "fp64"
-
 
 # A tile's columns of CHUNK rows from r on.
 @triton.jit
@@ -165,8 +162,9 @@ def batch_norm_statistics_kernel(
     inv_std_ptr,  # [C]
     running_mean_ptr,  # [C], or None
     running_var_ptr,  # [C], or None
-    momentum: _FLOAT64,
-    eps: _FLOAT64,
+    # A number of Python is float32 to a kernel, unless it is said otherwise.
+    momentum: "fp64",  # noqa: F821
+    eps: "fp64",  # noqa: F821
     C,
     BLOCK: tl.constexpr,
 ):
