@@ -30,7 +30,7 @@ from realspike_ops.nn.neurons import batch_norm_call
 SMALL = {
     **{"name": "digits", "architecture": "digits", "width": 4, "timesteps": 2, "batch_size": 32},
     **{"epochs": 2, "learning_rate": 0.05, "crop": 1, "flip": True, "cutout": 2, "threads": 1},
-    "fraction": 0.25,
+    **{"fraction": 0.25, "device": "cpu"},
 }
 STEPS = 11  # of an epoch: ten of 32 samples, one of 17
 
@@ -87,21 +87,6 @@ def test_a_captured_run_is_the_run(tmp_path, monkeypatch, taped, variant):
     assert result.records == other.records
     for name, tensor in expected["state_dict"].items():
         assert torch.equal(state["state_dict"][name], tensor), name
-
-
-@pytest.mark.parametrize("variant", ["plain", "accumulation", "clipped", "adamw", "average"])
-def test_a_captured_run_is_that_of_lightnings_steps(tmp_path, taped, variant):
-    """Fused optimizers round elsewhere: the runs are close and count the same steps."""
-    expected, other = run(tmp_path / "run", **VARIANTS[variant])
-    taped()
-    state, result = run(tmp_path / "taped", **VARIANTS[variant])
-    assert state["global_step"] == expected["global_step"]
-    assert state["loops"] == expected["loops"]
-    for record, there in zip(result.records, other.records, strict=True):
-        assert record["learning_rate"] == there["learning_rate"]
-        assert record["train_loss"] == pytest.approx(there["train_loss"], rel=0.02)
-    first = next(iter(expected["state_dict"]))
-    assert torch.allclose(state["state_dict"][first], expected["state_dict"][first], atol=0.02)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -183,15 +168,10 @@ STEPPED = {
 }
 
 
-@pytest.mark.parametrize(
-    ("case", "is_captured"),
-    # Adam by itself counts its steps on the host, where it reads them.
-    [(c, i) for c in STEPPED for i in (False, True) if i or not c.startswith("adam")],
-)
-def test_no_step_waits_for_the_device(tmp_path, monkeypatch, taped, case, is_captured):
+# Adam by itself counts its steps on the host, where it reads them.
+@pytest.mark.parametrize("case", [case for case in STEPPED if not case.startswith("adam")])
+def test_no_step_waits_for_the_device(tmp_path, monkeypatch, case):
     """From the next batch to what callbacks note: augmentation, optimizer, schedule, average."""
-    if is_captured:
-        taped()
     advance, steps = _TrainingEpochLoop.advance, []
 
     def watched(self, data_fetcher):
@@ -234,6 +214,34 @@ def test_no_step_reads_a_tensor_where_no_mode_watches(tmp_path, monkeypatch, tap
     run(tmp_path / "run", **(changes | {"epochs": 1, "log_every": 2} | STEPPED[case]))
     assert len(steps) == 7
     assert fused
+
+
+@pytest.mark.parametrize("case", STEPPED)
+def test_a_captured_run_waits_for_nothing(device, tmp_path, monkeypatch, taped, case):
+    """And is the run step by step, as far as fused optimizers round alike."""
+    settings = {"granularity": "element", "width": 4, "batch_size": 40, "fraction": 0.3}
+    settings |= {"device": device.type, "epochs": 1, "log_every": 2, "precision": "32-true"}
+    settings |= STEPPED[case]
+    state, expected = run(tmp_path / "steps", **settings, cuda_graph=False)
+    if device.type == "cpu":
+        taped()
+    advance, steps = _TrainingEpochLoop.advance, []
+
+    def watched(self, data_fetcher):
+        # On a card capturing waits by itself: until every kind of step is known, but the last.
+        is_watched = steps and (device.type == "cpu" or len(steps) > 2 * WARM_UP + 1)
+        with no_sync(device.type) if is_watched else nullcontext():
+            advance(self, data_fetcher)
+        steps.append(self.global_step)
+
+    monkeypatch.setattr(_TrainingEpochLoop, "advance", watched)
+    captured_state, found = run(tmp_path / "captured", **settings)
+    assert len(steps) == 11
+    assert captured_state["global_step"] == state["global_step"]
+    assert captured_state["loops"] == state["loops"]
+    [record], [there] = found.records, expected.records
+    assert record["train_loss"] == pytest.approx(there["train_loss"], rel=0.05)
+    assert record["learning_rate"] == there["learning_rate"]
 
 
 @pytest.mark.parametrize("architecture", ["resnet20", "resnet19", "vgg5", "sew_resnet10"])

@@ -129,7 +129,7 @@ BUGS = [
         "torch.full((), count, dtype=torch.float64, device=loss.device)",
         "loss.new_tensor(count, dtype=torch.float64)",
         "tests/app/test_captured.py",
-        "waits_for_the_device",
+        "waits_for_nothing",
     ),
     Bug(
         "direct-encoding-copies-for-neurons",
