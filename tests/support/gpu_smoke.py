@@ -53,6 +53,32 @@ def lif_form(emission, reset, memory_format):
     print("ok packed", emission, reset, memory_format)
 
 
+def batch_norm_lif(dtype, detach_reset, memory_format, devices=("cpu", "cuda")):
+    """Statistics, neurons and gradients; the sums of a channel are in an order of each device."""
+    maps = [
+        torch.randn(6, 35, 5, 7).to(dtype).contiguous(memory_format=memory_format) for _ in range(2)
+    ]
+    numbers = [torch.rand(35) + 0.5 for _ in range(2)]
+    results = []
+    for device in devices:
+        inputs = [t.to(device).requires_grad_() for t in (*maps, *numbers)]
+        x, residual = (t.unflatten(0, (3, 2)) for t in inputs[:2])
+        running = torch.zeros(35, device=device), torch.ones(35, device=device)
+        form = {"residual": residual, "detach_reset": detach_reset}
+        y = rso.batch_norm_lif(x, *inputs[2:], *running, **form)
+        grads = torch.autograd.grad(
+            (y.float() * maps[0].float().to(device).view_as(y)).sum(), inputs
+        )
+        results.append((*running, y.detach(), *grads))
+    names = ("mean", "var", "y", "grad_x", "grad_residual", "grad_weight", "grad_bias")
+    for name, expected, actual in zip(names, *results, strict=True):
+        scale = 1 + expected.float().abs().max().item()
+        bound = 0.0 if name == "y" else scale * max(1e-4, 4 * torch.finfo(expected.dtype).eps)
+        check(
+            f"batch_norm_lif {dtype} {detach_reset} {memory_format} {name}", actual, expected, bound
+        )
+
+
 def unshared_conv(channels, groups, samples, shared):
     spikes = (torch.rand(samples, channels, 6, 5) < 0.3).float()
     weight = torch.randn(
@@ -120,6 +146,10 @@ def main():
         for reset in ("hard", "soft", "none"):
             for memory_format in (torch.contiguous_format, torch.channels_last):
                 lif_form(emission, reset, memory_format)
+    for dtype in (torch.float32, torch.bfloat16):
+        for detach_reset in (True, False):
+            for memory_format in (torch.contiguous_format, torch.channels_last):
+                batch_norm_lif(dtype, detach_reset, memory_format)
     for channels, groups in ((1, 1), (33, 1), (64, 2), (96, 3)):
         for samples in (1, 5, 17):
             for shared in (False, True):
