@@ -48,12 +48,12 @@ struct BatchNormStatistics {
   double eps;
 };
 
-// A parameter of one value for all neurons has one sum, not partial ones: [1, 1].
 struct BatchNormLifForward {
   LifForward lif;  // its x goes through the norm
   BatchNorm norm;
 };
 
+// Where no parameter varies, its gradient is one sum, [1, 1], and not partial ones.
 struct BatchNormLifBackward {
   LifBackward lif;  // grad_x is the gradient of the current
   BatchNorm norm;
