@@ -67,12 +67,11 @@ PerNeuron per_neuron(uintptr_t values, float all, int64_t inner, int64_t size) {
 }
 
 LifParams lif_params(const LifForm& form, const PerNeuron& amplitude, const PerNeuron& decay,
-                     const PerNeuron& v_threshold, uintptr_t x, uintptr_t v_init, uintptr_t saved,
-                     int dtype, int save, int64_t T, int64_t N, int64_t x_stride_t,
-                     int64_t period) {
-  return {pointer<const void>(x),
-          pointer<const float>(v_init),
-          pointer<void>(saved),
+                     const PerNeuron& v_threshold, int dtype, int save, int64_t T, int64_t N,
+                     int64_t x_stride_t, int64_t period) {
+  return {nullptr,
+          nullptr,
+          nullptr,
           amplitude,
           decay,
           v_threshold,
@@ -88,6 +87,18 @@ LifParams lif_params(const LifForm& form, const PerNeuron& amplitude, const PerN
           form.ternary,
           form.surrogate,
           form.surrogate_scale};
+}
+
+// The same neurons on other tensors.
+LifParams lif_params_at(LifParams params, uintptr_t x, uintptr_t v_init, uintptr_t saved,
+                        uintptr_t amplitude, uintptr_t decay, uintptr_t v_threshold) {
+  params.x = pointer<const void>(x);
+  params.v_init = pointer<const float>(v_init);
+  params.saved = pointer<void>(saved);
+  params.amplitude.values = pointer<const float>(amplitude);
+  params.decay.values = pointer<const float>(decay);
+  params.v_threshold.values = pointer<const float>(v_threshold);
+  return params;
 }
 
 void lif_fwd(const LifParams& params, uintptr_t y, uintptr_t v_last, int num_threads) {
@@ -325,7 +336,7 @@ PYBIND11_MODULE(_C, m) {
 
   py::class_<LifForm>(m, "LifForm").def(py::init(&lif_form));
   py::class_<PerNeuron>(m, "PerNeuron").def(py::init(&per_neuron));
-  py::class_<LifParams>(m, "LifParams").def(py::init(&lif_params));
+  py::class_<LifParams>(m, "LifParams").def(py::init(&lif_params)).def("at", &lif_params_at);
   py::class_<BatchNorm>(m, "BatchNorm").def(py::init(&batch_norm));
   py::class_<PackSpikesParams>(m, "PackSpikesParams").def(py::init(&pack_params));
   py::class_<UnpackSpikesParams>(m, "UnpackSpikesParams").def(py::init(&unpack_params));

@@ -99,6 +99,14 @@ class Neurons(NamedTuple):
     v_init: Tensor | None  # [B, ...], in memory order
 
 
+@functools.lru_cache(maxsize=1024)
+def _alike(form: Neuron) -> Neurons:
+    """Return neurons that start at rest and have no parameters of their own."""
+    values = (1.0, form.decay, form.v_threshold)
+    amplitude, decay, v_threshold = map(_for_all, values)
+    return Neurons(form, (amplitude, decay, v_threshold), 1, None)
+
+
 def neurons_in_memory_order(
     amplitude: Tensor | None,
     decay: Tensor | None,
@@ -109,6 +117,8 @@ def neurons_in_memory_order(
     channels_last: bool,
 ) -> Neurons:
     """View all that neurons of a sample of `shape` have as the neurons lie."""
+    if amplitude is decay is v_threshold is v_init is None:
+        return _alike(form)
     parameters = (
         in_memory_order(amplitude, 1.0, shape, channels_last),
         in_memory_order(decay, form.decay, shape, channels_last),

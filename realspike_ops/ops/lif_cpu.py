@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from realspike_ops._native import DTYPES, extension, pointer
-from realspike_ops.ops.lif_contract import SAVE_NOTHING, Currents, Gradients, Neurons, PerNeuron
+from realspike_ops.ops.lif_contract import SAVE_NOTHING, Currents, Gradients, Neurons
 from realspike_ops.surrogate import NAMES
 
 _SURROGATES = {name: index for index, name in enumerate(NAMES)}
@@ -23,23 +23,29 @@ def _form(neuron):
 
 
 @functools.lru_cache(maxsize=1024)
-def _for_all(value: float):
-    return extension().PerNeuron(0, value, 1, 1)
+def _params_without_tensors(form, sizes, dtype, save, T, N, stride_t, period):
+    """Return the parameters of a launch; `sizes` are (all, inner, size) of each `PerNeuron`."""
+    parameters = (extension().PerNeuron(0, *size) for size in sizes)
+    return extension().LifParams(_form(form), *parameters, dtype, save, T, N, stride_t, period)
 
 
-def _per_neuron(parameter: PerNeuron):
-    if parameter.values is None:
-        return _for_all(parameter.all)
-    return extension().PerNeuron(parameter.values.data_ptr(), 0.0, parameter.inner, parameter.size)
+def _params(neurons: Neurons, x: int, saved: int, dtype: torch.dtype, *sizes: int):
+    """Return the parameters of neurons on x; `sizes` are save, T, N, stride_t and period."""
+    amplitude, decay, v_threshold = neurons.parameters
+    per_neuron = (amplitude[1:], decay[1:], v_threshold[1:])
+    params = _params_without_tensors(neurons.form, per_neuron, DTYPES[dtype], *sizes)
+    return params.at(
+        x, pointer(neurons.v_init), saved, pointer(amplitude.values), pointer(decay.values),
+        pointer(v_threshold.values),
+    )  # fmt: skip
 
 
 def lif_params(currents: Currents, neurons: Neurons, saved, save: int, like: Tensor):
     """Return the parameters of T timesteps of N neurons, of the shape and dtype of `like`."""
-    T, N = like.shape[0], like.shape[1:].numel()
-    return extension().LifParams(
-        _form(neurons.form), *map(_per_neuron, neurons.parameters), pointer(currents.x),
-        pointer(neurons.v_init), pointer(saved), DTYPES[like.dtype], save, T, N, currents.stride_t,
-        neurons.period,
+    T = like.shape[0]
+    return _params(
+        neurons, pointer(currents.x), pointer(saved), like.dtype, save, T, like.numel() // T,
+        currents.stride_t, neurons.period,
     )  # fmt: skip
 
 
@@ -60,10 +66,7 @@ def launch_packed(currents: Currents, neurons: Neurons, packed, v_last, channels
 
 def params_after_conv(neurons: Neurons, T: int, N: int):
     """Return the parameters of N neurons whose currents are nowhere in memory; for any device."""
-    return extension().LifParams(
-        _form(neurons.form), *map(_per_neuron, neurons.parameters), 0, pointer(neurons.v_init), 0,
-        DTYPES[torch.float32], SAVE_NOTHING, T, N, 0, 1,
-    )  # fmt: skip
+    return _params(neurons, 0, 0, torch.float32, SAVE_NOTHING, T, N, 0, 1)
 
 
 def params_of(neurons: Neurons, T: int, N: int, stride_t: int, dtype: torch.dtype):
