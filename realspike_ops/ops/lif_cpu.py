@@ -71,10 +71,7 @@ def params_after_conv(neurons: Neurons, T: int, N: int):
 
 def params_of(neurons: Neurons, T: int, N: int, stride_t: int, dtype: torch.dtype):
     """Return the parameters of N neurons whose currents lie where a program says."""
-    return extension().LifParams(
-        _form(neurons.form), *map(_per_neuron, neurons.parameters), 0, pointer(neurons.v_init), 0,
-        DTYPES[dtype], SAVE_NOTHING, T, N, stride_t, neurons.period,
-    )  # fmt: skip
+    return _params(neurons, 0, 0, dtype, SAVE_NOTHING, T, N, stride_t, neurons.period)
 
 
 def launch_after_conv(drive, packed, v_last) -> None:
