@@ -28,8 +28,8 @@ BUGS = [
     Bug(
         "matmul-border-reads-weights",
         KERNEL,
-        "row < tl.where(inside, rows, 0), tl.where(inside, Cin_g, 0)",
-        "row < tl.where(inside, rows, 0), Cin_g + 0 * kw",
+        "key < tl.where(inside, limit, 0), tl.where(inside, Cin_g, 0)",
+        "key < tl.where(inside, limit, 0), Cin_g + 0 * kw",
         TESTS,
         "taps_outside",
     ),
