@@ -37,28 +37,29 @@ OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 _MOMENTS, _COMBINE, _STATISTICS, _NORM_BWD = Plans(), Plans(), Plans(), Plans()
 
 
-def _tiles_of(size: int, channels: PerNeuron, element_size: int, programs: int):
-    """Return the tiles of `size` values, and how wide one is: a thread moves 16 bytes of a row."""
-    block = THREADS * 16 // element_size
+# A thread owns four neighbours of a row: of more, sums in float64 would not fit its registers.
+BLOCK = THREADS * 4
+
+
+def _tiles_of(size: int, channels: PerNeuron, programs: int) -> Tiling:
     period = 1 if channels.size == 1 else channels.inner * channels.size
-    return tiling(size, period, block, programs), block
+    return tiling(size, period, BLOCK, programs)
 
 
 class Moments(NamedTuple):
     """How the moments of the channels of `size` values are taken."""
 
     tiles: Tiling
-    block: int
     folding: Folding
     runs: int
 
 
 @functools.lru_cache(maxsize=MOST_PLANS)
-def _moments_of(size: int, inner: int, C: int, element_size: int, programs: int) -> Moments:
+def _moments_of(size: int, inner: int, C: int, programs: int) -> Moments:
     channels = PerNeuron(None, 0.0, inner, C)
-    tiles, block = _tiles_of(size, channels, element_size, programs)
-    folding = Folding.of(channels, block)
-    return Moments(tiles, block, folding, runs_of(channels, folding))
+    tiles = _tiles_of(size, channels, programs)
+    folding = Folding.of(channels, BLOCK)
+    return Moments(tiles, folding, runs_of(channels, folding))
 
 
 def launch_moments(x: Tensor, stride_t: int, channels_last: bool) -> Tensor:  # float64 [2 * C + 1]
@@ -67,7 +68,7 @@ def launch_moments(x: Tensor, stride_t: int, channels_last: bool) -> Tensor:  # 
     copies = T if stride_t == 0 else 1
     size = x.numel() // copies
     inner = 1 if channels_last else x.shape[3:].numel()
-    how = _moments_of(size, inner, C, x.element_size(), MOMENT_PROGRAMS)
+    how = _moments_of(size, inner, C, MOMENT_PROGRAMS)
     tiles, folding = how.tiles, how.folding
     partial = x.new_empty((3, tiles.chunks * folding.width(tiles)), dtype=torch.float64)
     moments = x.new_empty(2 * C + 1, dtype=torch.float64)
@@ -82,7 +83,7 @@ def launch_moments(x: Tensor, stride_t: int, channels_last: bool) -> Tensor:  # 
             "CHUNK": MOMENT_CHUNK,
             "RUN": folding.run,
             "KEEP": folding.keep,
-            "BLOCK": how.block,
+            "BLOCK": BLOCK,
         }
         return Launch(tiles.columns * tiles.chunks, arguments, OPTIONS)
 
@@ -151,7 +152,7 @@ def launch_norm_bwd(
         sums = sums.contiguous()
 
     def plan() -> Launch:
-        tiles, block = _tiles_of(size, channels, grad_x.element_size(), PROGRAMS)
+        tiles = _tiles_of(size, channels, PROGRAMS)
         arguments = {
             "T": T,
             "size": size,
@@ -161,9 +162,9 @@ def launch_norm_bwd(
             "norm_inner": channels.inner,
             "norm_size": channels.size,
             "WIDE": channels.inner * channels.size >= WIDE,
-            "NORM": kind_of(channels, tiles.row, block),
+            "NORM": kind_of(channels, tiles.row, BLOCK),
             "CHUNK": GRADIENT_CHUNK,
-            "BLOCK": block,
+            "BLOCK": BLOCK,
         }
         return Launch(tiles.columns * tiles.chunks, arguments, OPTIONS)
 
