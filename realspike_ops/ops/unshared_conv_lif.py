@@ -113,7 +113,8 @@ def _run(
     shape = (weight.shape[2] * weight.shape[6], *output_size)
     neurons = neurons_in_memory_order(None, decay, v_threshold, v_init, neuron, shape, True)
     lif = lif_cpu.params_after_conv(neurons, timesteps, samples // timesteps * math.prod(shape))
-    added = [added_current(*of, (samples, *shape)) for of in zip(*joined[:2], strict=True)]
+    pairs = zip(joined.values, joined.spikes, strict=True)
+    added = [added_current(value, words, (samples, *shape)) for value, words in pairs]
     drive = (params, lif, joined.maps, joined.signs, [current for current, _ in added])
     launch = _launch_cuda if spikes.device.type == "cuda" else lif_cpu.launch_after_conv
     launch(drive, packed, v_last)

@@ -263,8 +263,8 @@ class _Program:
         own = [dynamics["decay"], dynamics["v_threshold"]]
         of_map: list[Any] = [of_maps(v, dims) if isinstance(v, Tensor) else v for v in own]
         checked = check_neurons(
-            torch.zeros(()).expand(self.timesteps, 1, *shape), *of_map, dynamics["v_reset"],
-            dynamics["reset"], True, dynamics["emission"], "rectangular", None,
+            torch.zeros(()).expand(self.timesteps, 1, *shape), of_map[0], of_map[1],
+            dynamics["v_reset"], dynamics["reset"], True, dynamics["emission"], "rectangular", None,
         )  # fmt: skip
         neurons = neurons_in_memory_order(
             None, checked.decay, checked.v_threshold, None, checked.form, shape, channels_last
@@ -365,7 +365,7 @@ class _Program:
             for n, spikes in enumerate(maps):
                 self.native.add_copy(spikes.place, (block, begin + n * bytes_), bytes_)
         words = torch.zeros(shape, dtype=torch.int32)
-        arguments = conv._arguments(PackedSpikes(words, first.channels))
+        arguments: Any = conv._arguments(PackedSpikes(words, first.channels))
         arguments.pop("algorithm")  # a CPU adds, whichever it is
         checked = check_convolution(**arguments)
         weight = checked.tensors[1]

@@ -71,16 +71,16 @@ void Program::run_cpu(const std::vector<uintptr_t>& blocks, int64_t batch, int n
                       reinterpret_cast<const void*>(at(step.from)), step.count * batch);
           break;
         case Kind::kAdd:
-      case Kind::kSubtract: {
-        float* const to = reinterpret_cast<float*>(at(step.to));
-        const float* const from = reinterpret_cast<const float*>(at(step.from));
-        const int64_t count = step.count * batch;
-        if (step.kind == Kind::kAdd) {
-          for (int64_t i = 0; i < count; ++i) to[i] += from[i];
-        } else {
-          for (int64_t i = 0; i < count; ++i) to[i] -= from[i];
-        }
-        break;
+        case Kind::kSubtract: {
+          float* const to = reinterpret_cast<float*>(at(step.to));
+          const float* const from = reinterpret_cast<const float*>(at(step.from));
+          const int64_t count = step.count * batch;
+          if (step.kind == Kind::kAdd) {
+            for (int64_t i = 0; i < count; ++i) to[i] += from[i];
+          } else {
+            for (int64_t i = 0; i < count; ++i) to[i] -= from[i];
+          }
+          break;
         }
       }
     }

@@ -27,7 +27,6 @@ from realspike_ops.ops.unshared_matmul import ALGORITHMS
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-    from realspike_ops.functional.settings import NeuronDynamics
     from realspike_ops.nn.synapses.settings import ConvArguments, LayerSettings, Reading
 
 # The arguments of a layer that its weight does not tell.
@@ -191,7 +190,7 @@ class SpikeConv(Stored):
         ``dims`` the dimensions of the current: 4 of maps, 3 of lines, 2 of features.
         """
         dims = self.current_dims if dims is None else dims
-        dynamics: NeuronDynamics = {**neurons.dynamics}
+        dynamics: Any = {**neurons.dynamics}
         for name in ("decay", "v_threshold"):
             if isinstance(value := dynamics[name], Tensor):
                 dynamics[name] = of_maps(value, dims)
