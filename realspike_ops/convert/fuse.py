@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from realspike_ops import _checks as checks
 from realspike_ops.nn import NormLIF, RealSpikeLIF, unfuse
 from realspike_ops.nn.neurons.fused_norm import FUSED, REPORT, make_fused
-from realspike_ops.nn.neurons.normed_current import AS_RESIDUAL
+from realspike_ops.nn.neurons.normed_current import AS_RESIDUAL, CHANGED
 from realspike_ops.reparam.trace.trace import copied_as_called
 
 _log = logging.getLogger(__name__)
@@ -170,6 +170,11 @@ def _why_left(calls: list[Any], names: dict[nn.Module, str]) -> str | None:
             return call
         if len(call) == 1 and isinstance(call[0], RealSpikeLIF) and call[0] in names:
             continue
+        if CHANGED in call:
+            return (
+                "what it reads (its input, its parameters, or the residual) is changed in place "
+                "before its output is read"
+            )
         by = ", ".join(r if isinstance(r, str) else repr(names.get(r, r)) for r in call)
         if len(call) > 1:
             return f"its output is read more than once, by {by}"

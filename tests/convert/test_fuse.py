@@ -229,6 +229,43 @@ def test_frozen_norms_and_a_norm_in_eval_mode():
     assert fused.bn1.num_batches_tracked == 0
 
 
+def changed_before_it_is_read(net, x):
+    """The norm's input, then a residual, then a parameter."""
+    read = net.conv1(x).detach()
+    current = net.bn1(read)
+    read.mul_(3)
+    spikes = net.lif1(current)
+    residual = spikes.detach().clone()
+    total = net.bn2(net.conv2(spikes)) + residual
+    residual.zero_()
+    return net.lif2(total)
+
+
+def scaled_before_it_is_read(net, x):
+    current = net.bn1(net.conv1(x))
+    with torch.no_grad():
+        bias = net.bn1.bias.clone()
+        net.bn1.bias.add_(0.25)
+    spikes = net.lif1(current)
+    with torch.no_grad():
+        net.bn1.bias.copy_(bias)
+    return spikes
+
+
+@pytest.mark.parametrize(
+    ("forward", "left"),
+    [(changed_before_it_is_read, ("bn1", "bn2")), (scaled_before_it_is_read, ("bn1",))],
+)
+def test_norms_whose_input_changes_before_they_are_read_are_left(forward, left):
+    fused, plain = fused_and_plain(Net(forward))
+    report = rso.fusion_report(fused)
+    assert report.fused == {}
+    assert all("changed in place" in report.left[norm] for norm in left)
+    for training in (True, False):
+        with torch.no_grad():  # what such a change does to gradients, autograd refuses itself
+            assert torch.equal(fused.train(training)(images()), plain.train(training)(images()))
+
+
 # --- what is left, and why ------------------------------------------------------------------------
 
 LEFT = {

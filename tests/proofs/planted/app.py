@@ -166,8 +166,8 @@ BUGS = [
     Bug(
         "resumed-epoch-starts-over",
         "python/realspike/data/loader.py",
-        "self.position = self.batch_sampler.skip = self._resume_at",
-        "self.position = self.batch_sampler.skip = 0",
+        "self.position = self._batches.skip = self._resume_at",
+        "self.position = self._batches.skip = 0",
         "tests/app/test_data.py tests/app/test_train.py",
         "interrupted_epoch or stopped_run",
     ),
@@ -230,8 +230,8 @@ BUGS = [
     Bug(
         "a-share-is-drawn-whatever-the-class",
         "python/realspike/data/sets.py",
-        "labels = train.labels",
-        "pass",
+        "        labels = dataset.labels\n",
+        "        pass\n",
         "tests/app/test_continuing.py",
         "every_class",
     ),
