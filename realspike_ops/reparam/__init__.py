@@ -2,7 +2,8 @@
 
 from .check.exact_sums import assert_exact_sums
 from .check.multiplication_free import MultiplicationError, assert_multiplication_free
-from .check.profile import LayerProfile, ProfileReport, profile
+from .check.profile import profile
+from .check.profile_report import LayerProfile, ProfileReport
 from .check.verify import LayerReport, VerificationReport, verify
 from .cuda_graph import Graphed, graphed
 from .errors import ReparameterizationError

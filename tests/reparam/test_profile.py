@@ -16,7 +16,7 @@ from torch import nn
 
 import realspike_ops as rso
 from realspike_ops.nn import SumOverTime
-from realspike_ops.reparam.check.profile import LayerProfile, ProfileReport
+from realspike_ops.reparam.check.profile_report import LayerProfile, ProfileReport
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -309,7 +309,7 @@ BUGS = [
     ),
     Bug(
         "profile-counts-beyond-the-border",
-        "realspike_ops/reparam/check/profile.py",
+        "realspike_ops/reparam/check/operation_counter.py",
         "inside = positions[(positions >= 0) & (positions < size)]",
         "inside = positions.clamp(0, size - 1)",
         "tests/reparam/test_profile.py",
@@ -317,7 +317,7 @@ BUGS = [
     ),
     Bug(
         "profile-multiplies-by-binary-spikes",
-        "realspike_ops/reparam/check/profile.py",
+        "realspike_ops/reparam/check/operation_counter.py",
         "if not is_spiking(spikes):",
         "if spikes.any():",
         "tests/reparam/test_profile.py",
@@ -673,7 +673,7 @@ BUGS = [
     ),
     Bug(
         "profile-samples-of-frames",
-        "realspike_ops/reparam/check/profile.py",
+        "realspike_ops/reparam/check/operation_counter.py",
         "self.samples_of_batch = output.shape[0] // module.timesteps",
         "self.samples_of_batch = output.shape[0]",
         "tests/reparam/test_profile.py",
