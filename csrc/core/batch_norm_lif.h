@@ -36,7 +36,8 @@ struct BatchNormMoments : NormShape {
   double* moments;     // [2 * C + 1]: means, biased variances, and how many values those are of
 };
 
-// What x is normalised by, of its moments, and the running statistics' step towards them.
+// The mean and the deviation that x is normalised by, of its moments. The running statistics step
+// towards those moments.
 struct BatchNormStatistics {
   const double* moments;  // [2 * C + 1]
   float* running_mean;    // [C], or nullptr; a count of 0 leaves it

@@ -80,7 +80,7 @@ __device__ inline float current_of(const UnsharedConvParams& p, int splits, int6
   return p.bias == nullptr ? x : x + bias;
 }
 
-// What the neuron of channel co, of word `word` of its pixel, gets from an added current.
+// The share of an added current for the neuron of channel co, of word `word` of its pixel.
 __device__ inline float value_of(const AddedCurrent& added, int64_t n, int64_t co, int64_t position,
                                  int64_t word) {
   const float value =
