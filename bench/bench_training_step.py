@@ -2,7 +2,8 @@
 
 Forward, cross-entropy, backward and SGD; only what stands where the neurons are differs. Ours is
 fused, as the application trains it; "one by one" is the same without. The ANN has ReLU there and
-runs on the same T*B images.
+runs on the same T*B images. "Compiled whole" has loops over time for neurons, and torch.compile
+sees the whole network.
 """
 
 import functools
@@ -73,6 +74,10 @@ def compiled_lif():
     return torch.compile(lambda x: lif_loop(x, None), fullgraph=True, dynamic=False)
 
 
+def loop(lif: rso.RealSpikeLIF) -> Neurons:
+    return Neurons(lif, functools.partial(lif_loop, amplitude=None))
+
+
 def detached(lif: rso.RealSpikeLIF) -> rso.RealSpikeLIF:
     lif.detach_reset = True
     return lif
@@ -85,17 +90,20 @@ def networks(granularity: str, device: str) -> dict[str, nn.Module]:
         "ANN": lambda lif: nn.ReLU(),
         "ours, detach_reset": detached,
         "compiled LIF": lambda lif: Neurons(lif, compiled_lif()),
+        "compiled whole": loop,
     }
     if spikingjelly_lif(False) is not None:
         makers["SpikingJelly"] = lambda lif: Neurons(lif, Resetting())
     made = {name: with_neurons(granularity, make) for name, make in makers.items()}
     for name in ("ours", "ours, detach_reset"):
         fused(made[name])
+    made["compiled whole"].compile(dynamic=False)
     return {name: network.to(device) for name, network in made.items()}
 
 
-def training_step(network: nn.Module, images: Tensor, labels: Tensor):
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
+def training_step(network, images: Tensor, labels: Tensor, parameters=None):
+    parameters = network.parameters() if parameters is None else parameters
+    optimizer = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9)
 
     def step():
         optimizer.zero_grad()
@@ -149,6 +157,42 @@ def steps_beside_the_ann(granularity: str, width: int, size: int, device: str) -
 def bench_training_step_of_sizes(compare, device, granularity, width, size):
     steps = steps_beside_the_ann(granularity, width, size, device)
     compare(steps.pop("ours"), steps, rounds=7)
+
+
+def captured(step):
+    """Return the replay of a CUDA graph of the step."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+@pytest.mark.wall_clock
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the paper's width is for a card")
+@pytest.mark.parametrize("granularity", ["none", "element"])
+def bench_training_step_of_the_paper(compare, granularity):
+    """Width 64, 128 images, bfloat16, channels_last; captured in CUDA graphs, and not."""
+    makers = {"ours": lambda lif: lif, "ANN": lambda lif: nn.ReLU(), "compiled whole": loop}
+    steps = {}
+    for name, make in makers.items():
+        network = with_neurons(granularity, make, width=64).cuda()
+        network = network.to(memory_format=torch.channels_last)
+        if name == "ours":
+            fused(network)
+        if name == "compiled whole":
+            network.compile(dynamic=False)
+        images, labels = batch("cuda", 128)
+        images = images.contiguous(memory_format=torch.channels_last)
+        forward = torch.autocast("cuda", torch.bfloat16, cache_enabled=False)(network.__call__)
+        step = training_step(forward, images, labels, network.parameters())
+        steps |= {f"{name}, not captured": step, name: captured(step)}
+    compare(steps.pop("ours"), steps)
 
 
 def peak_bytes(step, device: str) -> int:

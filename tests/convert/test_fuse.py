@@ -539,6 +539,29 @@ def test_torch_compile_runs_the_op_in_one_graph():
     assert not any("batch_norm at" in target for target in targets)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("is_fused", [True, False])
+def test_steps_that_inductor_captures_train_as_eager_ones(is_fused):
+    fused, plain = fused_and_plain(Net())
+    compiled, eager = (fused if is_fused else copy.deepcopy(plain)).cuda(), plain.cuda()
+    captured = torch.compile(compiled, mode="reduce-overhead")
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.05) for m in (compiled, eager)]
+    for seed in range(5):  # recorded in the second or third
+        x = images(seed).cuda()
+        outs = []
+        for model, optimizer in zip((captured, eager), optimizers, strict=True):
+            torch.compiler.cudagraph_mark_step_begin()
+            optimizer.zero_grad()
+            out = model(x)
+            out.square().mean().backward()
+            optimizer.step()
+            outs.append(out.detach().clone())
+        assert (outs[0] != outs[1]).double().mean() < 0.01
+    for p, q in zip(compiled.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-2, atol=1e-3)
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # Dynamo looks at it
 @pytest.mark.parametrize("part", ["lif2", "what is before"])
 def test_currents_leave_a_compiled_part(part):
