@@ -22,7 +22,7 @@ def _batch_norm(norm: Norm):
 
 def launch_moments(x: Tensor, stride_t: int, channels_last: bool) -> Tensor:
     T, B, C = x.shape[:3]
-    moments = torch.empty(2 * C + 1, dtype=torch.float64)
+    moments = x.new_empty(2 * C + 1, dtype=torch.float64)
     extension().batch_norm_moments_cpu(
         x.data_ptr(), DTYPES[x.dtype], T, B, C, x.shape[3:].numel(), channels_last, stride_t,
         moments.data_ptr(), torch.get_num_threads(),
@@ -34,7 +34,7 @@ def launch_statistics(
     moments: Tensor, running_mean, running_var, momentum: float, eps: float
 ) -> tuple[Tensor, Tensor]:
     C = moments.shape[0] // 2
-    mean, inv_std = (torch.empty(C, dtype=torch.float32) for _ in range(2))
+    mean, inv_std = (moments.new_empty(C, dtype=torch.float32) for _ in range(2))
     extension().batch_norm_statistics_cpu(
         moments.data_ptr(), pointer(running_mean), pointer(running_var), mean.data_ptr(),
         inv_std.data_ptr(), C, momentum, eps,

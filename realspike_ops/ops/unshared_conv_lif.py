@@ -135,10 +135,11 @@ def _launch_cuda(drive, packed, v_last):
 
 def _registered(*arguments):
     *fixed, keep_state = arguments
-    words = [words if words.dim() > 1 else None for words in fixed[9]]
+    # AOTInductor gives None for a list without tensors.
+    words = [words if words.dim() > 1 else None for words in fixed[9] or ()]
     own: Any = (
         *fixed[:8],
-        Joined(fixed[8], words, *fixed[10:12]),
+        Joined(fixed[8] or (), words, *fixed[10:12]),
         *fixed[12:18],
         Neuron(*fixed[18:]),
         keep_state,

@@ -191,10 +191,11 @@ class _Program:
         tensors = [v.words if isinstance(v, PackedSpikes) else v for v in given]
         for copy, of in self._copies:
             copy.copy_(of)
-        arena = torch.empty(self._bytes * batch, dtype=torch.uint8)
+        arena = torch.empty(self._bytes * batch, dtype=torch.uint8, device="cpu")
         blocks = [arena.data_ptr(), *(t.data_ptr() for t in tensors)]
         for name, spikes in self.made:
-            words = torch.empty(spikes.shape(self.timesteps * batch), dtype=torch.int32)
+            shape = spikes.shape(self.timesteps * batch)
+            words = torch.empty(shape, dtype=torch.int32, device="cpu")
             values[name] = PackedSpikes(words, spikes.channels, spikes.signed)
             blocks.append(words.data_ptr())
         self.native.run_cpu(blocks, batch, torch.get_num_threads())
@@ -263,7 +264,7 @@ class _Program:
         own = [dynamics["decay"], dynamics["v_threshold"]]
         of_map: list[Any] = [of_maps(v, dims) if isinstance(v, Tensor) else v for v in own]
         checked = check_neurons(
-            torch.zeros(()).expand(self.timesteps, 1, *shape), of_map[0], of_map[1],
+            torch.zeros((), device="cpu").expand(self.timesteps, 1, *shape), of_map[0], of_map[1],
             dynamics["v_reset"], dynamics["reset"], True, dynamics["emission"], "rectangular", None,
         )  # fmt: skip
         neurons = neurons_in_memory_order(
@@ -364,7 +365,7 @@ class _Program:
             place = (block, begin)
             for n, spikes in enumerate(maps):
                 self.native.add_copy(spikes.place, (block, begin + n * bytes_), bytes_)
-        words = torch.zeros(shape, dtype=torch.int32)
+        words = torch.zeros(shape, dtype=torch.int32, device="cpu")
         arguments: Any = conv._arguments(PackedSpikes(words, first.channels))
         arguments.pop("algorithm")  # a CPU adds, whichever it is
         checked = check_convolution(**arguments)

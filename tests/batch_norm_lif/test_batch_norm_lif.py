@@ -424,6 +424,25 @@ def test_compressed_spikes_are_made_again(device):
             assert torch.equal(one, other)
 
 
+def test_a_default_device_changes_nothing(device):
+    """What is made inside is on the device of x."""
+    x = normal((4, 3, 5, 6, 7), 5).to(device).requires_grad_()
+    weight = torch.ones(5, device=device, requires_grad=True)
+    grad_y = normal(x.shape, 6).to(device)
+    outcomes = []
+    for default in (None, "meta"):
+        running = torch.zeros(5, device=device), torch.ones(5, device=device)
+        torch.set_default_device(default)
+        try:
+            y = rso.batch_norm_lif(x, weight, None, *running)
+            grads = torch.autograd.grad(y, [x, weight], grad_y)
+        finally:
+            torch.set_default_device(None)
+        outcomes.append([y, *grads, *running])
+    for plain, beside in zip(*outcomes, strict=True):
+        assert torch.equal(plain, beside)
+
+
 def test_second_derivatives_are_refused(device):
     x = normal((2, 3, 2, 4, 4), 5).to(device).requires_grad_()
     y = rso.batch_norm_lif(x, None, None, None, None)

@@ -281,6 +281,7 @@ def reference_ops():
         amplitude=None,
         scale=None,
         check_binary=None,
+        algorithm="gather",
         **geometry,
     ):
         assert amplitude is None
