@@ -175,8 +175,9 @@ def test_neurons_multiply_by_the_decay_and_never_fuse(functions):
         if "conv_lif_kernel" not in name:
             continue
         multiplied = [i.opcode for i in code if re.match(r"F(MUL|FMA)", i.opcode)]
-        # The decay of a potential and, for int8 weights, the scale of a sum.
-        assert multiplied == ["FMUL"] * (2 if "kernelIiE" in name else 1), name
+        # The decay of a potential; for int8 weights the scales of two sums, that of negative spikes
+        # being the second.
+        assert multiplied == ["FMUL"] * (3 if "kernelIiE" in name else 1), name
 
 
 def test_weights_are_loaded_four_at_a_time(kernels, cubin):

@@ -19,6 +19,8 @@
 namespace realspike {
 
 constexpr int kNeuronsThreads = 256;
+// Blocks that a multiprocessor holds at once, which bounds the registers of a thread.
+constexpr int kNeuronsBlocks = 4;
 
 // How the value of a parameter is found for a neuron, without a division.
 struct PerNeuronIndex {
@@ -72,6 +74,7 @@ __device__ inline float current_of(const UnsharedConvParams& p, int splits, int6
                                    int64_t pixel, int64_t channels, int64_t co, float bias) {
   const Total* of_split = static_cast<const Total*>(p.workspace) + pixel * channels + co;
   Total total = __ldg(of_split);
+#pragma unroll 2
   for (int k = 1; k < splits; ++k) {
     of_split += all_sums;
     total += __ldg(of_split);
@@ -95,7 +98,7 @@ __device__ inline float value_of(const AddedCurrent& added, int64_t n, int64_t c
 // Uniform over a warp: everything but the channel. Products and sums are rounded separately
 // (--fmad=false).
 template <typename Total>
-__global__ void __launch_bounds__(kNeuronsThreads)
+__global__ void __launch_bounds__(kNeuronsThreads, kNeuronsBlocks)
     unshared_conv_lif_kernel(const UnsharedConvLif params, const NeuronsGrid grid) {
   const UnsharedConvParams& p = params.conv;
   const LifPacked& lif = params.lif;
