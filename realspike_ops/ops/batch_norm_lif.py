@@ -15,19 +15,14 @@ from realspike_ops.ops import LIBRARY
 from realspike_ops.ops.batch_norm_lif_contract import norm_in_memory_order
 from realspike_ops.ops.layout import (
     as_dense_over_time,
-    as_step,
     dense_over_time,
     empty_like_over_time,
-    empty_maps,
     empty_over_time,
 )
-from realspike_ops.ops.lif import allocate_partials, allocate_saved, sum_partials
+from realspike_ops.ops.lif import backward_with, bwd_fake, forward_with, fwd_fake
 from realspike_ops.ops.lif_contract import (
     NEURON_SCHEMA,
-    Currents,
-    Gradients,
     Neuron,
-    neurons_in_memory_order,
     or_empty,
 )
 
@@ -90,49 +85,33 @@ def _passes_with(launches) -> Passes:
     def statistics(moments, running_mean, running_var, momentum, eps):
         return launches().launch_statistics(moments, running_mean, running_var, momentum, eps)
 
-    def fwd(
-        x, residual, mean, inv_std, weight, bias, amplitude, decay, v_threshold, v_init, neuron,
-        save, keep_state,
-    ):  # fmt: skip
-        x, channels_last, stride_t = dense_over_time(x)
-        y = empty_like_over_time(x, channels_last)
-        v_last = empty_maps(x.shape[1:], channels_last, x.device) if keep_state else None
-        saved = allocate_saved(x, neuron.ternary, save)
-        if x.numel() > 0:
-            norm = norm_in_memory_order(x, channels_last, mean, inv_std, weight, bias, residual)
-            neurons = neurons_in_memory_order(
-                amplitude, decay, v_threshold, v_init, neuron, x.shape[2:], channels_last
-            )
-            launches().launch_fwd(Currents(x, stride_t), norm, neurons, y, v_last, saved, save)
-        return y, v_last, saved
+    def fwd(x, residual, mean, inv_std, weight, bias, *neurons):
+        x, channels_last, _ = dense_over_time(x)
+        norm = norm_in_memory_order(x, channels_last, mean, inv_std, weight, bias, residual)
+
+        def launch(currents, *others):
+            launches().launch_fwd(currents, norm, *others)
+
+        return forward_with(launch)(x, *neurons)
 
     def bwd(
         grad_y, grad_v_last, x, residual, mean, inv_std, weight, bias, amplitude, decay,
         v_threshold, v_init, saved, wanted, neuron, save,
     ):  # fmt: skip
-        x, channels_last, stride_t = dense_over_time(x)
-        grad_y = as_dense_over_time(grad_y, channels_last)
-        shape = x.shape[2:]
-        grad_current = empty_like_over_time(x, channels_last)
-        grad_v_init = empty_maps(x.shape[1:], channels_last, x.device) if wanted[3] else None
-        sums = torch.zeros((2, x.shape[2]), dtype=torch.float64, device=x.device)
-        tensors = (amplitude, decay, v_threshold)
-        if x.numel() == 0:
-            grads = (
-                torch.zeros_like(tensor) if want else None
-                for tensor, want in zip(tensors, wanted, strict=False)
-            )
-            return grad_current, sums, *grads, grad_v_init
+        x, channels_last, _ = dense_over_time(x)
         norm = norm_in_memory_order(x, channels_last, mean, inv_std, weight, bias, residual)
-        neurons = neurons_in_memory_order(*tensors, v_init, neuron, shape, channels_last)
-        shapes = functools.partial(launches().partial_shapes, norm)
-        partials = allocate_partials(shapes, grad_y, neurons, wanted, save)
-        if grad_v_last is not None:
-            grad_v_last = as_step(grad_v_last, channels_last)
-        gradients = Gradients(grad_y, grad_v_last, grad_current, partials, grad_v_init)
-        launches().launch_bwd(Currents(x, stride_t), norm, neurons, saved, save, gradients, sums)
-        grads = sum_partials(partials, tensors, neurons.period, shape, channels_last)
-        return grad_current, sums, *grads, grad_v_init
+        sums = torch.zeros((2, x.shape[2]), dtype=torch.float64, device=x.device)
+
+        def launch(currents, *others):
+            launches().launch_bwd(currents, norm, *others, sums)
+
+        grad_current, *grads = backward_with(
+            launch, functools.partial(launches().partial_shapes, norm)
+        )(
+            grad_y, grad_v_last, x, amplitude, decay, v_threshold, v_init, saved, channels_last,
+            wanted, neuron, save,
+        )  # fmt: skip
+        return grad_current, sums, *grads
 
     def norm_bwd(grad_current, x, mean, inv_std, weight, sums, count, in_place=False):
         x, channels_last, stride_t = dense_over_time(x)
@@ -173,25 +152,20 @@ def _statistics_fake(moments, running_mean, running_var, momentum, eps):
     return tuple(torch.empty(shape, dtype=torch.float32, device=moments.device) for _ in range(2))
 
 
-def _fwd_fake(x, residual, mean, inv_std, weight, bias, amplitude, decay, *rest):
-    *neuron, save, keep_state, _ = rest[2:]
-    x, channels_last, _ = dense_over_time(x)
-    y = empty_over_time(x.shape, channels_last, x.dtype, x.device)
-    v_last = empty_maps(x.shape[1:], channels_last, x.device) if keep_state else None
-    return y, *or_empty(x, v_last, allocate_saved(x, Neuron(*neuron).ternary, save))
+def _fwd_fake(x, residual, mean, inv_std, weight, bias, *neurons):
+    return fwd_fake(x, *neurons[:-1])  # the count is for the derivative alone
 
 
-def _bwd_fake(grad_y, grad_v_last, x, residual, mean, inv_std, weight, bias, *rest):
-    *parameters, _, _, wanted = rest[:6]
-    x, channels_last, _ = dense_over_time(x)
-    grads = (
-        torch.empty(parameter.shape, dtype=torch.float32, device=x.device) if want else None
-        for parameter, want in zip(parameters, wanted, strict=False)
-    )
-    grad_v_init = empty_maps(x.shape[1:], channels_last, x.device) if wanted[3] else None
-    grad_current = empty_over_time(x.shape, channels_last, x.dtype, x.device)
+def _bwd_fake(
+    grad_y, grad_v_last, x, residual, mean, inv_std, weight, bias, amplitude, decay, v_threshold,
+    v_init, saved, *rest,
+):  # fmt: skip
+    grad_current, *grads = bwd_fake(
+        grad_y, grad_v_last, x, amplitude, decay, v_threshold, v_init, saved,
+        dense_over_time(x)[1], *rest,
+    )  # fmt: skip
     sums = torch.empty((2, x.shape[2]), dtype=torch.float64, device=x.device)
-    return grad_current, sums, *or_empty(x, *grads, grad_v_init)
+    return grad_current, sums, *grads
 
 
 def _norm_bwd_fake(grad_current, x, mean, inv_std, weight, sums, count):

@@ -49,7 +49,7 @@ LIBRARY.define(
 )
 
 
-def allocate_saved(x: Tensor, ternary: bool, save: int) -> Tensor | None:
+def _allocate_saved(x: Tensor, ternary: bool, save: int) -> Tensor | None:
     T, N = x.shape[0], math.prod(x.shape[1:])
     if save == SAVE_BITS:
         word = torch.int16 if ternary else torch.uint8
@@ -70,7 +70,7 @@ def forward_with(launch):
         x, channels_last, stride_t = dense_over_time(x)
         y = empty_like_over_time(x, channels_last)
         v_last = empty_maps(x.shape[1:], channels_last, x.device) if keep_state else None
-        saved = allocate_saved(x, neuron.ternary, save)
+        saved = _allocate_saved(x, neuron.ternary, save)
         if x.numel() > 0:
             neurons = neurons_in_memory_order(
                 amplitude, decay, v_threshold, v_init, neuron, x.shape[2:], channels_last
@@ -81,35 +81,12 @@ def forward_with(launch):
     return fwd
 
 
-def _fwd_fake(x, amplitude, decay, v_threshold, v_init, *form):
+def fwd_fake(x, amplitude, decay, v_threshold, v_init, *form):
     *neuron, save, keep_state = form
     x, channels_last, _ = dense_over_time(x)
     y = empty_over_time(x.shape, channels_last, x.dtype, x.device)
     v_last = empty_maps(x.shape[1:], channels_last, x.device) if keep_state else None
-    return y, *or_empty(x, v_last, allocate_saved(x, Neuron(*neuron).ternary, save))
-
-
-def allocate_partials(partial_shapes, grad_y, neurons, wanted, save) -> list[Tensor | None]:
-    """Allocate the partial sums of the parameters whose gradient is `wanted`.
-
-    `partial_shapes` is the device's; grad_y is dense [T, B, ...].
-    """
-    if not any(wanted[:3]):
-        return [None, None, None]
-    T, N = grad_y.shape[0], grad_y.shape[1:].numel()
-    shapes = partial_shapes(T, N, neurons, wanted, save, grad_y.element_size())
-    return [
-        torch.empty(shape, dtype=torch.float32, device=grad_y.device) if want else None
-        for shape, want in zip(shapes, wanted, strict=False)
-    ]
-
-
-def sum_partials(partials, tensors, period, shape, channels_last) -> list[Tensor | None]:
-    """Return the gradients of the parameters `tensors`, None where there are no partial sums."""
-    return [
-        None if partial is None else sum_to_parameter(partial, period, tensor, shape, channels_last)
-        for partial, tensor in zip(partials, tensors, strict=True)
-    ]
+    return y, *or_empty(x, v_last, _allocate_saved(x, Neuron(*neuron).ternary, save))
 
 
 def backward_with(launch, partial_shapes):
@@ -143,18 +120,30 @@ def backward_with(launch, partial_shapes):
             )
             return grad_x, *grads, grad_v_init
         neurons = neurons_in_memory_order(*tensors, v_init, neuron, shape, channels_last)
-        partials = allocate_partials(partial_shapes, grad_y, neurons, wanted, save)
+        partials: list[Tensor | None] = [None, None, None]
+        if any(wanted[:3]):
+            T, N = grad_y.shape[0], grad_y.shape[1:].numel()
+            shapes = partial_shapes(T, N, neurons, wanted, save, grad_y.element_size())
+            partials = [
+                torch.empty(size, dtype=torch.float32, device=grad_y.device) if want else None
+                for size, want in zip(shapes, wanted, strict=False)
+            ]
         if grad_v_last is not None:
             grad_v_last = as_step(grad_v_last, channels_last)
         gradients = Gradients(grad_y, grad_v_last, grad_x, partials, grad_v_init)
         launch(Currents(x, stride_t), neurons, saved, save, gradients)
-        grads = sum_partials(partials, tensors, neurons.period, shape, channels_last)
+        grads = (
+            None
+            if partial is None
+            else sum_to_parameter(partial, neurons.period, tensor, shape, channels_last)
+            for partial, tensor in zip(partials, tensors, strict=True)
+        )
         return grad_x, *grads, grad_v_init
 
     return bwd
 
 
-def _bwd_fake(grad_y, grad_v_last, x, amplitude, decay, v_threshold, v_init, *rest):
+def bwd_fake(grad_y, grad_v_last, x, amplitude, decay, v_threshold, v_init, *rest):
     _, channels_last, wanted, *_ = rest
     grads = (
         torch.empty(parameter.shape, dtype=torch.float32, device=grad_y.device) if want else None
@@ -208,6 +197,6 @@ BACKWARD: dict[str, Callable[..., Any]] = {
 for device in FORWARD:
     LIBRARY.impl("lif_fwd", _registered_fwd(FORWARD[device]), device.upper())
     LIBRARY.impl("lif_bwd", _registered_bwd(BACKWARD[device]), device.upper())
-torch.library.register_fake("realspike::lif_fwd", _fwd_fake, lib=LIBRARY)
-torch.library.register_fake("realspike::lif_bwd", _bwd_fake, lib=LIBRARY)
+torch.library.register_fake("realspike::lif_fwd", fwd_fake, lib=LIBRARY)
+torch.library.register_fake("realspike::lif_bwd", bwd_fake, lib=LIBRARY)
 torch.library.register_vmap("realspike::lif_fwd", lif_vmap.lif_fwd, lib=LIBRARY)
