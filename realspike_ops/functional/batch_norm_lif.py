@@ -18,7 +18,7 @@ from realspike_ops.ops.lif_contract import SAVE_NOTHING, Neuron, what_to_save
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from realspike_ops.functional.settings import NeuronForm
+    from realspike_ops.functional.settings import BatchNormLifSettings, NeuronForm
 
 
 @overload
@@ -29,15 +29,8 @@ def batch_norm_lif(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     *,
-    residual: Tensor | None = None,
-    training: bool = True,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-    amplitude: Tensor | None = None,
-    v_init: Tensor | None = None,
     return_state: Literal[False] = False,
-    process_group: dist.ProcessGroup | None = None,
-    **form: "Unpack[NeuronForm]",
+    **settings: "Unpack[BatchNormLifSettings]",
 ) -> Tensor: ...
 @overload
 def batch_norm_lif(
@@ -47,16 +40,20 @@ def batch_norm_lif(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     *,
-    residual: Tensor | None = None,
-    training: bool = True,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-    amplitude: Tensor | None = None,
-    v_init: Tensor | None = None,
     return_state: Literal[True],
-    process_group: dist.ProcessGroup | None = None,
-    **form: "Unpack[NeuronForm]",
+    **settings: "Unpack[BatchNormLifSettings]",
 ) -> tuple[Tensor, Tensor]: ...
+@overload
+def batch_norm_lif(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    *,
+    return_state: bool,
+    **settings: "Unpack[BatchNormLifSettings]",
+) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
 def batch_norm_lif(
@@ -80,7 +77,7 @@ def batch_norm_lif(
     surrogate: str | tuple[str, float] = "rectangular",
     v_init: Tensor | None = None,  # [B, C, ...]
     return_state: bool = False,
-    process_group: dist.ProcessGroup | None = None,
+    process_group: "dist.ProcessGroup | None" = None,
 ) -> Tensor | tuple[Tensor, Tensor]:  # [T, B, C, ...] or ([T, B, C, ...], [B, C, ...])
     r"""Normalise currents per channel, add a residual current, and run LIF neurons on the sum.
 
@@ -181,7 +178,7 @@ class Statistics(NamedTuple):
     mean: Tensor  # [C]
     inv_std: Tensor  # [C], 1 / sqrt(variance + eps)
     n: Tensor | None  # float64 [1], how many values they are of; None: they are constants
-    group: dist.ProcessGroup | None  # whose processes have the values
+    group: "dist.ProcessGroup | None"  # whose processes have the values
 
 
 def batch_norm_statistics(
@@ -191,7 +188,7 @@ def batch_norm_statistics(
     training: bool,
     momentum: float,
     eps: float,
-    group: dist.ProcessGroup | None,
+    group: "dist.ProcessGroup | None",
     is_plain: bool = False,
 ) -> Statistics:
     """Return what `batch_norm_lif` normalises x by; in training, running statistics move.

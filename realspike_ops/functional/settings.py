@@ -1,9 +1,12 @@
 """The keyword arguments of the documented functions as types, each set written once."""
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class NeuronDynamics(TypedDict, total=False):
@@ -21,6 +24,18 @@ class NeuronForm(NeuronDynamics, total=False):
 
     detach_reset: bool
     surrogate: str | tuple[str, float]
+
+
+class BatchNormLifSettings(NeuronForm, total=False):
+    """The settings of `realspike_ops.batch_norm_lif` but what it returns."""
+
+    residual: Tensor | None  # [T, B, C, ...]
+    training: bool
+    momentum: float
+    eps: float
+    amplitude: Tensor | None  # [1], [C, 1, 1] or [C, H, W]
+    v_init: Tensor | None  # [B, C, ...]
+    process_group: "ProcessGroup | None"
 
 
 class ConvSettings(TypedDict, total=False):

@@ -122,7 +122,7 @@ def moments(x: Tensor, is_plain: bool = False) -> Tensor:  # [T, B, C, ...] -> f
     return torch.ops.realspike.batch_norm_moments(x.detach())
 
 
-def combined(moments: Tensor, group: dist.ProcessGroup) -> Tensor:
+def combined(moments: Tensor, group: "dist.ProcessGroup") -> Tensor:
     """Return the moments of the values of all processes of a group, in the order of their ranks."""
     size = dist.get_world_size(group)
     gathered = torch.empty((size, moments.numel()), dtype=moments.dtype, device=moments.device)
@@ -171,7 +171,7 @@ def batch_norm_lif(
     save: int,
     keep_state: bool,
     count: Tensor | None,  # float64 [1], where mean and inv_std are moments of x
-    group: dist.ProcessGroup | None,  # of the processes whose values they are moments of
+    group: "dist.ProcessGroup | None",  # of the processes whose values they are moments of
     is_plain: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Return y, with `keep_state` (y, v_last).

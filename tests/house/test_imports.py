@@ -280,6 +280,23 @@ def test_the_package_imports_without_triton_and_without_the_extension():
     assert not [name for name in loaded if inside(name, "triton", "realspike_ops._C")]
 
 
+def test_the_package_imports_and_runs_with_a_torch_without_distributed():
+    """Such a torch has an empty torch.distributed, which says that it is not available."""
+    program = (
+        "import torch, torch.distributed as dist\n"
+        "for name in [n for n in vars(dist) if n[0] != '_' and n != 'is_available']:\n"
+        "    delattr(dist, name)\n"
+        "dist.is_available = lambda: False\n"
+        "import realspike_ops as rso\n"
+        "x = torch.randn(4, 2, 3, 5, 5).requires_grad_()\n"
+        "rso.batch_norm_lif(x, None, None, None, None).sum().backward()\n"
+        "norm = torch.nn.SyncBatchNorm(3)\n"
+        "y = rso.NormLIF(norm, rso.RealSpikeLIF(4))(x.detach().flatten(0, 1))\n"
+        "print(tuple(y.shape), norm.num_batches_tracked.item())"
+    )
+    assert run_python("-c", program).strip() == "(8, 3, 5, 5) 1"
+
+
 def test_importing_loads_little_beyond_torch():
     program = (
         "import sys, torch\nbefore = set(sys.modules)\nimport realspike_ops\n"

@@ -24,6 +24,13 @@ def functions(x: Tensor, weight: Tensor, wanted: bool) -> None:
     assert_type(rso.lif(x, return_state=wanted), Tensor | tuple[Tensor, Tensor])
     assert_type(rso.lif(x, surrogate=rso.Surrogate("atan", 2.0)), Tensor)
 
+    normed = rso.batch_norm_lif
+    assert_type(normed(x, weight, None, None, None, residual=x, decay=0.5), Tensor)
+    assert_type(normed(x, weight, weight, weight, weight, training=False), Tensor)
+    assert_type(normed(x, None, None, None, None, return_state=True), tuple[Tensor, Tensor])
+    stated = normed(x, None, None, None, None, return_state=wanted)
+    assert_type(stated, Tensor | tuple[Tensor, Tensor])
+
     words = rso.pack_spikes(x)
     assert_type(words, Tensor)
     assert_type(rso.unpack_spikes(words, 32), Tensor)

@@ -169,7 +169,7 @@ def call_batch_norm(batch_norm: _BatchNorm, tensors: NormTensors, x: Tensor) -> 
     return BatchNormCall(x, weight, bias, mean, var, batch_norm.eps, statistics)
 
 
-def _group_of(batch_norm: _BatchNorm) -> dist.ProcessGroup | None:
+def _group_of(batch_norm: _BatchNorm) -> "dist.ProcessGroup | None":
     """Return the processes whose statistics are taken together, None for this one alone."""
     if not isinstance(batch_norm, nn.SyncBatchNorm) or not batch_norm.training:
         return None
