@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from realspike_ops.ops.unshared_conv_grad import window_of
+from realspike_ops.ops.unshared_conv_grad import padding_of
 
 
 def factored_conv2d(
@@ -18,7 +18,7 @@ def factored_conv2d(
     _, _, G, KH, KW, Cin_g, Cout_g = weight.shape
     if spikes.dtype == torch.int32:
         spikes = torch.ops.realspike.unpack_spikes(spikes, G * Cin_g, False)
-    padded, _ = window_of(spikes.shape[2:], (*output_size, *weight.shape[2:]), *geometry)
+    padded = padding_of(spikes.shape[2:], (*output_size, *weight.shape[2:]), *geometry)
     kernel = weight[0, 0].float().permute(0, 4, 3, 1, 2).reshape(G * Cout_g, Cin_g, KH, KW)
     stride, _, dilation = geometry
     out = F.conv2d(

@@ -41,17 +41,13 @@ def gradients(
         grad_out = grad_out * scale[:, None, None]
     if amplitude is not None or not same_sizes(weight.shape[:2], grad_out.shape[2:]):
         return _of_one_kernel(grad_out, packed, weight, amplitude, geometry, wanted)
-    OH, OW, G, _, _, _, Cout_g = weight.shape
-    N = packed.shape[0]
-    by_position = grad_out.reshape(N, G, Cout_g, OH * OW).permute(3, 1, 0, 2)  # [P, G, N, Cout/G]
-    padded, window = window_of(packed.shape[1:3], weight.shape, *geometry)
     grad_spikes = grad_weight = None
     if needs_weight:
         grad_weight = torch.ops.realspike.unshared_conv_grad_weight(
             grad_out, packed, weight.shape, *geometry, weight.dtype
         )
     if needs_spikes:
-        grad_spikes = _of_spikes(by_position, packed, weight, padded, window)
+        grad_spikes = _of_spikes(grad_out, packed.shape[1:3], weight, geometry)
     return grad_spikes, grad_weight, None
 
 
@@ -110,15 +106,22 @@ def _grad_weight_cuda(params, grad_out, samples, shape, dtype) -> Tensor:
     return grad_weight
 
 
-def _of_spikes(by_position, packed, weight, padded, window) -> Tensor:
-    OH, OW, G, KH, KW, Cin_g, Cout_g = weight.shape
-    positions, taps = OH * OW, Cin_g * KH * KW
-    (N, H, W, _), (left, right, top, bottom) = packed.shape, padded
-    rows = as_float(weight).permute(0, 1, 2, 5, 3, 4, 6).reshape(positions, G, taps, Cout_g)
-    patches = torch.matmul(by_position, rows.transpose(2, 3))  # [P, G, N, Cin/G * KH * KW]
-    patches = patches.permute(2, 1, 3, 0).reshape(N, G * taps, positions)
-    folded = F.fold(patches, (H + top + bottom, W + left + right), **window)
-    return F.pad(folded, [-p for p in padded])
+def _of_spikes(grad_out, size, weight, geometry) -> Tensor:
+    """Return [N, G * Cin/G, H, W]: tap by tap, what every position sends back through its rows."""
+    (H, W), (OH, OW, G, KH, KW, Cin_g, Cout_g), N = size, weight.shape, grad_out.shape[0]
+    (stride_h, stride_w), _, (dilation_h, dilation_w) = geometry
+    left, right, top, bottom = padding_of(size, weight.shape, *geometry)
+    # A transposition by way of channels_last is five times as fast as at once.
+    by_position = grad_out.contiguous(memory_format=torch.channels_last).permute(2, 3, 0, 1)
+    by_position = by_position.reshape(OH, OW, N, G, Cout_g).transpose(2, 3).contiguous()
+    grad = by_position.new_zeros(H + top + bottom, W + left + right, G, N, Cin_g)
+    for kh in range(KH):
+        lines = grad[kh * dilation_h :][: (OH - 1) * stride_h + 1 : stride_h]
+        for kw in range(KW):
+            read = lines[:, kw * dilation_w :][:, : (OW - 1) * stride_w + 1 : stride_w]
+            read += by_position @ as_float(weight[:, :, :, kh, kw]).mT
+    maps = grad.permute(3, 2, 4, 0, 1).reshape(N, G * Cin_g, H + top + bottom, W + left + right)
+    return F.pad(maps, [-left, -right, -top, -bottom])
 
 
 def _of_one_kernel(grad_out, packed, weight, amplitude, geometry, wanted):
@@ -129,7 +132,7 @@ def _of_one_kernel(grad_out, packed, weight, amplitude, geometry, wanted):
     kernel = as_float(weight)[0, 0].permute(0, 4, 3, 1, 2).reshape(-1, Cin_g, KH, KW)
     spikes = torch.ops.realspike.unpack_spikes(packed, G * Cin_g, False)
     shape = (*grad_out.shape[2:], *weight.shape[2:])
-    padded, _ = window_of(packed.shape[1:3], shape, *geometry)
+    padded = padding_of(packed.shape[1:3], shape, *geometry)
     x = F.pad(spikes if amplitude is None else amplitude * spikes, padded)
     grad_x, grad_kernel, _ = torch.ops.aten.convolution_backward(
         grad_out, x, kernel, None, stride, (0, 0), dilation, False, (0, 0), G,
@@ -153,16 +156,15 @@ def as_float(weight: Tensor) -> Tensor:
     return weight.float() - 128 if weight.dtype == torch.uint8 else weight.float()
 
 
-def window_of(size, weight_shape, stride, padding, dilation):
-    """Return the padding (left, right, top, bottom; negative cuts) and the arguments of unfold."""
+def padding_of(size, weight_shape, stride, padding, dilation):
+    """Return the padding (left, right, top, bottom) that windows read, cuts where negative."""
     before_after = []
     for n, out, k, s, p, d in zip(
         size, weight_shape[:2], weight_shape[3:5], stride, padding, dilation, strict=True
     ):
         before_after.append((p, (out - 1) * s + (k - 1) * d + 1 - n - p))
     (top, bottom), (left, right) = before_after
-    window = {"kernel_size": tuple(weight_shape[3:5]), "dilation": dilation, "stride": stride}
-    return (left, right, top, bottom), window
+    return left, right, top, bottom
 
 
 for device, launch in (("CPU", _grad_weight_cpu), ("CUDA", _grad_weight_cuda)):
