@@ -43,11 +43,11 @@ struct IsaKernels {
   void (*unshared_conv_listed)(const UnsharedConvParams&, const UnsharedConvLif*,
                                const UnsharedConvTiles&, const SpikeLists&, int64_t task,
                                const TaskMemory&);
-  // masks: [sample_tiles, H * W, G, quads, Cin_g]. nullptr in a set without mask registers.
+  // masks: [sample_tiles, H * W, G, masks_per_group()]. nullptr in a set without mask registers.
   void (*mask_pixels)(const UnsharedConvParams&, const UnsharedConvTiles&, const PixelRun&,
-                      uint16_t* masks);
+                      void* masks);
   void (*unshared_conv_masked)(const UnsharedConvParams&, const UnsharedConvLif*,
-                               const UnsharedConvTiles&, const uint16_t* masks, int64_t task,
+                               const UnsharedConvTiles&, const void* masks, int64_t task,
                                float* currents);
   void (*unshared_conv_depthwise)(const UnsharedConvParams&, const UnsharedConvLif*,
                                   const UnsharedConvTiles&, int64_t task, const TaskMemory&);

@@ -11,7 +11,7 @@ namespace realspike {
 // The kernels of a CPU, in the order in which they are asked whether they take a convolution.
 enum class UnsharedConvKernel {
   kDepthwise,  // one input and one output channel per group: 32 channels side by side, under masks
-  kMasked,     // few float32 weights and at least four samples: every row is added, under masks
+  kMasked,     // few float32 or int8 weights: every row is added, under masks
   kListed,     // any convolution: the rows that a list of spikes names are added
 };
 
@@ -19,28 +19,44 @@ enum class UnsharedConvKernel {
 constexpr int64_t kMostDepthwiseTaps = 256;
 constexpr int64_t kMostMaskedTaps = 64;
 
-// Where every row is added, a register holds the sums of so many samples, of as many channels each.
+// Where every row is added, the weights of a position and group are at most those of 3 x 3 taps, 16
+// channels to 16.
+constexpr int64_t kFewWeights = 2304;
+
+// Where every float32 row is added, a register holds the sums of so many samples, of as many
+// channels each.
 constexpr int kQuad = 4;
+
+// Where every int8 row is added, a register holds so many rows of so many channels.
+constexpr int64_t kByteRows = 4;
+constexpr int64_t kByteChannels = 16;
 
 namespace {
 
-inline int64_t sample_quads(const UnsharedConvTiles& tiles) {
-  return ceil_div(tiles.samples, kQuad);
+// Masks of the channels of a group at one pixel: 16 bits for a quad, 8 for a sample's int8 row.
+inline int64_t masks_per_group(const UnsharedConvParams& p, const UnsharedConvTiles& tiles) {
+  const bool bytes = p.weight_dtype == DType::kInt8;
+  return (bytes ? tiles.samples : ceil_div(tiles.samples, kQuad)) * p.Cin_g;
+}
+
+inline bool adds_every_row(const UnsharedConvParams& p) {
+  const int64_t taps = p.KH * p.KW;
+  if (p.amplitude != nullptr || taps > kMostMaskedTaps || taps * p.Cin_g * p.Cout_g > kFewWeights) {
+    return false;
+  }
+  if (p.weight_dtype == DType::kInt8) {
+    return p.Cin_g % kByteRows == 0 && p.Cout_g == kByteChannels;
+  }
+  // Halves would have to be widened first, which takes the time that masks save.
+  return p.weight_dtype == DType::kFloat32 && p.N >= kQuad && p.Cout_g % kQuad == 0;
 }
 
 // Pure. The sums of all kernels have the same bits.
 inline UnsharedConvKernel choose_unshared_conv_kernel(const UnsharedConvParams& p, bool has_masks) {
-  constexpr int64_t kFewWeights = 2304;  // of a position and group: 3 x 3 taps, 16 channels to 16
-  const int64_t taps = p.KH * p.KW;
-  if (p.Cin_g == 1 && p.Cout_g == 1 && taps <= kMostDepthwiseTaps) {
+  if (p.Cin_g == 1 && p.Cout_g == 1 && p.KH * p.KW <= kMostDepthwiseTaps) {
     return UnsharedConvKernel::kDepthwise;
   }
-  // float32: other weights would have to be widened first, which takes the time that masks save.
-  if (has_masks && p.weight_dtype == DType::kFloat32 && p.amplitude == nullptr && p.N >= kQuad &&
-      p.Cout_g % kQuad == 0 && taps <= kMostMaskedTaps &&
-      taps * p.Cin_g * p.Cout_g <= kFewWeights) {
-    return UnsharedConvKernel::kMasked;
-  }
+  if (has_masks && adds_every_row(p)) return UnsharedConvKernel::kMasked;
   return UnsharedConvKernel::kListed;
 }
 

@@ -66,12 +66,12 @@ class DecodedSpikes {
   std::unique_ptr<uint32_t[]> fired_;
 };
 
-// The spikes as masks of the registers that hold the sums of four samples.
+// The spikes as masks of the registers that hold the sums.
 std::unique_ptr<uint16_t[]> masks_of_spikes(const UnsharedConvParams& params,
                                             const UnsharedConvTiles& tiles, int num_threads) {
-  // Uninitialised: every mask that is read is written first.
+  // Uninitialised: every mask that is read is written first. 8 bits of a mask may be all there are.
   std::unique_ptr<uint16_t[]> masks(new uint16_t[tiles.sample_tiles * params.H * params.W *
-                                                 params.G * sample_quads(tiles) * params.Cin_g]);
+                                                 params.G * masks_per_group(params, tiles)]);
   const std::vector<PixelRun> runs = pixel_runs(params, tiles);
   parallel_for(static_cast<int64_t>(runs.size()), num_threads, [&](int64_t i, int) {
     isa_kernels().mask_pixels(params, tiles, runs[i], masks.get());

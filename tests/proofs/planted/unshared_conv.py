@@ -175,7 +175,7 @@ BUGS = [
     ),
     Bug(
         "conv-cpu-masked-group-ends-with-its-first-word",
-        "csrc/cpu/unshared_conv/masked_kernel.h",
+        "csrc/cpu/unshared_conv/masked_taps.h",
         "if (shift != 0 && word + 1 < count) bits",
         "if (shift != 0 && word + 1 > count) bits",
         "tests/unshared_conv/test_unshared_conv_few_channels.py",
@@ -184,7 +184,7 @@ BUGS = [
     ),
     Bug(
         "conv-cpu-masked-samples-fire-as-the-first-sixteen",
-        "csrc/cpu/unshared_conv/masked_kernel.h",
+        "csrc/cpu/unshared_conv/masked_floats.h",
         "position.taps[k].fired + quad * p.Cin_g;",
         "position.taps[k].fired + 0 * quad * p.Cin_g;",
         "tests/unshared_conv/test_unshared_conv_few_channels.py",
@@ -193,7 +193,7 @@ BUGS = [
     ),
     Bug(
         "conv-cpu-masked-weights-of-the-first-group",
-        "csrc/cpu/unshared_conv/masked_kernel.h",
+        "csrc/cpu/unshared_conv/masked_taps.h",
         "work.tile.group * p.KH * p.KW * p.Cin_g * p.Cout_g + work.tile.first_channel;",
         "work.tile.first_channel;",
         "tests/unshared_conv/test_unshared_conv_few_channels.py",
@@ -202,7 +202,7 @@ BUGS = [
     ),
     Bug(
         "conv-cpu-masked-rows-of-the-first-tap",
-        "csrc/cpu/unshared_conv/masked_kernel.h",
+        "csrc/cpu/unshared_conv/masked_taps.h",
         "rows + tap * p_.Cin_g * p_.Cout_g",
         "rows + 0 * tap",
         "tests/unshared_conv/test_unshared_conv_few_channels.py",
@@ -211,11 +211,29 @@ BUGS = [
     ),
     Bug(
         "conv-cpu-masked-channels-after-the-sixteenth-are-the-first",
-        "csrc/cpu/unshared_conv/masked_kernel.h",
+        "csrc/cpu/unshared_conv/masked_floats.h",
         "const float* row = position.taps[k].rows + channel;",
         "const float* row = position.taps[k].rows + channel % 16;",
         "tests/unshared_conv/test_unshared_conv_few_channels.py",
         "test_channels",
+        avx512=True,
+    ),
+    Bug(
+        "conv-cpu-masked-int8-odd-channels-have-no-sign",
+        "csrc/cpu/unshared_conv/masked_bytes.h",
+        "of_odd = _mm512_srai_epi16(weights, 8)",
+        "of_odd = _mm512_srli_epi16(weights, 8)",
+        "tests/unshared_conv/test_unshared_conv_few_channels.py",
+        "int8_by_hand",
+        avx512=True,
+    ),
+    Bug(
+        "conv-cpu-masked-int8-samples-fire-as-the-first-eight",
+        "csrc/cpu/unshared_conv/masked_bytes.h",
+        "position.taps[k].fired + first * p.Cin_g;",
+        "position.taps[k].fired + 0 * first * p.Cin_g;",
+        "tests/unshared_conv/test_unshared_conv_few_channels.py",
+        "test_samples",
         avx512=True,
     ),
     Bug(
