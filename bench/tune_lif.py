@@ -15,7 +15,7 @@ import torch
 
 from realspike_ops.ops import batch_norm_lif_cuda, lif_contract, lif_cuda, lif_tiling
 from realspike_ops.ops import lif as lif_op
-from realspike_ops.ops.batch_norm_lif import _passes_with
+from realspike_ops.ops.batch_norm_lif import passes_with
 from realspike_ops.ops.lif_contract import SAVE_NOTHING, Neuron
 
 PAPERS = Neuron(0.25, 0.5, 0.0, "hard", True, False, "rectangular", 1.0)
@@ -39,7 +39,7 @@ SHOWN = 5
 
 forward = lif_op.forward_with(lif_cuda.launch_fwd)
 backward = lif_op.backward_with(lif_cuda.launch_bwd, lif_cuda.partial_shapes)
-norm_passes = _passes_with(lambda: batch_norm_lif_cuda)
+norm_passes = passes_with(lambda: batch_norm_lif_cuda)
 
 
 class Case:

@@ -70,7 +70,7 @@ class Passes(NamedTuple):
     norm_bwd: Callable[..., Any]
 
 
-def _passes_with(launches) -> Passes:
+def passes_with(launches) -> Passes:
     """Make the passes of a device out of its launches, functions of dense tensors.
 
     `launches` returns the module that has them, when the first tensor of the device comes.
@@ -140,7 +140,7 @@ def _on_cuda():
     return batch_norm_lif_cuda
 
 
-PASSES = {"cpu": _passes_with(_on_cpu), "cuda": _passes_with(_on_cuda)}
+PASSES = {"cpu": passes_with(_on_cpu), "cuda": passes_with(_on_cuda)}
 
 
 def _moments_fake(x):

@@ -14,7 +14,7 @@ from helpers import generator, grid, normal
 from realspike_ops import reference
 from realspike_ops.ops import batch_norm_lif_cuda, lif_contract, lif_cpu, lif_cuda, lif_tiling
 from realspike_ops.ops import lif as lif_op
-from realspike_ops.ops.batch_norm_lif import _passes_with
+from realspike_ops.ops.batch_norm_lif import passes_with
 from realspike_ops.ops.batch_norm_lif_contract import inverse_deviation
 from realspike_ops.ops.lif_contract import Neuron
 
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
 
 cpu_fwd = lif_op.forward_with(lif_cpu.launch_fwd)
 cpu_bwd = lif_op.backward_with(lif_cpu.launch_bwd, lif_cpu.partial_shapes)
-passes = _passes_with(lambda: batch_norm_lif_cuda)
+passes = passes_with(lambda: batch_norm_lif_cuda)
 
 PAPERS = Neuron(0.25, 0.5, 0.0, "hard", True, False, "rectangular", 1.0)
 NEURONS = {

@@ -10,7 +10,7 @@ import torch
 
 from realspike_ops.ops import batch_norm_lif_cuda, launch_plan, lif_cuda
 from realspike_ops.ops import lif as lif_op
-from realspike_ops.ops.batch_norm_lif import _passes_with
+from realspike_ops.ops.batch_norm_lif import passes_with
 from realspike_ops.ops.launch_plan import Launch, Plans
 from realspike_ops.ops.lif_contract import Neuron, what_to_save
 from realspike_ops.ops.lif_packed import _packed_with
@@ -228,7 +228,7 @@ def run_all(neuron, call):
         forward(x, *parameters, neuron, 0, call["state"])
         backward(grad_y, v_init, x, *parameters, saved, call["channels_last"], wanted, neuron, save)
         _packed_with(lif_cuda.launch_packed)(x, decay, None, v_init, neuron, call["state"])
-        passes = _passes_with(lambda: batch_norm_lif_cuda)
+        passes = passes_with(lambda: batch_norm_lif_cuda)
         moments = passes.moments(x)
         passes.statistics(moments, *channels[:2], 0.5, 1e-5)
         inputs = (x, residual, *channels, *parameters)

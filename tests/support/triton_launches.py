@@ -14,13 +14,13 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from realspike_ops.ops import batch_norm_lif_cuda, lif_contract, lif_cuda
 from realspike_ops.ops import lif as lif_op
-from realspike_ops.ops.batch_norm_lif import _passes_with
+from realspike_ops.ops.batch_norm_lif import passes_with
 from realspike_ops.ops.lif_packed import _packed_with
 
 forward = lif_op.forward_with(lif_cuda.launch_fwd)
 backward = lif_op.backward_with(lif_cuda.launch_bwd, lif_cuda.partial_shapes)
 packed_forward = _packed_with(lif_cuda.launch_packed)
-norm_passes = _passes_with(lambda: batch_norm_lif_cuda)
+norm_passes = passes_with(lambda: batch_norm_lif_cuda)
 
 
 @dataclass
