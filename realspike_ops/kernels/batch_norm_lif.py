@@ -177,9 +177,10 @@ def batch_norm_statistics_kernel(
     tl.store(inv_std_ptr + channel, inv_std.to(tl.float32), mask=mask)
     if running_mean_ptr is not None:
         count = tl.load(moments_ptr + 2 * C)
+        mask = channel < tl.where(count > 0.0, C, 0)  # an empty batch has no moments
         old_mean = tl.load(running_mean_ptr + channel, mask=mask, other=0.0)
         old_var = tl.load(running_var_ptr + channel, mask=mask, other=0.0)
-        unbiased = var * count / (count - 1.0)
+        unbiased = var * (count / tl.maximum(count - 1.0, 1.0))
         tl.store(running_mean_ptr + channel, _moved(old_mean, mean, momentum), mask=mask)
         tl.store(running_var_ptr + channel, _moved(old_var, unbiased, momentum), mask=mask)
 

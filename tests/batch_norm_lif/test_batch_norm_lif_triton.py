@@ -294,6 +294,25 @@ def test_statistics_by_hand():
     same_bits(inv_std, inverse_deviation(var, 1e-5), "inv_std")
 
 
+@pytest.mark.parametrize(
+    ("count", "running"),
+    [
+        (0.0, ([2.0, -2.0], [4.0, 8.0])),  # an empty batch: they stay
+        (
+            1.0,
+            ([2.5, -1.5], [3.0, 6.0]),
+        ),  # half of the way to 3, -1 and 2, 4
+    ],
+)
+def test_statistics_of_no_value_and_of_one(count, running):
+    """One value has no unbiased variance: the biased one stands for it."""
+    moments = torch.tensor([3.0, -1.0, 2.0, 4.0, count], dtype=torch.float64, device=DEVICE)
+    running_mean = torch.tensor([2.0, -2.0], device=DEVICE)
+    running_var = torch.tensor([4.0, 8.0], device=DEVICE)
+    passes.statistics(moments, running_mean, running_var, 0.5, 1e-5)
+    assert (running_mean.tolist(), running_var.tolist()) == running
+
+
 def test_statistics_of_many_channels():
     moments = torch.cat((normal((300,), 1), normal((300,), 2).abs(), torch.ones(1))).double()
     mean, inv_std = passes.statistics(moments.to(DEVICE), None, None, 0.1, 1e-5)

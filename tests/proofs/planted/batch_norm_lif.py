@@ -77,10 +77,18 @@ BUGS = [
     Bug(
         "norm-triton-running-variance-is-biased",
         KERNELS,
-        "unbiased = var * count / (count - 1.0)",
-        "unbiased = var * count / count",
+        "unbiased = var * (count / tl.maximum(count - 1.0, 1.0))",
+        "unbiased = var",
         TESTS,
         "statistics_by_hand",
+    ),
+    Bug(
+        "norm-triton-empty-batches-move-running-statistics",
+        KERNELS,
+        "mask = channel < tl.where(count > 0.0, C, 0)",
+        "mask = channel < C",
+        TESTS,
+        "no_value",
     ),
     Bug(
         "norm-triton-momentum-of-the-old",
