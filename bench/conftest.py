@@ -15,9 +15,7 @@ training step, a whole network, the cost of a small call (`WallClock`, on a CPU 
 """
 
 import functools
-import os
 import platform
-import subprocess
 import time
 import warnings
 from importlib import metadata
@@ -25,7 +23,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from results import Row, measured, write_results
+from results import Row, case_of, commit, measured, printed_by, write_results
 
 import realspike_ops as rso
 
@@ -113,8 +111,9 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     if config.getoption("--resume"):
         found = measured(config.getoption("--results"), describe_machine())
-        config.hook.pytest_deselected(items=[item for item in items if item.name in found])
-        items[:] = [item for item in items if item.name not in found]
+        known = [item for item in items if case_of(item.name) in found]
+        config.hook.pytest_deselected(items=known)
+        items[:] = [item for item in items if item not in known]
     for item in items:
         wall = DEVICE == "cpu" or item.get_closest_marker("wall_clock")
         item.stash[CLOCK] = WallClock() if wall else DeviceClock()
@@ -216,17 +215,6 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
-def _printed_by(*command: str) -> str | None:
-    """What a command prints, or None where there is no such command."""
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent
-        )
-    except OSError:
-        return None
-    return done.stdout.strip() or None
-
-
 @functools.cache
 def describe_machine() -> dict:
     def version(package):
@@ -244,14 +232,12 @@ def describe_machine() -> dict:
         "spikingjelly": version("spikingjelly"),
         "realspike": rso.__version__,
         "build": rso.build_info(),
-        # A copy of the checkout has no history.
-        "commit": os.environ.get("REALSPIKE_COMMIT")
-        or _printed_by("git", "describe", "--always", "--dirty"),
+        "commit": commit(),
     }
     if DEVICE == "cuda":
         machine["cuda"] = torch.version.cuda
         query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-        machine["driver"] = _printed_by(*query)
+        machine["driver"] = printed_by(*query)
     return machine
 
 

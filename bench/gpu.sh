@@ -36,7 +36,8 @@ if ! "$python" -c "import pytest, pytest_benchmark, hypothesis, pybind11" 2>/dev
 fi
 mkdir -p "$results" || exit 1
 export PYTHONUNBUFFERED=1
-REALSPIKE_COMMIT=${REALSPIKE_COMMIT:-$(git describe --always --dirty 2>/dev/null)}
+REALSPIKE_COMMIT=${REALSPIKE_COMMIT:-$(cd bench && "$python" -c \
+  "import results; print(results.commit() or '')")}
 export REALSPIKE_COMMIT
 # One line for each thing that is done; of no use where the commit says nothing.
 finished=$results/gpu-${REALSPIKE_COMMIT:-unknown}.done

@@ -1,7 +1,9 @@
 """Rows of a comparison and the files that keep them."""
 
 import json
+import os
 import re
+import subprocess
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -25,6 +27,33 @@ class Row:
         if name not in self.ratios:
             return ""
         return f"{self.ratios[name]:.2f}" + ("x" if self.unit is None else "")
+
+
+def printed_by(*command: str, folder: Path = Path(__file__).parent) -> str | None:
+    """Return what a command prints, or None where there is no such command."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
+def commit(folder: Path = Path(__file__).parent) -> str | None:
+    """Return the commit that is measured, and -dirty where files differ from it.
+
+    Results do not count: a run changes them, and is resumed at the same commit.
+    """
+    given = os.environ.get("REALSPIKE_COMMIT")  # a copy of the checkout has no history
+    name = given or printed_by("git", "describe", "--always", folder=folder)
+    others = ("--", ":/", ":(top,exclude)bench/results")
+    if given or name is None or not printed_by("git", "diff", "HEAD", *others, folder=folder):
+        return name
+    return f"{name}-dirty"
+
+
+def case_of(name: str) -> str:
+    """Return what a row is of: what was found there, a firing rate, stands behind the bracket."""
+    return name.partition("]")[0]
 
 
 def _table(rows: list[Row], with_times: bool, with_commits: bool) -> list[str]:
@@ -58,20 +87,20 @@ def read_rows(folder: Path, machine: dict) -> list[Row]:
 
 
 def measured(folder: Path, machine: dict) -> set[str]:
-    """Return the names of the rows that were measured at this machine's commit.
+    """Return the cases of the rows that were measured at this machine's commit.
 
     None of a commit that names no one state of the files.
     """
     commit = machine["commit"]
     if commit is None or commit.endswith("-dirty"):
         return set()
-    return {row.name for row in read_rows(folder, machine) if row.commit == commit}
+    return {case_of(row.name) for row in read_rows(folder, machine) if row.commit == commit}
 
 
 def _merged(old: list[Row], new: list[Row]) -> list[Row]:
-    """Put new rows in the place of old ones of the same name, and the others behind them."""
-    by_name = {row.name: row for row in old} | {row.name: row for row in new}
-    return list(by_name.values())
+    """Put new rows in the place of old ones of the same case, and the others behind them."""
+    by_case = {case_of(row.name): row for row in (*old, *new)}
+    return list(by_case.values())
 
 
 def write_results(folder: Path, machine: dict, rows: list[Row]) -> Path:

@@ -1,6 +1,7 @@
 """Files of measurements: a run adds its rows, and takes none away that it did not measure."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 BENCH = Path(__file__).parents[2] / "bench"
 sys.path.insert(0, str(BENCH))
 import results
-from results import Row, measured, write_results
+from results import Row, case_of, measured, write_results
 
 sys.path.remove(str(BENCH))
 
@@ -89,6 +90,41 @@ def test_a_run_of_one_commit_shows_no_column_of_commits(tmp_path):
 def test_a_resumed_run_leaves_out_what_its_commit_has(tmp_path, then, now, known):
     write_results(tmp_path, machine(then), [row("x", 1.0)])
     assert measured(tmp_path, machine(now)) == known
+
+
+def test_what_is_found_of_a_case_names_no_other_case(tmp_path):
+    """A benchmark puts the firing rate behind its name when it knows it."""
+    write_results(tmp_path, machine("aaa"), [row("x[1]-rate5%", 1.0), row("x[12]-rate5%", 2.0)])
+    assert case_of("x[1]") in measured(tmp_path, machine("aaa"))
+    assert case_of("x[2]") not in measured(tmp_path, machine("aaa"))
+    write_results(tmp_path, machine("bbb"), [row("x[1]-rate7%", 3.0)])
+    assert found(tmp_path) == {"x[1]-rate7%": (3.0, "bbb"), "x[12]-rate5%": (2.0, "aaa")}
+
+
+def test_results_alone_leave_a_commit_what_it_is(tmp_path, monkeypatch):
+    """Or no run could be resumed that adds to a file of the repository."""
+
+    def git(*arguments):
+        identity = ("-c", "user.name=me", "-c", "user.email=me@example.com")
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True)
+
+    monkeypatch.delenv("REALSPIKE_COMMIT", raising=False)
+    kept = tmp_path / "bench" / "results" / "card.json"
+    source = tmp_path / "bench" / "bench_one.py"
+    kept.parent.mkdir(parents=True)
+    for path in (kept, source):
+        path.write_text("1")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "one")
+    clean = results.commit(source.parent)
+    assert clean
+    kept.write_text("2")
+    assert results.commit(source.parent) == clean
+    source.write_text("2")
+    assert results.commit(source.parent) == f"{clean}-dirty"
+    monkeypatch.setenv("REALSPIKE_COMMIT", "given")
+    assert results.commit(source.parent) == "given"
 
 
 def test_nothing_was_measured_where_there_is_no_file(tmp_path):

@@ -6,8 +6,8 @@ BUGS = [
     Bug(
         "results-of-other-runs-are-erased",
         "bench/results.py",
-        "{row.name: row for row in old} | {row.name: row for row in new}",
-        "{row.name: row for row in new}",
+        "for row in (*old, *new)}",
+        "for row in new}",
         "tests/house/test_results.py",
     ),
     Bug(
