@@ -2,13 +2,13 @@
 x, the statistics that they give, and the gradient of x.
 
 Sums have an order that depends on sizes alone. A program owns a tile, as in kernels/lif.py, whose
-columns are added up per channel (`_store_sums` there says how columns share a channel).
+columns are added up per channel (`_fold` there says how columns share a channel).
 """
 
 import triton
 import triton.language as tl
 
-from realspike_ops.kernels.lif import _load_norm, _load_parameter, _place
+from realspike_ops.kernels.lif import _fold, _load_norm, _load_parameter, _place, _place_of_sums
 
 
 # A tile's columns of CHUNK rows from r on.
@@ -19,17 +19,6 @@ def _load_rows(ptr, r, row_end, row, column, size, lane, CHUNK: tl.constexpr, BL
         first, neurons = _place(r + k, row_end, row, column, size, BLOCK)
         tiles = tiles + (tl.load(ptr + first + lane, mask=lane < neurons, other=0.0),)
     return tiles
-
-
-# Sums up the columns of a tile that belong to one channel, in float64; see _store_sums.
-@triton.jit
-def _fold(values, RUN: tl.constexpr, KEEP: tl.constexpr, BLOCK: tl.constexpr):
-    GROUPS: tl.constexpr = BLOCK // (RUN * KEEP)
-    if RUN > 1:
-        values = tl.sum(tl.reshape(values, (GROUPS * KEEP, RUN)), axis=1)
-    if GROUPS > 1:
-        values = tl.sum(tl.reshape(values, (GROUPS, KEEP)), axis=0)
-    return tl.reshape(values, (KEEP,))
 
 
 # The count, the mean and the sum of squared distances from it, in float64, of the columns of a tile
@@ -97,8 +86,7 @@ def batch_norm_moments_kernel(
     distance = column_mean - spread
     column_squares = tl.where(n > 0.0, squares.to(tl.float64) + n * distance * distance, 0.0)
     kept_squares = _fold(column_squares, RUN, KEEP, BLOCK)
-    width = columns * KEEP if GROUPS > 1 else tl.cdiv(row, RUN).to(tl.int32)
-    kept = tile * KEEP + tl.arange(0, KEEP)
+    kept, width = _place_of_sums(tile, columns, row, RUN, KEEP, BLOCK)
     place = part * width + kept
     stride = tl.cast(chunks, tl.int64) * width
     tl.store(partial_ptr + place, kept_n, mask=kept < width)

@@ -189,21 +189,33 @@ def _current(tiles, k: tl.constexpr, mean, scale, bias, CHUNK: tl.constexpr, NOR
     return x
 
 
-# Adds up the values of a tile that belong to one value of a parameter. BLOCK is that many groups of
-# KEEP runs of RUN neighbouring columns; a run has one value, and so have equal runs of all groups.
+# Adds up the values of a tile that belong to one value of a parameter, to KEEP sums. BLOCK is
+# GROUPS groups of KEEP runs of RUN neighbouring columns. A run has one value, and so have
+# equal runs of all groups.
 @triton.jit
-def _store_sums(
-    ptr, values, part, tile, columns, row,
-    RUN: tl.constexpr, KEEP: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+def _fold(values, RUN: tl.constexpr, KEEP: tl.constexpr, BLOCK: tl.constexpr):
     GROUPS: tl.constexpr = BLOCK // (RUN * KEEP)
     if RUN > 1:
         values = tl.sum(tl.reshape(values, (GROUPS * KEEP, RUN)), axis=1)
     if GROUPS > 1:
         values = tl.sum(tl.reshape(values, (GROUPS, KEEP)), axis=0)
-    width = columns * KEEP if GROUPS > 1 else tl.cdiv(row, RUN).to(tl.int32)
-    index = tile * KEEP + tl.arange(0, KEEP)
-    values = tl.reshape(values, (KEEP,))
+    return tl.reshape(values, (KEEP,))
+
+
+# Where a tile's sums lie among those of a chunk of rows, and how many these are.
+@triton.jit
+def _place_of_sums(tile, columns, row, RUN: tl.constexpr, KEEP: tl.constexpr, BLOCK: tl.constexpr):
+    width = columns * KEEP if BLOCK > RUN * KEEP else tl.cdiv(row, RUN).to(tl.int32)
+    return tile * KEEP + tl.arange(0, KEEP), width
+
+
+@triton.jit
+def _store_sums(
+    ptr, values, part, tile, columns, row,
+    RUN: tl.constexpr, KEEP: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    values = _fold(values, RUN, KEEP, BLOCK)
+    index, width = _place_of_sums(tile, columns, row, RUN, KEEP, BLOCK)
     tl.store(ptr + part * width + index, values, mask=index < width)
 
 
@@ -387,7 +399,7 @@ def lif_bwd_kernel(
     v_init_ptr,  # [N]
     saved_ptr,  # as in lif_fwd_kernel
     grad_x_ptr,  # [T, N]; with a norm the gradient of the current
-    grad_amplitude_ptr,  # [chunks, width]: sums over time and the rows of a tile (_store_sums)
+    grad_amplitude_ptr,  # [chunks, width]: sums over time and the rows of a tile (_fold)
     grad_decay_ptr,  # [chunks, width]
     grad_v_threshold_ptr,  # [chunks, width]
     grad_v_init_ptr,  # [N]
@@ -420,7 +432,7 @@ def lif_bwd_kernel(
     V_THRESHOLD: tl.constexpr,
     HAS_V_INIT: tl.constexpr,
     HAS_GRAD_V_LAST: tl.constexpr,
-    # (RUN, KEEP) of _store_sums; a RUN of 0: not wanted.
+    # (RUN, KEEP) of _fold; a RUN of 0: not wanted.
     AMPLITUDE_RUN: tl.constexpr,
     AMPLITUDE_KEEP: tl.constexpr,
     DECAY_RUN: tl.constexpr,
