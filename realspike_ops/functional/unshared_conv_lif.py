@@ -220,11 +220,16 @@ def _joined(
     added: Sequence[Added], shape: tuple[int, ...], spikes: Tensor, maps: int, signed: bool
 ) -> fused.Joined:
     """Check the currents that are added to one of `shape` [T*B, Cout, OH, OW]."""
+    if not isinstance(added, list | tuple):  # a tensor would be as many currents as it has rows
+        raise TypeError(
+            "added must be a list or tuple of currents, [current] for one; "
+            f"got {type(added).__name__}"
+        )
     values: list[Tensor] = []
     selecting: list[Tensor | None] = []
     for i, each in enumerate(added):
         name = f"added[{i}]"
-        value, words = each if isinstance(each, tuple) else (each, None)
+        value, words = each if isinstance(each, tuple) and len(each) == 2 else (each, None)
         checks.check_tensor(name, value)
         checks.check_dtype(name, value, checks.FLOATS)
         checks.check_device(name, value, "spikes", spikes)
