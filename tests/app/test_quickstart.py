@@ -176,10 +176,11 @@ def test_recorded_spikes_are_amplitude_times_binary(images):
 # The command
 
 
-def test_quickstart_writes_its_files_in_time(finished):
+def test_quickstart_writes_its_files_in_time(finished, results):
     out, _, seconds = finished
     names = {"binary", "layer", "channel", "element"}
     expected = {f"{name}.safetensors" for name in names} | {"results.json", "report.html", "plots"}
+    expected |= {network["picture"] for network in results["shipped"] if network["picture"]}
     assert {path.name for path in out.iterdir()} == expected
     pictures = {"accuracy", "kernels", "channels", "amplitudes", "firing_rates"}
     assert {path.stem for path in (out / "plots").iterdir()} == pictures

@@ -14,6 +14,10 @@ from realspike import checkpoint, cli, files, shipped, train
 from realspike.checkpoint import CheckpointError
 from realspike.config.run_config import RunConfig
 from realspike.inspect import trained_file
+from realspike.quickstart import report
+from realspike.quickstart.folding import fold_shipped
+
+import realspike_ops as rso
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -53,6 +57,18 @@ def test_a_shipped_network_is_used_by_its_name(run, tiny, capsys):
     assert not by_name.training
     assert torch.equal(by_name(images), by_folder(images))
     assert torch.equal(by_name(images), realspike.load(str(tiny))(images))
+
+
+def test_quickstart_folds_it(tiny, tmp_path):
+    [found] = fold_shipped(tmp_path)
+    network = realspike.load("tiny")
+    folded = rso.reparameterize(network, torch.zeros(1, 1, 8, 8))
+    for key, each in (("parameters", network), ("parameters_folded", folded)):
+        assert found[key] == sum(parameter.numel() for parameter in each.parameters())
+    assert found["parameters_folded"] > found["parameters"]
+    assert found["agreement"] == 1.0
+    assert (tmp_path / found["picture"]).read_bytes().startswith(b"\x89PNG")
+    assert report._shipped(found).startswith("tiny, trained before: 0.00 M parameters fold into")
 
 
 def test_its_card_says_what_it_is(run, tiny):

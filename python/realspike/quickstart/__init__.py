@@ -1,4 +1,5 @@
-"""The whole path on the digits: train, fold, verify, time, save, reload, draw."""
+"""The whole path on the digits: train, fold, verify, time, save, reload, draw. The networks that come
+with the package are folded, too."""
 
 import tempfile
 import time
@@ -19,6 +20,7 @@ from realspike.inspect.classify import BATCH, predict
 from realspike.networks import build
 from realspike.optional import require
 from realspike.quickstart import report
+from realspike.quickstart.folding import fold_shipped
 from realspike.quickstart.timing import time_interleaved
 from realspike.quickstart.unfold_bmm import with_unfold_bmm
 from realspike.report import run_report
@@ -127,7 +129,7 @@ def _run(settings: QuickstartSettings, on_epoch: Callable[[str, dict], None]) ->
     run_report.write(paths[-1], paths[:-1])
     return {
         "format": "realspike.quickstart",
-        "format_version": 2,
+        "format_version": 3,
         "training": asdict(settings.config("element"))["training"],
         "data": {
             "name": "scikit-learn digits",
@@ -139,6 +141,7 @@ def _run(settings: QuickstartSettings, on_epoch: Callable[[str, dict], None]) ->
         "networks": networks,
         "inference": _compare_inference(trained["element"], folded["element"], images, labels),
         "reloaded": _reload(paths[-1], trained["element"]),
+        "shipped": fold_shipped(settings.out),
         "environment": environment.describe(),
     }
 

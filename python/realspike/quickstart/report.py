@@ -76,12 +76,23 @@ def notes(results: dict) -> list[str]:
     tests = results["data"]["test_images"]
     reloaded = results["reloaded"]
     return [
+        *map(_shipped, results["shipped"]),
         f"{tests} test images (one is {100 / tests:.2f} %). Spikes by LIF layer. Time: whole "
         f"network, {results['environment']['threads']} CPU threads, relative to UnsharedSpikeConv; "
         f"less is faster.{_losses(results['inference'])}",
         f"{reloaded['checkpoint']}, read back, classifies {reloaded['same_predictions']} of "
         f"{tests} images the same. Everything took {results['seconds']:.0f} s.",
     ]
+
+
+def _shipped(network: dict) -> str:
+    """Say what became of a network that comes with the package."""
+    before, after = (network[key] / 1e6 for key in ("parameters", "parameters_folded"))
+    drawn = f"; {network['picture']} shows a kernel" if network["picture"] else ""
+    return (
+        f"{network['name']}, trained before: {before:.2f} M parameters fold into {after:.2f} M in "
+        f"{network['seconds']:.1f} s, nothing is multiplied behind the encoding{drawn}."
+    )
 
 
 def _losses(inference: dict) -> str:

@@ -93,7 +93,7 @@ def write(
     real_valued = [layer for layer in layers if layer.is_real_valued]
     drawn = {
         "accuracy": _curves([network, *beside]),
-        "kernels": _kernels(network),
+        "kernels": draw_kernels(network),
         "channels": _channels(network, batches),
         "amplitudes": run_plots.amplitude_histograms(real_valued) if real_valued else None,
         "firing_rates": run_plots.firing_rates(layers),
@@ -172,7 +172,8 @@ def plots_name(granularity: str) -> str:
     return "binary" if granularity == "none" else f"real, {granularity}"
 
 
-def _kernels(network: Trained):
+def draw_kernels(network: Trained):
+    """Draw a kernel, and those that amplitudes make of it at some positions; None without any."""
     readings = find_readings(network.network, network.example_input())
     readings = [r for r in readings if r.lif.amplitude is not None and min(r.input_size) > 2]
     if not readings:
