@@ -1,5 +1,7 @@
-"""The whole path on the digits: train, fold, verify, time, save, reload, draw. The networks that come
-with the package are folded, too."""
+"""The whole path on the digits: train, fold, verify, time, save, reload, draw.
+
+The networks that come with the package are folded, too.
+"""
 
 import tempfile
 import time
