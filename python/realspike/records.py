@@ -1,10 +1,11 @@
 """The record of a run, epoch by epoch: whether what a file holds is one. Imports no torch."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from realspike.errors import UserError
 from realspike.names import shown
 
+LAYERS_FILE = "layers.csv"  # of a run's folder: firing rate and amplitudes by epoch and layer
 FIELDS = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate")
 
 
@@ -41,3 +42,23 @@ def checked(rows: object, source: object) -> list[dict]:
                 raise RecordError(f"{source}: {name} must be from 0 to 1; got {record[name]}")
         records.append(record | {"epoch": epoch})
     return records
+
+
+def amplitudes(
+    rows: Iterable[Mapping], source: object
+) -> dict[str, list[tuple[int, float, float]]]:
+    """Return (epoch, mean, deviation) of the amplitudes of every layer that has some.
+
+    Raises:
+        RecordError: if the rows are not those of a `LAYERS_FILE`.
+    """
+    found: dict[str, list[tuple]] = {}
+    for row in rows:
+        try:
+            if row["amplitude_std"] == "":
+                continue
+            numbers = int(row["epoch"]), float(row["amplitude_mean"]), float(row["amplitude_std"])
+            found.setdefault(row["layer"], []).append(numbers)
+        except (KeyError, TypeError, ValueError) as error:
+            raise RecordError(f"{source} holds no amplitudes of layers: {error!r:.80}") from error
+    return found

@@ -322,6 +322,39 @@ def test_texts_of_a_run_are_escaped_in_its_page(tmp_path):
     ]
 
 
+COURSE = """epoch,layer,firing_rate,amplitude_mean,amplitude_std,amplitude_min,amplitude_max
+1,lif1,0.2,1.01,0.02,0.9,1.1
+1,lif2,0.3,,,,
+2,lif1,0.2,1.03,0.04,0.8,1.2
+"""
+
+
+def test_amplitudes_over_the_training(tmp_path):
+    run = run_of(tmp_path / "run", "layer")
+    (run / "layers.csv").write_text(COURSE)
+    layers = records.amplitudes(csv.DictReader(COURSE.splitlines()), "layers.csv")
+    assert layers == {"lif1": [(1, 1.01, 0.02), (2, 1.03, 0.04)]}
+    deviation, mean = run_plots.amplitude_course(layers).axes
+    for axes, percent in ((deviation, [2.0, 4.0]), (mean, [1.0, 3.0])):
+        [line] = axes.lines
+        assert line.get_xdata().tolist() == [1, 2]
+        assert line.get_ydata().tolist() == pytest.approx(percent)
+    assert "Amplitudes over the training" in run_report.write(run).read_text()
+    assert (run / "plots" / "amplitude_course.png").exists()
+
+
+@pytest.mark.parametrize("text", ["", "epoch,layer\n1,lif1\n", COURSE.replace("1.03", "x")])
+def test_a_file_of_layers_that_is_none(text, tmp_path):
+    run = run_of(tmp_path / "run", "layer")
+    (run / "layers.csv").write_text(text)
+    if not text:
+        run_report.write(run)
+        assert not (run / "plots" / "amplitude_course.png").exists()
+        return
+    with pytest.raises(RecordError, match=r"layers\.csv holds no amplitudes"):
+        run_report.write(run)
+
+
 @pytest.mark.parametrize("commit", [5, ["x"], None, {"a": HOSTILE}])
 def test_a_commit_of_another_type_is_shown(commit, tmp_path):
     page = run_report.write(run_of(tmp_path / "run", "none", commit=commit)).read_text()

@@ -1,6 +1,6 @@
 """The pictures of a trained run, beside those of `realspike.report.plots`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from realspike.report.plots import (
     widest,
 )
 
+_NAMED = 24  # layers in a legend
 _POSITIONS = 5  # output positions per axis whose kernels are drawn
 
 
@@ -75,6 +76,27 @@ def amplitude_histograms(layers: Sequence[LayerActivity]):
         axes.tick_params(colors=INK, labelsize=8)
     grid[-1].set_xlabel("amplitude, % from 1, where it began", color=INK)
     figure.suptitle("Neurons by amplitude", fontsize=11, x=0.01, ha="left", color=INK)
+    return figure
+
+
+def amplitude_course(layers: Mapping[str, Sequence[tuple]]):
+    """Draw how far the amplitudes of every layer are from 1 after every epoch: (epoch, mean,
+    deviation) by layer, the first layer darkest."""
+    figure = new_figure(10, 4)
+    panels = figure.subplots(1, 2)
+    colors = require("matplotlib").colormaps["viridis"](np.linspace(0, 0.9, len(layers)))
+    named = list(layers)[:: 1 + len(layers) // _NAMED]
+    for color, (name, rows) in zip(colors, layers.items(), strict=True):
+        label = name if name in named else None
+        epochs, means, deviations = np.array(rows, dtype=np.float64).T
+        for axes, percent in zip(panels, (100 * deviations, 100 * (means - 1)), strict=True):
+            axes.plot(epochs, percent, color=color, linewidth=1.4, label=label)
+    for axes, text in zip(panels, ("deviation", "mean"), strict=True):
+        axes.set_title(f"{text} of a layer, % from 1", loc="left", fontsize=10, color=INK)
+        axes.set_xlabel("epoch", color=INK)
+        clean(axes)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right", fontsize=7)
+    figure.suptitle("Amplitudes over the training", fontsize=11, x=0.01, ha="left", color=INK)
     return figure
 
 

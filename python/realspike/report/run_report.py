@@ -1,6 +1,7 @@
 """Everything about a run in one folder of pictures and one HTML file that needs no other."""
 
 import base64
+import csv
 import html
 import json
 from collections.abc import Collection, Sequence
@@ -43,6 +44,11 @@ CAPTIONS = {
     "amplitudes": (
         "Amplitudes",
         "How many neurons have which amplitude, layer by layer; all began at the line.",
+    ),
+    "amplitude_course": (
+        "Amplitudes over the training",
+        "After every epoch: how far the amplitudes of a layer lie apart, and their mean; all began "
+        "at 1 unless they were drawn.",
     ),
     "firing_rates": (
         "Firing rates",
@@ -96,6 +102,7 @@ def write(
         "kernels": draw_kernels(network),
         "channels": _channels(network, batches),
         "amplitudes": run_plots.amplitude_histograms(real_valued) if real_valued else None,
+        "amplitude_course": _course(network),
         "firing_rates": run_plots.firing_rates(layers),
     }
     pictures = {}
@@ -166,6 +173,15 @@ def _curves(runs: Sequence[Trained]):
         if history:
             curves.append(plots.Curve(name, config.granularity, history))
     return plots.training_curves(curves) if curves else None
+
+
+def _course(network: Trained):
+    path = network.source.with_name(records.LAYERS_FILE)
+    if not path.exists():  # a network without its run
+        return None
+    with path.open(newline="", errors="replace") as file:
+        layers = records.amplitudes(csv.DictReader(file), path)
+    return run_plots.amplitude_course(layers) if layers else None
 
 
 def plots_name(granularity: str) -> str:

@@ -15,11 +15,12 @@ import torch
 
 from realspike.config.run_config import RunConfig
 from realspike.files import write_atomically
+from realspike.records import LAYERS_FILE
 from realspike.train.history import History
 from realspike.train.readback import Readback
 from realspike_ops import RealSpikeLIF
 
-STEPS_FILE, LAYERS_FILE = "steps.csv", "layers.csv"
+STEPS_FILE = "steps.csv"
 _STEP = ("step", "epoch", "loss", "learning_rate", "images_per_second", "seconds")
 _AMPLITUDE = ("amplitude_mean", "amplitude_std", "amplitude_min", "amplitude_max")
 _LAYER = ("epoch", "layer", "firing_rate", *_AMPLITUDE)
