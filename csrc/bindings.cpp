@@ -165,6 +165,17 @@ void batch_norm_statistics(uintptr_t moments, uintptr_t running_mean, uintptr_t 
                              pointer<float>(inv_std), C, momentum, eps});
 }
 
+void batch_norm_of(uintptr_t x, int dtype, int64_t T, int64_t B, int64_t C, int64_t P,
+                   bool channels_last, int64_t x_stride_t, uintptr_t running_mean,
+                   uintptr_t running_var, uintptr_t mean, uintptr_t inv_std, uintptr_t count,
+                   double momentum, double eps, int num_threads) {
+  batch_norm_of_cpu(
+      {{static_cast<DType>(dtype), T, B, C, P, channels_last}, pointer<const void>(x), x_stride_t},
+      {nullptr, pointer<float>(running_mean), pointer<float>(running_var), pointer<float>(mean),
+       pointer<float>(inv_std), C, momentum, eps},
+      pointer<double>(count), num_threads);
+}
+
 void batch_norm_lif_fwd(const LifParams& lif, const BatchNorm& norm, uintptr_t y, uintptr_t v_last,
                         int num_threads) {
   batch_norm_lif_fwd_cpu({{lif, pointer<void>(y), pointer<float>(v_last)}, norm}, num_threads);
@@ -173,11 +184,14 @@ void batch_norm_lif_fwd(const LifParams& lif, const BatchNorm& norm, uintptr_t y
 void batch_norm_lif_bwd(const LifParams& lif, const BatchNorm& norm, uintptr_t grad_y,
                         uintptr_t grad_v_last, uintptr_t grad_current, uintptr_t grad_v_init,
                         uintptr_t grad_amplitude, uintptr_t grad_decay, uintptr_t grad_v_threshold,
-                        uintptr_t sums, int num_threads) {
-  batch_norm_lif_bwd_cpu({lif_backward(lif, grad_y, grad_v_last, grad_current, grad_v_init,
-                                       grad_amplitude, grad_decay, grad_v_threshold),
-                          norm, pointer<double>(sums)},
-                         num_threads);
+                        uintptr_t sums, uintptr_t grad_weight, uintptr_t grad_bias,
+                        uintptr_t grad_x, uintptr_t count, int num_threads) {
+  batch_norm_lif_bwd_cpu(
+      {lif_backward(lif, grad_y, grad_v_last, grad_current, grad_v_init, grad_amplitude, grad_decay,
+                    grad_v_threshold),
+       norm, pointer<double>(sums), pointer<float>(grad_weight), pointer<float>(grad_bias),
+       pointer<void>(grad_x), pointer<const double>(count)},
+      num_threads);
 }
 
 void batch_norm_bwd(const BatchNorm& norm, int dtype, int64_t T, int64_t B, uintptr_t grad_current,
@@ -384,6 +398,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("lif_packed_cpu", &lif_packed, no_gil);
   m.def("batch_norm_moments_cpu", &batch_norm_moments, no_gil);
   m.def("batch_norm_statistics_cpu", &batch_norm_statistics, no_gil);
+  m.def("batch_norm_of_cpu", &batch_norm_of, no_gil);
   m.def("batch_norm_lif_fwd_cpu", &batch_norm_lif_fwd, no_gil);
   m.def("batch_norm_lif_bwd_cpu", &batch_norm_lif_bwd, no_gil);
   m.def("batch_norm_bwd_cpu", &batch_norm_bwd, no_gil);

@@ -58,7 +58,12 @@ struct BatchNormLifForward {
 struct BatchNormLifBackward {
   LifBackward lif;  // grad_x is the gradient of the current
   BatchNorm norm;
-  double* sums;  // [2, C]: of grad_x, and of grad_x * (x - mean)
+  double* sums;        // [2, C], or nullptr: of grad_x, and of grad_x * (x - mean)
+  float* grad_weight;  // [C], or nullptr
+  float* grad_bias;    // [C], or nullptr
+  // The gradient of x, as of BatchNormBackward, where these sums are all there are; or nullptr.
+  void* grad_input;     // [T, N]; may be grad_x
+  const double* count;  // [1], or nullptr
 };
 
 // grad_x = scale * (grad_current - sums[0] / count - (x - mean) * inv_std^2 * sums[1] / count); the
@@ -75,6 +80,9 @@ struct BatchNormBackward : NormShape {
 
 void batch_norm_moments_cpu(const BatchNormMoments& params, int num_threads);
 void batch_norm_statistics_cpu(const BatchNormStatistics& params);
+// Both, for moments that nobody else asks for.
+void batch_norm_of_cpu(const BatchNormMoments& of, BatchNormStatistics to, double* count,
+                       int num_threads);
 void batch_norm_lif_fwd_cpu(const BatchNormLifForward& params, int num_threads);
 void batch_norm_lif_bwd_cpu(const BatchNormLifBackward& params, int num_threads);
 void batch_norm_bwd_cpu(const BatchNormBackward& params, int num_threads);

@@ -200,21 +200,25 @@ def batch_norm_statistics(
         inv_std = inverse_deviation(running_var.detach().to(torch.float32), eps)
         return Statistics(running_mean.detach().to(torch.float32), inv_std, None, None)
     group = group if training else None
-    moments = ops.moments(x, is_plain)
-    if group is not None:
-        moments = _combined(moments, group)
-    running = (running_mean, running_var)
     # The kernels move float32 numbers that are side by side: others are moved in a copy.
-    ready = [old is None or (old.dtype == torch.float32 and old.is_contiguous()) for old in running]
-    moved = [
-        old if old is None or in_place else old.detach().float().contiguous()
-        for old, in_place in zip(running, ready, strict=True)
-    ]
-    mean, inv_std = ops.statistics(moments, moved[0], moved[1], momentum, eps, is_plain)
-    for old, new, in_place in zip(running, moved, ready, strict=True):
-        if old is not None and new is not None and not in_place:
+    moved_mean, moved_var = _in_float32(running_mean), _in_float32(running_var)
+    running = (moved_mean, moved_var, momentum, eps, is_plain)
+    if group is None:
+        mean, inv_std, n = ops.norm(x, *running)
+    else:
+        moments = _combined(ops.moments(x, is_plain), group)
+        mean, inv_std = ops.statistics(moments, *running)
+        n = moments[-1:]
+    for old, new in ((running_mean, moved_mean), (running_var, moved_var)):
+        if old is not None and new is not None and old is not new:
             old.detach().copy_(new)
-    return Statistics(mean, inv_std, moments[-1:], group)
+    return Statistics(mean, inv_std, n, group)
+
+
+def _in_float32(running: Tensor | None) -> Tensor | None:
+    if running is None or (running.dtype == torch.float32 and running.is_contiguous()):
+        return running
+    return running.detach().float().contiguous()
 
 
 def normed_lif(

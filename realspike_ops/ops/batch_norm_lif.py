@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from realspike_ops.ops import LIBRARY
-from realspike_ops.ops.batch_norm_lif_contract import norm_in_memory_order
+from realspike_ops.ops.batch_norm_lif_contract import NormGradients, norm_in_memory_order
 from realspike_ops.ops.layout import (
     as_dense_over_time,
     dense_over_time,
@@ -61,13 +61,19 @@ LIBRARY.define(
 
 
 class Passes(NamedTuple):
-    """The passes on a device; an output that is not wanted is None."""
+    """The passes on a device; an output that is not wanted is None.
+
+    `norm` is moments and statistics, `gradients` both backward passes, for where no other process
+    has a share in them.
+    """
 
     moments: Callable[..., Any]
     statistics: Callable[..., Any]
+    norm: Callable[..., Any]
     fwd: Callable[..., Any]
     bwd: Callable[..., Any]
     norm_bwd: Callable[..., Any]
+    gradients: Callable[..., Any]
 
 
 def passes_with(launches) -> Passes:
@@ -75,6 +81,10 @@ def passes_with(launches) -> Passes:
 
     `launches` returns the module that has them, when the first tensor of the device comes.
     """
+    forward = forward_with(lambda *args: launches().launch_fwd(*args))
+    backward = backward_with(
+        lambda *args: launches().launch_bwd(*args), lambda *args: launches().partial_shapes(*args)
+    )
 
     def moments(x):
         if x.numel() == 0:
@@ -85,14 +95,17 @@ def passes_with(launches) -> Passes:
     def statistics(moments, running_mean, running_var, momentum, eps):
         return launches().launch_statistics(moments, running_mean, running_var, momentum, eps)
 
+    def norm(x, *running):
+        if x.numel() == 0:
+            of_none = moments(x)
+            return *statistics(of_none, *running), of_none[-1:]
+        x, channels_last, stride_t = dense_over_time(x)
+        return launches().launch_norm(x, stride_t, channels_last, *running)
+
     def fwd(x, residual, mean, inv_std, weight, bias, *neurons):
         x, channels_last, _ = dense_over_time(x)
         norm = norm_in_memory_order(x, channels_last, mean, inv_std, weight, bias, residual)
-
-        def launch(currents, *others):
-            launches().launch_fwd(currents, norm, *others)
-
-        return forward_with(launch)(x, *neurons)
+        return forward(x, *neurons, norm)
 
     def bwd(
         grad_y, grad_v_last, x, residual, mean, inv_std, weight, bias, amplitude, decay,
@@ -101,15 +114,9 @@ def passes_with(launches) -> Passes:
         x, channels_last, _ = dense_over_time(x)
         norm = norm_in_memory_order(x, channels_last, mean, inv_std, weight, bias, residual)
         sums = torch.zeros((2, x.shape[2]), dtype=torch.float64, device=x.device)
-
-        def launch(currents, *others):
-            launches().launch_bwd(currents, norm, *others, sums)
-
-        grad_current, *grads = backward_with(
-            launch, functools.partial(launches().partial_shapes, norm)
-        )(
+        grad_current, *grads = backward(
             grad_y, grad_v_last, x, amplitude, decay, v_threshold, v_init, saved, channels_last,
-            wanted, neuron, save,
+            wanted, neuron, save, norm, NormGradients(sums),
         )  # fmt: skip
         return grad_current, sums, *grads
 
@@ -122,7 +129,30 @@ def passes_with(launches) -> Passes:
             launches().launch_norm_bwd(grad_current, x, stride_t, norm, sums, count, grad_x)
         return grad_x
 
-    return Passes(moments, statistics, fwd, bwd, norm_bwd)
+    def gradients(
+        grad_y, grad_v_last, x, residual, mean, inv_std, weight, bias, amplitude, decay,
+        v_threshold, v_init, saved, count, needs, neuron, save,
+    ):  # fmt: skip
+        x, channels_last, _ = dense_over_time(x)
+        norm = norm_in_memory_order(x, channels_last, mean, inv_std, weight, bias, residual)
+        needs_x, needs_residual, _, _, needs_weight, needs_bias, *wanted = needs
+        norm_grads = NormGradients(
+            None,
+            torch.empty_like(inv_std) if needs_weight else None,
+            torch.empty_like(inv_std) if needs_bias else None,
+            empty_like_over_time(x, channels_last) if needs_x and needs_residual else None,
+            needs_x and not needs_residual,
+            count,
+        )
+        grad_current, *grads = backward(
+            grad_y, grad_v_last, x, amplitude, decay, v_threshold, v_init, saved, channels_last,
+            wanted, neuron, save, norm, norm_grads,
+        )  # fmt: skip
+        grad_x = grad_current if norm_grads.in_place else norm_grads.x
+        grad_residual = grad_current if needs_residual else None
+        return grad_x, grad_residual, None, None, norm_grads.weight, norm_grads.bias, *grads
+
+    return Passes(moments, statistics, norm, fwd, bwd, norm_bwd, gradients)
 
 
 @functools.cache

@@ -51,11 +51,13 @@ def _gradients(ctx, grad_y, grad_v_last, group=None):
         # The other processes of the group wait for the sums of this one.
         grad_y = torch.zeros_like(inputs[_X])
     needs = ctx.needs_input_grad
-    wanted = list(needs[_AMPLITUDE : _V_INIT + 1])
     tensors = (grad_y, grad_v_last, *inputs, saved)
     # With create_graph=True the dispatcher records the passes, and refuses a second derivative.
     plain = not torch.is_grad_enabled() and is_plain_eager(grad_y, grad_v_last)
     passes = PASSES.get(grad_y.device.type) if plain else None
+    if passes and group is None and inputs[_X].numel() > 0:
+        return passes.gradients(*tensors, count, needs[:10], ctx.neuron, ctx.save)
+    wanted = list(needs[_AMPLITUDE : _V_INIT + 1])
     if passes:
         bwd = passes.bwd(*tensors, wanted, ctx.neuron, ctx.save)
     else:
@@ -149,11 +151,32 @@ def statistics(
     is_plain = is_plain or is_plain_eager(moments, running_mean, running_var)
     if moments.device.type not in PASSES or not is_plain:
         return torch.ops.realspike.batch_norm_statistics(*arguments)
-    for tensor in (running_mean, running_var):
-        if tensor is not None:
-            # What the dispatcher does for an argument that an op changes.
-            torch.autograd.graph.increment_version(tensor)
+    _note_change(running_mean, running_var)
     return PASSES[moments.device.type].statistics(*arguments)
+
+
+def _note_change(*tensors: Tensor | None) -> None:
+    """Do what the dispatcher does for arguments that an op changes."""
+    for tensor in tensors:
+        if tensor is not None:
+            torch.autograd.graph.increment_version(tensor)
+
+
+def norm(
+    x: Tensor,  # [T, B, C, ...]
+    running_mean: Tensor | None,  # [C], float32; changed in place
+    running_var: Tensor | None,  # [C], float32; changed in place
+    momentum: float,
+    eps: float,
+    is_plain: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:  # [C], [C], float64 [1]
+    """Return `statistics` of the `moments` of x, and how many values these are of."""
+    running = (running_mean, running_var)
+    if x.device.type not in PASSES or not (is_plain or is_plain_eager(x, *running)):
+        of_x = moments(x)
+        return *statistics(of_x, *running, momentum, eps), of_x[-1:]
+    _note_change(*running)
+    return PASSES[x.device.type].norm(x.detach(), *running, momentum, eps)
 
 
 def batch_norm_lif(

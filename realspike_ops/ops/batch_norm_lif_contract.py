@@ -27,6 +27,20 @@ class Norm(NamedTuple):
     channels_last: bool
 
 
+class NormGradients(NamedTuple):
+    """What a backward pass writes beside the gradients of the current and the neurons.
+
+    Sums that are all there are need not be kept: the pass goes on to the gradient of x.
+    """
+
+    sums: Tensor | None  # float64 [2, C]: of grad_current, and of grad_current * (x - mean)
+    weight: Tensor | None = None  # [C]
+    bias: Tensor | None = None  # [C]
+    x: Tensor | None = None  # [T, B, C, ...]
+    in_place: bool = False  # the gradient of x takes the place of grad_current
+    count: Tensor | None = None  # float64 [1]; see batch_norm_bwd
+
+
 def norm_in_memory_order(
     x: Tensor,  # [T, B, C, ...], dense over time
     channels_last: bool,

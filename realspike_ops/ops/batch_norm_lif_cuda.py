@@ -14,7 +14,7 @@ from realspike_ops.kernels.batch_norm_lif import (
     batch_norm_statistics_kernel,
 )
 from realspike_ops.ops import lif_cuda
-from realspike_ops.ops.batch_norm_lif_contract import Norm
+from realspike_ops.ops.batch_norm_lif_contract import Norm, NormGradients
 from realspike_ops.ops.launch_plan import MOST_PLANS, Launch, Plans
 from realspike_ops.ops.lif_contract import Currents, Gradients, Neurons, PerNeuron
 from realspike_ops.ops.lif_tiling import (
@@ -98,6 +98,14 @@ def launch_moments(x: Tensor, stride_t: int, channels_last: bool) -> Tensor:  # 
     return moments
 
 
+def launch_norm(
+    x: Tensor, stride_t: int, channels_last: bool, *running
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `launch_statistics` makes of the moments of x, and their number of values."""
+    moments = launch_moments(x, stride_t, channels_last)
+    return *launch_statistics(moments, *running), moments[-1:]
+
+
 def launch_statistics(
     moments: Tensor, running_mean, running_var, momentum: float, eps: float
 ) -> tuple[Tensor, Tensor]:
@@ -119,24 +127,35 @@ def launch_statistics(
     return mean, inv_std
 
 
-def launch_fwd(currents: Currents, norm: Norm, neurons: Neurons, y, v_last, saved, save) -> None:
-    lif_cuda.launch_fwd(currents, neurons, y, v_last, saved, save, norm)
+launch_fwd = lif_cuda.launch_fwd
 
 
-def partial_shapes(norm: Norm, T, N, neurons: Neurons, wanted, save, element_size):
+def partial_shapes(T, N, neurons: Neurons, wanted, save, element_size, norm: Norm, _):
     return lif_cuda.partial_shapes(T, N, neurons, wanted, save, element_size, norm)
 
 
 def launch_bwd(
-    currents: Currents, norm: Norm, neurons: Neurons, saved, save: int, grads: Gradients, sums
-) -> None:
+    currents: Currents, neurons: Neurons, saved, save: int, grads: Gradients, norm: Norm,
+    norm_grads: NormGradients,
+) -> None:  # fmt: skip
     grad_x = grads.x
     T, N = grad_x.shape[0], grad_x.shape[1:].numel()
     wanted = [partial is not None for partial in grads.partials]
     how = lif_cuda.backward_of(T, N, neurons, wanted, save, grad_x.element_size(), norm)
     partial = torch.empty((2, *how.norm), dtype=torch.float32, device=grad_x.device)
     lif_cuda.launch_bwd(currents, neurons, saved, save, grads, norm, partial.unbind())
+    sums, weight, bias, grad_input, in_place, count = norm_grads
+    if sums is None:
+        sums = torch.empty((2, norm.C), dtype=torch.float64, device=grad_x.device)
     torch.sum(partial, (1, 3), dtype=torch.float64, out=sums)
+    if weight is not None:
+        weight.copy_(sums[1] * norm.inv_std)
+    if bias is not None:
+        bias.copy_(sums[0])
+    grad_input = grad_x if in_place else grad_input
+    if grad_input is not None:
+        x, stride_t = currents
+        launch_norm_bwd(grad_x, x, stride_t, norm, sums, count, grad_input)
 
 
 def launch_norm_bwd(

@@ -63,10 +63,11 @@ def _allocate_saved(x: Tensor, ternary: bool, save: int) -> Tensor | None:
 def forward_with(launch):
     """Make the forward pass of a device out of `launch`, its function of dense tensors.
 
-    The pass returns (y, v_last, saved); an output that is not wanted is None.
+    The pass returns (y, v_last, saved); an output that is not wanted is None. The launch gets what
+    else the pass is given.
     """
 
-    def fwd(x, amplitude, decay, v_threshold, v_init, neuron, save, keep_state):
+    def fwd(x, amplitude, decay, v_threshold, v_init, neuron, save, keep_state, *beside):
         x, channels_last, stride_t = dense_over_time(x)
         y = empty_like_over_time(x, channels_last)
         v_last = empty_maps(x.shape[1:], channels_last, x.device) if keep_state else None
@@ -75,7 +76,7 @@ def forward_with(launch):
             neurons = neurons_in_memory_order(
                 amplitude, decay, v_threshold, v_init, neuron, x.shape[2:], channels_last
             )
-            launch(Currents(x, stride_t), neurons, y, v_last, saved, save)
+            launch(Currents(x, stride_t), neurons, y, v_last, saved, save, *beside)
         return y, v_last, saved
 
     return fwd
@@ -94,12 +95,12 @@ def backward_with(launch, partial_shapes):
 
     `partial_shapes` tells the shapes of the partial sums that `launch` writes. The
     pass returns the gradients of (x, amplitude, decay, v_threshold, v_init); a gradient that is not
-    wanted is None.
+    wanted is None. Both get what else the pass is given.
     """
 
     def bwd(
         grad_y, grad_v_last, x, amplitude, decay, v_threshold, v_init, saved, channels_last, wanted,
-        neuron, save,
+        neuron, save, *beside,
     ):  # fmt: skip
         stride_t = 0
         if x is not None:
@@ -123,7 +124,7 @@ def backward_with(launch, partial_shapes):
         partials: list[Tensor | None] = [None, None, None]
         if any(wanted[:3]):
             T, N = grad_y.shape[0], grad_y.shape[1:].numel()
-            shapes = partial_shapes(T, N, neurons, wanted, save, grad_y.element_size())
+            shapes = partial_shapes(T, N, neurons, wanted, save, grad_y.element_size(), *beside)
             partials = [
                 torch.empty(size, dtype=torch.float32, device=grad_y.device) if want else None
                 for size, want in zip(shapes, wanted, strict=False)
@@ -131,7 +132,7 @@ def backward_with(launch, partial_shapes):
         if grad_v_last is not None:
             grad_v_last = as_step(grad_v_last, channels_last)
         gradients = Gradients(grad_y, grad_v_last, grad_x, partials, grad_v_init)
-        launch(Currents(x, stride_t), neurons, saved, save, gradients)
+        launch(Currents(x, stride_t), neurons, saved, save, gradients, *beside)
         grads = (
             None
             if partial is None

@@ -81,7 +81,7 @@ def launch_after_conv(drive, packed, v_last) -> None:
     )
 
 
-def partial_shapes(T, N, neurons: Neurons, wanted, save, element_size) -> list[tuple[int, int]]:
+def partial_shapes(T, N, neurons: Neurons, *how) -> list[tuple[int, int]]:
     chunks, row, *_ = extension().lif_tiling(T, N, neurons.period)
     return [(chunks, row)] * 3
 

@@ -14,7 +14,7 @@ from helpers import generator, grid, normal
 from realspike_ops import reference
 from realspike_ops.ops import batch_norm_lif_cuda, lif_contract, lif_cpu, lif_cuda, lif_tiling
 from realspike_ops.ops import lif as lif_op
-from realspike_ops.ops.batch_norm_lif import passes_with
+from realspike_ops.ops.batch_norm_lif import PASSES, passes_with
 from realspike_ops.ops.batch_norm_lif_contract import inverse_deviation
 from realspike_ops.ops.lif_contract import Neuron
 
@@ -355,3 +355,41 @@ def test_gradient_of_x(shape, dtype):
         )
         exact = grad.double() * per_channel((weight * inv_std).double(), x)
         close(constant_statistics, exact, "grad_x in eval", 2 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("has_residual", [True, False])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "expanded"])
+@pytest.mark.parametrize("backend", ["C++", "Triton"])
+def test_passes_in_one_call(backend, layout, has_residual, training):
+    """`norm` is moments and statistics; `gradients` what two passes and their sums come to."""
+    one, on = (PASSES["cpu"], "cpu") if backend == "C++" else (passes, DEVICE)
+    T, B, C, H, W = size = (3, 2, 3, 5, 7)
+    x, residual, grad_y = (lay_out(normal(size, n), layout == "channels_last") for n in (1, 2, 3))
+    x = x[:1].expand_as(x) if layout == "expanded" else x
+    tensors = (x, residual if has_residual else None, grad_y, normal((C,), 4), normal((C,), 5))
+    x, residual, grad_y, weight, bias = (None if t is None else t.to(on) for t in tensors)
+    running = [[torch.full((C,), value, device=on) for value in (2.0, 3.0)] for _ in range(2)]
+    mean, inv_std, count = one.norm(x, *running[0], 0.25, 1e-5)
+    moments = one.moments(x)
+    for together, apart in zip(
+        (mean, inv_std, *running[0]),
+        (*one.statistics(moments, *running[1], 0.25, 1e-5), *running[1]),
+        strict=True,
+    ):
+        assert torch.equal(together, apart)
+    assert count.tolist() == [T * B * H * W]
+    amplitude = torch.full((C, 1, 1), 1.5, device=on)
+    inputs = (x, residual, mean, inv_std, weight, bias, amplitude, None, None, None)
+    saved = one.fwd(*inputs, PAPERS, lif_contract.SAVE_BITS, False)[2]
+    how = (PAPERS, lif_contract.SAVE_BITS)
+    count = count if training else None
+    needs = [True, has_residual, False, False, True, True, True, False, False, False]
+    together = one.gradients(grad_y, None, *inputs, saved, count, needs, *how)
+    wanted = [True, False, False, False]
+    grad_current, sums, grad_amplitude, *_ = one.bwd(grad_y, None, *inputs, saved, wanted, *how)
+    grad_x = one.norm_bwd(grad_current, x, mean, inv_std, weight, sums, count)
+    apart = [grad_x, grad_current if has_residual else None, None, None]
+    apart += [(sums[1] * inv_std).float(), sums[0].float(), grad_amplitude, None, None, None]
+    for found, expected in zip(together, apart, strict=True):
+        assert found is expected is None or torch.equal(found, expected)

@@ -115,6 +115,16 @@ void batch_norm_statistics_cpu(const BatchNormStatistics& p) {
   }
 }
 
+void batch_norm_of_cpu(const BatchNormMoments& of, BatchNormStatistics to, double* count,
+                       int num_threads) {
+  std::vector<double> moments(2 * of.C + 1);
+  BatchNormMoments p = of;
+  to.moments = p.moments = moments.data();
+  batch_norm_moments_cpu(p, num_threads);
+  batch_norm_statistics_cpu(to);
+  *count = moments.back();
+}
+
 void batch_norm_lif_fwd_cpu(const BatchNormLifForward& p, int num_threads) {
   const int64_t T = p.lif.T, N = p.lif.N;
   const int64_t bytes = T * N * bytes_of(p.lif.dtype);
@@ -137,24 +147,36 @@ void batch_norm_lif_bwd_cpu(const BatchNormLifBackward& p, int num_threads) {
     isa_kernels().batch_norm_lif_bwd(p, {tile, sums, sums + 2 * slots, slots});
   });
   double parameters[3] = {};
-  for (int64_t c = 0; c < 2 * C; ++c) p.sums[c] = 0.0;
+  std::vector<double> own(p.sums == nullptr ? 2 * C : 0);
+  double* totals = p.sums == nullptr ? own.data() : p.sums;
+  for (int64_t c = 0; c < 2 * C; ++c) totals[c] = 0.0;
   for (int64_t task = 0; task < tasks; ++task) {
     const double* sums = partials.data() + task * size;
     int64_t c = norm_first_channel(p.norm, task % columns * tiling.width);
     for (int64_t slot = 0; slot < slots; ++slot) {
-      p.sums[c] += sums[slot];
-      p.sums[C + c] += sums[slots + slot];
+      totals[c] += sums[slot];
+      totals[C + c] += sums[slots + slot];
       c = c + 1 == C ? 0 : c + 1;
     }
     for (int k = 0; k < 3; ++k) parameters[k] += sums[2 * slots + k];
   }
-  if (p.lif.period > 1) return;
   const auto store = [](float* sum, double value) {
     if (sum != nullptr) *sum = static_cast<float>(value);
   };
-  store(p.lif.grad_amplitude, parameters[0]);
-  store(p.lif.grad_decay, parameters[1]);
-  store(p.lif.grad_v_threshold, parameters[2]);
+  if (p.lif.period == 1) {
+    store(p.lif.grad_amplitude, parameters[0]);
+    store(p.lif.grad_decay, parameters[1]);
+    store(p.lif.grad_v_threshold, parameters[2]);
+  }
+  for (int64_t c = 0; c < C; ++c) {
+    if (p.grad_weight != nullptr) store(p.grad_weight + c, totals[C + c] * p.norm.inv_std[c]);
+    if (p.grad_bias != nullptr) store(p.grad_bias + c, totals[c]);
+  }
+  if (p.grad_input == nullptr) return;
+  const NormShape shape = {p.lif.dtype, T, N / (C * p.norm.P), C, p.norm.P, p.norm.channels_last};
+  batch_norm_bwd_cpu(
+      {shape, p.norm, p.lif.grad_x, p.lif.x, p.lif.x_stride_t, totals, p.count, p.grad_input},
+      num_threads);
 }
 
 void batch_norm_bwd_cpu(const BatchNormBackward& p, int num_threads) {

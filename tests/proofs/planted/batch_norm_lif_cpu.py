@@ -94,6 +94,14 @@ BUGS = [
         "bit_for_bit",
     ),
     Bug(
+        "norm-cpu-weight-gradient-without-the-deviation",
+        "csrc/cpu/batch_norm_lif/launch.cpp",
+        "totals[C + c] * p.norm.inv_std[c]",
+        "totals[C + c]",
+        "tests/batch_norm_lif/test_batch_norm_lif.py",
+        "equals_batch_norm_and_lif",
+    ),
+    Bug(
         "norm-cpu-slope-of-one-deviation",
         "csrc/cpu/batch_norm_lif/launch.cpp",
         "*p.count * inv_std * inv_std",
