@@ -13,7 +13,7 @@ import realspike_ops.ops.batch_norm_lif_autograd as ops
 from realspike_ops import _checks as checks
 from realspike_ops.functional.lif import check_input, check_neurons, check_parameter
 from realspike_ops.ops.batch_norm_lif_contract import inverse_deviation
-from realspike_ops.ops.lif_contract import SAVE_NOTHING, Neuron, what_to_save
+from realspike_ops.ops.lif_contract import SAVE_NOTHING, Neuron, requires_gradient, what_to_save
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -222,31 +222,35 @@ def _in_float32(running: Tensor | None) -> Tensor | None:
 
 
 def normed_lif(
-    x: Tensor,  # [T, B, C, ...]
+    x: Tensor,  # [T*B, C, ...], or [T, B, C, ...]
     statistics: Statistics,
-    residual: Tensor | None,  # [T, B, C, ...]
+    residual: Tensor | None,  # as x
     weight: Tensor | None,  # [C]
     bias: Tensor | None,  # [C]
     is_plain: bool,
+    timesteps: int | None,  # T, which divides x.shape[0]; None: x has its own dimension of time
     amplitude: Tensor | None = None,
     **form: "Unpack[NeuronForm]",
-) -> Tensor:  # [T, B, C, ...]
+) -> Tensor:  # as x
     """Return what `batch_norm_lif` returns, with the statistics of x.
 
     The arguments have been checked, but those of the neurons. ``is_plain``: nothing but autograd
     would intercept an op.
     """
-    amplitude = None if amplitude is None else check_parameter("amplitude", amplitude, x)
-    decay, v_threshold, _, neuron = check_neurons(x, **form, v_init=None)
-    weight = None if weight is None else weight.to(torch.float32)
-    bias = None if bias is None else bias.to(torch.float32)
+    leading = 2 if timesteps is None else 1
+    amplitude = None if amplitude is None else check_parameter("amplitude", amplitude, x, leading)
+    decay, v_threshold, _, neuron = check_neurons(x, **form, v_init=None, leading=leading)
+    weight = None if weight is None else checks.in_float32(weight)
+    bias = None if bias is None else checks.in_float32(bias)
     if forward_ad._current_level >= 0:
         checks.check_no_tangent(
             x=x, residual=residual, weight=weight, bias=bias, amplitude=amplitude, decay=decay,
             v_threshold=v_threshold,
         )  # fmt: skip
     parameters = (amplitude, decay, v_threshold)
-    return _run(x, statistics, residual, weight, bias, parameters, None, neuron, False, is_plain)
+    return _run(
+        x, statistics, residual, weight, bias, parameters, None, neuron, False, is_plain, timesteps
+    )
 
 
 def _run(
@@ -260,19 +264,17 @@ def _run(
     neuron: Neuron,
     return_state: bool,
     is_plain: bool = False,
+    timesteps: int | None = None,  # of x, if it has no dimension of time
 ) -> Any:
     amplitude, decay, v_threshold = parameters
     save = SAVE_NOTHING
-    if torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad
-        for tensor in (x, residual, weight, bias, *parameters, v_init)
-    ):
+    if requires_gradient(x, residual, weight, bias, *parameters, v_init):
         save = what_to_save(neuron, decay, v_threshold)
     mean, inv_std, n, group = statistics
     run = ops.batch_norm_lif if group is None else _run_in_group
     return run(
         x, residual, mean, inv_std, weight, bias, amplitude, decay, v_threshold, v_init, neuron,
-        save, return_state, n, group, is_plain,
+        save, return_state, n, group, is_plain, timesteps,
     )  # fmt: skip
 
 
@@ -282,12 +284,15 @@ _run_in_group: Callable[..., Any] = _disable_dynamo(ops.batch_norm_lif)
 _combined: Callable[..., Any] = _disable_dynamo(ops.combined)
 
 
+_NORM_DTYPES = (*checks.FLOATS, torch.float64)
+
+
 def _per_channel(name: str, parameter: Tensor | None, x: Tensor) -> Tensor | None:
     """Check a tensor of one value per channel of x; return it in float32."""
     if parameter is None:
         return None
     checks.check_tensor(name, parameter)
-    checks.check_dtype(name, parameter, (*checks.FLOATS, torch.float64))
+    checks.check_dtype(name, parameter, _NORM_DTYPES)
     checks.check_device(name, parameter, "x", x)
     checks.check_shape(name, parameter, x.shape[2:3], "the channels of x, x.shape[2]")
-    return parameter.to(torch.float32)
+    return checks.in_float32(parameter)

@@ -9,7 +9,7 @@ from torch import Tensor
 import realspike_ops.ops.lif_autograd
 import realspike_ops.ops.lif_packed
 from realspike_ops import _checks as checks
-from realspike_ops.ops.lif_contract import SAVE_NOTHING, Neuron, what_to_save
+from realspike_ops.ops.lif_contract import SAVE_NOTHING, Neuron, requires_gradient, what_to_save
 from realspike_ops.surrogate import as_surrogate
 
 if TYPE_CHECKING:
@@ -142,10 +142,7 @@ def lif(
         x=x, amplitude=amplitude, decay=decays, v_threshold=thresholds, v_init=v_init
     )
     save = SAVE_NOTHING
-    if torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad
-        for tensor in (x, amplitude, decays, thresholds, v_init)
-    ):
+    if requires_gradient(x, amplitude, decays, thresholds, v_init):
         save = what_to_save(neuron, decays, thresholds)
     checks.check_not_differentiated_by_functorch("lif")
     if packed:
@@ -206,17 +203,21 @@ def check_neurons(
     emission: str,
     surrogate: str | tuple[str, float],
     v_init: Tensor | None,
+    leading: int = 2,
 ) -> _Neurons:
-    """Check the arguments of `lif` but the amplitude; x [T, B, ...] has been checked."""
-    decays, decay_value = _tensor_or_number("decay", decay, x)
-    thresholds, threshold_value = _tensor_or_number("v_threshold", v_threshold, x)
+    """Check the arguments of `lif` but the amplitude; x has been checked.
+
+    x is [T, B, ...], or of other `leading` dimensions than T and B.
+    """
+    decays, decay_value = _tensor_or_number("decay", decay, x, leading)
+    thresholds, threshold_value = _tensor_or_number("v_threshold", v_threshold, x, leading)
     form = _neuron(decay_value, threshold_value, v_reset, reset, detach_reset, emission, surrogate)
     if v_init is not None:
         checks.check_tensor("v_init", v_init)
         checks.check_dtype("v_init", v_init, checks.FLOATS)
         checks.check_device("v_init", v_init, "x", x)
         checks.check_shape("v_init", v_init, x.shape[1:], "x.shape[1:]")
-        v_init = v_init.to(torch.float32)
+        v_init = checks.in_float32(v_init)
     return _Neurons(decays, thresholds, v_init, form)
 
 
@@ -272,7 +273,7 @@ def _neuron(
         return _make_neuron(*form, name, scale)
 
 
-def check_parameter(name: str, parameter: Tensor, x: Tensor) -> Tensor:
+def check_parameter(name: str, parameter: Tensor, x: Tensor, leading: int = 2) -> Tensor:
     """Check a parameter of the neurons; return it in float32.
 
     The dimensions along which the result varies are neighbours: the kernels read it as one run.
@@ -280,9 +281,11 @@ def check_parameter(name: str, parameter: Tensor, x: Tensor) -> Tensor:
     checks.check_tensor(name, parameter)
     checks.check_dtype(name, parameter, checks.FLOATS)
     checks.check_device(name, parameter, "x", x)
-    shape = x.shape[2:]
+    shape = x.shape[leading:]
+    parameter = checks.in_float32(parameter)
+    if not torch.compiler.is_compiling() and parameter.shape == shape:
+        return parameter
     checks.check_parameter(name, parameter, shape)
-    parameter = parameter.to(torch.float32)
     if parameter.dim() > len(shape):
         parameter = parameter.reshape(())  # [1] against no dimensions at all
     sizes = (1,) * (len(shape) - parameter.dim()) + tuple(parameter.shape)
@@ -294,11 +297,11 @@ def check_parameter(name: str, parameter: Tensor, x: Tensor) -> Tensor:
 
 
 def _tensor_or_number(
-    name: str, value: float | Tensor | None, x: Tensor
+    name: str, value: float | Tensor | None, x: Tensor, leading: int
 ) -> tuple[Tensor | None, float | None]:
     """Return (tensor, None) or (None, value)."""
     if isinstance(value, Tensor):
-        return check_parameter(name, value, x), None
+        return check_parameter(name, value, x, leading), None
     if value is None:
         raise TypeError(f"{name} must be a number or a tensor; got NoneType")
     return None, value

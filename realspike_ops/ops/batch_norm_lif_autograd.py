@@ -7,10 +7,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from realspike_ops.ops import LIBRARY
+from realspike_ops.ops import LIBRARY, batch_norm_lif_plan
 from realspike_ops.ops.batch_norm_lif import PASSES
 from realspike_ops.ops.compress_spikes import Rerun, note_spikes, spikes_are_dropped
 from realspike_ops.ops.eager import is_plain_eager
+from realspike_ops.ops.layout import as_dense_over_time, is_channels_last
 from realspike_ops.ops.lif_autograd import recipe_of
 from realspike_ops.ops.lif_contract import SAVE_BITS, SAVE_NOTHING, Neuron
 
@@ -19,7 +20,7 @@ from realspike_ops.ops.lif_contract import SAVE_BITS, SAVE_NOTHING, Neuron
 _X, _RESIDUAL, _MEAN, _INV_STD, _WEIGHT, _BIAS, _AMPLITUDE, _V_INIT = 0, 1, 2, 3, 4, 5, 6, 9
 
 
-def _keep_for_backward(ctx, inputs, y, saved, neuron, save, keep_state, count):
+def _keep_for_backward(ctx, inputs, y, saved, neuron, save, keep_state, count, plan=None):
     if save == SAVE_NOTHING:
         raise RuntimeError(
             "realspike::batch_norm_lif_fwd: save must not be 0 where a gradient is required; trace "
@@ -38,11 +39,12 @@ def _keep_for_backward(ctx, inputs, y, saved, neuron, save, keep_state, count):
     if save == SAVE_BITS:
         residual = v_init = None
     ctx.neuron, ctx.save, ctx.keep_state = neuron, save, keep_state
+    ctx.channels_last = is_channels_last(y) if plan is None else plan.channels_last
     ctx.save_for_backward(x, residual, *parameters, v_init, saved, count)
     ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx, grad_y, grad_v_last, group=None):
+def _gradients(ctx, grad_y, grad_v_last, group=None, plan=None):
     """Return the gradients of the tensors of batch_norm_lif_fwd."""
     *inputs, saved, count = ctx.saved_tensors
     if grad_y is None:
@@ -51,9 +53,20 @@ def _gradients(ctx, grad_y, grad_v_last, group=None):
         # The other processes of the group wait for the sums of this one.
         grad_y = torch.zeros_like(inputs[_X])
     needs = ctx.needs_input_grad
-    tensors = (grad_y, grad_v_last, *inputs, saved)
     # With create_graph=True the dispatcher records the passes, and refuses a second derivative.
     plain = not torch.is_grad_enabled() and is_plain_eager(grad_y, grad_v_last)
+    T = None
+    if plan is not None:
+        if plain:
+            return batch_norm_lif_plan.planned_bwd(plan, grad_y, inputs, saved, count, needs)
+        T = plan.T
+    if T is not None:
+        grad_y, inputs[_X] = (t.unflatten(0, (T, -1)) for t in (grad_y, inputs[_X]))
+        if inputs[_RESIDUAL] is not None:
+            inputs[_RESIDUAL] = inputs[_RESIDUAL].unflatten(0, (T, -1))
+    if is_channels_last(inputs[_X]) != ctx.channels_last:  # a hook on saved tensors has copied it
+        inputs[_X] = as_dense_over_time(inputs[_X], ctx.channels_last)
+    tensors = (grad_y, grad_v_last, *inputs, saved)
     passes = PASSES.get(grad_y.device.type) if plain else None
     if passes and group is None and inputs[_X].numel() > 0:
         return passes.gradients(*tensors, count, needs[:10], ctx.neuron, ctx.save)
@@ -77,6 +90,10 @@ def _gradients(ctx, grad_y, grad_v_last, group=None):
             grad_x = passes.norm_bwd(*norm, in_place=grad_residual is None)
         else:
             grad_x = torch.ops.realspike.batch_norm_bwd(*norm)
+    if T is not None:
+        grad_x, grad_residual = (
+            None if grad is None else grad.flatten(0, 1) for grad in (grad_x, grad_residual)
+        )
     grads = (grad if want else None for grad, want in zip(grads, wanted, strict=True))
     return grad_x, grad_residual, None, None, grad_weight, grad_bias, *grads
 
@@ -103,15 +120,19 @@ class _EagerBatchNormLif(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, *args):
-        tensors, (neuron, save, keep_state, count, group) = args[:10], args[10:]
-        y, v_last, saved = PASSES[tensors[_X].device.type].fwd(*tensors, neuron, save, keep_state)
-        _keep_for_backward(ctx, tensors, y, saved, neuron, save, keep_state, count)
-        ctx.group = group
+        tensors, (neuron, save, keep_state, count, group, plan) = args[:10], args[10:]
+        if plan is None:
+            fwd = PASSES[tensors[_X].device.type].fwd
+            y, v_last, saved = fwd(*tensors, neuron, save, keep_state)
+        else:
+            y, saved = batch_norm_lif_plan.planned_fwd(plan, tensors)
+        _keep_for_backward(ctx, tensors, y, saved, neuron, save, keep_state, count, plan)
+        ctx.group, ctx.plan = group, plan
         return (y, v_last) if keep_state else y
 
     @staticmethod
     def backward(ctx, grad_y, grad_v_last=None):
-        return *_gradients(ctx, grad_y, grad_v_last, ctx.group), *(None,) * 5
+        return *_gradients(ctx, grad_y, grad_v_last, ctx.group, ctx.plan), *(None,) * 6
 
 
 # Who knows already that nothing but autograd would intercept a call says is_plain=True.
@@ -196,10 +217,12 @@ def batch_norm_lif(
     count: Tensor | None,  # float64 [1], where mean and inv_std are moments of x
     group: "dist.ProcessGroup | None",  # of the processes whose values they are moments of
     is_plain: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+    timesteps: int | None = None,
+) -> Any:
     """Return y, with `keep_state` (y, v_last).
 
-    Past the dispatcher where only autograd could intercept the call.
+    Past the dispatcher where only autograd could intercept the call; then x may be [T*B, C, ...],
+    of so many timesteps T, and so are the residual and y.
     """
     tensors = (
         x, residual, mean, inv_std, weight, bias, amplitude, decay, v_threshold, v_init,
@@ -208,10 +231,31 @@ def batch_norm_lif(
     if device not in PASSES or not (is_plain or group is not None or is_plain_eager(*tensors)):
         out = torch.ops.realspike.batch_norm_lif_fwd(*tensors, *neuron, save, keep_state, count)
         return out[:2] if keep_state else out[0]
-    if save == SAVE_NOTHING:
+    plan = None
+    if (
+        device == "cpu"
+        and decay is v_threshold is v_init is group is None
+        and not (keep_state or spikes_are_dropped())
+        and all(t is None or t.is_contiguous() for t in tensors[_MEAN:_AMPLITUDE])
+    ):
+        plan = batch_norm_lif_plan.plan_of(
+            timesteps, neuron, save, x.shape, x.stride(), x.dtype,
+            None if residual is None else residual.stride(),
+            None if amplitude is None else (amplitude.shape, amplitude.stride()),
+        )  # fmt: skip
+    if plan is None and timesteps is not None:
+        steps = (timesteps, x.shape[0] // timesteps)
+        both = (None if t is None else t.unflatten(0, steps) for t in tensors[:_MEAN])
+        tensors = (*both, *tensors[_MEAN:])
+    out: Any
+    if save != SAVE_NOTHING:
+        out = _EagerBatchNormLif.apply(*tensors, neuron, save, keep_state, count, group, plan)
+    elif plan is not None:
+        out, _ = batch_norm_lif_plan.planned_fwd(plan, tensors)
+    else:
         y, v_last, _ = PASSES[device].fwd(*tensors, neuron, save, keep_state)
-        return (y, v_last) if keep_state else y
-    return _EagerBatchNormLif.apply(*tensors, neuron, save, keep_state, count, group)
+        out = (y, v_last) if keep_state else y
+    return out.flatten(0, 1) if plan is None and timesteps is not None else out
 
 
 torch.library.register_autograd(

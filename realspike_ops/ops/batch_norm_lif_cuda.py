@@ -155,6 +155,7 @@ def launch_bwd(
     grad_input = grad_x if in_place else grad_input
     if grad_input is not None:
         x, stride_t = currents
+        assert x is not None
         launch_norm_bwd(grad_x, x, stride_t, norm, sums, count, grad_input)
 
 

@@ -4,7 +4,6 @@ Shapes and memory formats become the view of the kernels (`lif_contract`), the s
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,14 +20,11 @@ from realspike_ops.ops.layout import (
     empty_over_time,
 )
 from realspike_ops.ops.lif_contract import (
-    BITS_INTERVAL,
     NEURON_SCHEMA,
-    POTENTIAL_INTERVAL,
-    SAVE_BITS,
-    SAVE_POTENTIALS,
     Currents,
     Gradients,
     Neuron,
+    allocate_saved,
     neurons_in_memory_order,
     or_empty,
 )
@@ -49,17 +45,6 @@ LIBRARY.define(
 )
 
 
-def _allocate_saved(x: Tensor, ternary: bool, save: int) -> Tensor | None:
-    T, N = x.shape[0], math.prod(x.shape[1:])
-    if save == SAVE_BITS:
-        word = torch.int16 if ternary else torch.uint8
-        return torch.empty((-(-T // BITS_INTERVAL), N), dtype=word, device=x.device)
-    if save == SAVE_POTENTIALS:
-        shape = (-(-T // POTENTIAL_INTERVAL) - 1, N)
-        return torch.empty(shape, dtype=torch.float32, device=x.device)
-    return None
-
-
 def forward_with(launch):
     """Make the forward pass of a device out of `launch`, its function of dense tensors.
 
@@ -71,7 +56,7 @@ def forward_with(launch):
         x, channels_last, stride_t = dense_over_time(x)
         y = empty_like_over_time(x, channels_last)
         v_last = empty_maps(x.shape[1:], channels_last, x.device) if keep_state else None
-        saved = _allocate_saved(x, neuron.ternary, save)
+        saved = allocate_saved(x, neuron.ternary, save)
         if x.numel() > 0:
             neurons = neurons_in_memory_order(
                 amplitude, decay, v_threshold, v_init, neuron, x.shape[2:], channels_last
@@ -87,7 +72,7 @@ def fwd_fake(x, amplitude, decay, v_threshold, v_init, *form):
     x, channels_last, _ = dense_over_time(x)
     y = empty_over_time(x.shape, channels_last, x.dtype, x.device)
     v_last = empty_maps(x.shape[1:], channels_last, x.device) if keep_state else None
-    return y, *or_empty(x, v_last, _allocate_saved(x, Neuron(*neuron).ternary, save))
+    return y, *or_empty(x, v_last, allocate_saved(x, Neuron(*neuron).ternary, save))
 
 
 def backward_with(launch, partial_shapes):

@@ -35,6 +35,15 @@ class Neuron(NamedTuple):
     surrogate_scale: float
 
 
+def requires_gradient(*tensors: Tensor | None) -> bool:
+    """Whether autograd follows a call with these tensors."""
+    if torch.is_grad_enabled():
+        for tensor in tensors:  # a loop takes less time than any() of a generator
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
+
+
 def what_to_save(neuron: Neuron, *learnable: Tensor | None) -> int:
     """Return what backward needs, where decay and threshold are `learnable`."""
     learns = any(parameter is not None and parameter.requires_grad for parameter in learnable)
@@ -43,6 +52,18 @@ def what_to_save(neuron: Neuron, *learnable: Tensor | None) -> int:
     if neuron.detach_reset and neuron.surrogate == "rectangular" and not learns:
         return SAVE_BITS
     return SAVE_POTENTIALS
+
+
+def allocate_saved(x: Tensor, ternary: bool, save: int) -> Tensor | None:
+    """Allocate what backward needs of neurons on x [T, B, ...]."""
+    T, N = x.shape[0], math.prod(x.shape[1:])
+    if save == SAVE_BITS:
+        word = torch.int16 if ternary else torch.uint8
+        return torch.empty((-(-T // BITS_INTERVAL), N), dtype=word, device=x.device)
+    if save == SAVE_POTENTIALS:
+        shape = (-(-T // POTENTIAL_INTERVAL) - 1, N)
+        return torch.empty(shape, dtype=torch.float32, device=x.device)
+    return None
 
 
 class PerNeuron(NamedTuple):

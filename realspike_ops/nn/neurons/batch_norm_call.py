@@ -183,14 +183,15 @@ def fire(
     call: BatchNormCall, residual: Tensor | None, timesteps: int, neurons: "LifArguments"
 ) -> Tensor:  # [T*B, C, ...]
     """Run neurons on the current of a batch norm, plus a residual."""
-    T, statistics = timesteps, call.statistics
+    T, statistics, x = timesteps, call.statistics, call.x
+    affine = (call.weight, call.bias, not torch.compiler.is_compiling())
+    if call.times == 1 and affine[-1] and x.shape[0] % T == 0:
+        return normed_lif(x, statistics, residual, *affine, T, **neurons)
     if call.times == 1:
-        x = split_time(call.x, T)
+        x = split_time(x, T)
     else:
-        x = call.x.expand(T, *call.x.shape)  # read once
+        x = x.expand(T, *x.shape)  # read once
         if statistics.n is not None:
             statistics = statistics._replace(n=T * statistics.n)
     residual = None if residual is None else split_time(residual, T, "residual")
-    is_plain = not torch.compiler.is_compiling()
-    y = normed_lif(x, statistics, residual, call.weight, call.bias, is_plain, **neurons)
-    return y.flatten(0, 1)
+    return normed_lif(x, statistics, residual, *affine, None, **neurons).flatten(0, 1)
