@@ -120,7 +120,7 @@ class _EagerBatchNormLif(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, *args):
-        tensors, (neuron, save, keep_state, count, group, plan) = args[:10], args[10:]
+        *tensors, (neuron, save, keep_state, count, group, plan) = args
         if plan is None:
             fwd = PASSES[tensors[_X].device.type].fwd
             y, v_last, saved = fwd(*tensors, neuron, save, keep_state)
@@ -132,7 +132,7 @@ class _EagerBatchNormLif(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_y, grad_v_last=None):
-        return *_gradients(ctx, grad_y, grad_v_last, ctx.group, ctx.plan), *(None,) * 6
+        return *_gradients(ctx, grad_y, grad_v_last, ctx.group, ctx.plan), None
 
 
 # Who knows already that nothing but autograd would intercept a call says is_plain=True.
@@ -197,7 +197,7 @@ def norm(
         of_x = moments(x)
         return *statistics(of_x, *running, momentum, eps), of_x[-1:]
     _note_change(*running)
-    return PASSES[x.device.type].norm(x.detach(), *running, momentum, eps)
+    return PASSES[x.device.type].norm(x, *running, momentum, eps)
 
 
 def batch_norm_lif(
@@ -249,7 +249,8 @@ def batch_norm_lif(
         tensors = (*both, *tensors[_MEAN:])
     out: Any
     if save != SAVE_NOTHING:
-        out = _EagerBatchNormLif.apply(*tensors, neuron, save, keep_state, count, group, plan)
+        # One argument where it can be: apply looks at each of them.
+        out = _EagerBatchNormLif.apply(*tensors, (neuron, save, keep_state, count, group, plan))
     elif plan is not None:
         out, _ = batch_norm_lif_plan.planned_fwd(plan, tensors)
     else:

@@ -15,7 +15,7 @@ from realspike_ops.ops.lif_contract import Currents, Gradients, Neurons
 from realspike_ops.ops.lif_cpu import lif_params
 
 
-def batch_norm_of(norm: Norm):
+def _batch_norm(norm: Norm):
     return extension().BatchNorm(
         norm.mean.data_ptr(), norm.inv_std.data_ptr(), pointer(norm.weight), pointer(norm.bias),
         pointer(norm.residual), norm.residual_stride_t, norm.C, norm.pixels, norm.channels_last,
@@ -61,7 +61,7 @@ def launch_statistics(
 
 def launch_fwd(currents: Currents, neurons: Neurons, y, v_last, saved, save, norm: Norm) -> None:
     extension().batch_norm_lif_fwd_cpu(
-        lif_params(currents, neurons, saved, save, y), batch_norm_of(norm), y.data_ptr(),
+        lif_params(currents, neurons, saved, save, y), _batch_norm(norm), y.data_ptr(),
         pointer(v_last), torch.get_num_threads(),
     )  # fmt: skip
 
@@ -81,7 +81,7 @@ def launch_bwd(
         grads.x if in_place else grad_x, count,
     )  # fmt: skip
     extension().batch_norm_lif_bwd_cpu(
-        lif_params(currents, neurons, saved, save, grads.x), batch_norm_of(norm),
+        lif_params(currents, neurons, saved, save, grads.x), _batch_norm(norm),
         *map(pointer, written), torch.get_num_threads(),
     )  # fmt: skip
 
@@ -90,7 +90,7 @@ def launch_norm_bwd(
     grad_current: Tensor, x: Tensor, stride_t: int, norm: Norm, sums: Tensor, count, grad_x: Tensor
 ) -> None:
     extension().batch_norm_bwd_cpu(
-        batch_norm_of(norm), DTYPES[x.dtype], x.shape[0], x.shape[1], grad_current.data_ptr(),
+        _batch_norm(norm), DTYPES[x.dtype], x.shape[0], x.shape[1], grad_current.data_ptr(),
         x.data_ptr(), stride_t, sums.data_ptr(), pointer(count), grad_x.data_ptr(),
         torch.get_num_threads(),
     )  # fmt: skip

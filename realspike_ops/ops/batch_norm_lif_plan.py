@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from realspike_ops._native import extension, pointer
-from realspike_ops.ops.batch_norm_lif_contract import Norm, norm_in_memory_order
-from realspike_ops.ops.batch_norm_lif_cpu import batch_norm_of, partial_shapes
+from realspike_ops.ops.batch_norm_lif_contract import norm_in_memory_order
+from realspike_ops.ops.batch_norm_lif_cpu import partial_shapes
 from realspike_ops.ops.layout import dense_over_time, empty_like_over_time
 from realspike_ops.ops.lif_contract import (
     Currents,
@@ -88,9 +88,10 @@ def plan_of(
 def _arguments(plan: Plan, tensors: Sequence[Any], saved: Tensor | None):
     """Return what both passes take first; `tensors` are the first of batch_norm_lif_fwd."""
     x, residual, mean, inv_std, weight, bias, amplitude, *_ = tensors
-    norm = batch_norm_of(
-        Norm(mean, inv_std, weight, bias, residual, *plan.norm, plan.channels_last)
-    )
+    norm = extension().BatchNorm(
+        mean.data_ptr(), inv_std.data_ptr(), pointer(weight), pointer(bias), pointer(residual),
+        *plan.norm, plan.channels_last,
+    )  # fmt: skip
     return plan.params.at(x.data_ptr(), 0, pointer(saved), pointer(amplitude), 0, 0), norm
 
 

@@ -114,11 +114,12 @@ def lif(
     Past the dispatcher where only autograd could intercept the call.
     """
     inputs = (x, amplitude, decay, v_threshold, v_init)
-    if x.device.type not in FORWARD or not is_plain_eager(*inputs):
+    fwd = FORWARD.get(x.device.type)
+    if fwd is None or not is_plain_eager(*inputs):
         y, v_last, _ = torch.ops.realspike.lif_fwd(*inputs, *neuron, save, keep_state)
         return (y, v_last) if keep_state else y
     if save == SAVE_NOTHING:
-        y, v_last, _ = FORWARD[x.device.type](*inputs, neuron, save, keep_state)
+        y, v_last, _ = fwd(*inputs, neuron, save, keep_state)
         return (y, v_last) if keep_state else y
     return _EagerLif.apply(*inputs, neuron, save, keep_state)
 

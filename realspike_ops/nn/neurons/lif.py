@@ -203,7 +203,7 @@ class RealSpikeLIF(Stored):
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(x, NormedCurrent) and x.goes_into(self.timesteps):
-            return x.fire(self, self.timesteps, self.fitted(x.dim() - 1))
+            return x.fire(self, self.timesteps, self.fitted(x.call.x.dim() - 1))
         x = split_time(x, self.timesteps)
         return functional.lif(x, **self.fitted(x.dim() - 2)).flatten(0, 1)
 
