@@ -61,9 +61,10 @@ def _gradients(ctx, grad_y, grad_v_last, group=None, plan=None):
             return batch_norm_lif_plan.planned_bwd(plan, grad_y, inputs, saved, count, needs)
         T = plan.T
     if T is not None:
-        grad_y, inputs[_X] = (t.unflatten(0, (T, -1)) for t in (grad_y, inputs[_X]))
-        if inputs[_RESIDUAL] is not None:
-            inputs[_RESIDUAL] = inputs[_RESIDUAL].unflatten(0, (T, -1))
+        # The older vmap of `is_grads_batched=True` knows no unflatten and no flatten.
+        grad_y = grad_y.reshape(T, -1, *grad_y.shape[1:])
+        for i in (_X, _RESIDUAL):
+            inputs[i] = None if inputs[i] is None else inputs[i].reshape(grad_y.shape)
     if is_channels_last(inputs[_X]) != ctx.channels_last:  # a hook on saved tensors has copied it
         inputs[_X] = as_dense_over_time(inputs[_X], ctx.channels_last)
     tensors = (grad_y, grad_v_last, *inputs, saved)
@@ -92,7 +93,8 @@ def _gradients(ctx, grad_y, grad_v_last, group=None, plan=None):
             grad_x = torch.ops.realspike.batch_norm_bwd(*norm)
     if T is not None:
         grad_x, grad_residual = (
-            None if grad is None else grad.flatten(0, 1) for grad in (grad_x, grad_residual)
+            None if grad is None else grad.reshape(-1, *grad.shape[2:])
+            for grad in (grad_x, grad_residual)
         )
     grads = (grad if want else None for grad, want in zip(grads, wanted, strict=True))
     return grad_x, grad_residual, None, None, grad_weight, grad_bias, *grads

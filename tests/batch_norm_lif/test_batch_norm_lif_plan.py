@@ -155,6 +155,19 @@ def test_gradients_with_a_graph_are_the_same_and_have_none():
         graphed[0].sum().backward()
 
 
+def test_gradients_of_a_batch_are_those_one_by_one():
+    """``is_grads_batched=True`` maps the ops; the tensor of a batch has no memory of its own."""
+    layer, x, residual = layer_and_inputs()
+    leaves = [x, residual, *layer.parameters()]
+    y, grads_y = layer(x, residual), normal((3, *x.shape), 3)
+    together = torch.autograd.grad(y, leaves, grads_y, retain_graph=True, is_grads_batched=True)
+    for i, grad_y in enumerate(grads_y):
+        one = torch.autograd.grad(y, leaves, grad_y, retain_graph=True)
+        assert all(
+            torch.equal(all_of[i], of_one) for all_of, of_one in zip(together, one, strict=True)
+        )
+
+
 def test_spikes_of_a_layer_may_change_in_place():
     layer, x, residual = layer_and_inputs()
     grads = []
