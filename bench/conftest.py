@@ -208,11 +208,17 @@ def pytest_runtest_teardown(item):
 
 
 def _cpu_name() -> str:
+    """Return the model of the CPU, and its family: a virtual machine may tell no more of a model
+    than who made it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        lines = []
+    facts = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
+    if "model name" not in facts:
         return platform.processor() or platform.machine()
+    family = facts.get("cpu family")
+    return f"{facts['model name']} (family {family})" if family else facts["model name"]
 
 
 @functools.cache

@@ -161,11 +161,14 @@ def table(results: list[dict], what: str, arguments: argparse.Namespace) -> str:
     means = (f"{100 * statistics.mean(r[name] for r in results):.2f}" for name in COLUMNS)
     lines.append("| mean | " + " | ".join(means) + " |")
     gains = [100 * (r[COLUMNS[3]] - r[COLUMNS[2]]) for r in results]
-    error = f" +- {statistics.stdev(gains) / len(gains) ** 0.5:.2f}" if len(gains) > 1 else ""
+    error = "(one seed)"
+    if len(gains) > 1:
+        spread = statistics.stdev(gains) / len(gains) ** 0.5
+        error = f"+- {spread:.2f} (standard error over the seeds)"
     lines += [
         "",
-        f"Unshared over shared kernels after the same further training: "
-        f"{statistics.mean(gains):+.2f}{error} points (standard error over the seeds).",
+        "Unshared over shared kernels after the same further training, in points: "
+        f"{statistics.mean(gains):+.2f} {error}.",
     ]
     return "\n".join(lines)
 
