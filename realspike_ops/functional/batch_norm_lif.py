@@ -13,6 +13,7 @@ import realspike_ops.ops.batch_norm_lif_autograd as ops
 from realspike_ops import _checks as checks
 from realspike_ops.functional.lif import check_input, check_neurons, check_parameter
 from realspike_ops.ops.batch_norm_lif_contract import inverse_deviation
+from realspike_ops.ops.eager import is_plain_eager
 from realspike_ops.ops.lif_contract import SAVE_NOTHING, Neuron, requires_gradient, what_to_save
 
 if TYPE_CHECKING:
@@ -163,12 +164,15 @@ def batch_norm_lif(
         raise ValueError(
             f"x must have more than 1 value per channel when training; got {checks.shape_text(x)}"
         )
+    is_plain = is_plain_eager(
+        x, residual, weight, bias, running_mean, running_var, amplitude, decays, thresholds, v_init
+    )
     statistics = batch_norm_statistics(
-        x, running_mean, running_var, bool(training), momentum, eps, process_group
+        x, running_mean, running_var, bool(training), momentum, eps, process_group, is_plain
     )
     return _run(
         x, statistics, residual, weight, bias, (amplitude, decays, thresholds), v_init, neuron,
-        bool(return_state),
+        bool(return_state), is_plain,
     )  # fmt: skip
 
 
@@ -189,7 +193,7 @@ def batch_norm_statistics(
     momentum: float,
     eps: float,
     group: "dist.ProcessGroup | None",
-    is_plain: bool = False,
+    is_plain: bool,
 ) -> Statistics:
     """Return what `batch_norm_lif` normalises x by; in training, running statistics move.
 
@@ -263,7 +267,7 @@ def _run(
     v_init: Tensor | None,
     neuron: Neuron,
     return_state: bool,
-    is_plain: bool = False,
+    is_plain: bool,
     timesteps: int | None = None,  # of x, if it has no dimension of time
 ) -> Any:
     amplitude, decay, v_threshold = parameters

@@ -180,9 +180,7 @@ def statistics(
 
 def _note_change(*tensors: Tensor | None) -> None:
     """Do what the dispatcher does for arguments that an op changes."""
-    for tensor in tensors:
-        if tensor is not None:
-            torch.autograd.graph.increment_version(tensor)
+    torch.autograd.graph.increment_version([tensor for tensor in tensors if tensor is not None])
 
 
 def norm(
