@@ -116,12 +116,19 @@ def _of_spikes(grad_out, size, weight, geometry) -> Tensor:
     by_position = by_position.reshape(OH, OW, N, G, Cout_g).transpose(2, 3).contiguous()
     grad = by_position.new_zeros(H + top + bottom, W + left + right, G, N, Cin_g)
     for kh in range(KH):
-        lines = grad[kh * dilation_h :][: (OH - 1) * stride_h + 1 : stride_h]
+        lines = _every(stride_h, OH, grad, 0, kh * dilation_h)
         for kw in range(KW):
-            read = lines[:, kw * dilation_w :][:, : (OW - 1) * stride_w + 1 : stride_w]
+            read = _every(stride_w, OW, lines, 1, kw * dilation_w)
             read += by_position @ as_float(weight[:, :, :, kh, kw]).mT
     maps = grad.permute(3, 2, 4, 0, 1).reshape(N, G * Cin_g, H + top + bottom, W + left + right)
     return F.pad(maps, [-left, -right, -top, -bottom])
+
+
+def _every(stride: int, count: int, tensor: Tensor, dim: int, first: int) -> Tensor:
+    """Return a view of `count` slices. Indexing makes an alias where it takes all of them, and the
+    vmap of batched gradients has no rule for that."""
+    end = first + (count - 1) * stride + 1
+    return torch.ops.aten.slice.Tensor(tensor, dim, first, end, stride)
 
 
 def _of_one_kernel(grad_out, packed, weight, amplitude, geometry, wanted):

@@ -275,9 +275,13 @@ def test_batched_gradients_of_lif(detach_reset):
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
-@pytest.mark.parametrize("position", [(4, 4), (1, 1)], ids=["unshared", "shared"])
-def test_batched_gradients_of_a_convolution(position):
-    weight, bias = normal((*position, 1, 3, 3, 3, 5), 2), normal((5,), 3)
+@pytest.mark.parametrize(
+    ("position", "kernel"),
+    [((4, 4), 3), ((6, 6), 1), ((1, 1), 3)],
+    ids=["unshared", "unshared, one tap", "shared"],
+)
+def test_batched_gradients_of_a_convolution(position, kernel):
+    weight, bias = normal((*position, 1, kernel, kernel, 3, 5), 2), normal((5,), 3)
     batched_equals_looped(rso.unshared_spike_conv, spikes(2), weight, bias)
 
 
