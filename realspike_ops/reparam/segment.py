@@ -149,7 +149,8 @@ def _layout(value: Tensor | PackedSpikes) -> Any:
         words = value.words
         rest = words.shape[2 if value.signed else 1 :]
         return rest, words.is_contiguous(), value.channels, value.signed
-    return value.shape[1:], value.stride(), value.dtype, value.device
+    # A batch of one element may have any stride, that of a batch with gaps as well.
+    return value.shape[1:], value.stride(), _is_dense(value), value.dtype, value.device
 
 
 class _Program:
@@ -175,6 +176,7 @@ class _Program:
         # The same memory, as it lies.
         self._aliases = [t.detach() for t in self._constants]
         self._dtypes = [t.dtype for t in self._constants]
+        del self._values  # views of what was given, which may be large
 
     # --- what the program depends on beside the dictionaries that the plan watches
 
@@ -213,7 +215,7 @@ class _Program:
             return _Spikes((block, 0), value.channels, value.signed, pixels)
         if value.dtype not in checks.FLOATS or not is_plain_eager(value) or value.dim() < 2:
             return None
-        if not (value.is_contiguous() or _is_channels_last(value)):
+        if not _is_dense(value):
             return None
         return _Current((block, 0), value[:rows])
 
@@ -453,8 +455,10 @@ class _Convolution(NamedTuple):
     out: Any  # of a batch of one
 
 
-def _is_channels_last(value: Tensor) -> bool:
-    return value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)
+def _is_dense(value: Tensor) -> bool:
+    return value.is_contiguous() or (
+        value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)
+    )
 
 
 def _timesteps_of(call: Call) -> int:

@@ -7,6 +7,7 @@ import sys
 import threading
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from fold_networks import FAMILIES, Neurons, T, images_for, make
@@ -417,6 +418,43 @@ def test_any_layout_and_batch(granularity):
     with pytest.raises(ValueError, match="that 4 timesteps divide"):
         folded(x[:6])
     assert torch.equal(folded(x), plain(folded, x))
+
+
+def net_of_frames(timesteps):
+    with torch.enable_grad():
+        network = nn.Sequential(
+            rso.DirectEncoding(timesteps) if timesteps > 1 else nn.Identity(),
+            *(rso.RealSpikeLIF(timesteps), nn.Conv2d(3, 8, 3), rso.RealSpikeLIF(timesteps)),
+            *(nn.Flatten(), nn.Linear(8 * 4 * 3, 5)),
+        ).eval()
+        nn.init.normal_(network[2].weight)
+        return rso.reparameterize(network, normal((1, 3, 6, 5), 1))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("timesteps", [1, 2])
+def test_a_frame_of_every_other_says_nothing_of_a_batch_of_them(timesteps, layout):
+    """One element of `x[::2]` is dense, with the strides of a batch that has gaps."""
+    folded = net_of_frames(timesteps)
+    frames = normal((8, 3, 6, 5), 3, scale=2.0).contiguous(memory_format=layout)
+    single = folded(frames[:1])
+    assert torch.equal(folded(frames[:2][::2]), single)
+    assert [calls for _, calls in programs(folded)]
+    expected = plain(folded, frames[::2])
+    assert torch.equal(expected.unflatten(0, (timesteps, 4))[:, :1].flatten(0, 1), single)
+    assert not torch.equal(expected, plain(folded, frames[:4]))
+    for given in (frames[::2], frames[::2].clone(), frames[:2][::2].expand(4, -1, -1, -1)):
+        assert torch.equal(folded(given), plain(folded, given))
+
+
+def test_a_plan_keeps_no_input_alive():
+    folded = net_of_frames(2)
+    memory = np.ones((4, 3, 6, 5), np.float32)
+    gone = weakref.ref(memory)
+    folded(torch.from_numpy(memory))
+    assert programs(folded)
+    del memory
+    assert gone() is None
 
 
 def test_copies_of_what_lies_otherwise_follow_it():

@@ -845,64 +845,76 @@ BUGS = [
     ),
     # Plans and programs
     *(
-        Bug(name, "realspike_ops/reparam/plan.py", old, new, "tests/reparam/test_plan.py", where)
-        for name, old, new, where in (
+        Bug(name, f"realspike_ops/reparam/{file}.py", old, new, "tests/reparam/test_plan.py", where)
+        for name, file, old, new, where in (
             (
                 "plan-for-ever",
+                "plan",
                 "            and extension().hold(self._dicts, self._items)\n",
                 "",
                 "changes_are_seen",
             ),
             (
                 "plan-of-another-class",
+                "plan",
                 "            and list(map(type, self._modules)) == self._kinds\n",
                 "",
                 "change_class",
             ),
             (
                 "plan-past-a-replaced-method",
+                "plan",
                 "            and _code() == self._code\n",
                 "",
                 "method_is_replaced",
             ),
-            ("program-past-gradients", " and not learns(network, x)", "", "gradients_are_asked"),
+            ("program-past-gradients", "plan", " and not learns(network, x)", "", "are_asked_for"),
             (
                 "program-past-a-hook-before-neurons",
+                "plan",
                 "and not any(map(_is_seen, call.module.modules()))",
                 "",
                 "hook_before_neurons",
             ),
-        )
-    ),
-    *(
-        Bug(name, "realspike_ops/reparam/segment.py", old, new, "tests/reparam/test_plan.py", where)
-        for name, old, new, where in (
             (
                 "program-of-old-memory",
+                "segment",
                 "all(map(Tensor.is_set_to, self._constants, self._aliases))",
                 "True",
                 "changes_are_seen",
             ),
             (
                 "program-with-old-copies",
+                "segment",
                 "            copy.copy_(of)\n",
                 "            pass\n",
                 "lies_otherwise",
             ),
             (
                 "program-of-another-layout",
-                "return value.shape[1:], value.stride(), value.dtype",
+                "segment",
+                "return value.shape[1:], value.stride(), _is_dense(value), value.dtype",
                 "return value.shape[1:], value.dtype",
                 "any_layout",
             ),
+            ("program-of-a-batch-with-gaps", "segment", " _is_dense(value),", "", "frame_of_every"),
+            (
+                "program-holds-its-first-input",
+                "segment",
+                "        del self._values",
+                "        # del self._values",
+                "keeps_no_input",
+            ),
             (
                 "program-takes-half-a-batch",
+                "segment",
                 "if rest or batch == 0 or found",
                 "if batch == 0 or found",
                 "any_layout",
             ),
             (
                 "program-joins-signs-by-adding",
+                "segment",
                 "part, count, True)",
                 "part, count, False)",
                 "most_calls and ternary",
