@@ -22,12 +22,13 @@ WIDTH = 118  # of a line of prose
 # Files of results by the name of their column.
 WHOLE = {
     "AMD EPYC": "amd-epyc",
+    "AMD EPYC, family 26": "amd-epyc-family-26",
     "Intel Xeon (AMX)": "intel-r-xeon-r-processor",
     "NVIDIA H100": "nvidia-h100-80gb-hbm3",
 }
 CPUS = {name: stem for name, stem in WHOLE.items() if not name.startswith("NVIDIA")}
 CONVOLUTION = {
-    **{name: f"unshared_conv/{stem}" for name, stem in CPUS.items()},
+    **{name: f"unshared_conv/{CPUS[name]}" for name in ("AMD EPYC", "Intel Xeon (AMX)")},
     "NVIDIA H200": "unshared_conv/nvidia-h200",
 }
 CONVOLUTION_RUNS = {f"{name}, unshared convolution": stem for name, stem in CONVOLUTION.items()}
@@ -70,9 +71,18 @@ NETWORKS = {
     "the folded network, maps of floats": "dense maps",
     "the equal ANN, one pass": "ANN",
 }
+NORMED = {
+    "`nn.BatchNorm2d` and `nn.ReLU`": "nn.BatchNorm2d + nn.ReLU",
+    "`nn.BatchNorm2d` and `lif`": "nn.BatchNorm2d + lif",
+    "norm and loop over time, torch.compile": "compiled norm and loop",
+    "`nn.BatchNorm2d` and SpikingJelly, torch.compile": "nn.BatchNorm2d + SpikingJelly compiled",
+    "`batch_norm_lif` without amplitude": "batch_norm_lif without amplitude",
+}
 STEPS = {
     JELLY: "SpikingJelly",
     LOOP: "compiled LIF",
+    "the whole network, torch.compile": "compiled whole",
+    "ours, norms and neurons one by one": "ours, one by one",
     "ours, `detach_reset`": "ours, detach_reset",
     "ours, `compress_spikes`": "ours, compress_spikes",
     "the equal ANN": "ANN",
@@ -240,6 +250,22 @@ TABLES = [
         NETWORKS,
     ),
     Table(
+        "Batch norm and neurons in one op",
+        "`batch_norm_lif`, forward and backward, 4 timesteps, attached reset, float32, with the "
+        "gradients of the norm and of the amplitude. `nn.BatchNorm2d` and `nn.ReLU` are what a "
+        "network without spikes pays for as many images.",
+        CPUS,
+        {
+            f"{shape.replace('x', ' x ')}, {amplitude} amplitude, {layout}": (
+                f"bench_batch_norm_lif[{shape}-{granularity}-{layout}]"
+            )
+            for shape in ("64x32x32", "16x16x16", "64x8x8")
+            for granularity, amplitude in (("none", "no"), ("element", "an element's"))
+            for layout in ("contiguous", "channels_last")
+        },
+        NORMED,
+    ),
+    Table(
         "A training step",
         "ResNet20 of width 16, 4 timesteps, 8 images of 32 x 32, float32: forward, backward, SGD.",
         WHOLE,
@@ -252,6 +278,19 @@ TABLES = [
         WHOLE,
         {"binary": "bench_training_memory[none]", "element-wise": "bench_training_memory[element]"},
         STEPS,
+    ),
+    Table(
+        "A training step of other sizes",
+        "The same beside the equal ANN alone, and beside ours without fused norms.",
+        CPUS,
+        {
+            f"{kind}, width {width}, {size} images": (
+                f"bench_training_step_of_sizes[{width}-{size}-{granularity}]"
+            )
+            for width, size in ((16, 32), (32, 8), (32, 32))
+            for granularity, kind in (("none", "binary"), ("element", "element-wise"))
+        },
+        {name: STEPS[name] for name in ("the equal ANN", "ours, norms and neurons one by one")},
     ),
 ]
 
