@@ -331,7 +331,8 @@ def test_plot_writes_one_page_with_all_pictures(run, binary_run, capsys):
     printed = output(capsys, "plot", run, "--beside", binary_run)
     assert str(run / "report.html") in printed
     names = {path.name for path in (run / "plots").iterdir()}
-    pictures = {"accuracy", "kernels", "channels", "amplitudes", "firing_rates"}
+    pictures = {"accuracy", "kernels", "channels", "firing_rates"}
+    pictures |= {"amplitudes", "amplitude_course"}
     assert names == {f"{name}.png" for name in pictures}
     page = (run / "report.html").read_text()
     assert page.count(PNG) == len(names)
@@ -348,7 +349,7 @@ def test_plot_of_a_binary_network_and_of_frames(binary_run, events_run, capsys):
     names = {path.stem for path in (binary_run / "plots").iterdir()}
     assert names == {"accuracy", "channels", "firing_rates"}
     output(capsys, "plot", events_run)
-    assert len(list((events_run / "plots").iterdir())) == 5
+    assert len(list((events_run / "plots").iterdir())) == 6
 
 
 def test_help_of_every_command(capsys):
