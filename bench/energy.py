@@ -11,11 +11,11 @@ import argparse
 import statistics
 from pathlib import Path
 
+from realspike.config.network_config import GRANULARITIES
 from realspike.inspect import trained_file
 
 import realspike_ops as rso
 
-METHODS = ("none", "layer", "channel", "element")
 HEADER = (
     "amplitudes", "seeds", "accuracy, %", "firing rate, %", "trained: additions", "multiplications",
     "energy, uJ", "folded: additions", "multiplications", "energy, uJ", "of the ANN's",
@@ -63,7 +63,7 @@ def main() -> None:
     arguments = parser.parse_args()
     results = [measure(run, arguments) for run in arguments.runs]
     rows = [HEADER, ["---"] * len(HEADER)]
-    for granularity in METHODS:
+    for granularity in GRANULARITIES:
         if found := [result for result in results if result["granularity"] == granularity]:
             rows.append(row(granularity, found))
     lines = ["| " + " | ".join(cells) + " |" for cells in rows]
@@ -71,14 +71,17 @@ def main() -> None:
         [
             "# What a trained network costs per image",
             "",
-            f"Of {', '.join(run.name for run in arguments.runs)}, on {arguments.samples} test "
-            "images each; accuracies are those of all of them.",
+            f"Operations of the first {arguments.samples} test images, accuracies on all of them; "
+            "rows are means over seeds.",
             "",
             *lines,
             "",
             "An energy is 4.6 pJ a multiply-accumulate and 0.9 pJ an addition. The ANN: the same "
             "layers with ReLU, once per image. What a folded network multiplies is the encoding, "
             "which reads pixels.",
+            "",
+            f"Measured with `python bench/energy.py --samples {arguments.samples}` on the runs "
+            f"{', '.join(run.name for run in arguments.runs)}.",
         ]
     )
     print(text)

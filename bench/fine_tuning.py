@@ -102,10 +102,12 @@ def on_digits(seed: int, arguments: argparse.Namespace) -> Start:
 def of_run(run: Path, arguments: argparse.Namespace) -> Start:
     overrides = [f"data.root={arguments.root}"] if arguments.root else []
     trained = trained_file.load(run, overrides)
-    config, rate = trained.config, trained.config.training.amplitude_rate
+    # What the run began with, and where it ended, are not those of the further training.
+    config = trained.config.replaced(start_from=None, max_steps=None, restarts="")
+    rate = config.training.amplitude_rate
     if rate is not None:  # it falls as the rate of the weights does
         rate *= arguments.learning_rate / config.training.learning_rate
-        config = config.replaced(**{"training.amplitude_rate": rate})
+        config = config.replaced(amplitude_rate=rate)
     name, section = config.data.name, config.network_config()
     return Start(
         name=run.name,
@@ -144,6 +146,12 @@ def train_further(start: Start, arguments: argparse.Namespace) -> dict:
 
 def table(results: list[dict], what: str, arguments: argparse.Namespace) -> str:
     first = results[0]
+    command = (
+        f"--runs {' '.join(run.name for run in arguments.runs)}"
+        if arguments.runs
+        else f"--seeds {arguments.seeds} --width {arguments.width} --epochs {arguments.epochs}"
+    )
+    command += f" --more {arguments.more} --learning-rate {arguments.learning_rate:g}"
     lines = [
         f"# Fine-tuning of unshared kernels on {what}",
         "",
@@ -169,6 +177,8 @@ def table(results: list[dict], what: str, arguments: argparse.Namespace) -> str:
         "",
         "Unshared over shared kernels after the same further training, in points: "
         f"{statistics.mean(gains):+.2f} {error}.",
+        "",
+        f"Measured with `python bench/fine_tuning.py {command}`.",
     ]
     return "\n".join(lines)
 

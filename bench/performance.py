@@ -29,9 +29,14 @@ WHOLE = {
 CPUS = {name: stem for name, stem in WHOLE.items() if not name.startswith("NVIDIA")}
 CONVOLUTION = {
     **{name: f"unshared_conv/{CPUS[name]}" for name in ("AMD EPYC", "Intel Xeon (AMX)")},
+    "AMD EPYC, family 26": CPUS["AMD EPYC, family 26"],  # of the same run as its other rows
     "NVIDIA H200": "unshared_conv/nvidia-h200",
 }
-CONVOLUTION_RUNS = {f"{name}, unshared convolution": stem for name, stem in CONVOLUTION.items()}
+CONVOLUTION_RUNS = {
+    f"{name}, unshared convolution": stem
+    for name, stem in CONVOLUTION.items()
+    if stem not in WHOLE.values()
+}
 OTHERS = {
     "AMD EPYC, other firing rates": "unshared_conv/rates/amd-epyc",
     "AMD EPYC, a training step": "training_step/amd-epyc",

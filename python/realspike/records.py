@@ -1,5 +1,6 @@
 """The record of a run, epoch by epoch: whether what a file holds is one. Imports no torch."""
 
+import csv
 from collections.abc import Iterable, Mapping
 
 from realspike.errors import UserError
@@ -44,21 +45,19 @@ def checked(rows: object, source: object) -> list[dict]:
     return records
 
 
-def amplitudes(
-    rows: Iterable[Mapping], source: object
-) -> dict[str, list[tuple[int, float, float]]]:
+def amplitudes(rows: Iterable[Mapping], source: object) -> dict[str, list[tuple]]:
     """Return (epoch, mean, deviation) of the amplitudes of every layer that has some.
 
     Raises:
         RecordError: if the rows are not those of a `LAYERS_FILE`.
     """
     found: dict[str, list[tuple]] = {}
-    for row in rows:
-        try:
-            if row["amplitude_std"] == "":
-                continue
-            numbers = int(row["epoch"]), float(row["amplitude_mean"]), float(row["amplitude_std"])
-            found.setdefault(row["layer"], []).append(numbers)
-        except (KeyError, TypeError, ValueError) as error:
-            raise RecordError(f"{source} holds no amplitudes of layers: {error!r:.80}") from error
+    columns = ("epoch", "amplitude_mean", "amplitude_std")
+    try:
+        for row in rows:
+            if row["amplitude_std"] != "":
+                numbers = tuple(float(row[column]) for column in columns)
+                found.setdefault(row["layer"], []).append(numbers)
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise RecordError(f"{source} holds no amplitudes of layers: {error!r:.80}") from error
     return found

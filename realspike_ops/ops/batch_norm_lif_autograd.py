@@ -55,11 +55,9 @@ def _gradients(ctx, grad_y, grad_v_last, group=None, plan=None):
     needs = ctx.needs_input_grad
     # With create_graph=True the dispatcher records the passes, and refuses a second derivative.
     plain = not torch.is_grad_enabled() and is_plain_eager(grad_y, grad_v_last)
-    T = None
-    if plan is not None:
-        if plain:
-            return batch_norm_lif_plan.planned_bwd(plan, grad_y, inputs, saved, count, needs)
-        T = plan.T
+    if plan is not None and plain:
+        return batch_norm_lif_plan.planned_bwd(plan, grad_y, inputs, saved, count, needs)
+    T = None if plan is None else plan.T
     if T is not None:
         # The older vmap of `is_grads_batched=True` knows no unflatten and no flatten.
         grad_y = grad_y.reshape(T, -1, *grad_y.shape[1:])

@@ -343,7 +343,27 @@ def test_amplitudes_over_the_training(tmp_path):
     assert (run / "plots" / "amplitude_course.png").exists()
 
 
-@pytest.mark.parametrize("text", ["", "epoch,layer\n1,lif1\n", COURSE.replace("1.03", "x")])
+def test_numbers_of_a_file_of_layers_may_be_of_any_size(tmp_path):
+    run = run_of(tmp_path / "run", "layer")
+    (run / "layers.csv").write_text(COURSE.replace("\n2,", f"\n{10**400},").replace("1.03", "nan"))
+    run_report.write(run)
+    assert (run / "plots" / "amplitude_course.png").exists()
+    (run / "layers.csv").unlink()
+    (run / "layers.csv").mkdir()
+    run_report.write(run)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "epoch,layer\n1,lif1\n",
+        COURSE.replace("1.03", "x"),
+        COURSE.replace("1.03", "1" * 200_000),  # longer than a field may be
+        COURSE.replace("\n2,", "\n,"),
+    ],
+    ids=["empty", "short", "no number", "long", "no epoch"],
+)
 def test_a_file_of_layers_that_is_none(text, tmp_path):
     run = run_of(tmp_path / "run", "layer")
     (run / "layers.csv").write_text(text)

@@ -68,7 +68,7 @@ def test_quickstart_folds_it(tiny, tmp_path):
     assert found["parameters_folded"] > found["parameters"]
     assert found["agreement"] == 1.0
     assert (tmp_path / found["picture"]).read_bytes().startswith(b"\x89PNG")
-    assert report._shipped(found).startswith("tiny, trained before: 0.00 M parameters fold into")
+    assert report.of_shipped(found).startswith("tiny, trained before: 0.00 M parameters fold into")
 
 
 def test_its_card_says_what_it_is(run, tiny):

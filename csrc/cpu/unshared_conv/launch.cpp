@@ -69,7 +69,8 @@ class DecodedSpikes {
 // The spikes as masks of the registers that hold the sums.
 std::unique_ptr<uint16_t[]> masks_of_spikes(const UnsharedConvParams& params,
                                             const UnsharedConvTiles& tiles, int num_threads) {
-  // Uninitialised: every mask that is read is written first. 8 bits of a mask may be all there are.
+  // Uninitialised: every mask that is read is written first. A mask of int8 rows fills half of the
+  // room of one.
   std::unique_ptr<uint16_t[]> masks(new uint16_t[tiles.sample_tiles * params.H * params.W *
                                                  params.G * masks_per_group(params, tiles)]);
   const std::vector<PixelRun> runs = pixel_runs(params, tiles);

@@ -42,7 +42,8 @@ void mask_group(const UnsharedConvParams& p, const uint32_t* const* samples, int
   }
 }
 
-// Weights of many positions are read once, in order, faster than the hardware fetches them ahead.
+// A row is fetched so many weights before it is added: kernels of many positions are read once, in
+// order, faster than the hardware fetches them ahead.
 constexpr int64_t kAhead = 2048;
 
 // Sums kBlocks * 4 channels from `channel` on, in ascending (kh, kw, ci), for kQuads * 4 samples

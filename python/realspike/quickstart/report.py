@@ -76,7 +76,7 @@ def notes(results: dict) -> list[str]:
     tests = results["data"]["test_images"]
     reloaded = results["reloaded"]
     return [
-        *map(_shipped, results["shipped"]),
+        *map(of_shipped, results["shipped"]),
         f"{tests} test images (one is {100 / tests:.2f} %). Spikes by LIF layer. Time: whole "
         f"network, {results['environment']['threads']} CPU threads, relative to UnsharedSpikeConv; "
         f"less is faster.{_losses(results['inference'])}",
@@ -85,7 +85,7 @@ def notes(results: dict) -> list[str]:
     ]
 
 
-def _shipped(network: dict) -> str:
+def of_shipped(network: dict) -> str:
     """Say what became of a network that comes with the package."""
     before, after = (network[key] / 1e6 for key in ("parameters", "parameters_folded"))
     drawn = f"; {network['picture']} shows a kernel" if network["picture"] else ""

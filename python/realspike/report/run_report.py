@@ -177,7 +177,7 @@ def _curves(runs: Sequence[Trained]):
 
 def _course(network: Trained):
     path = network.source.with_name(records.LAYERS_FILE)
-    if not path.exists():  # a network without its run
+    if not path.is_file():  # a network without its run
         return None
     with path.open(newline="", errors="replace") as file:
         layers = records.amplitudes(csv.DictReader(file), path)
