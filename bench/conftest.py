@@ -23,6 +23,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from realspike.environment import device_name
 from results import Row, case_of, commit, measured, printed_by, write_results
 
 import realspike_ops as rso
@@ -207,20 +208,6 @@ def pytest_runtest_teardown(item):
         write_results(folder, describe_machine(), rows[-1:])
 
 
-def _cpu_name() -> str:
-    """Return the model of the CPU, and its family: a virtual machine may tell no more of a model
-    than who made it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-    except OSError:
-        lines = []
-    facts = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
-    if "model name" not in facts:
-        return platform.processor() or platform.machine()
-    family = facts.get("cpu family")
-    return f"{facts['model name']} (family {family})" if family else facts["model name"]
-
-
 @functools.cache
 def describe_machine() -> dict:
     def version(package):
@@ -230,7 +217,7 @@ def describe_machine() -> dict:
             return None
 
     machine = {
-        "device": torch.cuda.get_device_name() if DEVICE == "cuda" else _cpu_name(),
+        "device": device_name(torch.device(DEVICE)),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -4,14 +4,14 @@
 
 Operations are counted on test images by `realspike_ops.profile`; an energy is 4.6 pJ a
 multiply-accumulate and 0.9 pJ an addition, the usual numbers of a 45 nm process. The ANN is the
-same layers with ReLU, once per image. Rows of one granularity are averaged over their seeds.
+same layers with ReLU, once per image. Rows of one kind are averaged over their seeds.
 """
 
 import argparse
 import statistics
 from pathlib import Path
 
-from realspike.config.network_config import GRANULARITIES
+from realspike.config.network_config import GRANULARITIES, method_of
 from realspike.inspect import trained_file
 
 import realspike_ops as rso
@@ -34,14 +34,14 @@ def measure(run: Path, arguments: argparse.Namespace) -> dict:
     trained = trained_file.load(run, overrides)
     folded = rso.reparameterize(trained.network, trained.example_input()).eval()
     return {
-        "granularity": trained.network_config.granularity,
+        "method": method_of(trained.network_config),
         "accuracy": trained.record["history"][-1]["test_accuracy"],
         "trained": costs(trained.network, trained.test_batches(arguments.samples)),
         "folded": costs(folded, trained.test_batches(arguments.samples)),
     }
 
 
-def row(granularity: str, found: list[dict]) -> list[str]:
+def row(method: str, found: list[dict]) -> list[str]:
     def mean(stage: str, name: str) -> float:
         return statistics.mean(result[stage][name] for result in found)
 
@@ -51,7 +51,7 @@ def row(granularity: str, found: list[dict]) -> list[str]:
         cells.append(f"{mean(stage, 'energy_pj') / 1e6:.2f}")
     cells.append(f"{mean('folded', 'energy_pj') / mean('trained', 'ann_energy_pj'):.3f}")
     accuracy = f"{100 * statistics.mean(result['accuracy'] for result in found):.2f}"
-    return [granularity, str(len(found)), accuracy, *cells]
+    return [method, str(len(found)), accuracy, *cells]
 
 
 def main() -> None:
@@ -63,9 +63,9 @@ def main() -> None:
     arguments = parser.parse_args()
     results = [measure(run, arguments) for run in arguments.runs]
     rows = [HEADER, ["---"] * len(HEADER)]
-    for granularity in GRANULARITIES:
-        if found := [result for result in results if result["granularity"] == granularity]:
-            rows.append(row(granularity, found))
+    for method in (*GRANULARITIES, "ternary"):
+        if found := [result for result in results if result["method"] == method]:
+            rows.append(row(method, found))
     lines = ["| " + " | ".join(cells) + " |" for cells in rows]
     text = "\n".join(
         [

@@ -10,16 +10,23 @@ import realspike_ops
 
 
 def cpu_name() -> str:
-    """Return the processor's name as the system gives it."""
+    """Return the model of the processor, and its family: a virtual machine may tell no more of a
+    model than who made it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        text = Path("/proc/cpuinfo").read_text(errors="replace")
     except OSError:
-        lines = []
-    for line in lines:
-        key, _, value = line.partition(":")
-        if key.strip() == "model name":
-            return value.strip()
-    return platform.processor() or platform.machine()
+        text = ""
+    pairs = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
+    facts = {key.strip(): value.strip() for key, _, value in pairs}
+    if "model name" not in facts:
+        return platform.processor() or platform.machine()
+    family = facts.get("cpu family")
+    return f"{facts['model name']} (family {family})" if family else facts["model name"]
+
+
+def device_name(device: torch.device) -> str:
+    """Return the model of a GPU or of the processor."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
 def commit() -> str:

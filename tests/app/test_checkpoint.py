@@ -218,6 +218,15 @@ def test_missing_configuration_key(network, tmp_path):
     assert "'decay' is missing" in refusal_of(network, tmp_path / "a", network=json.dumps(config))
 
 
+def test_a_file_from_before_ternary_spikes_is_binary(network, tmp_path):
+    config = network.config.to_dict()
+    del config["emission"]
+    path = tmp_path / "old"
+    metadata = metadata_of(network, network=json.dumps(config))
+    path.write_bytes(safetensors_torch.save(tensors_of(network), metadata))
+    assert checkpoint.load(path).config == network.config
+
+
 def test_configuration_of_another_network(network, tmp_path):
     config = json.dumps(network.config.to_dict() | {"width": 512})
     assert "must have shape [512, 1, 3, 3]" in refusal_of(network, tmp_path / "a", network=config)

@@ -1,7 +1,9 @@
 """The commands that use a checkpoint: eval, fold, verify, profile, plot."""
 
 import argparse
+import dataclasses
 import json
+import math
 import re
 import sys
 
@@ -263,6 +265,38 @@ def test_entropy_by_hand():
     silent = layer_of([0, 0], [1.0, 2.0])
     assert silent.emitted_entropy() == silent.binary_entropy() == silent.neuron_entropy() == 0
     assert (layer.capacity, layer_of([1], [1.0], is_real_valued=False).capacity) == (32, 1)
+
+
+def test_entropy_of_ternary_spikes_by_hand():
+    def ternary(positive, negative, amplitude, **options):
+        layer = layer_of([p + n for p, n in zip(positive, negative, strict=True)], amplitude)
+        return dataclasses.replace(layer, negative=torch.tensor(negative).double(), **options)
+
+    # -1, 0 and 1, each a third of the time.
+    layer = ternary([4], [4], [1.0], chances=12, is_real_valued=False)
+    assert layer.capacity == pytest.approx(1.5849625)
+    assert layer.emitted_entropy() == layer.neuron_entropy() == pytest.approx(1.5849625)
+    assert layer.binary_entropy() == pytest.approx(0.9182958)  # fires with 2/3
+    # Always firing, half of them negative: a bit that "fires or not" does not see.
+    layer = ternary([4], [4], [1.7])
+    assert (layer.binary_entropy(), layer.capacity) == (0, 32)
+    assert layer.emitted_entropy() == layer.neuron_entropy() == pytest.approx(1)
+    # What one amplitude emits, an opposite one emits with the other sign: 1 and 1, -1 and -1.
+    layer = ternary([8, 0], [0, 8], [1.0, -1.0])
+    assert layer.emitted_entropy() == layer.neuron_entropy() == 0
+
+
+@torch.no_grad()
+def test_activity_knows_the_sign_of_a_spike():
+    """[T*B, C, H, W] of one sample and two timesteps; the second amplitude is negative."""
+    lif = rso.RealSpikeLIF(2, "element", (1, 1, 3), decay=0.0, emission="ternary")
+    lif.amplitude.copy_(torch.tensor([[[2.0, -2.0, 1.0]]]))
+    currents = torch.tensor([[[[1.0, 1.0, -1.0]]], [[[-1.0, 0.0, -1.0]]]])
+    [layer] = activity.record_activity(lif, [currents])
+    assert layer.spikes.tolist() == [[[2.0, 1.0, 2.0]]]
+    assert layer.negative.tolist() == [[[1.0, 0.0, 2.0]]]
+    # Emitted: 2, -2 twice, 0, and -1 twice.
+    assert layer.emitted_entropy() == pytest.approx(2 * math.log2(6) / 6 + 2 * math.log2(3) * 2 / 6)
 
 
 def test_activity_counts_every_spike(run):

@@ -191,11 +191,11 @@ def test_a_line_style_means_the_same_in_every_order(tmp_path):
         assert set(lines) == {curve.name for curve in curves}, "none is left out"
         for curve in curves:
             line = lines[curve.name]
-            assert (line.get_linestyle() == "--") == (curve.granularity == "none")
-            assert line.get_color() == plots.STYLES[curve.granularity]["color"]
+            assert (line.get_linestyle() == "--") == (curve.method == "none")
+            assert line.get_color() == plots.STYLES[curve.method]["color"]
         marked = [(line.get_color(), line.get_marker()) for line in axes.lines]
         assert len(set(marked)) == len(marked), "every run can be told from the others"
-    assert len({style["color"] for style in plots.STYLES.values()}) == 4
+    assert len({style["color"] for style in plots.STYLES.values()}) == 5
     reordered = training_curves(curves[::-1])
     assert {line.get_color() for line in reordered.axes[0].lines[:1]} == {
         plots.STYLES["none"]["color"]

@@ -1,5 +1,7 @@
 """The paper's tables: which networks, resumed cell by cell, and set as the paper does."""
 
+import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -13,11 +15,13 @@ for package in ("sklearn", "safetensors", "rich", "lightning", "yaml"):
     pytest.importorskip(package)
 
 from helpers import ROOT
-from realspike import checkpoint, cli, train
+from realspike import checkpoint, cli, environment, train
 from realspike.config import recipes, run_config
 from realspike.config.recipes import TABLES, Cell, cells_of
+from realspike.inspect import trained_file
+from realspike.inspect.spikes import record_spikes
 from realspike.train import jobs as grid
-from realspike.train import module, paired, statistics, tables
+from realspike.train import module, outcomes, paired, statistics, tables
 from realspike.train.history import read_csv
 from realspike.train.tables import Entry
 
@@ -335,7 +339,7 @@ def test_a_grid_of_two_seeds_says_what_its_runs_were(tmp_path, capsys):
     assert "Differences, paired by seed" in printed
     assert "/secret" not in found[2] + printed
     assert "max_steps=2, root" not in found[2]
-    assert "fraction=0.3 max_steps=2` on" in found[2]
+    assert "fraction=0.3 max_steps=2`, torch" in found[2]
     assert "| Real Spike, element - Real Spike, channel |" in found[2]
     assert "of 6 leave out 0" in found[2]
     run = out / "digits_digits_w2_t1_layer_seed1"
@@ -345,10 +349,122 @@ def test_a_grid_of_two_seeds_says_what_its_runs_were(tmp_path, capsys):
     begin = f"| {run.name} | {100 * record['test_accuracy']:.2f} | {seconds:.0f} | "
     [line] = [line for line in found[2].splitlines() if line.startswith(begin)]
     assert line.endswith(f"| `{checkpoint.digest(network)}` |")
+    assert f" | {environment.cpu_name()} | " in line
     # What was trained before is as it was.
     rows = [[line for line in text.splitlines() if "_seed0 |" in line] for text in found]
     assert rows[2] == rows[1]
     assert rows[2][:3] == rows[0]
+
+
+def test_a_grid_goes_on_where_its_runs_are_not(tmp_path, capsys):
+    """Two machines and one page: each trains what the other has not, and the page has both."""
+    page, runs = tmp_path / "page.md", tmp_path / "page.runs.json"
+    command = ["table", "2", "--data", "digits", "--seeds", "1", "--save", str(page)]
+    command += [*OVERRIDES, "max_steps=2"]
+    assert cli.main([*command, "--out", str(tmp_path / "here"), "--cells", "1"]) == 0
+    first, kept = page.read_text(), json.loads(runs.read_text())["runs"]
+    [row] = [line for line in first.splitlines() if line.endswith("` |")]
+    assert list(kept) == ["digits_digits_w2_t1_none_seed0"]
+    there = tmp_path / "there"
+    moved = ["--out", str(there), "data.root=moved"]
+    assert cli.main([*command, *moved, "--cells", "1"]) == 0
+    second = page.read_text()
+    assert [folder.name for folder in there.iterdir()] == ["digits_digits_w2_t1_layer_seed0"]
+    assert row in second
+    assert "2 of the 4 networks are not trained yet" in second
+    assert json.loads(runs.read_text())["runs"].items() > kept.items()
+    # A run that is trained again counts as it came out, and the others stay.
+    here = outcomes.read(runs)["digits_digits_w2_t1_layer_seed0"]
+    again = dataclasses.replace(here, accuracy=0.5, device="another")
+    outcomes.write(runs, {"digits_digits_w2_t1_layer_seed0": again})
+    assert cli.main([*command, "--out", str(tmp_path / "here"), "--cells", "0"]) == 0
+    assert "| digits_digits_w2_t1_layer_seed0 | 50.00 | " in page.read_text()
+    assert cli.main([*command, *moved, "--cells", "0"]) == 0
+    assert page.read_text() == second
+    # Another configuration is another run.
+    capsys.readouterr()
+    assert cli.main([*command[:-1], "max_steps=3", *moved]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "digits_digits_w2_t1_none_seed0 is known with another configuration" in line
+    assert page.read_text() == second
+
+
+def outcome(**changes):
+    values = {"accuracy": 0.5, "seconds": 3.0, "commit": "c", "device": "d", "weights": "w"}
+    return {**values, "config": {"network": {"timesteps": 2}}, **changes}
+
+
+def test_outcomes_are_read_as_they_were_written(tmp_path):
+    path = tmp_path / "a.runs.json"
+    assert outcomes.read(path) == {}
+    path.write_text(json.dumps({"runs": {"one": outcome(accuracy=1, seconds=0)}}))
+    found = outcomes.read(path)
+    assert found["one"].config.network.timesteps == 2
+    outcomes.write(path, {"two": found["one"]})
+    assert outcomes.read(path) == {"one": found["one"], "two": found["one"]}
+    assert outcomes.file_beside(tmp_path / "a.md") == path
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        "[" * 100_000,
+        '{"runs": []}',
+        '{"runs": {"one": 3}}',
+        *(
+            json.dumps({"runs": {"one": values}})
+            for values in (
+                {},
+                outcome(accuracy=1.5),
+                outcome(accuracy=-0.5),
+                outcome(accuracy="0.5"),
+                outcome(accuracy=True),
+                outcome(accuracy=float("nan")),
+                outcome(seconds=float("inf")),
+                outcome(commit=None),
+                outcome(weights=7),
+                outcome(more=1),
+                outcome(config=None),
+                outcome(config={"network": {"depth": 3}}),
+            )
+        ),
+    ],
+)
+def test_a_file_that_holds_no_outcomes(text, tmp_path, capsys):
+    path = tmp_path / "page.runs.json"
+    path.write_text(text)
+    command = ["table", "2", "--data", "digits", "--cells", "0", "--out", str(tmp_path / "runs")]
+    assert cli.main([*command, "--save", str(tmp_path / "page.md")]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"{path} holds no outcomes of runs" in line
+    assert path.read_text() == text
+    assert not (tmp_path / "page.md").exists()
+
+
+def test_ternary_spikes_are_a_row_behind_the_papers(tmp_path, capsys):
+    cells = recipes.with_ternary(cells_of(2, "cifar10"))
+    assert [cell.method for cell in cells] == ["none", "layer", "channel", "element", "ternary"]
+    assert cells[:4] == cells_of(2, "cifar10")
+    assert cells[4].name == "cifar10_resnet20_t4_ternary"
+    assert (cells[4].granularity, cells[4].paper) == ("none", None)
+    assert len(recipes.with_ternary(cells_of(1, "digits"))) == 9
+    page = tmp_path / "page.md"
+    command = ["table", "2", "--data", "digits", "--seeds", "1", "--ternary", "--save", str(page)]
+    command += ["--out", str(tmp_path), *OVERRIDES, "max_steps=2"]
+    assert cli.main(command) == 0
+    text = page.read_text()
+    assert "| Real Spike, element | " in text
+    assert "| ternary, no amplitudes | " in text
+    assert "ternary, no amplitudes - Real Spike, element |" in text
+    assert "--seeds 1 --ternary architecture=digits" in text
+    trained = trained_file.load(tmp_path / "digits_digits_w2_t1_ternary_seed0")
+    trained.network.lif1.v_threshold = 0.1  # so that both signs are there
+    images, _ = next(trained.test_batches())
+    spikes = record_spikes(trained.network, images)["lif1"]
+    assert spikes.unique().tolist() == [-1.0, 0.0, 1.0]
 
 
 def test_table_command(tmp_path, capsys):
@@ -391,6 +507,8 @@ def test_table_command(tmp_path, capsys):
         (["1", "--data", "digits", "timestep=1"], "did you mean 'timesteps'"),
         (["1", "--data", "digits", "width=0"], "at least 1"),
         (["1", "--data", "digits", "granularity=layer"], "it is what the table compares"),
+        (["3", "--data", "digits", "--ternary"], "beside binary networks; table 3 has none"),
+        (["1", "--data", "digits", "emission=ternary"], "--ternary adds a row"),
         (["1", "--data", "digits", "name=cifar10"], "--data chooses the data"),
         (["1", "--data", "digits", "training.seed=3"], "--seeds says how many"),
         (["1", "--data", "digits", "--save", "file/a.md"], "cannot write --save file/a.md"),

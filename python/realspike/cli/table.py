@@ -59,7 +59,14 @@ def add(commands) -> None:
         help="train at most N networks now (0: print what there is)",
     )
     parser.add_argument(
-        "--save", type=common.path, metavar="FILE", help="also write the table as Markdown"
+        "--ternary", action="store_true", help="add networks of ternary spikes without amplitudes"
+    )
+    parser.add_argument(
+        "--save",
+        type=common.path,
+        metavar="FILE",
+        help="also write the table as Markdown, and beside it, as .runs.json, what every run came\n"
+        "to: runs that are in that file are not trained again",
     )
 
 
@@ -72,6 +79,12 @@ def run(arguments) -> int:
     cells = recipes.cells_of(arguments.table, arguments.data)
     if not cells:
         raise ConfigError(f"table {arguments.table} of the paper has no {arguments.data}")
+    if arguments.ternary:
+        without, cells = cells, recipes.with_ternary(cells)
+        if cells == without:
+            raise ConfigError(
+                f"--ternary stands beside binary networks; table {arguments.table} has none"
+            )
     # Before anything slow, and hours of training.
     cells = recipes.changed(cells, overrides)
     data = cells[0].config().replaced(**overrides).data
@@ -87,13 +100,16 @@ def run(arguments) -> int:
     console = output.console()
 
     from realspike.train import jobs as grid
-    from realspike.train import paired, tables
+    from realspike.train import outcomes, paired, tables
 
-    jobs = grid.jobs_of(cells, arguments.seeds, arguments.out, overrides)
+    known = outcomes.read(outcomes.file_beside(arguments.save)) if arguments.save else {}
+    jobs = grid.jobs_of(cells, arguments.seeds, arguments.out, overrides, known)
     shown = arguments.table, arguments.data
 
     def save() -> None:
         if arguments.save:
+            found = {job.folder.name: outcome for job in jobs if (outcome := job.outcome())}
+            outcomes.write(outcomes.file_beside(arguments.save), found)
             page = tables.markdown(*shown, jobs, tables.entries(jobs), arguments.overrides)
             write_atomically(arguments.save, page.encode())
 

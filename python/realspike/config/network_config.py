@@ -9,6 +9,7 @@ from realspike.own import is_own
 
 GRANULARITIES = ("none", "layer", "channel", "element")
 ENCODINGS = ("direct", "frames")
+EMISSIONS = ("binary", "ternary")
 
 # name -> (width as published, poolings, the default first)
 _ARCHITECTURES = {
@@ -24,6 +25,15 @@ _ARCHITECTURES = {
 }
 ARCHITECTURES = tuple(_ARCHITECTURES)
 _OWN = (None, (None,))
+
+
+def method_of(network) -> str:
+    """Return what a network is compared as: what shares an amplitude, or that spikes are ternary.
+
+    Args:
+        network: Anything with ``granularity`` and ``emission``.
+    """
+    return network.granularity if network.emission == "binary" else network.emission
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,11 @@ class NetworkConfig:
         False, "start the last batch norm of every residual branch at 0"
     )
     threshold_norm: bool = option(False, "start batch norms at the threshold instead of 1")
+    emission: str = option(
+        "binary",
+        "of neurons; ternary: -1 where the potential is at most -v_threshold, too",
+        choices=EMISSIONS,
+    )
 
     def __post_init__(self):
         options.check(self)
@@ -84,6 +99,13 @@ class NetworkConfig:
                 f"zero_init_residual needs a residual network; {self.architecture} is none"
             )
 
+    @property
+    def spikes(self) -> str:
+        """What neurons emit, in words."""
+        if self.granularity == "none":
+            return self.emission
+        return f"{'real' if self.emission == 'binary' else self.emission}, {self.granularity}"
+
     def to_dict(self) -> dict:
         return asdict(self)
 
@@ -91,11 +113,14 @@ class NetworkConfig:
     def from_dict(cls, values: dict) -> "NetworkConfig":
         """Undo `to_dict`, strictly: every field must be given, and nothing else.
 
+        Only ``emission`` may be missing: files that are older than it hold binary networks.
+
         Raises:
             ValueError: for an unknown or missing key, or a value out of range.
         """
         if not isinstance(values, dict):
             raise ValueError(f"the configuration must be a dictionary; got {shown(values)}")
+        values = {"emission": "binary", **values}
         names = [field.name for field in fields(cls)]
         check_known("configuration key", values, names)
         if missing := sorted(set(names) - set(values)):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from realspike.config.datasets import DATASETS
+from realspike.config.network_config import method_of
 from realspike.config.run_config import ConfigError, RunConfig
 from realspike.files import path_of, write_atomically
 from realspike.optional import require
@@ -61,7 +62,8 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
 class Cell:
     """One trained network of a table, any seed.
 
-    ``width`` is None where it is that of the recipe, ``paper`` where the paper has no number.
+    ``width`` is None where it is that of the recipe, ``paper`` where the paper has no number, as
+    for ternary spikes, which have no amplitudes in a table.
     """
 
     data: str
@@ -70,11 +72,16 @@ class Cell:
     granularity: str
     paper: "float | None" = None
     width: "int | None" = None
+    emission: str = "binary"
+
+    @property
+    def method(self) -> str:
+        return method_of(self)
 
     @property
     def name(self) -> str:
         width = f"_w{self.width}" if self.width else ""
-        return f"{self.data}_{self.architecture}{width}_t{self.timesteps}_{self.granularity}"
+        return f"{self.data}_{self.architecture}{width}_t{self.timesteps}_{self.method}"
 
     def config(self, seed: int = 0) -> RunConfig:
         sections = {"network": {}, "data": {}, "training": {}}
@@ -84,6 +91,7 @@ class Cell:
             "architecture": self.architecture,
             "granularity": self.granularity,
             "timesteps": self.timesteps,
+            "emission": self.emission,
         }
         if self.width is not None:
             sections["network"]["width"] = self.width
@@ -155,6 +163,12 @@ def cells_of(table: int, data: str) -> list[Cell]:
     ]
 
 
+def with_ternary(cells: list[Cell]) -> list[Cell]:
+    """Return cells and, behind them, every binary one with ternary spikes."""
+    binary = [cell for cell in cells if cell.granularity == "none"]
+    return [*cells, *(replace(cell, emission="ternary", paper=None) for cell in binary)]
+
+
 def changed(cells: list[Cell], overrides: Mapping[str, str]) -> list[Cell]:
     """Return what overrides make of the cells of a table, each once.
 
@@ -184,6 +198,7 @@ def changed(cells: list[Cell], overrides: Mapping[str, str]) -> list[Cell]:
 
 _OF_THE_TABLE = {
     "network.granularity": "it is what the table compares",
+    "network.emission": "--ternary adds a row of ternary spikes",
     "data.name": "--data chooses the data",
     "training.seed": "--seeds says how many there are",
 }

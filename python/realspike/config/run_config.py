@@ -43,6 +43,7 @@ class NetworkSection:
     pooling: str | None = same(NetworkConfig, "pooling")
     zero_init_residual: bool = same(NetworkConfig, "zero_init_residual")
     threshold_norm: bool = same(NetworkConfig, "threshold_norm", True)
+    emission: str = same(NetworkConfig, "emission")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from realspike_ops import RealSpikeLIF
 
 REAL_VALUED_BITS = 32  # of a float32, the paper's R(X) of a real-valued spike (Section 3.4)
 BINARY_BITS = 1
+TERNARY_BITS = math.log2(3)
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,9 @@ class LayerActivity:
     Attributes:
         name: In the network.
         spikes: How often each neuron fired, [C, H, W] float64.
+        negative: How often it fired a negative spike, likewise; None where spikes are not ternary.
         chances: How often it could have: timesteps * samples.
-        amplitude: Of each neuron, [C, H, W]; ones for binary spikes.
+        amplitude: Of each neuron, [C, H, W]; ones without amplitudes.
         is_real_valued: Whether the layer has amplitudes.
     """
 
@@ -30,6 +32,7 @@ class LayerActivity:
     chances: int
     amplitude: Tensor  # [C, H, W]
     is_real_valued: bool
+    negative: "Tensor | None" = None  # [C, H, W]
 
     @property
     def firing_rates(self) -> Tensor:  # [C, H, W]
@@ -40,9 +43,11 @@ class LayerActivity:
         return self.firing_rates.mean().item()
 
     @property
-    def capacity(self) -> int:
+    def capacity(self) -> float:
         """The largest entropy of one spike, R(X), in bits."""
-        return REAL_VALUED_BITS if self.is_real_valued else BINARY_BITS
+        if self.is_real_valued:
+            return REAL_VALUED_BITS
+        return BINARY_BITS if self.negative is None else TERNARY_BITS
 
     def binary_entropy(self) -> float:
         """Return the entropy of "fires or not", over all neurons, in bits."""
@@ -51,12 +56,14 @@ class LayerActivity:
     def emitted_entropy(self) -> float:
         """Return the entropy of the value that is emitted, over all neurons, in bits.
 
-        The values are 0 and the amplitudes of the neurons that fire. A reader that knows which
-        neuron it reads learns only whether it fired: see `neuron_entropy`.
+        The values are 0 and the amplitudes of the neurons that fire, with the sign of a ternary
+        spike. A reader that knows which neuron it reads learns only whether it fired, and the sign:
+        see `neuron_entropy`.
         """
-        values, which = self.amplitude.flatten().unique(return_inverse=True)
+        emitted, often = zip(*self._emitted(), strict=True)
+        values, which = torch.cat([each.flatten() for each in emitted]).unique(return_inverse=True)
         fired = torch.zeros(len(values), dtype=torch.float64)
-        fired.index_add_(0, which, self.spikes.flatten())
+        fired.index_add_(0, which, torch.cat([each.flatten() for each in often]))
         shares = fired / (self.chances * self.spikes.numel())
         silent = 1 - shares.sum() + shares[values == 0].sum()
         return _entropy(torch.cat([shares[values != 0], silent[None]]))
@@ -64,10 +71,18 @@ class LayerActivity:
     def neuron_entropy(self) -> float:
         """Return the mean over the neurons of the entropy of what one of them emits, in bits.
 
-        An amplitude is fixed after training: one neuron emits 0 or its own, two values.
+        An amplitude is fixed after training: one neuron emits 0 or its own, two values, or three
+        with a ternary spike's sign.
         """
-        rates = self.firing_rates.flatten()
-        return float(_terms(rates).add(_terms(1 - rates)).mean())
+        parts = [1 - self.firing_rates, *(often / self.chances for _, often in self._emitted())]
+        return float(_terms(torch.stack(parts)).sum(0).mean())
+
+    def _emitted(self) -> list[tuple[Tensor, Tensor]]:
+        """Return the values other than 0 that neurons emit, and how often: of each sign."""
+        if self.negative is None:
+            return [(self.amplitude, self.spikes)]
+        positive = self.spikes - self.negative
+        return [(self.amplitude, positive), (-self.amplitude, self.negative)]
 
 
 def _terms(shares: Tensor) -> Tensor:
@@ -86,6 +101,7 @@ def record_activity(network: nn.Module, batches: Iterable[Tensor]) -> list[Layer
         ValueError: if there are no batches.
     """
     spikes: dict[str, Tensor] = {}
+    negative: dict[str, Tensor] = {}
     chances: dict[str, int] = {}
     layers: dict[str, RealSpikeLIF] = {}
 
@@ -93,6 +109,11 @@ def record_activity(network: nn.Module, batches: Iterable[Tensor]) -> list[Layer
         def hook(module, _, output):
             fired = (output != 0).sum(0, dtype=torch.float64)  # [C, H, W]
             spikes[name] = spikes.get(name, 0) + fired
+            if module.emission == "ternary":
+                # Where an amplitude is negative, so is a positive spike's output.
+                signs = output if module.amplitude is None else output * module.amplitude
+                below = (signs < 0).sum(0, dtype=torch.float64)
+                negative[name] = negative.get(name, 0) + below
             chances[name] = chances.get(name, 0) + len(output)
             layers[name] = module
 
@@ -116,6 +137,7 @@ def record_activity(network: nn.Module, batches: Iterable[Tensor]) -> list[Layer
             *(name, fired.cpu(), chances[name]),
             _amplitude_map(layers[name], fired),
             layers[name].amplitude is not None,
+            negative[name].cpu() if name in negative else None,
         )
         for name, fired in spikes.items()
     ]

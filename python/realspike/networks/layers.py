@@ -41,6 +41,7 @@ def neurons(
         decay=config.decay,
         v_threshold=config.v_threshold,
         detach_reset=config.detach_reset,
+        emission=config.emission,
     )
     if lif.amplitude is not None:
         lif.neurons_per_amplitude = channels * size * size // lif.amplitude.numel()

@@ -1,7 +1,7 @@
 """The pictures. Colours are Okabe and Ito's, which colour-blind readers can tell apart.
 
 Every function returns a figure, which `write_png` writes. A line style means one thing in all of
-them: dashed is binary; a colour, what shares an amplitude.
+them: dashed is binary, dotted is ternary; a colour, what shares an amplitude.
 """
 
 import io
@@ -22,6 +22,7 @@ STYLES = {
     "layer": {"color": ORANGE, "linestyle": "-"},
     "channel": {"color": BLUE, "linestyle": "-"},
     "element": {"color": "#D55E00", "linestyle": "-"},
+    "ternary": {"color": "#009E73", "linestyle": ":"},
 }
 _MARKERS = ("", "s", "^", "D", "v", "P", "X")  # of runs whose spikes are of the same kind
 SMALLEST_WIDTH = 5.0  # per cent; a scale of colours that is narrower shows what is not there
@@ -29,10 +30,10 @@ SMALLEST_WIDTH = 5.0  # per cent; a scale of colours that is narrower shows what
 
 @dataclass(frozen=True)
 class Curve:
-    """A run in `training_curves`; ``granularity`` decides its line, ``name`` is in the legend."""
+    """A run in `training_curves`; ``method`` decides its line, ``name`` is in the legend."""
 
     name: str
-    granularity: str
+    method: str  # see realspike.config.network_config.method_of
     history: Sequence[dict]  # records, epoch by epoch
 
 
@@ -113,11 +114,11 @@ def training_curves(curves: Sequence[Curve]):
     lowest = 100.0
     alike: dict[str, int] = {}
     for curve in curves:
-        number = alike[curve.granularity] = alike.get(curve.granularity, -1) + 1
+        number = alike[curve.method] = alike.get(curve.method, -1) + 1
         epochs = [record["epoch"] for record in curve.history]
         accuracy = [100 * record["test_accuracy"] for record in curve.history]
         marker = _MARKERS[number % len(_MARKERS)] or ("o" if len(epochs) == 1 else "")
-        style = STYLES[curve.granularity] | {"linewidth": 1.8, "marker": marker, "markersize": 5}
+        style = STYLES[curve.method] | {"linewidth": 1.8, "marker": marker, "markersize": 5}
         style["markevery"] = max(1, len(epochs) // 10)
         name = curve.name
         accuracy_axes.plot(epochs, accuracy, label=f"{name}  {accuracy[-1]:.1f} %", **style)

@@ -11,6 +11,7 @@ import torch
 
 import realspike_ops as rso
 from realspike import environment, records
+from realspike.config.network_config import method_of
 from realspike.files import make_writable_folder, write_atomically
 from realspike.inspect import trained_file
 from realspike.inspect.activity import entropy_table, record_activity
@@ -165,13 +166,13 @@ def _curves(runs: Sequence[Trained]):
     """Draw the runs that have a record; runs of one name are told apart by their folders."""
     curves: list[plots.Curve] = []
     for run in runs:
-        config = run.config.network
-        name = f"{config.architecture} {plots_name(config.granularity)} T={config.timesteps}"
+        config = run.network_config
+        name = f"{config.architecture} {config.spikes} T={config.timesteps}"
         if name in (curve.name for curve in curves):
             name = f"{name}, {run.source.parent.name}"
         history = _history(run)
         if history:
-            curves.append(plots.Curve(name, config.granularity, history))
+            curves.append(plots.Curve(name, method_of(config), history))
     return plots.training_curves(curves) if curves else None
 
 
@@ -182,10 +183,6 @@ def _course(network: Trained):
     with path.open(newline="", errors="replace") as file:
         layers = records.amplitudes(csv.DictReader(file), path)
     return run_plots.amplitude_course(layers) if layers else None
-
-
-def plots_name(granularity: str) -> str:
-    return "binary" if granularity == "none" else f"real, {granularity}"
 
 
 def draw_kernels(network: Trained):
@@ -234,8 +231,8 @@ def _page(
     network: Trained, pictures, folder: Path, entropies: list[dict], samples: int, folding: str
 ) -> str:
     history = _history(network)
-    config = network.config.network
-    title = f"{config.architecture}, {plots_name(config.granularity)}, T = {config.timesteps}"
+    config = network.network_config
+    title = f"{config.architecture}, {config.spikes}, T = {config.timesteps}"
     last = history[-1] if history else None
     parts = [f"<h1>{html.escape(title)} on {html.escape(network.config.data.name)}</h1>"]
     if last:
@@ -286,7 +283,7 @@ def entropy_rows(table: list[dict]) -> list[tuple[str, ...]]:
     return [
         (
             *(row["layer"], str(row["neurons"]), f"{100 * row['firing_rate']:.1f}"),
-            *(str(row["capacity"]), f"{row['emitted_entropy']:.2f}"),
+            *(f"{row['capacity']:.3g}", f"{row['emitted_entropy']:.2f}"),
             *(f"{row['binary_entropy']:.2f}", f"{row['neuron_entropy']:.2f}"),
         )
         for row in table

@@ -7,10 +7,11 @@ from pathlib import Path
 from realspike import checkpoint
 from realspike.config import run_config
 from realspike.config.recipes import Cell
-from realspike.config.run_config import RunConfig
+from realspike.config.run_config import ConfigError, RunConfig
 from realspike.errors import InUse, RunError
 from realspike.train.folder import CONFIG_FILE
 from realspike.train.history import read_csv
+from realspike.train.outcomes import Outcome
 from realspike.train.run import resume, start
 from realspike.train.saving import METRICS_FILE, NETWORK_FILE
 from realspike.train.statistics import last_note
@@ -18,11 +19,12 @@ from realspike.train.statistics import last_note
 
 @dataclass(frozen=True)
 class Job:
-    """One cell with one seed, and the folder of its run."""
+    """One cell with one seed, the folder of its run, and what the run came to elsewhere."""
 
     cell: Cell
     config: RunConfig
     folder: Path
+    known: "Outcome | None" = None
 
     def accuracy(self) -> "float | None":
         """Return the test accuracy of the last epoch, None if the run is not finished.
@@ -30,6 +32,29 @@ class Job:
         Raises:
             RunError: if the folder holds a run of another configuration.
         """
+        measured = self._measured()
+        return self.known.accuracy if measured is None and self.known else measured
+
+    def outcome(self) -> "Outcome | None":
+        """Return what the run came to, here if it is finished here; None if it is not finished.
+
+        Raises:
+            RunError: as `accuracy`.
+            CheckpointError: if its network cannot be read.
+        """
+        if (accuracy := self._measured()) is None:
+            return self.known
+        loaded = checkpoint.load(self.folder / NETWORK_FILE)
+        return Outcome(
+            accuracy=accuracy,
+            seconds=last_note(self.folder)[1],
+            commit=loaded.training["commit"],
+            device=loaded.training.get("device", ""),
+            weights=checkpoint.digest(loaded.network),
+            config=self.config,
+        )
+
+    def _measured(self) -> "float | None":
         if not (self.folder / METRICS_FILE).exists():
             return None
         self.check()
@@ -46,30 +71,37 @@ class Job:
                 f"{self.folder} holds a run of another configuration: --out chooses another folder"
             )
 
-    def seconds(self) -> float:
-        """Return how long it was trained and tested, in all the processes that it has had."""
-        return last_note(self.folder)[1]
-
-    def network(self) -> "tuple[str, str]":
-        """Return the commit that trained the network of a finished run, and its
-        `realspike.checkpoint.digest`."""
-        loaded = checkpoint.load(self.folder / NETWORK_FILE)
-        return loaded.training["commit"], checkpoint.digest(loaded.network)
-
 
 def jobs_of(
-    cells: list[Cell], seeds: int, out: Path, overrides: "Mapping[str, object] | None" = None
+    cells: list[Cell],
+    seeds: int,
+    out: Path,
+    overrides: "Mapping[str, object] | None" = None,
+    known: "Mapping[str, Outcome] | None" = None,
 ) -> list[Job]:
-    """Return the runs behind a table, seed by seed."""
-    return [
-        Job(
-            cell,
-            cell.config(seed).replaced(**(overrides or {})),
-            out / f"{cell.name}_seed{seed}",
-        )
-        for seed in range(seeds)
-        for cell in cells
-    ]
+    """Return the runs behind a table, seed by seed.
+
+    Args:
+        cells: Of the table.
+        seeds: How many.
+        out: The folder of the runs' folders.
+        overrides: Changes of every configuration.
+        known: What runs came to elsewhere, by the names of their folders.
+
+    Raises:
+        ConfigError: if one of those was another run.
+    """
+    jobs = []
+    for seed in range(seeds):
+        for cell in cells:
+            name, config = f"{cell.name}_seed{seed}", cell.config(seed).replaced(**overrides or {})
+            outcome = (known or {}).get(name)
+            if outcome and not outcome.is_of(config):
+                raise ConfigError(
+                    f"{name} is known with another configuration: --save chooses another file"
+                )
+            jobs.append(Job(cell, config, out / name, outcome))
+    return jobs
 
 
 def run(

@@ -49,7 +49,7 @@ class Difference:
 
 
 def differences(jobs: Iterable[Job]) -> list[Difference]:
-    """Return every pair of granularities of a table's networks, the later less the earlier one.
+    """Return every pair of methods of a table's networks, the later less the earlier one.
 
     Pairs without a seed that both have finished are left out.
     """
@@ -60,7 +60,7 @@ def differences(jobs: Iterable[Job]) -> list[Difference]:
             of_cell[job.config.training.seed] = 100 * accuracy
     found = []
     for second, first in itertools.combinations(accuracies, 2):
-        if _but_granularity(first) != _but_granularity(second):
+        if _but_method(first) != _but_method(second):
             continue
         both = sorted(accuracies[first].keys() & accuracies[second].keys())
         points = tuple(accuracies[first][seed] - accuracies[second][seed] for seed in both)
@@ -69,5 +69,5 @@ def differences(jobs: Iterable[Job]) -> list[Difference]:
     return found
 
 
-def _but_granularity(cell: Cell) -> tuple:
+def _but_method(cell: Cell) -> tuple:
     return cell.data, cell.architecture, cell.timesteps, cell.width

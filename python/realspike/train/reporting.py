@@ -46,8 +46,9 @@ class Reporting(lightning.Callback):
         processes = f" in {trainer.world_size} processes" if trainer.world_size > 1 else ""
         count = torch.get_num_threads() if module.device.type == "cpu" else 0
         threads = f", {count} thread{'s' * (count > 1)}" if count else ""
+        ternary = ", ternary" if network.emission == "ternary" else ""
         self._line(
-            f"{network.architecture}, {network.granularity}, T = {network.timesteps}, "
+            f"{network.architecture}, {network.granularity}{ternary}, T = {network.timesteps}, "
             f"{parameters:,} parameters, on {module.device}{threads}{processes}: "
             f"{train:,} training and {test:,} {self.config.data.tested_on} samples of "
             f"{self.config.data.name}"

@@ -106,6 +106,7 @@ class Saving(lightning.Callback):
     def on_save_checkpoint(self, trainer, module, state: dict) -> None:
         state["realspike"] = {
             **environment.versions(),
+            "device": environment.device_name(module.device),
             "config": self.config.to_dict(),
             "mean": module.preprocess.mean.flatten().tolist(),
             "std": module.preprocess.std.flatten().tolist(),
@@ -137,6 +138,7 @@ def write_results(out: Path, state: dict) -> None:
     record = {
         "config": ours["config"],
         "commit": ours["commit"],
+        "device": ours.get("device", ""),
         "mean": ours["mean"],
         "std": ours["std"],
         "history": records,

@@ -15,6 +15,7 @@ METHODS = {
     "layer": "Real Spike, layer",
     "channel": "Real Spike, channel",
     "element": "Real Spike, element",
+    "ternary": "ternary, no amplitudes",
 }
 ARCHITECTURES = {
     "resnet20": "ResNet20",
@@ -56,28 +57,26 @@ def layout(table: int, found: dict[Cell, Entry]) -> tuple[list[str], list[list[s
 
     A network that is not the paper's is named beside its data.
     """
-    methods = [m for m in METHODS if any(cell.granularity == m for cell in found)]
+    methods = [m for m in METHODS if any(cell.method == m for cell in found)]
     if table == 1:
         header = ["data", "T", *(METHODS[m] for m in methods)]
         keys = list(dict.fromkeys((_where(cell), cell.timesteps) for cell in found))
         rows = [[data, str(timesteps)] for data, timesteps in keys]
         for row, key in zip(rows, keys, strict=True):
-            by_method = {
-                c.granularity: e for c, e in found.items() if (_where(c), c.timesteps) == key
-            }
+            by_method = {c.method: e for c, e in found.items() if (_where(c), c.timesteps) == key}
             row += [str(by_method[m]) for m in methods]
         return header, rows
     if table == 2:
         data = list(dict.fromkeys(map(_where, found)))
         header = ["method", *data]
-        by_both = {(cell.granularity, _where(cell)): entry for cell, entry in found.items()}
+        by_both = {(cell.method, _where(cell)): entry for cell, entry in found.items()}
         rows = [[METHODS[m], *(str(by_both[m, d]) for d in data)] for m in methods]
         return header, rows
     header = ["data", "network", "T", "method", "accuracy"]
     rows = [
         [
             *(cell.data, network_of(cell), str(cell.timesteps)),
-            *(METHODS[cell.granularity], str(entry)),
+            *(METHODS[cell.method], str(entry)),
         ]
         for cell, entry in found.items()
     ]
@@ -141,6 +140,7 @@ def markdown(
         lines += [*_paired(found_differences), ""]
     facts = environment.describe()
     command = f"realspike table {table} --data {data} --seeds {seeds}"
+    command += " --ternary" * any(cell.emission == "ternary" for cell in found)
     command = " ".join([command, *_public(overrides)])
     lines += [
         *_pipe_table(*_runs(jobs)),
@@ -150,8 +150,7 @@ def markdown(
         "",
         f"All runs have {_shared_settings(jobs)}.",
         "",
-        f"Measured with `{command}` on {facts['cpu']}, torch {facts['torch']}, "
-        f"realspike {facts['realspike']}.",
+        f"Measured with `{command}`, torch {facts['torch']}, realspike {facts['realspike']}.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -167,7 +166,7 @@ def paired_rows(found: Iterable[Difference]) -> tuple[list[str], list[list[str]]
     """Return the header and the rows of a table of differences."""
     rows = []
     for difference in found:
-        first, second = (METHODS[c.granularity] for c in (difference.first, difference.second))
+        first, second = (METHODS[c.method] for c in (difference.first, difference.second))
         interval = difference.interval()
         ends = "-" if interval is None else f"{interval[0]:+.2f} to {interval[1]:+.2f}"
         place = f"{_where(difference.first)}, T = {difference.first.timesteps}"
@@ -187,13 +186,13 @@ def _paired(found: Sequence[Difference]) -> list[str]:
 
 
 def _runs(jobs: Iterable[Job]) -> tuple[list[str], list[list[str]]]:
-    header = ["run", "accuracy", "seconds", "commit", "weights"]
+    header = ["run", "accuracy", "seconds", "commit", "on", "weights"]
     rows = []
     for job in jobs:
-        if (accuracy := job.accuracy()) is not None:
-            commit, weights = job.network()
-            measured = f"{100 * accuracy:.2f}", f"{job.seconds():.0f}", commit[:12] or "-"
-            rows.append([job.folder.name, *measured, f"`{weights}`"])
+        if found := job.outcome():
+            measured = f"{100 * found.accuracy:.2f}", f"{found.seconds:.0f}"
+            where = found.commit[:12] or "-", found.device or "-"
+            rows.append([job.folder.name, *measured, *where, f"`{found.weights}`"])
     return header, rows
 
 
