@@ -369,6 +369,7 @@ def test_a_grid_goes_on_where_its_runs_are_not(tmp_path, capsys):
     moved = ["--out", str(there), "data.root=moved"]
     assert cli.main([*command, *moved, "--cells", "1"]) == 0
     second = page.read_text()
+    assert f"1 of 4 networks are known from {runs}" in capsys.readouterr().out
     assert [folder.name for folder in there.iterdir()] == ["digits_digits_w2_t1_layer_seed0"]
     assert row in second
     assert "2 of the 4 networks are not trained yet" in second

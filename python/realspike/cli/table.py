@@ -102,14 +102,19 @@ def run(arguments) -> int:
     from realspike.train import jobs as grid
     from realspike.train import outcomes, paired, tables
 
-    known = outcomes.read(outcomes.file_beside(arguments.save)) if arguments.save else {}
+    beside = outcomes.file_beside(arguments.save) if arguments.save else None
+    known = outcomes.read(beside) if beside else {}
     jobs = grid.jobs_of(cells, arguments.seeds, arguments.out, overrides, known)
     shown = arguments.table, arguments.data
+    if elsewhere := sum(job.known is not None for job in jobs):
+        text = f"{elsewhere} of {len(jobs)} networks are known from {beside}"
+        console.print(text, soft_wrap=True)
 
     def save() -> None:
-        if arguments.save:
+        if beside:
             found = {job.folder.name: outcome for job in jobs if (outcome := job.outcome())}
-            outcomes.write(outcomes.file_beside(arguments.save), found)
+            if found:
+                outcomes.write(beside, found)
             page = tables.markdown(*shown, jobs, tables.entries(jobs), arguments.overrides)
             write_atomically(arguments.save, page.encode())
 
