@@ -107,6 +107,18 @@ def test_a_network_without_amplitudes_has_one_row(tmp_path):
     figure = maps(None)
     assert len(pictures_of(figure)) == 3
     assert labels_of(figure) == ["binary o"]
+
+
+def test_a_ternary_spike_has_a_sign_and_its_amplitude_none(tmp_path):
+    fired = np.array([1.0, -1.0, 0.0] * 6, np.float32).reshape(2, 3, 3)
+    figure = maps(1.5, fired)
+    assert labels_of(figure)[:2] == ["ternary o", "real-valued a·o"]
+    _, top, bottom, *_ = pictures_of(figure)
+    assert len({tuple(color) for color in colors_of(top)[0]}) == 3
+    positive, negative, silent = bottom.get_array()[0]
+    assert (positive, negative) == (pytest.approx(50), pytest.approx(50))
+    assert silent is np.ma.masked
+    written(figure, tmp_path)
     written(figure, tmp_path)
     assert "real-valued a·o" in labels_of(maps(np.ones((2, 3, 3))))
 

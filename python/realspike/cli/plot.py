@@ -72,7 +72,7 @@ def run(arguments) -> int:
     console.print(out)
     console.print(
         "capacity: the largest possible, R(X) of Section 3.4. emitted: of the values over all "
-        "neurons of a layer. fires or not: without amplitudes. per neuron: of one neuron, which "
-        "emits 0 or its own amplitude, two values, however many bits the amplitude has."
+        "neurons of a layer. fires or not: without amplitudes and signs. per neuron: of one, which "
+        "emits 0 or its own amplitude, with a ternary spike's sign, however many bits that has."
     )
     return 0

@@ -15,7 +15,7 @@ from realspike.files import write_atomically
 from realspike.optional import require
 
 INK = "#333333"
-SILENT = "#e9e9e9"
+SILENT, NEGATIVE = "#e9e9e9", "#CC79A7"
 BLUE, ORANGE = "#56B4E9", "#E69F00"
 STYLES = {
     "none": {"color": "#555555", "linestyle": "--"},
@@ -145,17 +145,17 @@ def training_curves(curves: Sequence[Curve]):
 
 def spike_maps(
     image: np.ndarray,  # [H, W]
-    binary: np.ndarray,  # [C, H, W], 0 or 1
-    real: "np.ndarray | None",  # [C, H, W], amplitude * binary
+    spikes: np.ndarray,  # [C, H, W], 0 or 1, or -1
+    real: "np.ndarray | None",  # [C, H, W], amplitude * spikes
     channels: Sequence[int],
     title: str,
 ):
-    """Draw an image beside the binary and the real-valued spikes of some channels.
+    """Draw an image beside the binary or ternary and the real-valued spikes of some channels.
 
     Args:
         image: Larger is brighter.
-        binary: Spikes of the folded network at one timestep.
-        real: Spikes of the trained network at the same timestep; None for one without amplitudes.
+        spikes: Those of the folded network at one timestep.
+        real: Those of the trained network at the same timestep; None for one without amplitudes.
         channels: Which channels to show, one column each.
         title: What is shown, in one line.
     """
@@ -166,16 +166,17 @@ def spike_maps(
     axes = figure.add_subplot(grid[:, 0])
     axes.imshow(image, cmap="gray", interpolation="nearest")
     bare(axes, "image")
-    binary_colors = require("matplotlib.colors").ListedColormap([SILENT, INK])
+    kind = "ternary" if (spikes < 0).any() else "binary"
+    spike_colors = require("matplotlib.colors").ListedColormap([NEGATIVE, SILENT, INK])
     if real is not None:
-        percent = np.where(binary > 0, 100 * (real.astype(np.float64) - 1), np.nan)
+        percent = np.where(spikes != 0, 100 * (real.astype(np.float64) * spikes - 1), np.nan)
         limit, colors = widest(percent[list(channels)]), amplitude_colors()
     for column, channel in enumerate(channels, start=1):
         top = figure.add_subplot(grid[0, column])
-        top.imshow(binary[channel], cmap=binary_colors, vmin=0, vmax=1, interpolation="nearest")
+        top.imshow(spikes[channel], cmap=spike_colors, vmin=-1, vmax=1, interpolation="nearest")
         bare(top, f"channel {channel}", fontsize=9)
         if column == 1:
-            top.set_ylabel("binary o", fontsize=10, color=INK)
+            top.set_ylabel(f"{kind} o", fontsize=10, color=INK)
         if real is None:
             continue
         bottom = figure.add_subplot(grid[1, column])

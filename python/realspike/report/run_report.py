@@ -210,20 +210,22 @@ def _channels(network: Trained, batches):
     inputs = batches[0][0]
     inputs = inputs.unflatten(0, (T, -1))[:, 0] if frames else inputs[:1]
     spikes = record_spikes(network.network, inputs)  # [T, 1, C, H, W] by layer
-    has_amplitude = {n: network.network.get_submodule(n).amplitude is not None for n in spikes}
-    names = [n for n in spikes if has_amplitude[n]] or list(spikes)
+    amplitudes = {name: network.network.get_submodule(name).amplitude for name in spikes}
+    names = [name for name in spikes if amplitudes[name] is not None] or list(spikes)
     name = names[min(1, len(names) - 1)]
     busiest_step = int((spikes[name] != 0).flatten(1).sum(1).argmax())
     real = spikes[name][busiest_step, 0]
-    binary = (real != 0).float()
-    chosen = binary.flatten(1).var(1).topk(min(SHOWN_CHANNELS, len(binary))).indices
+    amplitude = amplitudes[name]
+    fired = (real if amplitude is None else real * amplitude.detach()).sign()
+    chosen = fired.flatten(1).var(1).topk(min(SHOWN_CHANNELS, len(fired))).indices
     image = inputs.unflatten(0, (T, -1))[:, 0].sum((0, 1)) if frames else inputs[0].mean(0)
     return plots.spike_maps(
         image.numpy(),
-        binary.numpy(),
-        real.numpy() if has_amplitude[name] else None,
+        fired.numpy(),
+        None if amplitude is None else real.numpy(),
         sorted(chosen.tolist()),
-        f"Layer {name}, first test sample, timestep {busiest_step + 1} of {T} (grey: silent)",
+        f"Layer {name}, first test sample, timestep {busiest_step + 1} of {T} "
+        f"({'pink: negative, ' * bool((fired < 0).any())}grey: silent)",
     )
 
 
