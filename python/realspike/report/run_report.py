@@ -6,6 +6,7 @@ import html
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -210,7 +211,8 @@ def _channels(network: Trained, batches):
     inputs = batches[0][0]
     inputs = inputs.unflatten(0, (T, -1))[:, 0] if frames else inputs[:1]
     spikes = record_spikes(network.network, inputs)  # [T, 1, C, H, W] by layer
-    amplitudes = {name: network.network.get_submodule(name).amplitude for name in spikes}
+    lifs = {name: network.network.get_submodule(name) for name in spikes}
+    amplitudes: dict[str, Any] = {name: lif.amplitude for name, lif in lifs.items()}
     names = [name for name in spikes if amplitudes[name] is not None] or list(spikes)
     name = names[min(1, len(names) - 1)]
     busiest_step = int((spikes[name] != 0).flatten(1).sum(1).argmax())
