@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from realspike import own
 from realspike.errors import UserError
 from realspike.files import write_atomically
-from realspike.networks import NetworkConfig, SpikingNetwork, build
+from realspike.first_input import build_with_sizes
+from realspike.networks import NetworkConfig, SpikingNetwork
 from realspike.optional import require
 from realspike_ops import safe_files
 
@@ -65,7 +66,12 @@ def write(
         "training": json.dumps(dict(training)),
     }
     require("safetensors.torch")
-    write_atomically(Path(path), safe_files.to_bytes(tensors, metadata))
+    held: dict[int, Tensor] = {}
+    apart = {}  # layers may share memory, and what a file holds may not
+    for name, tensor in tensors.items():
+        first = held.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        apart[name] = tensor if first is tensor else tensor.clone()
+    write_atomically(Path(path), safe_files.to_bytes(apart, metadata))
 
 
 def digest(network: nn.Module) -> str:
@@ -102,13 +108,13 @@ def load(
             if network is None:
                 own.check_allowed("network", config.architecture, allow)
                 with torch.device("meta"):
-                    expected = build(config, seed=0).state_dict()
+                    expected = build_with_sizes(config, seed=0).state_dict()
             else:
                 expected = network.state_dict()
             tensors = _read_tensors(file, expected)
     except (ValueError, OSError) as error:
         raise CheckpointError(f"cannot load the checkpoint {path}: {error}") from error
-    network = build(config, seed=0) if network is None else network
+    network = build_with_sizes(config, seed=0) if network is None else network
     network.load_state_dict(tensors)
     return Checkpoint(network.eval(), training, config)
 

@@ -70,8 +70,8 @@ def call(key: str, name: str, function, given: Mapping, defaults: "Mapping | Non
         defaults: An argument of another value than here must be taken.
 
     Raises:
-        OwnError: if it needs an argument that is not among the given ones, or one that was changed
-            from its default is not taken.
+        OwnError: if it needs an argument that is not among the given ones, one that was changed
+            from its default is not taken, or it raises what is no `UserError`.
     """
     try:
         parameters = inspect.signature(function).parameters.values()
@@ -94,4 +94,14 @@ def call(key: str, name: str, function, given: Mapping, defaults: "Mapping | Non
                 f"{key}={name} does not take {argument}, which is {shown(given[argument])}: leave "
                 f"it at {shown(default)}"
             )
-    return function(**{k: v for k, v in given.items() if k in taken})
+    try:
+        return function(**{k: v for k, v in given.items() if k in taken})
+    except UserError:
+        raise
+    except Exception as error:  # whatever it does
+        raise OwnError(f"{key}={name} raised {said(error)}") from error
+
+
+def said(error: Exception) -> str:
+    """Return what code of the user's own raised, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split()):.200}"

@@ -194,3 +194,9 @@ def test_doctor_says_what_is_not_built_for_a_gpu():
     assert doctor._kernel_of("lif", "cuda:0").startswith("triton ")
     expected = "" if rso.build_info().startswith("CPU kernels only") else "CUDA"
     assert doctor._kernel_of("unshared_spike_conv", "cuda:0") == expected
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_at_most_100_columns_wide(name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert max(map(len, COMMANDS[name].format_help().splitlines())) <= 100

@@ -1,5 +1,6 @@
 """Networks and data of the user's own: by name, and by `realspike.fit`."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ for package in ("sklearn", "safetensors", "rich", "lightning", "tensorboard", "y
 import realspike
 from realspike import checkpoint, cli, own
 from realspike.config import run_config
+from realspike.config.network_config import NetworkConfig
 from realspike.config.run_config import ConfigError, RunConfig
 from realspike.errors import UserError
 from realspike.inspect import trained_file
@@ -71,13 +73,102 @@ def unlike():
     return [(torch.zeros(4, 1, 6, 6), torch.arange(4) - 1)] * 2
 
 class Lines(torch.utils.data.Dataset):
+    def __init__(self, odd=(torch.zeros(1, 6, 7), 1), first=(torch.zeros(1, 6, 6), 0)):
+        self.odd, self.first = odd, first
+        self.files = ["a", "b"]  # which are no files of ours
     def __len__(self):
         return 4
     def __getitem__(self, index):
-        return torch.zeros(1, 6, 6 if index == 0 else 7), index % 2
+        if isinstance(self.odd, Exception) and index == 3:
+            raise self.odd
+        return self.odd if index == 3 else self.first
 
 def lines():
     return Lines(), Lines()
+
+def bad_level():
+    return Lines((torch.ones(1, 6, 6, dtype=torch.uint8), 1)), Lines()
+
+def bad_label():
+    return Lines((torch.zeros(1, 6, 6), 2)), Lines()
+
+def broken():
+    return Lines(KeyError("gone")), Lines()
+
+def half():
+    return Lines(first=(torch.zeros(1, 6, 6), 0.5)), Lines()
+
+def one_hot():
+    return Lines(first=(torch.zeros(1, 6, 6), torch.eye(2)[0])), Lines()
+
+def entries():
+    return Lines(first={"image": torch.zeros(1, 6, 6), "label": 1}), Lines()
+
+def others():
+    return Lines(), Lines(first=(torch.zeros(1, 5, 5), 0))
+
+def with_mean(mean=(0.0,), std=(1.0,)):
+    from realspike.data import Splits
+    return Splits(*images("", 0), mean, std, classes=("a", "b", "c"))
+
+def two_means():
+    return with_mean(mean=(0.5, 0.5))
+
+def no_deviation():
+    return with_mean(std=(0.0,))
+
+def frames():
+    return ((torch.zeros(8, 3, 1, 6, 6), torch.arange(8) % 2),) * 2
+
+def fails(root):
+    open(root / "absent")
+
+class Fails(nn.Module):
+    def __init__(self, timesteps):
+        raise ZeroDivisionError("by zero")
+
+class Still(nn.Module):
+    def __init__(self, timesteps):
+        super().__init__()
+    def forward(self, x):
+        return x.flatten(1)[:, :3]
+
+class Lazy(nn.Module):
+    """Learns all sizes from the first input."""
+
+    def __init__(self, classes, timesteps, granularity):
+        super().__init__()
+        self.body = nn.Sequential(
+            *(rso.DirectEncoding(timesteps), nn.LazyConv2d(2, 3)),
+            *(rso.RealSpikeLIF(timesteps, granularity), nn.Flatten(), nn.LazyLinear(classes)),
+            rso.MeanOverTime(timesteps),
+        )
+    def forward(self, x):
+        return self.body(x)
+
+class Features(nn.Module):
+    """Layers without maps, that share a weight, and one whose weight is made of others."""
+
+    def __init__(self, classes, timesteps=2):
+        super().__init__()
+        self.a = torch.nn.utils.parametrizations.weight_norm(nn.Linear(36, 8))
+        self.b, self.c = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.c.weight = self.b.weight
+        self.encoding, self.mean = rso.DirectEncoding(2), rso.MeanOverTime(2)
+        self.first, self.second = rso.RealSpikeLIF(2, "layer"), rso.RealSpikeLIF(2)
+        self.out = nn.Linear(8, classes)
+    def forward(self, x):
+        x = self.first(self.encoding(self.a(x.flatten(1))))
+        return self.mean(self.out(self.second(self.c(self.b(x)))))
+
+class Plain(nn.Module):
+    """No spikes at all."""
+
+    def __init__(self, classes, timesteps):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.ReLU(), nn.Linear(8, classes))
+    def forward(self, x):
+        return self.body(x)
 '''
 ARGUMENTS = [
     *("device=cpu", "threads=1", "batch_size=16", "epochs=2", "timesteps=2", "width=null"),
@@ -163,6 +254,17 @@ def test_a_checkpoint_whose_class_is_gone_is_refused_in_a_line(mine, tmp_path, c
         ("data.name=mine_of_test:odd", "must be square images"),
         ("data.name=mine_of_test:unlike", "from 0 to 2; they are from -1 to 2"),
         ("data.name=mine_of_test:lines", "how many classes"),
+        ("data.name=mine_of_test:half", "must be an integer; got 0.5"),
+        ("data.name=mine_of_test:one_hot", "must be an integer; got tensor([1., 0.])"),
+        ("data.name=mine_of_test:entries", "must be a pair (sample, label); got {'image'"),
+        ("data.name=mine_of_test:others", "must be of shape [1, 6, 6]; got [1, 5, 5]"),
+        ("data.name=mine_of_test:two_means", "mean of mine_of_test:two_means must be 1 finite"),
+        ("data.name=mine_of_test:no_deviation", "one per channel, above 0; got (0.0,)"),
+        ("data.name=mine_of_test:frames", "have 3 frames, and network.timesteps is 2"),
+        ("data.name=mine_of_test:fails", "raised FileNotFoundError: [Errno 2] No such file"),
+        ("architecture=mine_of_test:Fails", "Fails raised ZeroDivisionError: by zero"),
+        ("architecture=mine_of_test:Still", "must have a parameter that is trained"),
+        ("data.name=given:to_fit", "what realspike.fit was given has no name"),
         ("data.classes=2", "must be from 0 to 1; they are from 0 to 2"),
         ("data.channels=3", "data.channels is 3, and the samples"),
     ],
@@ -179,12 +281,51 @@ def test_what_cannot_be_trained_is_refused_in_a_line_and_leaves_no_folder(
     assert not (tmp_path / "run").exists()
 
 
-def test_samples_of_another_shape_are_named(mine, capsys):
-    assert train_it(mine, "data.classes=2", "data.image_size=6") == 2
-    names = [f"architecture={mine}:Net", f"data.name={mine}:lines", "data.classes=2"]
-    capsys.readouterr()
-    assert cli.main(["train", "--out", "run2", *names, *ARGUMENTS, "data.workers=0"]) == 2
-    assert "must have the shape [1, 6, 6] of the first; got [1, 6, 7]" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (
+            "lines",
+            "shape [1, 6, 6] and dtype torch.float32 of the first; got [1, 6, 7] and ",
+        ),
+        ("bad_level", "dtype torch.float32 of the first; got [1, 6, 6] and torch.uint8"),
+        ("bad_label", "the label of sample 3 of the training part of mine_of_test:bad_label must"),
+        ("broken", "mine_of_test:broken cannot be read: KeyError: 'gone'"),
+    ],
+)
+def test_a_sample_unlike_the_first_is_named(mine, capsys, data, reason):
+    names = [f"architecture={mine}:Net", f"data.name={mine}:{data}", "data.classes=2"]
+    assert cli.main(["train", "--out", "run", *names, *ARGUMENTS]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert reason in line
+
+
+def test_splits_of_tensors_know_their_classes(mine, tmp_path):
+    names = [f"architecture={mine}:Net", f"data.name={mine}:with_mean"]
+    assert cli.main(["train", "--out", "run", *names, *ARGUMENTS]) == 0
+    assert run_config.read(tmp_path / "run" / "config.yaml").data.classes == 3
+
+
+@pytest.mark.parametrize("name", ["Lazy", "Features", "Plain"])
+def test_networks_of_every_kind_are_trained_saved_and_reported(mine, tmp_path, capsys, name):
+    names = [f"architecture={mine}:{name}", f"data.name={mine}:images", *ARGUMENTS]
+    allow = ["--allow", f"{mine}:{name}", "--allow", f"{mine}:images"]
+    for out in ("a", "b"):
+        assert cli.main(["train", "--out", out, *names]) == 0
+        torch.rand(3)  # what was drawn before changes nothing
+    said = capsys.readouterr().out
+    first = {"Lazy": "element, T = 2", "Features": "layer and none, T = 2", "Plain": "no spikes"}
+    assert f"{mine}:{name}, {first[name]}, " in said
+    again = [checkpoint.load(f"{out}/model.safetensors", allow=[allow[1]]) for out in "ab"]
+    assert len({checkpoint.digest(each.network) for each in again}) == 1
+    page = (tmp_path / "a" / "report.html").read_text()
+    assert ("Entropy of a spike" in page) == (name != "Plain")
+    assert ("Channels as spikes" in page) == (name == "Lazy")
+    assert cli.main(["plot", "a", *allow, "--entropy"]) == (name == "Plain")
+    assert cli.main(["plot", "a", *allow, "--samples", "3"]) == 0
+    page = (tmp_path / "a" / "report.html").read_text()
+    assert ("on 3 test samples" in page) == (name != "Plain")
+    assert cli.main(["eval", "a", *allow]) == 0
 
 
 class Stranger(nn.Module):
@@ -235,6 +376,31 @@ def test_fit_trains_the_network_it_is_given(tmp_path):
         realspike.fit(network, data, tmp_path / "b", epohcs=2)
     with pytest.raises(own.OwnError, match="cannot run on an input of shape"):
         realspike.fit(nn.Conv2d(3, 2, 3), data, tmp_path / "b", epochs=1)
+    with pytest.raises(TypeError, match=r"network must be an nn\.Module; got <function"):
+        realspike.fit(bright, data, tmp_path / "b", epochs=1)
+
+
+@pytest.mark.parametrize("key", ["granularity", "architecture", "network.width", "name", "root"])
+def test_fit_ignores_no_setting(tmp_path, key):
+    with pytest.raises(ConfigError, match="cannot be set: it is of the"):
+        realspike.fit(Stranger(4), (bright(8, 0),) * 2, tmp_path / "a", **{key: "channel"})
+    assert not (tmp_path / "a").exists()
+
+
+def test_fit_writes_down_the_network_it_was_given(tmp_path, capsys):
+    config = NetworkConfig(architecture="digits", width=2, image_size=6, granularity="layer")
+    data = (bright(8, 0), bright(8, 1))
+    with pytest.raises(ConfigError, match=r"made with classes=10, and .* have 2"):
+        realspike.fit(build(config, seed=0), data, tmp_path / "a", epochs=1)
+    network = build(dataclasses.replace(config, classes=2), seed=0)
+    realspike.fit(network, data, tmp_path / "a", epochs=1, device="cpu")
+    assert run_config.read(tmp_path / "a" / "config.yaml").network.granularity == "layer"
+    loaded = realspike.load(tmp_path / "a").state_dict()
+    assert all(torch.equal(tensor, loaded[n]) for n, tensor in network.state_dict().items())
+    for arguments in (["eval", str(tmp_path / "a")], ["train", "--resume", str(tmp_path / "a")]):
+        assert cli.main(arguments) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert "what realspike.fit was given has no name, so that its runs are not resumed" in line
 
 
 def test_the_command_is_a_user_of_fit(tmp_path):
@@ -263,9 +429,26 @@ def test_adamw_decays_weights_alone_by_hand():
     assert network[0].bias.item() == network[1].weight.item() == 1.0
 
 
-def test_trying_out_leaves_modes_and_statistics():
-    from realspike.config.network_config import NetworkConfig
+def test_every_weight_is_decayed_once(mine):
+    sys.path.append(".")
+    network = __import__(mine).Features(3)
+    groups = adamw(network, lr=0.1, weight_decay=0.5).param_groups
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    originals = network.a.parametrizations.weight
+    weights = [originals.original0, originals.original1, network.b.weight, network.out.weight]
+    assert decayed == {id(weight) for weight in weights}
+    everything = [p for group in groups for p in group["params"]]
+    assert sorted(map(id, everything)) == sorted(map(id, network.parameters()))
 
+
+def test_the_first_rate_is_that_of_the_weights():
+    network = nn.Sequential(rso.RealSpikeLIF(2, "channel", (3, 4, 4)), nn.BatchNorm2d(3))
+    network[0].neurons_per_amplitude = 16
+    groups = adamw(network, lr=0.1, weight_decay=0.5, scale_amplitudes=True).param_groups
+    assert [group["lr"] for group in groups] == [0.1, 0.025]
+
+
+def test_trying_out_leaves_modes_and_statistics():
     network = nn.Sequential(nn.BatchNorm2d(1), nn.Dropout(), nn.Flatten(), nn.Linear(64, 10))
     network[1].eval()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}

@@ -228,6 +228,15 @@ def test_names_of_folders_are_no_formulas(tmp_path):
 ROW = dict.fromkeys(records.FIELDS, 0.5) | {"epoch": 1}
 
 
+def test_a_loss_of_nothing_is_drawn(recwarn):
+    """As that of one class is; a logarithm has no place for it."""
+    nothing = history(0.5)
+    for record in nothing:
+        record["train_loss"] = 0.0
+    training_curves([Curve("a", "none", nothing)]).draw_without_rendering()
+    assert not recwarn.list
+
+
 def test_records_are_numbers():
     texts = {name: str(value) for name, value in ROW.items()}
     assert records.checked([texts, texts | {"epoch": "2"}], "f") == [ROW, ROW | {"epoch": 2}]

@@ -22,6 +22,7 @@ from realspike.train.average import Average
 from realspike.train.divergence import Diverged, DivergenceCheck
 from realspike.train.history import History, read_csv, write_csv
 from realspike.train.placement import Placement
+from realspike.train.statistics import Statistics
 from torch import nn
 
 
@@ -133,7 +134,7 @@ def test_a_record_by_hand():
     for epoch in (0, 1):
         trainer = trainer_of(rate=0.25 / (epoch + 1), epoch=epoch, processes=2)
         of = module_of()
-        history.on_train_epoch_start(trainer, of)
+        history.on_train_start(trainer, of)
         for n, batch in enumerate((sums(12.0, 2, 4), sums(8.0, 3, 4))):
             history.on_train_batch_start(trainer, of, None, n)
             history.on_train_batch_end(trainer, of, batch, None, n)
@@ -165,6 +166,44 @@ def test_a_record_in_the_middle_of_an_epoch_travels_on():
     later.load_state_dict(state)
     later.on_train_batch_end(trainer, of, sums(20.0, 2, 8), None, 1)
     assert later.running_loss().read().item() == 2.0
+
+
+def notes_of(state=None, device="cpu"):
+    """Notes of every third step, that see a second pass with every look at the clock."""
+    trainer = trainer_of()
+    trainer.max_steps, trainer.is_last_batch = -1, False
+    seconds = iter(range(100))
+    notes = Statistics(RunConfig().replaced(log_every=3), History(), lambda: next(seconds))
+    if state is not None:
+        notes.load_state_dict(state)
+    notes.on_train_start(trainer, SimpleNamespace(device=torch.device(device)))
+    return notes, trainer
+
+
+def test_notes_of_a_run_that_was_stopped_are_those_of_one_that_was_not():
+    notes, trainer = notes_of()
+    for step, count in enumerate((4, 4, 2)):
+        if step == 2:  # of the three of a note
+            notes.gather(trainer)
+            notes, trainer = notes_of(notes.state_dict())
+        trainer.global_step = step
+        notes.on_train_batch_start(trainer, None, None, step)
+        trainer.global_step = step + 1
+        notes.on_train_batch_end(trainer, None, sums(6.0, 0, count), None, step)
+    [row] = notes.steps
+    assert row["loss"] == (6 + 6 + 6) / (4 + 4 + 2)
+    assert row["seconds"] == 2  # one until it was stopped, one after it went on
+    assert row["images_per_second"] == 10 / 2
+
+
+def test_sums_of_a_stopped_run_go_where_it_computes():
+    """An epoch that goes on does not begin: nothing else moves them."""
+    notes, _ = notes_of(notes_of()[0].state_dict(), device="meta")
+    history = History()
+    history.load_state_dict(History().state_dict())
+    history.on_train_start(None, SimpleNamespace(device=torch.device("meta")))
+    assert notes._sums.is_meta
+    assert history._train.is_meta
 
 
 def test_records_in_a_file(tmp_path):

@@ -41,21 +41,29 @@ def add(commands) -> None:
 
 
 def run(arguments) -> int:
+    if arguments.json and not arguments.entropy:
+        return common.fail(2, "--json is for --entropy, whose table it prints")
+    if arguments.beside and arguments.entropy:
+        return common.fail(2, "--beside is for the pictures, and --entropy prints a table")
     console = output.console()
 
     from realspike.inspect import trained_file
     from realspike.inspect.activity import entropy_table, record_activity
     from realspike.report import run_report
 
+    samples = arguments.samples or run_report.SAMPLES
     if not arguments.entropy:
         page = run_report.write(
-            arguments.run_folder, arguments.beside, arguments.overrides, arguments.allow
+            *(arguments.run_folder, arguments.beside, arguments.overrides, arguments.allow),
+            samples,
         )
         console.print(f"Files: {page}, {page.parent / run_report.FOLDER}/", soft_wrap=True)
         return 0
     network = trained_file.load(arguments.run_folder, arguments.overrides, arguments.allow)
-    batches = network.test_batches(arguments.samples or run_report.SAMPLES)
+    batches = network.test_batches(samples)
     rows = entropy_table(record_activity(network.network, (inputs for inputs, _ in batches)))
+    if not rows:
+        return common.fail(1, f"{network.source} has no LIF layers, and no spikes")
     if arguments.json:
         print(json.dumps(rows, indent=2))
         return 0

@@ -6,6 +6,7 @@ Everything is checked before torch or any data is loaded.
 import dataclasses
 import itertools
 import json
+import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -439,6 +440,11 @@ def describe() -> str:
             own = (field.metadata["own"],) if field.metadata["own"] else ()
             accepted = f" [{', '.join((*choices, *own))}]" if choices else ""
             default = json.dumps(field.default).strip('"')
-            text = f"{field.metadata['help']}{accepted}"
-            lines.append(f"  {section.name}.{field.name}={default}\n      {text}")
+            text = textwrap.fill(
+                *(f"{field.metadata['help']}{accepted}", 94),
+                break_on_hyphens=False,
+                initial_indent=" " * 6,
+                subsequent_indent=" " * 6,
+            )
+            lines.append(f"  {section.name}.{field.name}={default}\n{text}")
     return "\n".join(lines)

@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from realspike.config.datasets import DATASETS
 from realspike.config.datasets import DVS_CLASSES as CLASSES
 from realspike.data.events import frames_of_events
-from realspike.data.sets import DataError, Splits
+from realspike.data.sets import DataError, Files, Splits
 
 SENSOR = 128  # pixels, height and width
 TRAIN_SHARE = 0.9
@@ -82,14 +81,11 @@ def _end_of_header(path: Path, content: bytes) -> int:
     return start
 
 
-class CIFAR10DVS(Dataset):
+class CIFAR10DVS(Files):
     """Recordings as frames of event counts, [T, 2, size, size]."""
 
     def __init__(self, files: list[tuple[Path, int]], timesteps: int, size: int):
         self.files, self.timesteps, self.size = files, timesteps, size
-
-    def __len__(self) -> int:
-        return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.files[index]

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from realspike.data.sets import DataError, Splits
+from realspike.data.sets import DataError, Files, Splits
 from realspike.optional import require
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -28,7 +27,7 @@ _CROP_RATIO = (3 / 4, 4 / 3)
 _TEST_MARGIN = 256 / 224  # the shorter side is this much longer than the central crop
 
 
-class ImageFolder(Dataset):
+class ImageFolder(Files):
     """Images that are decoded, cropped and resized when they are asked for.
 
     Args:
@@ -54,9 +53,6 @@ class ImageFolder(Dataset):
             for label, name in enumerate(self.classes)
             for path in _images(folder / name)
         ]
-
-    def __len__(self) -> int:
-        return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:  # [3, size, size] uint8, label
         path, label = self.files[index]

@@ -46,7 +46,7 @@ def fitted(config: RunConfig, splits: Splits) -> RunConfig:
     if known.channels is not None:
         found: dict[str, object] = {"classes": len(splits.classes)}
     else:
-        found = own.facts(splits, data.classes, data.name)
+        found = own.facts(splits, data.classes, data.name, config.network.timesteps)
     for key, value in found.items():
         if getattr(data, key) not in (None, value):
             raise DataError(

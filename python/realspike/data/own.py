@@ -1,5 +1,8 @@
 """Data of the user's own: what they may be, and what is found out about them."""
 
+import math
+import operator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +11,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from realspike import own
-from realspike.data.sets import DataError, InMemory, Part, Splits
+from realspike.data.sets import Chosen, DataError, Files, InMemory, Part, Splits
+from realspike.errors import UserError
 from realspike.names import shown
+
+GIVEN = "given:to_fit"  # stands for data that `realspike.fit` was given
 
 
 def load(name: str, root: Path, seed: int, timesteps: int) -> Splits:
@@ -17,8 +23,13 @@ def load(name: str, root: Path, seed: int, timesteps: int) -> Splits:
 
     Raises:
         OwnError: if it cannot be imported or called so.
-        DataError: if it returns something else than `splits_of` takes.
+        DataError: if it returns something else than `splits_of` takes, and for `GIVEN`.
     """
+    if name == GIVEN:
+        raise DataError(
+            "what realspike.fit was given has no name, so that its runs are not resumed: give "
+            "data.name=package.module:function to test on what it returns"
+        )
     function = own.find("data.name", name)
     given = {"root": root, "seed": seed, "timesteps": timesteps}
     return splits_of(own.call("data.name", name, function, given), name)
@@ -29,8 +40,8 @@ def splits_of(data: object, name: str) -> Splits:
 
     Args:
         data: A `Splits`, or a pair (training part, test part) that is used as it is, without a
-            mean and a deviation. A part is a data set of (sample, label) that has a length, or a
-            pair of tensors (samples, labels).
+            mean and a deviation, and read in the process that trains. A part is a data set of
+            (sample, label) that has a length, or a pair of tensors (samples, labels).
         name: For messages.
 
     Raises:
@@ -42,8 +53,12 @@ def splits_of(data: object, name: str) -> Splits:
                 f"{name} must give realspike.data.Splits or a pair (training part, test part); got "
                 f"{shown(data)}"
             )
-        data = Splits(_part(data[0], f"the training part of {name}"),
-                      _part(data[1], f"the test part of {name}"), (0.0,), (1.0,))  # fmt: skip
+        data = Splits(data[0], data[1], (0.0,), (1.0,))
+    data = replace(
+        data,
+        train=_part(data.train, f"the training part of {name}"),
+        test=_part(data.test, f"the test part of {name}"),
+    )
     for part in (data.train, data.test):
         if len(part) == 0:
             raise DataError(f"{name} must have training and test samples; a part of it is empty")
@@ -51,6 +66,8 @@ def splits_of(data: object, name: str) -> Splits:
 
 
 def _part(part: Any, what: str) -> Part:
+    if isinstance(part, (InMemory, Files, Chosen, Checked)):
+        return part
     if isinstance(part, (tuple, list)) and len(part) == 2:
         samples, labels = part
         if isinstance(samples, Tensor) and isinstance(labels, Tensor):
@@ -61,59 +78,108 @@ def _part(part: Any, what: str) -> Part:
                 )
             return InMemory(samples, labels)
     if hasattr(part, "__getitem__") and hasattr(part, "__len__") and not isinstance(part, tuple):
-        return _Checked(part)
+        return Checked(part, what)
     raise DataError(
         f"{what} must be a data set with a length or a pair of tensors (samples, labels); got "
         f"{shown(part)}"
     )
 
 
-class _Checked(Dataset):
-    """A data set whose samples all have the shape of the first."""
+class Checked(Dataset):
+    """A data set whose samples are all as the first: tensors of its shape and dtype, with labels.
 
-    def __init__(self, dataset):
-        self.dataset, self.epoch = dataset, 0
+    Args:
+        dataset: Of (sample, label).
+        what: It is, for messages.
+
+    Attributes:
+        limit: What labels must be below.
+    """
+
+    def __init__(self, dataset, what: str):
+        self.dataset, self.what, self.epoch, self.limit = dataset, what, 0, math.inf
         self.classes = getattr(dataset, "classes", None)
-        self.shape: torch.Size | None = None
+        self.first: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        sample, label = self.dataset[index]
+        what = f"sample {index} of {self.what}"
+        try:
+            item = self.dataset[index]
+        except UserError:
+            raise
+        except Exception as error:  # whatever it does
+            raise DataError(f"{what} cannot be read: {own.said(error)}") from error
+        if not isinstance(item, (tuple, list)) or len(item) != 2:
+            raise DataError(f"{what} must be a pair (sample, label); got {shown(item)}")
+        sample, label = item
         if not isinstance(sample, Tensor):
-            raise DataError(f"sample {index} must be a tensor; got {shown(sample)}")
-        self.shape = self.shape or sample.shape
-        if sample.shape != self.shape:
+            raise DataError(f"{what} must be a tensor; got {shown(sample)}")
+        first = self.first = sample if self.first is None else self.first
+        if (sample.shape, sample.dtype) != (first.shape, first.dtype):
             raise DataError(
-                f"sample {index} must have the shape {list(self.shape)} of the first; got "
-                f"{list(sample.shape)}"
+                f"{what} must have the shape {list(first.shape)} and dtype {first.dtype} of the "
+                f"first; got {list(sample.shape)} and {sample.dtype}"
             )
-        return sample, int(label)
+        try:
+            number = operator.index(label)
+        except (TypeError, RuntimeError, ValueError):
+            raise DataError(f"the label of {what} must be an integer; got {shown(label)}") from None
+        if not 0 <= number < self.limit:
+            raise DataError(
+                f"the label of {what} must be at least 0 and below {self.limit}; got {number}"
+            )
+        return sample, number
 
 
-def facts(splits: Splits, classes: "int | None", name: str) -> dict:
+def facts(splits: Splits, classes: "int | None", name: str, timesteps: int) -> dict:
     """Return ``classes``, ``channels``, ``image_size`` and ``encoding`` of data.
 
     Args:
-        classes: As configured; None: as many as the training part has ``classes``, or, of labels
-            in memory, one more than the largest.
+        splits: The data, which are told what labels must be below.
+        classes: As configured; None: as many as the splits, or their training part, have
+            ``classes``, or, of labels in memory, one more than the largest.
+        name: For messages.
+        timesteps: How many frames a sample must have, if it has any.
 
     Raises:
         DataError: if samples are no images [C, S, S] or frames [T, C, S, S] of uint8 or float32, or
-            labels are no classes.
+            labels are no classes, or for a mean and a deviation of another number of channels.
     """
-    sample, _ = splits.train[0]
+    (sample, _), (tested, _) = splits.train[0], splits.test[0]
     shape, encoding = list(sample.shape), "frames" if sample.dim() == 4 else "direct"
     if sample.dim() not in (3, 4) or shape[-1] != shape[-2]:
         raise DataError(
             f"samples of {name} must be square images [C, S, S] or frames [T, C, S, S]; got {shape}"
         )
-    if sample.dtype not in (torch.uint8, torch.float32):
-        raise DataError(f"samples of {name} must be uint8 or float32; got {sample.dtype}")
-    names = getattr(splits.train, "classes", None)
+    if sample.dim() == 4 and len(sample) != timesteps:
+        raise DataError(
+            f"samples of {name} have {len(sample)} frames, and network.timesteps is {timesteps}"
+        )
+    for each in (sample, tested):
+        if each.dtype not in (torch.uint8, torch.float32):
+            raise DataError(f"samples of {name} must be uint8 or float32; got {each.dtype}")
+    if tested.shape != sample.shape:
+        raise DataError(
+            f"all samples of {name} must be of shape {shape}; got {list(tested.shape)} in its test "
+            "part"
+        )
+    for what, values in (("mean", splits.mean), ("std", splits.std)):
+        try:
+            numbers = [float(value) for value in values]
+        except (TypeError, ValueError):
+            numbers = []
+        smallest = 0.0 if what == "std" else -math.inf
+        if len(numbers) not in (1, shape[-3]) or not all(smallest < n < math.inf for n in numbers):
+            raise DataError(
+                f"the {what} of {name} must be {shape[-3]} finite numbers, one per channel"
+                f"{', above 0' * (what == 'std')}; got {shown(values)}"
+            )
+    names = splits.classes or getattr(splits.train, "classes", None)
     if classes is None and names is not None:
-        classes = len(names)
+        classes = names if isinstance(names, int) else len(names)
     for part in (splits.train, splits.test):
         if not isinstance(part, InMemory):
             continue
@@ -125,12 +191,10 @@ def facts(splits: Splits, classes: "int | None", name: str) -> dict:
             raise DataError(
                 f"labels of {name} must be from 0 to {classes - 1}; they are from {low} to {high}"
             )
-        if list(part.samples.shape[1:]) != shape:
-            raise DataError(
-                f"all samples of {name} must be of shape {shape}; got "
-                f"{list(part.samples.shape[1:])}"
-            )
     if classes is None:
         raise DataError(f"how many classes {name} has is unknown: give data.classes=N")
+    for part in (splits.train, splits.test):
+        if isinstance(part, Checked):
+            part.limit = classes
     return {"classes": classes, "channels": shape[-3], "image_size": shape[-1],
             "encoding": encoding}  # fmt: skip

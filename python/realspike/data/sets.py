@@ -4,6 +4,7 @@ import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -46,6 +47,15 @@ class InMemory(Dataset):
         return self.samples[chosen], self.labels[chosen]
 
 
+class Files(Dataset):
+    """Samples that are read when they are asked for, from ``files``: (path, label) of each."""
+
+    files: list[tuple[Path, int]]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
 class Chosen(Dataset):
     """Some samples of another data set."""
 
@@ -67,8 +77,8 @@ def _by_class(dataset: Part, seed: int) -> list[torch.Tensor]:
     labels = torch.zeros(len(dataset), dtype=torch.int64)
     if isinstance(dataset, InMemory):
         labels = dataset.labels
-    elif (files := getattr(dataset, "files", None)) is not None:
-        labels = torch.tensor([label for _, label in files])
+    elif isinstance(dataset, Files):
+        labels = torch.tensor([label for _, label in dataset.files])
     generator = torch.Generator().manual_seed(seed)
     found = []
     for label in labels.unique():
@@ -82,10 +92,10 @@ def _part(dataset: Part, like: Part, indices: Tensor) -> Part:
     chosen = indices.sort().values.tolist()
     if isinstance(dataset, InMemory):
         return InMemory(*dataset.__getitems__(chosen))
-    if (files := getattr(dataset, "files", None)) is None:
+    if not isinstance(dataset, Files):
         return Chosen(dataset, chosen)
     part: Any = copy.copy(like)
-    part.files = [files[index] for index in chosen]
+    part.files = [dataset.files[index] for index in chosen]
     return part
 
 
@@ -145,7 +155,7 @@ class Splits:
             if isinstance(part, InMemory):
                 for tensor in (part.samples, part.labels):
                     seen.update(tensor.contiguous().numpy().data)
-            for path, label in getattr(part, "files", ()):
+            for path, label in part.files if isinstance(part, Files) else ():
                 name = f"{label} {path.parent.name}/{path.name}\0"
                 seen.update(name.encode("utf-8", "surrogateescape"))
         return seen.hexdigest()

@@ -15,6 +15,7 @@ import realspike_ops as rso
 from realspike import checkpoint
 from realspike.checkpoint import FOLDED_FORMAT, CheckpointError
 from realspike.config.network_config import NetworkConfig
+from realspike.first_input import example_input
 from realspike.inspect import trained_file
 from realspike.inspect.trained_file import Trained
 from realspike.optional import require
@@ -61,7 +62,7 @@ def load(path: Path, overrides: Sequence[str] = (), allow: Collection[str] = ())
         config = NetworkConfig.from_dict(checkpoint.json_object(metadata, _CONFIG))
         record = checkpoint.json_object(metadata, _RECORD)
         network = rso.load_folded(path)
-        _try(network, trained_file.example_input(config), config.classes)
+        _try(network, example_input(config), config.classes)
     except (ValueError, OSError) as error:
         raise CheckpointError(f"cannot load the folded network {path}: {error}") from error
     run = trained_file.config_of(config, record, overrides)

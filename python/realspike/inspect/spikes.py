@@ -1,9 +1,30 @@
-"""Reading the spikes out of a network while it runs."""
+"""Reading the spikes out of a network while it runs, and what they are."""
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from realspike.config.network_config import NetworkConfig
+from realspike.own import is_own
 from realspike_ops import RealSpikeLIF
+
+
+def kinds_of_spikes(network: nn.Module, config: NetworkConfig) -> tuple[list[NetworkConfig], str]:
+    """Return the configuration for every kind of spikes in a network, and T.
+
+    Of a network of the user's own its LIF layers say what they are, which may be several kinds or
+    none: a configuration need not be what its class made.
+    """
+    if not is_own(config.architecture):
+        return [config], str(config.timesteps)
+    lifs = [module for module in network.modules() if isinstance(module, RealSpikeLIF)]
+    kinds = dict.fromkeys((lif.granularity, lif.emission) for lif in lifs)
+    timesteps = sorted({lif.timesteps for lif in lifs})
+    return (
+        [replace(config, granularity=shared, emission=emitted) for shared, emitted in kinds],
+        " or ".join(map(str, timesteps)),
+    )
 
 
 @torch.no_grad()

@@ -4,7 +4,6 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from realspike import checkpoint, data, files, own
@@ -13,7 +12,9 @@ from realspike.config import run_config
 from realspike.config.network_config import NetworkConfig
 from realspike.config.run_config import ConfigError, RunConfig
 from realspike.data.loader import evaluation_loader
+from realspike.data.own import GIVEN
 from realspike.data.preprocess import Preprocess
+from realspike.first_input import example_input
 from realspike.names import nearest, shown
 from realspike.progress import track
 
@@ -49,10 +50,13 @@ class Trained:
             OwnError: if they are of the user's own, and not allowed.
         """
         try:
-            own.check_allowed("data set", self.config.data.name, self.allow)
+            if (name := self.config.data.name) != GIVEN:  # which is nothing to import
+                own.check_allowed("data set", name, self.allow)
         except own.OwnError as error:
             raise CheckpointError(f"{self.source}: {error}") from error
-        splits = data.load(self.config).hold_out(self.config.data.held_out)
+        splits = data.load(self.config)
+        data.fitted(self.config, splits)
+        splits = splits.hold_out(self.config.data.held_out)
         classes = self.record.get("classes")
         if classes and classes != list(splits.classes):
             raise data.DataError(
@@ -69,11 +73,6 @@ class Trained:
     def example_input(self) -> Tensor:
         """Return an input of the right shape for one sample."""
         return example_input(self.network_config)
-
-
-def example_input(config: NetworkConfig) -> Tensor:  # [1, Cin, S, S], for frames [T, Cin, S, S]
-    count = config.timesteps if config.encoding == "frames" else 1
-    return torch.zeros(count, config.in_channels, config.image_size, config.image_size)
 
 
 def load(path: Path, overrides: Sequence[str] = (), allow: Collection[str] = ()) -> Trained:

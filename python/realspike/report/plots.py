@@ -133,7 +133,8 @@ def training_curves(curves: Sequence[Curve]):
     )
     for text in legend.get_texts():
         text.set_parse_math(False)  # a folder may have a $ in its name
-    loss_axes.set_yscale("log")
+    if any(record["train_loss"] > 0 for curve in curves for record in curve.history):
+        loss_axes.set_yscale("log")
     loss_axes.set_title("Training loss", loc="left", fontsize=11, color=INK)
     loss_axes.set_ylabel("cross-entropy [nat]", color=INK)
     for axes in (accuracy_axes, loss_axes):

@@ -17,11 +17,11 @@ from realspike.files import make_writable_folder, write_atomically
 from realspike.inspect import trained_file
 from realspike.inspect.activity import entropy_table, record_activity
 from realspike.inspect.kernels import find_readings, kernel_differences
-from realspike.inspect.spikes import record_spikes
+from realspike.inspect.spikes import kinds_of_spikes, record_spikes
 from realspike.inspect.trained_file import Trained
 from realspike.report import plots, run_plots
 
-SAMPLES = 256  # of the test data, behind rates and entropies
+SAMPLES = 256
 SHOWN_CHANNELS = 6
 LARGEST = 2**28  # bytes of a folded network that a report holds; `realspike fold` has no such limit
 FOLDER = "plots"
@@ -74,6 +74,7 @@ def write(
     others: Sequence[Path] = (),
     overrides: Sequence[str] = (),
     allow: Collection[str] = (),
+    samples: int = SAMPLES,
 ) -> Path:
     """Draw the pictures of a run into ``plots`` in its folder, and write ``report.html``.
 
@@ -83,6 +84,7 @@ def write(
             network's (Fig. 5).
         overrides: Changes of the data's keys, such as ``data.root=...``.
         allow: What of the user's own may be imported, see `realspike.checkpoint.load`.
+        samples: Of the test data, behind rates and entropies.
 
     Returns:
         The page.
@@ -96,7 +98,7 @@ def write(
     out = network.source.parent
     folder = out / FOLDER
     make_writable_folder(folder)
-    batches = list(network.test_batches(SAMPLES))
+    batches = list(network.test_batches(samples))
     layers = record_activity(network.network, (inputs for inputs, _ in batches))
     real_valued = [layer for layer in layers if layer.is_real_valued]
     drawn = {
@@ -105,7 +107,7 @@ def write(
         "channels": _channels(network, batches),
         "amplitudes": run_plots.amplitude_histograms(real_valued) if real_valued else None,
         "amplitude_course": _course(network),
-        "firing_rates": run_plots.firing_rates(layers),
+        "firing_rates": run_plots.firing_rates(layers) if layers else None,
     }
     pictures = {}
     for name, figure in drawn.items():
@@ -113,9 +115,9 @@ def write(
             pictures[f"{name}.png"] = CAPTIONS[name]
             plots.write_png(figure, folder / f"{name}.png")
     page = out / PAGE
-    samples = sum(len(labels) for _, labels in batches)
+    seen = sum(len(labels) for _, labels in batches)
     folding = _folding(network, batches[0][0])
-    content = _page(network, pictures, folder, entropy_table(layers), samples, folding)
+    content = _page(network, pictures, folder, entropy_table(layers), seen, folding)
     write_atomically(page, content.encode())
     return page
 
@@ -167,13 +169,14 @@ def _curves(runs: Sequence[Trained]):
     """Draw the runs that have a record; runs of one name are told apart by their folders."""
     curves: list[plots.Curve] = []
     for run in runs:
-        config = run.network_config
-        name = f"{config.architecture} {config.spikes} T={config.timesteps}"
+        name = _title(run)
         if name in (curve.name for curve in curves):
             name = f"{name}, {run.source.parent.name}"
         history = _history(run)
         if history:
-            curves.append(plots.Curve(name, method_of(config), history))
+            kinds, _ = kinds_of_spikes(run.network, run.network_config)
+            methods = [method for method in map(method_of, kinds) if method != "none"]
+            curves.append(plots.Curve(name, (methods or ["none"])[0], history))
     return plots.training_curves(curves) if curves else None
 
 
@@ -184,6 +187,15 @@ def _course(network: Trained):
     with path.open(newline="", errors="replace") as file:
         layers = records.amplitudes(csv.DictReader(file), path)
     return run_plots.amplitude_course(layers) if layers else None
+
+
+def _title(run: Trained) -> str:
+    """Return what a network is, in a line."""
+    kinds, timesteps = kinds_of_spikes(run.network, run.network_config)
+    if not kinds:
+        return f"{run.network_config.architecture}, without spikes"
+    spikes = " and ".join(kind.spikes for kind in kinds)
+    return f"{run.network_config.architecture}, {spikes}, T = {timesteps}"
 
 
 def draw_kernels(network: Trained):
@@ -205,12 +217,15 @@ def draw_kernels(network: Trained):
 
 
 def _channels(network: Trained, batches):
-    """Draw some channels of an early layer for the first test sample."""
+    """Draw some channels of an early layer of maps for the first test sample; None without any."""
     T = network.network_config.timesteps
     frames = network.network_config.encoding == "frames"
     inputs = batches[0][0]
     inputs = inputs.unflatten(0, (T, -1))[:, 0] if frames else inputs[:1]
-    spikes = record_spikes(network.network, inputs)  # [T, 1, C, H, W] by layer
+    spikes = record_spikes(network.network, inputs)
+    spikes = {name: each for name, each in spikes.items() if each.dim() == 5}  # [T, 1, C, H, W]
+    if not spikes:
+        return None
     lifs = {name: network.network.get_submodule(name) for name in spikes}
     amplitudes: dict[str, Any] = {name: lif.amplitude for name, lif in lifs.items()}
     names = [name for name in spikes if amplitudes[name] is not None] or list(spikes)
@@ -226,7 +241,7 @@ def _channels(network: Trained, batches):
         fired.numpy(),
         None if amplitude is None else real.numpy(),
         sorted(chosen.tolist()),
-        f"Layer {name}, first test sample, timestep {busiest_step + 1} of {T} "
+        f"Layer {name}, first test sample, timestep {busiest_step + 1} of {len(spikes[name])} "
         f"({'pink: negative, ' * bool((fired < 0).any())}grey: silent)",
     )
 
@@ -234,9 +249,7 @@ def _channels(network: Trained, batches):
 def _page(
     network: Trained, pictures, folder: Path, entropies: list[dict], samples: int, folding: str
 ) -> str:
-    history = _history(network)
-    config = network.network_config
-    title = f"{config.architecture}, {config.spikes}, T = {config.timesteps}"
+    history, title = _history(network), _title(network)
     last = history[-1] if history else None
     parts = [f"<h1>{html.escape(title)} on {html.escape(network.config.data.name)}</h1>"]
     if last:
@@ -254,10 +267,10 @@ def _page(
             f"<figcaption>{html.escape(caption)}</figcaption></figure>"
         )
     parts.append(folding)
-    parts.append(
-        f"<h2>Entropy of a spike, on {samples} {network.config.data.tested_on} samples [bits]</h2>"
-    )
-    parts.append(_table(ENTROPY_HEADER, entropy_rows(entropies)))
+    if entropies:
+        on = f"{samples} {network.config.data.tested_on} samples"
+        parts.append(f"<h2>Entropy of a spike, on {on} [bits]</h2>")
+        parts.append(_table(ENTROPY_HEADER, entropy_rows(entropies)))
     parts.append("<h2>Epochs</h2>")
     header = ("epoch", "training loss", "training %", "test loss", "test %", "learning rate")
     rows = [

@@ -18,9 +18,9 @@ from realspike.config.run_config import RunConfig
 from realspike.data.loader import ResumableLoader, WorkerDied, evaluation_loader
 from realspike.data.resident import kept_on
 from realspike.data.sets import Splits
-from realspike.inspect.trained_file import example_input
+from realspike.first_input import example_input
 from realspike.networks.build import try_out
-from realspike.own import is_own
+from realspike.own import OwnError, is_own
 from realspike.train import sealed
 from realspike.train.average import Average
 from realspike.train.divergence import DivergenceCheck
@@ -46,9 +46,14 @@ class RunResult:
 
 
 def try_own(config: RunConfig, network: nn.Module) -> None:
-    if is_own(config.network.architecture):
-        wanted = config.network_config()
-        try_out(network, wanted, example_input(wanted))
+    """Refuse a network of the user's own that cannot be trained as configured."""
+    name = config.network.architecture
+    if not is_own(name):
+        return
+    wanted = config.network_config()
+    try_out(network, wanted, example_input(wanted))
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise OwnError(f"network.architecture={name} must have a parameter that is trained")
 
 
 def share(config: RunConfig, splits: Splits) -> Splits:
@@ -61,13 +66,14 @@ def _callbacks(
 ) -> list[lightning.Callback]:
     # Before the checkpoints, which contain the records.
     divergence, history = DivergenceCheck(), History(on_epoch)
-    callbacks: list[lightning.Callback] = [divergence, history, Statistics(config, history)]
+    notes = Statistics(config, history)
+    callbacks: list[lightning.Callback] = [divergence, history, notes]
     if config.training.ema:
         callbacks.append(Average(config.training.ema))
     if console is not None and rank() == 0:
         samples = len(splits.train), len(splits.test)
         callbacks.append(Reporting(console, config, history, samples))
-    return [*callbacks, Saving(out, config, history, divergence, splits)]
+    return [*callbacks, Saving(out, config, history, notes, divergence, splits)]
 
 
 def fit_network(

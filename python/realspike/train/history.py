@@ -28,7 +28,8 @@ class History(lightning.Callback):
         self._test = torch.zeros(3, dtype=torch.float64)
         self._rate = 0.0
 
-    def on_train_epoch_start(self, trainer, module) -> None:
+    def on_train_start(self, trainer, module) -> None:
+        # An epoch that was begun by the run before this one does not start again.
         self._train = self._train.to(module.device)
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
@@ -74,13 +75,17 @@ class History(lightning.Callback):
 
     def load_state_dict(self, state: dict) -> None:
         self.records = state["records"]
-        # The sum of all processes is saved.
-        first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
-        self._train = state["train"] if first else torch.zeros_like(state["train"])
+        self._train = of_first_process(state["train"])
 
 
 def _total(trainer, sums: Tensor) -> Tensor:
     return trainer.strategy.reduce(sums.clone(), reduce_op="sum")
+
+
+def of_first_process(sums: Tensor) -> Tensor:
+    """Return sums of all processes, which were saved, in the first one, and zeros in the others."""
+    first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    return sums if first else torch.zeros_like(sums)
 
 
 def write_csv(path: Path, records: list[dict]) -> None:

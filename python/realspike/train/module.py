@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from realspike.config.run_config import RunConfig
 from realspike.data.preprocess import Preprocess
 from realspike.data.transfer import sent
-from realspike.inspect.trained_file import example_input
+from realspike.first_input import example_input
 from realspike.train.captured import Captured, CudaGraphs
 from realspike.train.optimizer import adamw, sgd
 from realspike.train.placement import Placement

@@ -1,6 +1,7 @@
 """The optimizers that step the weights."""
 
 import math
+import re
 from collections import defaultdict
 from typing import Any
 
@@ -15,7 +16,9 @@ from realspike_ops import RealSpikeLIF
 # the smallest of all others, vary by 3e-5 and more (docs/results/cifar10_search.md).
 _AMPLITUDE_EPS = 1e-5
 _SQUARES = 0.999  # the second beta of Adam
-_DECAYED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_DECAYED = (nn.modules.conv._ConvNd, nn.Linear)
+# With those of which a weight is made: `torch.nn.utils.parametrizations`, `prune`, `weight_norm`.
+_WEIGHT = re.compile(r"(parametrizations\.)?weight")
 
 
 def sgd(network: nn.Module, **options) -> torch.optim.Optimizer:
@@ -57,19 +60,26 @@ def optimizer_of(
         adam_amplitudes: Step the amplitudes by Adam, whose steps are of the learning rate's size
             however small the gradient is, unless it is below 1e-5.
     """
-    decayed = [m.weight for m in network.modules() if isinstance(m, _DECAYED)]
+    # Each once: layers may share a weight.
+    decayed = dict.fromkeys(
+        parameter
+        for module in network.modules()
+        if isinstance(module, _DECAYED)
+        for name, parameter in module.named_parameters()
+        if _WEIGHT.match(name)
+    )
     rates = {
         lif.amplitude: (lr if amplitude_lr is None else amplitude_lr)
         / (math.sqrt(lif.neurons_per_amplitude) if scale_amplitudes else 1)
         for lif in network.modules()
         if isinstance(lif, RealSpikeLIF) and lif.amplitude is not None
     }
-    with_rate = defaultdict(list)
+    with_rate = defaultdict(list, {lr: []})  # first, of which the rate is reported
     apart = {*decayed, *(rates if adam_amplitudes else ())}
     for parameter in network.parameters():
         if parameter not in apart:
             with_rate[rates.get(parameter, lr)].append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, *_undecayed(with_rate)]
+    groups = [{"params": [*decayed], "weight_decay": weight_decay}, *_undecayed(with_rate)]
     optimizer = _made(kind, groups, lr, momentum)
     if not (adam_amplitudes and rates):
         return optimizer

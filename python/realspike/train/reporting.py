@@ -6,6 +6,7 @@ import lightning.pytorch as lightning
 import torch
 
 from realspike.config.run_config import RunConfig
+from realspike.inspect.spikes import kinds_of_spikes
 from realspike.progress import bar
 from realspike.train.history import History
 from realspike.train.readback import Readback
@@ -46,12 +47,13 @@ class Reporting(lightning.Callback):
         processes = f" in {trainer.world_size} processes" if trainer.world_size > 1 else ""
         count = torch.get_num_threads() if module.device.type == "cpu" else 0
         threads = f", {count} thread{'s' * (count > 1)}" if count else ""
-        ternary = ", ternary" if network.emission == "ternary" else ""
+        kinds, timesteps = kinds_of_spikes(module.network, self.config.network_config())
+        names = [f"{k.granularity}{', ternary' * (k.emission == 'ternary')}" for k in kinds]
+        spikes = f"{' and '.join(names)}, T = {timesteps}" if names else "no spikes"
         self._line(
-            f"{network.architecture}, {network.granularity}{ternary}, T = {network.timesteps}, "
-            f"{parameters:,} parameters, on {module.device}{threads}{processes}: "
-            f"{train:,} training and {test:,} {self.config.data.tested_on} samples of "
-            f"{self.config.data.name}"
+            f"{network.architecture}, {spikes}, {parameters:,} parameters, "
+            f"on {module.device}{threads}{processes}: {train:,} training and {test:,} "
+            f"{self.config.data.tested_on} samples of {self.config.data.name}"
         )
         # An epoch that was begun by the run before this one does not start again.
         self._began = self._shown = self._epoch_began = self.clock()

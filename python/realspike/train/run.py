@@ -1,5 +1,6 @@
 """Starting and resuming a run."""
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,13 +11,13 @@ from realspike import checkpoint, environment, files
 from realspike import data as data_module
 from realspike.config import run_config
 from realspike.config.network_config import NetworkConfig
-from realspike.config.run_config import RunConfig
-from realspike.data.own import splits_of
+from realspike.config.run_config import ConfigError, RunConfig
+from realspike.data.own import GIVEN, splits_of
 from realspike.data.sets import Splits
 from realspike.errors import RunError
+from realspike.first_input import build_with_sizes, example_input
 from realspike.inspect import trained_file
-from realspike.inspect.trained_file import example_input
-from realspike.networks import build
+from realspike.names import shown
 from realspike.networks.layers import draw_amplitudes
 from realspike.train.fitting import RunResult, fit_network, share, try_own
 from realspike.train.folder import (
@@ -30,8 +31,6 @@ from realspike.train.folder import (
 from realspike.train.placement import placement, rank
 from realspike.train.saving import RESUME_FILE, network_tensors, write_results
 from realspike_ops import RealSpikeLIF
-
-_GIVEN_DATA = "given:to_fit"  # data that a configuration cannot name
 
 
 def start(config: RunConfig, out: Path, **options) -> RunResult:
@@ -84,7 +83,8 @@ def fit(
         on_epoch: Called with the record of every epoch.
         console: See `realspike.output.console`; where the progress is printed. None: nowhere.
         settings: Keys of a configuration, such as ``epochs=10``, ``learning_rate=0.05`` or
-            ``optimizer="adamw"``; `realspike train --help` lists them.
+            ``optimizer="adamw"``; `realspike train --help` lists them. Those of the network, and
+            where the data are, cannot be set here.
 
     Returns:
         The records, epoch by epoch, and the signal that stopped the run, or 0. The network is left
@@ -93,10 +93,13 @@ def fit(
     Raises:
         RunError: if ``out`` holds a run already, another process trains in it, or it cannot be
             written to.
-        ConfigError: for an unknown or impossible setting.
+        TypeError: if ``network`` is no `nn.Module`.
+        ConfigError: for an unknown or impossible setting, and a network that was made for others.
         OwnError, DataError: if the network does not classify the data, or they are no such data.
         Diverged: if the loss or a weight is not finite; the checkpoints before are kept.
     """
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"network must be an nn.Module; got {shown(network)}")
     out = Path(out)
     check_free(out)
     splits = splits_of(data, "data")
@@ -106,6 +109,7 @@ def fit(
         raise TypeError(f"config and {min(settings)} must not be given together")
     # What cannot be done is refused before there is a folder.
     share(config, splits)
+    _check_made_for(config, network)
     try_own(config, network)
     _begin(config, network)
     placement(config)
@@ -122,7 +126,7 @@ def fit(
 def _config_of(network: nn.Module, settings: dict) -> RunConfig:
     """Return the configuration of a run of a network that the caller made."""
     made = getattr(network, "config", None)
-    values: dict[str, object] = {"data.name": _GIVEN_DATA}
+    values: dict[str, object] = {"data.name": GIVEN}
     if isinstance(made, NetworkConfig):
         section = RunConfig().to_dict()["network"]
         values |= {f"network.{key}": getattr(made, key) for key in section}
@@ -132,9 +136,26 @@ def _config_of(network: nn.Module, settings: dict) -> RunConfig:
         for lif in network.modules():
             if isinstance(lif, RealSpikeLIF):
                 values["network.timesteps"] = lif.timesteps
+                for key in {"granularity", "emission"} & inspect.signature(kind).parameters.keys():
+                    values[f"network.{key}"] = getattr(lif, key)
     for key, value in settings.items():
-        values[".".join(run_config.resolve_key(key))] = value
+        section, name = run_config.resolve_key(key)
+        if section == "network" or (section, name) in (("data", "name"), ("data", "root")):
+            what = "network" if section == "network" else "data"
+            raise ConfigError(f"{section}.{name} cannot be set: it is of the {what} given to fit")
+        values[f"{section}.{name}"] = value
     return RunConfig().replaced(**values)
+
+
+def _check_made_for(config: RunConfig, network: nn.Module) -> None:
+    """Refuse a network of ours that was made for another configuration than is written down."""
+    made, wanted = getattr(network, "config", None), config.network_config()
+    if isinstance(made, NetworkConfig) and made != wanted:
+        key = next(k for k, v in made.to_dict().items() if v != getattr(wanted, k))
+        raise ConfigError(
+            f"the network was made with {key}={getattr(made, key)}, and the configuration and the "
+            f"data have {getattr(wanted, key)}"
+        )
 
 
 def _begin(config: RunConfig, network: nn.Module) -> None:
@@ -146,7 +167,7 @@ def _begin(config: RunConfig, network: nn.Module) -> None:
 
 
 def _network_of(config: RunConfig) -> nn.Module:
-    return build(config.network_config(), config.training.seed)
+    return build_with_sizes(config.network_config(), config.training.seed)
 
 
 def resume(
@@ -220,7 +241,7 @@ def _check_single_samples(config: RunConfig) -> None:
     """Refuse batches of one sample where a batch norm sees one value per channel."""
     network = config.network_config()
     try:
-        build(network, seed=0)(example_input(network))
+        build_with_sizes(network, seed=0)(example_input(network))
     except ValueError as error:
         raise RunError(
             f"{network.architecture} with timesteps={network.timesteps} cannot be trained on "

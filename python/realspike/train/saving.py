@@ -45,6 +45,7 @@ class Saving(lightning.Callback):
         out: The run's folder.
         config: Of the run.
         history: Goes into the record beside the network.
+        notes: Travel with it.
         divergence: Asked before anything is saved.
         splits: What is trained on, which the checkpoint tells from other data.
     """
@@ -54,11 +55,13 @@ class Saving(lightning.Callback):
         out: Path,
         config: RunConfig,
         history: History,
+        notes: statistics.Statistics,
         divergence: DivergenceCheck,
         splits: Splits,
     ):
         self._data, self._classes = splits.digest(), list(splits.classes)
-        self.out, self.config, self.history, self.divergence = out, config, history, divergence
+        self.out, self.config, self.divergence = out, config, divergence
+        self.gathered = history, notes
         self._signal = 0
         self._epoch_ended = False
         self._handlers: dict = {}
@@ -91,7 +94,8 @@ class Saving(lightning.Callback):
             return
         if signum := self._asked_to_stop(trainer, module):
             self.divergence.check(trainer, module)
-            self.history.gather(trainer)
+            for each in self.gathered:
+                each.gather(trainer)
             self._save(trainer, epoch_ended=False)
             raise Stopped(signum)
 

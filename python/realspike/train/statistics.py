@@ -16,7 +16,7 @@ import torch
 from realspike.config.run_config import RunConfig
 from realspike.files import write_atomically
 from realspike.records import LAYERS_FILE
-from realspike.train.history import History
+from realspike.train.history import History, of_first_process
 from realspike.train.readback import Readback
 from realspike_ops import RealSpikeLIF
 
@@ -40,7 +40,8 @@ class Statistics(lightning.Callback):
         self.steps: list[dict] = []
         self.layers: list[dict] = []
         self.seconds = 0.0  # of training and testing, in all the processes that the run has had
-        self._sums = torch.zeros(3, dtype=torch.float64)  # since the last note
+        # Since the last note; seconds are those of processes before.
+        self._sums, self._since = torch.zeros(3, dtype=torch.float64), 0.0
         self._pending: tuple[Any, dict, float, Readback] | None = None
         self._amplitudes: dict[str, dict] = {}
         self._fired: dict[str, torch.Tensor] = {}
@@ -48,7 +49,9 @@ class Statistics(lightning.Callback):
         self._handles: list = []
 
     def on_train_start(self, trainer, module) -> None:
-        self._last = self._noted = self.clock()
+        self._last = self.clock()
+        self._noted, self._since = self._last - self._since, 0.0
+        self._sums = self._sums.to(module.device)
 
     def on_train_epoch_start(self, trainer, module) -> None:
         self._sums = torch.zeros(3, dtype=torch.float64, device=module.device)
@@ -149,13 +152,24 @@ class Statistics(lightning.Callback):
             metrics = {f"hp/{name}": last[name] for name in ("test_accuracy", "test_loss")}
             trainer.logger.log_hyperparams(keys, metrics)
 
+    def gather(self, trainer) -> None:
+        """Make the sums those of all processes, before a checkpoint in the middle of an epoch."""
+        self._sums = trainer.strategy.reduce(self._sums.clone(), reduce_op="sum")
+        self._tick(self.clock())
+        self._since = self._last - self._noted
+
     def state_dict(self) -> dict:
         self._note()
-        return {"steps": self.steps, "layers": self.layers, "seconds": self.seconds}
+        return {
+            **{"steps": self.steps, "layers": self.layers, "seconds": self.seconds},
+            **{"sums": self._sums.cpu(), "since": self._since},
+        }
 
     def load_state_dict(self, state: dict) -> None:
         self.steps, self.layers = [*state["steps"]], [*state["layers"]]
         self.seconds = state["seconds"]
+        if "sums" in state:  # which older checkpoints have not
+            self._sums, self._since = of_first_process(state["sums"]), state["since"]
 
 
 def write(out: Path, state: dict) -> None:
