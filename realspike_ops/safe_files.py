@@ -28,7 +28,14 @@ def to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> byte
     Raises:
         ImportError: if safetensors is not installed.
     """
-    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    held: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        # A file has every tensor once for each of its names.
+        held[name] = tensor.clone() if storage in storages else tensor
+        storages.add(storage)
     content = package("safetensors.torch").save(held, dict(metadata))
     # The library writes the metadata in an order that differs from process to process.
     (length,) = struct.unpack("<Q", content[:8])

@@ -2,9 +2,11 @@
 
 import operator
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from realspike_ops.convert import record
@@ -13,14 +15,16 @@ from realspike_ops.convert.neurons import (
     Neuron,
     Recorded,
     RecordedLayer,
+    of_timesteps,
     stand_in,
     torch_class,
 )
+from realspike_ops.convert.proof import Functions, prove
 from realspike_ops.nn import DirectEncoding, MeanOverTime, RealSpikeLIF, SumOverTime
 from realspike_ops.nn.synapses.fold_into_weight import BATCH_NORMS
 from realspike_ops.reparam.errors import ReparameterizationError
 from realspike_ops.reparam.trace.names import describe
-from realspike_ops.reparam.trace.sizes import batch_size
+from realspike_ops.reparam.trace.sizes import batch_size, is_of_batch
 from realspike_ops.reparam.trace.trace import drop_unused
 
 
@@ -46,6 +50,9 @@ class Conversion:
     def __init__(self, root, timesteps: int, granularity: str, neuron: Neuron, norms: bool):
         self.root, self.timesteps, self.granularity = root, timesteps, granularity
         self.neuron, self.norms_at_threshold = neuron, norms
+        # The layers that this adds, by their names.
+        self.encoding: str | None = None
+        self.average: str | None = None
         some = next((p for p in root.parameters() if p.is_floating_point()), torch.empty(0))
         self.where: dict[str, Any] = {"device": some.device, "dtype": some.dtype}
 
@@ -66,7 +73,7 @@ class Conversion:
             for name, found in neurons.items()
         }
         count = self.timesteps if time == "split" else 1
-        self.graph, self.rows = record.record(model, example, stand_ins, count)
+        self.graph, self.rows, as_written = record.record(model, example, stand_ins, count)
         drop_unused(self.graph)
         self._strip(prefix)
         if self._roll_loops():
@@ -82,6 +89,9 @@ class Conversion:
         if time == "encode":
             self._encode([*sites])
         self.calls: Counter = Counter()
+        self.starts: list[tuple[Tensor, float]] = []  # of norms, once all else is proven
+        # What neurons take the place of, by their names; None: neurons of another library.
+        self.replaced: dict[str, Callable[[Tensor], Tensor] | None] = {}
         for node, found in sites.items():
             self._fire(node, found)
         if time in ("inside", "split"):
@@ -89,7 +99,26 @@ class Conversion:
                 self._run_over_time(node)
         if time in ("encode", "frames"):
             self._average()
-        return self._result()
+        result = self._result()
+        self._prove(as_written, result, example, time)
+        for weight, start in self.starts:
+            nn.init.constant_(weight, start)
+        return result
+
+    def _prove(self, model: nn.Module, result: fx.GraphModule, example: Tensor, time: str) -> None:
+        """Run both with what neurons stand for in their place; over time, with its timesteps."""
+        runs_over_time = time in ("inside", "split")
+        for module in model.modules():
+            if isinstance(module, Recorded) and runs_over_time:
+                module.timesteps = self.timesteps
+        neurons: Functions = {}
+        for name, function in self.replaced.items():
+            neurons[name] = function or (
+                lambda x: of_timesteps(x, self.timesteps if runs_over_time else 1)
+            )
+        frames = time in ("split", "frames")
+        time_layers = self.encoding, self.average
+        prove(model, result, example, self.timesteps, neurons, *time_layers, frames)
 
     def _roll_loops(self) -> bool:
         """Make one call of T calls of each neuron; return whether there are any."""
@@ -209,6 +238,7 @@ class Conversion:
         readers = [*place.users]
         with graph.inserting_after(place):
             encoding = self._call(self._free("", "encoding"), place, DirectEncoding(self.timesteps))
+        self.encoding = str(encoding.target)
         encoding.meta.update(val=place.meta["val"])
         for reader in readers:
             if reader.target is not batch_size:
@@ -238,7 +268,6 @@ class Conversion:
 
     def _average(self) -> None:
         graph, ends = self.graph.graph, self._ends()
-        mean = None
         for end in dict.fromkeys(ends.values()):
             if self._shape_of(end)[:1] != (self.rows,):
                 raise ReparameterizationError(
@@ -246,8 +275,14 @@ class Conversion:
                     "behind its first dimension, which is not the batch: nothing can be averaged "
                     "over time"
                 )
+            if not end.meta["val"].is_floating_point():
+                raise ReparameterizationError(
+                    f"{describe(end)} is an output of {end.meta['val'].dtype}, which cannot be "
+                    "averaged over time: return the scores, and choose among them outside of the "
+                    "model"
+                )
             readers = [*end.users]
-            name = mean = mean or self._free("", "mean_over_time")
+            name = self.average = self.average or self._free("", "mean_over_time")
             with graph.inserting_after(end):
                 averaged = self._call(name, end, MeanOverTime(self.timesteps))
             behind = {n for output, e in ends.items() if e is end for n in _chain(output, end)}
@@ -267,9 +302,14 @@ class Conversion:
         shape = current.meta["val"].shape
         splits = shape[0] == self.timesteps
         sizes = shape[2:] if splits else shape[1:]
+        if not any(map(is_of_batch, shape[splits : splits + 1])) or any(map(is_of_batch, sizes)):
+            raise ReparameterizationError(
+                f"{describe(node)} reads a tensor whose first dimension is not the batch: it must "
+                "be [B, C, ...]"
+            )
         if len(sizes) == 0 or (neuron is not self.neuron and neuron.splits_time != splits):
             raise ReparameterizationError(
-                f"{describe(node)} reads {len(shape)} dimensions, the first of {shape[0]}; it "
+                f"{describe(node)} reads {len(shape)} dimensions; it "
                 + (f"must be [{self.timesteps}, B, C, ...]" if neuron.splits_time else "must be")
                 + " [B, C, ...]"
             )
@@ -278,6 +318,8 @@ class Conversion:
         if self.norms_at_threshold:
             self._start_norms(current, lif.v_threshold)
         name = self._name(node)
+        relu = F.relu6 if record.activation_name(self.graph, node) == "relu6" else F.relu
+        self.replaced[name] = relu if neuron is self.neuron else None
         fired = self._replaced(node, name, lif, splits)
         fired.meta.update(val=current.meta["val"])
         for old in spikes:
@@ -369,7 +411,7 @@ class Conversion:
         start = float(torch.as_tensor(threshold).detach().mean()) / max(len(norms), 1) ** 0.5
         for norm in norms:
             if norm.weight is not None:
-                nn.init.constant_(norm.weight, start)
+                self.starts.append((norm.weight, start))
 
     # --- names and modules
 

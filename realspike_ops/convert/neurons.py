@@ -44,12 +44,17 @@ class Neuron:
 
 
 class Recorded(nn.Module):
-    """Stands for a neuron of another library while forward is recorded."""
+    """Stands for a neuron of another library while forward is recorded, and where it is proven.
+
+    Attributes:
+        timesteps: T of a forward that runs over time, whose timesteps the proof tells apart.
+    """
 
     def __init__(self, neuron: Neuron):
         super().__init__()
         self.neuron = neuron
         self.was_called = self.was_reset = False
+        self.timesteps, self.calls = 1, 0
 
     def forward(self, x, state=None, *, mem=None):  # [B, ...], or [T, B, ...] if it splits time
         if self.was_reset:
@@ -58,7 +63,12 @@ class Recorded(nn.Module):
                 "starts from its rest at every forward, and goes on through all timesteps"
             )
         self.was_called = True
-        return (x.clone(), x.clone()) if self.neuron.returns_state else x.clone()
+        if self.neuron.splits_time:
+            y = of_timesteps(x.flatten(0, 1), self.timesteps).view_as(x)
+        else:
+            y = x * (1 + self.calls % self.timesteps)
+            self.calls += 1
+        return (y, x.clone()) if self.neuron.returns_state else y
 
     def reset(self):
         self.was_reset = self.was_called
@@ -67,6 +77,12 @@ class Recorded(nn.Module):
         return torch.zeros(0)
 
     init_leaky = reset_mem
+
+
+def of_timesteps(x: Tensor, timesteps: int) -> Tensor:  # [T*B, ...] -> the same
+    """Return x times a number that tells its timestep: 1 to T."""
+    numbers = torch.arange(1, timesteps + 1, device=x.device).view(-1, *(1 for _ in x.shape))
+    return (x.unflatten(0, (timesteps, -1)) * numbers).flatten(0, 1).to(x.dtype)
 
 
 class RecordedLayer(nn.Module):

@@ -23,10 +23,14 @@ _DROPOUTS = {
 _RELUS = ("relu", "relu_", "relu6")
 # Functions of one tensor that class scores go through last: the mean over time is taken before.
 AT_THE_END = ("softmax", "log_softmax", "sigmoid", "logsigmoid", "softmin", "tanh")
+# Other names of functions, and those of layers.
+_ALSO = {"leakyrelu": "leaky_relu", "logsoftmax": "log_softmax", "softmax2d": "softmax"}
+_ALSO |= {"special_softmax": "softmax", "special_log_softmax": "log_softmax"}
+_ALSO |= {"special_expit": "sigmoid", "log_sigmoid": "logsigmoid", "_threshold": "threshold"}
 _OTHERS = frozenset(
     "gelu silu mish leaky_relu leaky_relu_ elu elu_ selu selu_ celu celu_ hardswish hardsigmoid "
     "hardtanh hardtanh_ prelu rrelu rrelu_ softplus glu threshold threshold_ softsign hardshrink "
-    "softshrink tanhshrink sigmoid_ tanh_".split()
+    "softshrink tanhshrink sigmoid_ tanh_ gumbel_softmax".split()
 ).union(AT_THE_END)
 
 
@@ -35,9 +39,10 @@ def activation_name(graph: fx.GraphModule, node: fx.Node) -> str:
     if node.op == "call_module":
         layer = graph.get_submodule(str(node.target))
         kind = layer_class(type(layer)) or type(layer)
-        names = {"LeakyReLU": "leaky_relu", "LogSoftmax": "log_softmax", "Softmax2d": "softmax"}
-        return names.get(kind.__name__, kind.__name__.lower())
-    return function_name(node) if node.op in ("call_function", "call_method") else ""
+        name = kind.__name__.lower()
+    else:
+        name = function_name(node) if node.op in ("call_function", "call_method") else ""
+    return _ALSO.get(name, name)
 
 
 def is_relu(graph: fx.GraphModule, node: fx.Node) -> bool:
@@ -55,12 +60,12 @@ def is_other_activation(graph: fx.GraphModule, node: fx.Node) -> bool:
 
 def record(
     model: nn.Module, example: Tensor, stand_ins: dict[str, nn.Module], timesteps: int = 1
-) -> tuple[fx.GraphModule, int]:
+) -> tuple[fx.GraphModule, int, nn.Module]:
     """Record `model` for any batch, with modules named in `stand_ins` replaced.
 
     Returns:
-        The graph, in which dropout that `forward` switches by its mode is a layer, and the rows of
-        its input.
+        The graph, in which dropout that `forward` switches by its mode is a layer, the rows of its
+        input, and the model as it was, in eval mode.
 
     Raises:
         ReparameterizationError: for what a graph cannot do as `forward` does it, by name.
@@ -73,7 +78,7 @@ def record(
     example = example.detach().cpu()
     with torch.device("cpu"):
         _refuse_mixed_rows(copied, example, timesteps)
-        in_training = copy.deepcopy(copied).train()
+        as_written, in_training = copy.deepcopy(copied), copy.deepcopy(copied).train()
         graph, rows, batch_is_free = trace_of_any_batch(copied, example)
         if not batch_is_free:
             raise ReparameterizationError(
@@ -85,7 +90,7 @@ def record(
                 if parameter.is_floating_point():
                     parameter.add_(1)
         _honour_modes(graph, trace(in_training, rows, PRIME))
-    return graph, len(rows) * PRIME
+    return graph, len(rows) * PRIME, as_written
 
 
 def replace_modules(model: nn.Module, by_name: dict[str, nn.Module]) -> None:

@@ -5,6 +5,7 @@ one set of synapses of all these, so the encoding is folded once more, as if the
 """
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,14 +61,20 @@ def repeated_steps(folded: FoldedNetwork, real: dict[str, Step], timesteps: int)
     for name, step in real.items():
         value = modules[f"of_{name}"](*(values[source] for source in step.inputs))
         for source, one in values.items():
-            times = (timesteps, *(1 for _ in one.shape[1:]))
-            if value.shape == (timesteps * len(one), *one.shape[1:]) and torch.equal(
-                value, one.repeat(times)
-            ):
+            if _is_repeated(value, one, timesteps):
                 repeats[name] = source
                 break
         values[name] = value
     return repeats
+
+
+def _is_repeated(value: Any, one: Any, timesteps: int) -> bool:
+    """Whether a value of a step, which may be no tensor, has the rows of another at every step."""
+    if not all(isinstance(v, Tensor) and v.dim() > 0 for v in (value, one)):
+        return False
+    if value.shape != (timesteps * len(one), *one.shape[1:]):
+        return False
+    return torch.equal(value, one.repeat(timesteps, *(1 for _ in one.shape[1:])))
 
 
 def folded_encoding(

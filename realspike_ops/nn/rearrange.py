@@ -1,6 +1,5 @@
 """Moving the elements of maps about, as they are."""
 
-import torch
 from torch import Tensor, nn
 
 from realspike_ops import _checks as checks
@@ -15,7 +14,7 @@ class Rearrange(nn.Module):
     Args:
         index: [E'] int64, for every element of the result the element of the flattened map that it
             is; -1 stands for a zero.
-        shape: The shape of the result, ``(C, H, W)``, ``(C, L)`` or ``(F,)``.
+        shape: The shape of the result, ``(C, H, W)``, ``(C, L)``, ``(F,)`` or ``()``.
 
     Shape: [N, ...] -> ``[N, *shape]``.
     """
@@ -32,8 +31,7 @@ class Rearrange(nn.Module):
         x = x.flatten(1)
         # The last column, which -1 reads, is 0.
         x = nn.functional.pad(x, (0, 1))
-        maps: Tensor = torch.unflatten(x[:, self.index], 1, self.shape)
-        return maps
+        return x[:, self.index].reshape(x.shape[0], *self.shape)
 
     def extra_repr(self) -> str:
         return f"shape={list(self.shape)}"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_structure
 
 from realspike_ops import _checks as checks
 from realspike_ops import safe_files
@@ -53,9 +53,9 @@ def save_folded(
         metadata: More texts for the file's metadata, which `load_folded` passes over.
 
     Raises:
-        TypeError: if ``folded`` is not a `FoldedNetwork`.
+        TypeError: if ``folded`` is not a `FoldedNetwork`, or a tensor of a type that no file holds.
         ValueError: if its encoding holds a layer or function that the format does not know, named,
-            or a weight is not finite.
+            or a weight is not finite; if it returns other than tuples, lists and dicts.
         OSError: if the file cannot be written.
         ImportError: if safetensors is not installed.
     """
@@ -79,7 +79,9 @@ def save_folded(
     tensors = folded.state_dict()
     for name, tensor in tensors.items():
         checks.check_finite(name, tensor)
+        checks.check_dtype(name, tensor, [*_DTYPES.values()])
     own = {"format": FORMAT, "format_version": FORMAT_VERSION, "network": json.dumps(content)}
+    _check_that_it_can_be_read(folded, own)
     packed = safe_files.to_bytes(tensors, {**(metadata or {}), **own})
     path = Path(path)
     if path.exists() and not path.is_file():  # which a file would take the place of
@@ -91,6 +93,19 @@ def save_folded(
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _check_that_it_can_be_read(folded: FoldedNetwork, metadata: Mapping[str, str]) -> None:
+    try:
+        tensors = {name: tensor.to("meta") for name, tensor in folded.state_dict().items()}
+        read = _network(_content(metadata), tensors)
+    except Exception as error:  # what a reader says
+        raise ValueError(f"folded cannot be stored in a file: {error}") from error
+    if (kinds := tree_structure(folded.output)) != tree_structure(read.output):
+        raise ValueError(
+            f"folded returns {' '.join(str(kinds).split())}, and a file holds tuples, lists and "
+            "dicts alone: fold a model that returns these"
+        )
 
 
 def load_folded(path: str | Path, *, memory_limit: int = 2**30) -> FoldedNetwork:

@@ -3,6 +3,7 @@
 A layer is written as its kind and its arguments. Only the kinds that are named here are built.
 """
 
+import math
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -259,14 +260,15 @@ def arguments_in_json(name: str, value):
         }
     if value is Ellipsis:
         return {"ellipsis": True}
-    if isinstance(value, dict):
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {"dict": {key: arguments_in_json(name, item) for key, item in value.items()}}
     if isinstance(value, (tuple, list)):
         kind = "tuple" if isinstance(value, tuple) else "list"
         return {kind: [arguments_in_json(name, item) for item in value]}
-    if value is None or isinstance(value, (bool, int, float, str)):
+    is_number = isinstance(value, (bool, int, float)) and abs(value) < math.inf
+    if value is None or isinstance(value, str) or is_number:
         return {"value": value}
-    raise ValueError(f"{name!r} has an argument that JSON cannot hold: {value!r:.80}")
+    raise ValueError(f"{name!r} has what JSON cannot hold: {value!r:.80}")
 
 
 def arguments_from_json(plain: dict):

@@ -191,6 +191,24 @@ def test_shapes_and_granularities_are_those_of_each_call():
     assert [*features.state_dict()] == ["0.weight", "0.bias"]
 
 
+class Plain(nn.Module):
+    """ReLU between what PyTorch cannot see, and rows that are told apart by their timestep."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.scale = nn.Conv2d(3, 6, 3), [1.0]
+
+    def forward(self, x):
+        y = self.conv(x)
+        self.scale[0] = 3.0 - self.scale[0]
+        return F.relu(y * self.scale[0]).mean((2, 3))
+
+
+def test_what_a_forward_remembers_is_refused():
+    with pytest.raises(rso.ReparameterizationError, match=r"followed|other values|something else"):
+        rso.convert(Plain(), X, timesteps=T)
+
+
 def test_norms_start_at_the_threshold():
     network = rso.convert(ResNet(), X, timesteps=T, v_threshold=0.8, norms_at_threshold=True)
     block = network.layer1
@@ -284,6 +302,9 @@ def hooked():
 REFUSED = {
     "another activation": (nn.Sequential(nn.Conv2d(3, 6, 3), nn.GELU(), nn.ReLU()), "'1'.*gelu"),
     "a function of another": (Net(lambda s, x, y: F.leaky_relu(y)), "leaky_relu"),
+    "an activation by another name": (Net(lambda s, x, y: F.threshold(y, 0, 0)), "threshold"),
+    "a special function": (Net(lambda s, x, y: torch.special.expit(y) * y), "sigmoid"),
+    "log-sigmoid in the middle": (Net(lambda s, x, y: 2 * F.logsigmoid(y)), "logsigmoid"),
     "sigmoid in the middle": (Net(lambda s, x, y: s.fc((y * y.sigmoid()).flatten(1))), "sigmoid"),
     "no neurons": (nn.Sequential(nn.Conv2d(3, 6, 3)), "no ReLU"),
     "ours": (nn.Sequential(nn.Conv2d(3, 6, 3), rso.RealSpikeLIF(2), nn.ReLU()), "'1'.*converted"),
@@ -306,6 +327,19 @@ REFUSED = {
     ),
     "values": (Net(lambda s, x, y: y if y.max() > 0 else x), "values"),
     "a hook": (hooked(), "'0.0'.*hook"),
+    "the number of a class": (Net(lambda s, x, y: s.fc(y.flatten(1)).argmax(1)), "argmax.*int64"),
+    "channels first": (
+        Net(lambda s, x, y: F.relu(s.conv(x).transpose(0, 1)).transpose(0, 1)),
+        "relu_1.*not the batch",
+    ),
+    "two views side by side": (
+        Net(lambda s, x, y: s.fc(F.relu(s.conv(torch.cat([x, x.flip(3)]))).flatten(1)).chunk(2)[0]),
+        "'relu' would take images for timesteps",
+    ),
+    "rows in another order": (
+        Net(lambda s, x, y: s.fc(y.flatten(1)).repeat_interleave(2, 0).unflatten(0, (2, -1))[0]),
+        "neighbours|cannot be followed: the output would be another",
+    ),
     "rows but one": (Net(lambda s, x, y: s.fc(y[: x.shape[0] - 1].flatten(1))), "batch"),
 }
 

@@ -253,6 +253,8 @@ class Repeating(nn.Module):
         lambda x: x.repeat(4, 1, 1, 1),
         lambda x: x.unsqueeze(0).repeat(4, 1, 1, 1, 1).flatten(0, 1),
         lambda x: torch.cat([x, x, x, x]),
+        lambda x: x[None].expand(4, *x.shape).reshape(4 * x.shape[0], *x.shape[1:]),
+        lambda x: torch.cat(torch.cat(x.chunk(3, 1), 1).split([1, 2], 1), 1).repeat(4, 1, 1, 1),
     ],
 )
 def test_repetition_over_time_is_found_however_it_is_written(repeat):
@@ -263,6 +265,12 @@ def test_repetition_over_time_is_found_however_it_is_written(repeat):
     assert list(graph.nodes)[:3] == ["input", "encode", "lif"]
     with torch.no_grad():
         assert torch.equal(rso.import_nir(graph)(x), folded(x))
+
+
+def test_a_number_of_the_whole_batch_is_refused():
+    model, x = Repeating(lambda x: (x - x.min()).repeat(4, 1, 1, 1)), torch.rand(1, 2, 4, 4)
+    with pytest.raises(ValueError, match=r"of the encoding.*'min_1'.*not linear"):
+        rso.export_nir(rso.reparameterize(model.eval(), x))
 
 
 def test_neurons_that_read_the_image_and_neurons():

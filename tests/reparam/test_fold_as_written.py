@@ -228,10 +228,32 @@ class SizesThatAreCountedUp(Written):
         return self.lif2(self.conv(x).view(-1, 4, rows, columns - 1))
 
 
+class ArgumentsByName(Written):
+    """Inputs of layers by their names, and NumPy's names of arguments."""
+
+    def body(self, x, _):
+        x = torch.cat([self.conv(input=x), x.mean(axis=1, keepdims=True)], axis=1)
+        x = torch.add(
+            x1=self.lif2(x=x[:, :4]),
+            x2=F.avg_pool2d(input=x[:, 4:], kernel_size=1).repeat(1, 4, 1, 1),
+        )
+        return self.lif3(x=self.conv2(input=x))
+
+
+class OneOutput(Written):
+    """A value for every image, without a dimension of its own."""
+
+    def forward(self, x):
+        return super().forward(x)[:, 2]
+
+    def body(self, x, _):
+        return self.lif2(self.conv(x))
+
+
 NETWORKS = [
     *(Functions, Reused, Nested, CeilModePools, DilatedDepthwise, JoinedNeurons, StridedShortcut),
     *(DenselyConnected, OneCurrentForTwo, Scaled, Parametrized, InPlace, TwoNamesOfWhatChanges),
-    *(EncodingChangesInPlace, ChangedByALayer, SizesThatAreCountedUp),
+    *(EncodingChangesInPlace, ChangedByALayer, SizesThatAreCountedUp, ArgumentsByName, OneOutput),
 ]
 
 
@@ -265,7 +287,7 @@ def test_one_current_for_two_layers_is_computed_once():
 class Refused(Written):
     def __init__(self, body):
         super().__init__()
-        self.run = body
+        self.run, self.up = body, nn.ConvTranspose2d(4, 4, 3, 2, 1)
 
     def body(self, x, current):
         return self.run(self, x)
@@ -292,11 +314,32 @@ def written_to(m, x):
         (lambda m, x: m.conv(F.pad(x, (1, -1), value=1.0)), r"'pad'.*other constants than zeros"),
         (lambda m, x: m.conv(x.exponential_()), r"'exponential_'.*in place.*no form"),
         (
+            lambda m, x: F.avg_pool2d(m.up(x, output_size=(16, 16)), 2),
+            r"ConvTranspose2d.*called with output_size: .*their input alone",
+        ),
+        (
+            lambda m, x: F.avg_pool2d(m.up(x, [16, 16]), 2),
+            r"ConvTranspose2d.*called with output_size: .*their input alone",
+        ),
+        (
+            lambda m, x: torch.batch_norm(x, *torch.ones(4, 4), False, 0.1, 1e-5, False),
+            "'batch_norm'.*arguments that are not known here",
+        ),
+        (
             lambda m, x: rso.lif(m.conv(x).unflatten(0, (T, -1))),
             r"called as a function \(lif\) and not as a layer \(RealSpikeLIF\)",
         ),
     ],
-    ids=["view", "out", "pad-of-ones", "no-other-form", "lif-function"],
+    ids=[
+        "view",
+        "out",
+        "pad-of-ones",
+        "no-other-form",
+        "output-size",
+        "output-size-by-position",
+        "torch.batch_norm",
+        "lif-function",
+    ],
 )
 def test_refused_as_written(body, reason):
     with pytest.raises(rso.ReparameterizationError, match=reason):

@@ -4,7 +4,9 @@ import copy
 import math
 import random
 import types
+from collections import OrderedDict
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -488,10 +490,51 @@ def test_several_outputs(make_outputs, tmp_path):
         expected = model(x)
         for network in (folded, copy.deepcopy(folded), loaded):
             torch.testing.assert_close(network(x), expected, rtol=0, atol=1e-4)
-    report = rso.verify(model, folded, x)
+    report = rso.verify(model, folded, x, bounds=True)
+    assert report.within_bounds
     assert [layer.name for layer in report.layers] == ["lif", "lif2"]
     assert report.flipped_spikes == 0
     assert report.max_logit_error < 1e-4
+
+
+def test_dimensions_of_constants_may_follow_the_batch():
+    def make(m):
+        m.token = nn.Parameter(normal((1, 1, 6, 6), 3))
+
+    folds(Network(lambda m, x: m.encode(x) + m.token.expand(T * len(x), -1, -1, -1), make=make))
+
+
+def test_outputs_that_lose_a_batch_of_one_are_refused():
+    for example in (1, 4):
+        refused(
+            Outputs(lambda m, z: scores(m, z)[:, :1].squeeze()), "squeeze.*a batch of 1", example
+        )
+    folds(Outputs(lambda m, z: scores(m, z)[:, :1].squeeze(1)))
+
+
+class Pair(NamedTuple):
+    scores: Tensor
+    spikes: Tensor
+
+
+KINDS = {
+    "a named tuple": lambda m, z: Pair(scores(m, z), z),
+    "a dictionary with numbers as keys": lambda m, z: {0: scores(m, z), 1: z},
+    "an ordered dictionary": lambda m, z: OrderedDict(b=scores(m, z), a=z),
+    "of torch": lambda m, z: torch.return_types.max((scores(m, z), z)),
+}
+
+
+@pytest.mark.parametrize("make_outputs", KINDS.values(), ids=KINDS)
+def test_containers_of_outputs_are_kept_and_no_file_holds_them(make_outputs, tmp_path):
+    model = Outputs(make_outputs)
+    folded, x = rso.reparameterize(model, normal((1, 3, 6, 6), 0)), normal((3, 3, 6, 6), 1)
+    expected, got = model(x), folded(x)
+    assert type(got) is type(expected)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match=r"returns .* tuples, lists and dicts|cannot hold: \{0:"):
+        rso.save_folded(folded, tmp_path / "a")
+    assert not [*tmp_path.iterdir()]
 
 
 @dataclass

@@ -359,6 +359,60 @@ def test_headers_that_lie(path):
             rso.load_folded(path)
 
 
+class Twice(Small):
+    """Two convolutions and two layers of neurons with the same tensors, and a view of a weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.lif = rso.RealSpikeLIF(2, shape=(4, 6, 6), decay_granularity="channel")
+        self.bias = nn.Parameter(torch.zeros(2, 4, 1, 1))
+
+    def forward(self, x):
+        current = self.encode(self.conv(x) + self.bias[0] + self.conv(-x) * self.bias[1])
+        return self.mean(self.head(self.pool(self.lif(self.lif(current))).flatten(1)))
+
+
+def test_tensors_that_share_memory_are_stored_by_each_name(path):
+    network, x = Twice().eval(), torch.randn(3, 1, 6, 6)
+    folded = rso.reparameterize(network, x)
+    rso.save_folded(folded, path)
+    loaded = rso.load_folded(path)
+    assert torch.equal(loaded(x), folded(x))
+    assert loaded.state_dict().keys() == folded.state_dict().keys()
+
+
+class Limited(Small):
+    def __init__(self, limit):
+        super().__init__()
+        self.limit = limit
+
+    def forward(self, x):
+        return super().forward(self.limit(x))
+
+
+@pytest.mark.parametrize(
+    ("limit", "exception", "reason"),
+    [
+        (lambda x: x.clamp(-1, torch.inf), ValueError, "'clamp' has what JSON cannot hold: inf"),
+        (lambda x: x + torch.ones(6, dtype=torch.int16), TypeError, "add.*int16"),
+        (lambda x: x + torch.full((6,), torch.inf), ValueError, "must be finite"),
+    ],
+)
+def test_what_no_file_holds_is_refused_when_it_is_stored(limit, exception, reason, path):
+    before = path.read_bytes()
+    folded = rso.reparameterize(Limited(limit).eval(), torch.randn(2, 1, 6, 6))
+    with pytest.raises(exception, match=reason):
+        rso.save_folded(folded, path)
+    assert path.read_bytes() == before
+
+
+def test_an_input_larger_than_a_file_may_say_is_refused_when_it_is_stored(path):
+    network = nn.Sequential(nn.Linear(2**17, 2), rso.RealSpikeLIF(1)).eval()
+    folded = rso.reparameterize(network, torch.randn(1, 2**17))
+    with pytest.raises(ValueError, match=r"cannot be stored.*input_shape must be.*131072"):
+        rso.save_folded(folded, path)
+
+
 def test_a_network_outlives_its_file(path):
     x = torch.randn(2, 1, 6, 6)
     network = rso.load_folded(path)

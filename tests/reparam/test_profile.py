@@ -1,5 +1,6 @@
 """profile: counts by hand, and of whole networks."""
 
+import copy
 import json
 import re
 
@@ -42,6 +43,42 @@ def test_profile_by_hand():
     assert (row.synops, row.additions, row.multiplications) == (events, events, 0)
     assert row.energy_pj == pytest.approx(0.9 * events)
     assert row.ann_energy_pj == pytest.approx(4.6 * 405)
+
+
+CONVOLUTIONS = {
+    "valid": nn.Conv2d(2, 6, 3, padding="valid", groups=2),
+    "same": nn.Conv2d(2, 3, (4, 2), padding="same"),
+    "of lines": nn.Conv1d(2, 3, 3, stride=2, padding=1, dilation=2),
+    "of volumes": nn.Conv3d(2, 4, (1, 2, 3), stride=(1, 2, 1), padding=(0, 1, 2), groups=2),
+    "transposed": nn.ConvTranspose2d(2, 6, 3, stride=2, padding=2, groups=2, output_padding=1),
+    "transposed, of lines": nn.ConvTranspose1d(2, 3, 3, stride=3, padding=1, dilation=2),
+}
+
+
+@pytest.mark.parametrize("conv", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+def test_every_weight_that_a_spike_meets_inside_the_map_is_counted(conv):
+    sizes = (5, 4, 3)[: len(conv.kernel_size)]
+    x = binary((2, 2, *sizes), 1)
+    network = nn.Sequential(rso.RealSpikeLIF(1), conv).eval()
+    row = rso.profile(network, x).layers[1]
+    ones = copy.deepcopy(conv)
+    nn.init.constant_(ones.weight, 1.0)
+    nn.init.zeros_(ones.bias)
+    assert row.synops == ones(x).sum().item() / len(x) > 0
+    rows = len(x)
+    read = x if isinstance(conv, nn.modules.conv._ConvTransposeNd) else conv(x)
+    assert row.ann_macs == read.numel() * conv.weight[0].numel() / rows
+
+
+def test_scripted_layers_count_where_they_are_called():
+    x = normal((2, 3, 6, 6), 0)
+    conv, neurons = nn.Conv2d(3, 4, 3), rso.RealSpikeLIF(1)
+    scripted = rso.profile(nn.Sequential(torch.jit.script(conv), neurons), x)
+    plain = rso.profile(nn.Sequential(conv, neurons), x)
+    for count in ("additions", "multiplications", "ann_macs"):
+        assert scripted.total(count) == plain.total(count) > 0
+    with pytest.raises(TypeError, match="network is scripted or traced"):
+        rso.profile(torch.jit.script(conv), x)
 
 
 @pytest.mark.parametrize("family", ["resnet20", "sew-resnet18"])

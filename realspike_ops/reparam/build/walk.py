@@ -1,5 +1,6 @@
 """The walk over a traced network: the value of every tensor, and the steps that compute it."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -34,6 +35,8 @@ from realspike_ops.reparam.trace.in_place import changed_copy
 from realspike_ops.reparam.trace.names import describe, layer_class
 from realspike_ops.reparam.trace.sizes import batch_size
 from realspike_ops.reparam.trace.trace import unused
+
+_ALONE = "behind neurons, layers read their input alone"
 
 
 class Folding(AtNode):
@@ -148,11 +151,16 @@ class Folding(AtNode):
                 sized = any(n.target is batch_size for n in node.all_input_nodes)
                 if sized and rule in table.ARITHMETIC:
                     self.refuse("the size of the batch is one of its operands")
+                if not _takes(rule, self, *args, **kwargs):
+                    self.refuse("it is called with arguments that are not known here")
                 value = rule(self, *args, **kwargs)
             else:
                 found = table.MODULES.get(layer_class(type(module)))
                 if found is None:
                     self.refuse("it is not linear, or not known")
+                if len(args) != 1 or kwargs:
+                    others = [*inspect.signature(module.forward).parameters][1 : len(args)]
+                    self.refuse(f"it is called with {', '.join([*others, *kwargs])}: {_ALONE}")
                 rule, arguments = found
                 value = rule(self, *args, *arguments(module))
         except ReparameterizationError:
@@ -320,8 +328,9 @@ class Folding(AtNode):
         return synapses
 
     def _finish(self, node: fx.Node) -> None:
-        (output,) = node.args
-        leaves, structure = pytree.tree_flatten(_own(output))
+        leaves = pytree.tree_leaves(node.args)
+        # The graph has lists and dicts of its own.
+        structure = pytree.tree_structure(node.meta["val"])
         for leaf in leaves:
             if not isinstance(leaf, (fx.Node, bool, int, float, type(None))):
                 raise ReparameterizationError(
@@ -352,14 +361,12 @@ class Folding(AtNode):
         return name
 
 
-def _own(output):
-    """Return the output of a graph, which holds lists and dicts of its own, as the model had it."""
-    if isinstance(output, dict):
-        return {key: _own(item) for key, item in output.items()}
-    if isinstance(output, list):
-        return [_own(item) for item in output]
-    is_plain = type(output) is tuple
-    return tuple(_own(item) for item in output) if is_plain else output
+def _takes(rule, *args, **kwargs) -> bool:
+    try:
+        inspect.signature(rule).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 def _real(step: str) -> Value:

@@ -250,7 +250,11 @@ def current_bounds(
     with torch.device("cpu"):
         magnitudes = _Magnitudes(model, x_on_cpu, spikes)
         outputs = pytree.tree_leaves(magnitudes.run(x_on_cpu))
-    outputs = [m if isinstance(m, Magnitude) else Magnitude(_absolute(m), 0) for m in outputs]
+    outputs = [
+        m if isinstance(m, Magnitude) else Magnitude(_absolute(m), 0)
+        for m in outputs
+        if isinstance(m, (Magnitude, Tensor))
+    ]
     currents, output = folded_roundings(folded)
     synapses = [
         folded.get_submodule(step.name)

@@ -55,6 +55,26 @@ def of_convolution(
     return Operations(effective, dense, is_spiking(x))
 
 
+def of_shared_convolution(
+    x: Tensor,  # [N, Cin, ...]
+    acts: Tensor,  # [Cout, Cin/G, ...] bool: the weight is not 0
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+) -> Operations:
+    """Count a convolution of any number of axes. Taps outside the map meet nothing."""
+
+    def connections(inputs: Tensor, weights: Tensor) -> float:  # [Cin, ...]
+        geometry = stride, padding, dilation, False, (0,) * len(stride), groups
+        return torch.convolution(inputs[None], weights.double(), None, *geometry).sum().item()
+
+    fired = x.ne(0).sum(0, dtype=torch.float64)
+    effective = connections(fired, acts)
+    dense = connections(torch.full_like(fired, len(x)), torch.ones_like(acts))
+    return Operations(effective, dense, is_spiking(x))
+
+
 def of_product(x: Tensor, weight: Tensor) -> Operations:  # [N, in], [in, out]
     """Count a product of matrices."""
     fired, acts = x.ne(0).sum(0, dtype=torch.float64), weight.ne(0).sum(1, dtype=torch.float64)

@@ -13,6 +13,7 @@ from realspike_ops.reparam.check.connections import (
     is_spiking,
     of_convolution,
     of_product,
+    of_shared_convolution,
 )
 from realspike_ops.reparam.check.profile_report import LayerProfile, ProfileReport
 
@@ -66,6 +67,8 @@ class OperationCounter(TorchDispatchMode):
                     self.activations += output.numel()
                     self.active += output.count_nonzero().item()
 
+            if isinstance(module, torch.jit.ScriptModule):  # it takes no hooks: part of its holder
+                continue
             handles.append(module.register_forward_pre_hook(enter))
             handles.append(module.register_forward_hook(leave, always_call=False))
         return _Removing(handles)
@@ -185,21 +188,16 @@ class OperationCounter(TorchDispatchMode):
 
     def convolution(self, args, out):
         spikes, weight, bias, stride, padding, dilation, transposed, _, groups = args[:9]
-        if weight.dim() == 3 and not transposed:  # lines are maps of one row
-            maps = (t.unsqueeze(2) for t in (spikes, weight))
-            geometry = ((one, *pair) for one, pair in ((1, stride), (0, padding), (1, dilation)))
-            arguments = (*maps, bias, *geometry, False, (0, 0), groups)
-            return self.convolution(arguments, out.unsqueeze(2))
-        KH, KW = weight.shape[2:]
-        dense = out.numel() * weight[0].numel()
-        events = _events(
-            spikes, out, (KH, KW), stride, padding, dilation, weight.shape[0] // groups
-        )
+        axes = weight.dim() - 2
+        # One number stands for all axes.
+        s, p, d = (tuple(g) * (axes // len(g)) for g in (stride, padding, dilation))
+        # The weights of a transposed one lie by what they read.
+        dense = (spikes if transposed else out).numel() * weight[0].numel()
+        channels = weight.shape[1] if transposed else weight.shape[0] // groups
+        events = _events(spikes, out, weight.shape[2:], s, p, d, channels, transposed)
         self._weights(spikes, dense, events)
         if not transposed:
-            acts = weight.ne(0).unflatten(0, (groups, -1)).permute(0, 3, 4, 2, 1)[None, None]
-            geometry = out.shape[2:], stride, padding, dilation
-            self._acting(of_convolution(spikes, acts, *geometry), weight)
+            self._acting(of_shared_convolution(spikes, weight.ne(0), s, p, d, groups), weight)
         return self._bias(bias, out)
 
     def unshared_conv(self, args, out):
@@ -335,25 +333,35 @@ _COUNTS = {
 }
 
 
-def _events(spikes, out, kernel_size, stride, padding, dilation, channels: int) -> float:
+def _events(
+    spikes, out, kernel_size, stride, padding, dilation, channels: int, transposed: bool = False
+) -> float:
     """Return how many weights the spikes reach: taps outside the map are not read."""
-    reached = spikes.ne(0).sum((0, 1), dtype=torch.float64)  # [H, W]
-    axes = [
-        _coverage(*sizes)
-        for sizes in zip(
-            spikes.shape[2:], out.shape[2:], kernel_size, stride, padding, dilation, strict=True
-        )
-    ]
-    rows, columns = (axis.to(reached) for axis in axes)
-    return (rows @ reached @ columns).item() * channels
+    reached = spikes.ne(0).sum((0, 1), dtype=torch.float64)  # [H, W], or of other axes
+    count = _outputs_of if transposed else _coverage
+    for sizes in zip(
+        spikes.shape[2:], out.shape[2:], kernel_size, stride, padding, dilation, strict=True
+    ):
+        reached = torch.tensordot(count(*sizes).to(reached), reached, 1)
+    return reached.item() * channels
 
 
 def _coverage(size: int, out: int, k: int, s: int, p: int, d: int) -> Tensor:  # [size]
     """Return how many (output, tap) pairs read every row."""
-    first, taps = (torch.arange(n, device="cpu") for n in (out, k))
-    positions = (first[:, None] * s - p + taps * d).flatten()
+    positions = _positions(out, k, s, p, d).flatten()
     inside = positions[(positions >= 0) & (positions < size)]
     return torch.bincount(inside, minlength=size).double()
+
+
+def _outputs_of(size: int, out: int, k: int, s: int, p: int, d: int) -> Tensor:  # [size]
+    """Return how many rows of a transposed convolution's output every row is added to."""
+    positions = _positions(size, k, s, p, d)
+    return ((positions >= 0) & (positions < out)).sum(1).double()
+
+
+def _positions(count: int, k: int, s: int, p: int, d: int) -> Tensor:  # [count, k]
+    first, taps = (torch.arange(n, device="cpu") for n in (count, k))
+    return first[:, None] * s - p + taps * d
 
 
 class _Removing:

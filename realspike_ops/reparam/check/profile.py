@@ -31,11 +31,14 @@ def profile(network: nn.Module, data, *, names_of: nn.Module | None = None) -> P
         where they stand.
 
     Raises:
-        TypeError: if ``network`` is not a module, or ``data`` holds other than tensors.
+        TypeError: if ``network`` is not a module, or a scripted one, or ``data`` holds other than
+            tensors.
         ValueError: if ``data`` yields no batch, or one of another shape.
     """
     if not isinstance(network, nn.Module):
         raise TypeError(f"network must be an nn.Module; got {type(network).__name__}")
+    if isinstance(network, torch.jit.ScriptModule):
+        raise TypeError("network is scripted or traced: give the one that it was made of")
     counter = OperationCounter(network, _names_of_model(network, names_of))
     with eval_mode(network), counter.hooked():
         for batch in batches_of(data, getattr(network, "input_shape", None)):

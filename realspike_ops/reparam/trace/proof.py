@@ -42,9 +42,9 @@ def prove(model: nn.Module, graph: fx.GraphModule, example: Tensor, batch_is_fre
             continue
         got = _run(graph, fx.Interpreter(graph).run, x)
         proven = True
-        if (name := _first_difference(expected, got)) is None:
+        if (name := first_difference(expected, got)) is None:
             continue
-        if _first_difference(expected, _run(model, model, x)) is not None:
+        if first_difference(expected, _run(model, model, x)) is not None:
             raise ReparameterizationError(OTHER_VALUES)
         raise ReparameterizationError(
             f"forward() cannot be followed: {name} would be another than in the model, for a batch "
@@ -91,7 +91,8 @@ def _run(module: nn.Module, call, x: Tensor) -> list[tuple[str, Tensor]]:
     return seen + [("the output", t) for t in outputs]
 
 
-def _first_difference(a: list, b: list) -> str | None:
+def first_difference(a: list, b: list) -> str | None:
+    """Return the name of the first of the named tensors that are not equal, up to rounding."""
     for (name, x), (_, y) in zip(a, b, strict=False):
         if x.shape != y.shape or x.dtype != y.dtype or not _close(x, y):
             return name

@@ -30,6 +30,7 @@ from realspike_ops import _checks as checks
 from realspike_ops.nn import RealSpikeLIF
 from realspike_ops.nn.plain import why_not_plain
 from realspike_ops.reparam.errors import ReparameterizationError
+from realspike_ops.reparam.trace.arguments import by_position, by_torch_names
 from realspike_ops.reparam.trace.in_place import without_change
 from realspike_ops.reparam.trace.names import called_name, layer_class
 from realspike_ops.reparam.trace.sizes import batch_size, is_of_batch, of_batch
@@ -78,7 +79,8 @@ class Recorder(TorchFunctionMode):
         self._keep(example, self.input)
         with _calls_of(self), _quiet(), self:
             result = self.root(example)
-        self.graph.output(pytree.tree_map(self._argument, result))
+        output = self.graph.output(pytree.tree_map(self._argument, result))
+        output.meta["val"] = result
         for layer in self._in_place:
             layer.inplace = False
 
@@ -95,11 +97,11 @@ class Recorder(TorchFunctionMode):
     # --- what is called
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
+        kwargs = by_torch_names(func, kwargs or {})
         if self._is_inside:
             return func(*args, **kwargs)
         with self._inside():
-            return self._call_function(func, args, kwargs)
+            return self._noted(self._call_function(func, args, kwargs))
 
     def _call_function(self, func, args, kwargs):
         name = called_name(func)
@@ -141,9 +143,10 @@ class Recorder(TorchFunctionMode):
         try:
             if self._is_inside or not self._depends(args, kwargs) or not self._is_layer(module):
                 return forward(module, *args, **kwargs)
+            args, kwargs = by_position(module, args, kwargs)
             self._note(name, args, kwargs)
             with self._inside():
-                return self._run("call_module", name, args, kwargs, forward)
+                return self._noted(self._run("call_module", name, args, kwargs, forward))
         finally:
             self._path.pop()
 
@@ -164,6 +167,14 @@ class Recorder(TorchFunctionMode):
             if isinstance(leaf, (bool, int, float, str)):
                 # A NaN is the same as another.
                 self.called.append(repr(leaf) if isinstance(leaf, float) else leaf)
+
+    def _noted(self, result):
+        """Note of a result what no size of the batch may change."""
+        if isinstance(result, Tensor):
+            self.called.append(f"{result.dim()} dimensions")
+        elif isinstance(result, (tuple, list)):
+            self.called.append(f"{len(result)} results")
+        return result
 
     # --- one call
 
@@ -235,7 +246,6 @@ class Recorder(TorchFunctionMode):
         if isinstance(result, Tensor):
             self._keep(result, node)
             return result
-        self.called.append(f"{len(result)} results")
         for key, item in enumerate(result):
             if isinstance(item, Tensor):
                 one = self._node("call_function", operator.getitem, (node, key), {}, item)

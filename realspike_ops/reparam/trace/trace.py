@@ -223,8 +223,8 @@ def trace_of_any_batch(model: nn.Module, example: Tensor) -> tuple[fx.GraphModul
             raise ReparameterizationError(OTHER_VALUES)
         raise ReparameterizationError(
             f"forward() does something else for a batch of {batch} than for one of {len(rows)}, or "
-            "of many: neither control flow nor floating-point numbers may depend on the size of "
-            "the batch"
+            "of many: neither control flow nor floating-point numbers nor dimensions (squeeze() "
+            "drops a batch of 1: name the dimension) may depend on the size of the batch"
         )
 
     seen = {len(rows): expected}
