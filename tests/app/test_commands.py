@@ -408,6 +408,14 @@ def test_help_of_every_command(capsys):
     with pytest.raises(SystemExit):
         cli.main(["eval", "x", "--sample", "3", "--jsn"])
     assert "unrecognized arguments: --jsn (did you mean '--json'?)" in capsys.readouterr().err
+    for option in ("--learning-rate=1", "--epochs"):
+        with pytest.raises(SystemExit):
+            cli.main(["train", option, "3"])
+        name = option.strip("-=1").replace("-", "_")
+        assert f"is given as {name}=VALUE" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["eval"])
+    assert capsys.readouterr().err.endswith("arguments are required: CHECKPOINT\n")
 
 
 # export

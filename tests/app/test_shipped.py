@@ -128,3 +128,32 @@ def test_every_network_that_is_shipped_has_a_card_and_can_be_loaded():
     for name, path in known.items():
         assert path.stat().st_size <= shipped.LARGEST
         assert checkpoint.digest(realspike.load(name)) in path.with_suffix(".md").read_text()
+
+
+def test_a_report_of_one_is_written_into_runs(tiny, run, tmp_path, capsys):
+    """The package may belong to somebody else, and holds several of them."""
+    before = sorted(tmp_path.iterdir())
+    for network in ("tiny", str(run)):
+        assert cli.main(["plot", network, "data.name=absent:data"]) == 2
+    assert sorted(tmp_path.iterdir()) == before
+    assert not (run / "plots").exists()  # nor is a folder left where the data are missing
+    assert cli.main(["plot", "tiny"]) == 0
+    assert capsys.readouterr().out.startswith("Files: runs/tiny/report.html")
+    assert (tmp_path / "runs" / "tiny" / "plots" / "accuracy.png").exists()
+    assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "runs"])
+
+
+def test_a_run_begins_with_one(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(cli.train, "shipped", lambda folder, suffix: {"tiny": tiny})
+    assert cli.main(["train", "--from", "tiny", "--print-config"]) == 0
+    assert f"start_from: {tiny}\n" in capsys.readouterr().out
+    assert cli.main(["train", "--from", "tyni"]) == 2
+    assert "no file, run or network tyni (did you mean 'tiny'?)" in capsys.readouterr().err
+
+
+def test_the_configuration_of_a_run_is_printed(run, capsys):
+    assert cli.main(["train", "--resume", str(run), "epochs=3", "--print-config"]) == 0
+    said = capsys.readouterr().out
+    assert "epochs: 3" in said
+    assert "restarts: '1'" in said
+    assert trained_file.load(run).record["history"][-1]["epoch"] == 1

@@ -23,6 +23,7 @@ from realspike.cli import (
     table,
     train,
 )
+from realspike.config.run_config import ConfigError, resolve_key
 from realspike.errors import UserError
 from realspike.names import nearest
 from realspike.optional import require
@@ -94,11 +95,22 @@ def _parse(arguments: "Sequence[str] | None") -> argparse.Namespace:
     if unknown:
         command = commands[parsed.command]
         options = [o for action in command._actions for o in action.option_strings]
-        hint = nearest(unknown[0].partition("=")[0], options)
+        hint = _as_a_key(unknown[0]) if hasattr(parsed, "overrides") else ""
+        hint = hint or nearest(unknown[0].partition("=")[0], options)
         command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     if others:
         parsed.overrides = [*parsed.overrides, *others]
     return parsed
+
+
+def _as_a_key(option: str) -> str:
+    """Say how the key of a configuration is written that was given as an option."""
+    name = option.lstrip("-").partition("=")[0].replace("-", "_")
+    try:
+        resolve_key(name)
+    except ConfigError:
+        return ""
+    return f" (a key of the configuration is given as {name}=VALUE)"
 
 
 def _is_want_of_memory(error: Exception) -> bool:

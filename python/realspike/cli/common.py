@@ -84,8 +84,7 @@ def add_evaluation(parser) -> None:
     """Declare what commands that read test data share."""
     parser.add_argument(
         "overrides",
-        nargs="*",
-        metavar="key=value",
+        **{"nargs": "*", "default": [], "metavar": "key=value"},
         help="changes of the configuration stored in the checkpoint, such as data.root=FOLDER",
     )
     parser.add_argument(

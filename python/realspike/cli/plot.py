@@ -22,7 +22,12 @@ def add(commands) -> None:
             "realspike plot runs/real --entropy",
         ],
     )
-    parser.add_argument("run_folder", type=common.path, metavar="RUN", help="a run's folder")
+    parser.add_argument(
+        "run_folder",
+        type=common.path,
+        metavar="RUN",
+        help="a run's folder, a checkpoint, or a network that comes with the package",
+    )
     common.add_allow(parser)
     parser.add_argument(
         "--beside",

@@ -11,6 +11,8 @@ from realspike.cli import common
 from realspike.config import run_config
 from realspike.config.datasets import check_present
 from realspike.config.run_config import ConfigError
+from realspike.files import shipped
+from realspike.names import nearest
 from realspike.optional import require
 
 
@@ -46,7 +48,8 @@ def add(commands) -> None:
         dest="start_from",
         type=common.path,
         metavar="WEIGHTS",
-        help="begin with the weights of this .safetensors file or run, by name and shape",
+        help="begin with the weights of this .safetensors file, run or network that comes with the "
+        "package, tensor by tensor of the same name and shape",
     )
     parser.add_argument(
         *("--out", "-o"),
@@ -64,7 +67,9 @@ def add(commands) -> None:
         "--print-config", action="store_true", help="print the whole configuration and exit"
     )
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="changes of the configuration"
+        "overrides",
+        **{"nargs": "*", "default": [], "metavar": "key=value"},
+        help="changes of the configuration",
     )
 
 
@@ -74,9 +79,13 @@ def run(arguments) -> int:
         return 0
     overrides = [*arguments.overrides]
     if arguments.start_from is not None:
-        if not arguments.start_from.exists():
-            raise ConfigError(f"--from: there is no {arguments.start_from}")
-        overrides.append(f"training.start_from={arguments.start_from.absolute()}")
+        known = shipped("weights", ".safetensors")
+        source = arguments.start_from
+        if not source.exists() and str(source) not in known:
+            hint = nearest(str(source), known)
+            raise ConfigError(f"--from: there is no file, run or network {source}{hint}")
+        source = source if source.exists() else known[str(source)]
+        overrides.append(f"training.start_from={source.absolute()}")
     if arguments.resume is not None:
         changes = run_config.parse_overrides(overrides)
         if arguments.config or arguments.out or changes.keys() - {"training.epochs"}:
@@ -94,9 +103,9 @@ def run(arguments) -> int:
         if arguments.config is not None:
             arguments.config = run_config.find(arguments.config)
         config = run_config.read(arguments.config, overrides)
-        if arguments.print_config:
-            print(config.to_yaml(), end="")
-            return 0
+    if arguments.print_config:
+        print(config.to_yaml(), end="")
+        return 0
     check_present(config.data.name, config.data.folder)
     require("lightning.pytorch")
     console = output.console()

@@ -79,7 +79,8 @@ def write(
     """Draw the pictures of a run into ``plots`` in its folder, and write ``report.html``.
 
     Args:
-        run: A run's folder, or a checkpoint, whose report is written beside it.
+        run: A run's folder, or a checkpoint, whose report is written beside it; that of a network
+            that comes with the package into ``runs`` and its name.
         others: Runs or checkpoints whose curves are drawn beside its own, such as the binary
             network's (Fig. 5).
         overrides: Changes of the data's keys, such as ``data.root=...``.
@@ -95,9 +96,6 @@ def write(
     run_plots.require_matplotlib()
     network = trained_file.load(run, overrides, allow)
     beside = [trained_file.load(other, allow=allow) for other in others]
-    out = network.source.parent
-    folder = out / FOLDER
-    make_writable_folder(folder)
     batches = list(network.test_batches(samples))
     layers = record_activity(network.network, (inputs for inputs, _ in batches))
     real_valued = [layer for layer in layers if layer.is_real_valued]
@@ -109,6 +107,9 @@ def write(
         "amplitude_course": _course(network),
         "firing_rates": run_plots.firing_rates(layers) if layers else None,
     }
+    out = _folder_of(network.source)
+    folder = out / FOLDER
+    make_writable_folder(folder)
     pictures = {}
     for name, figure in drawn.items():
         if figure is not None:
@@ -120,6 +121,13 @@ def write(
     content = _page(network, pictures, folder, entropy_table(layers), seen, folding)
     write_atomically(page, content.encode())
     return page
+
+
+def _folder_of(source: Path) -> Path:
+    """Return where the report of a network goes: beside it, but not into the package."""
+    if source in trained_file.networks_by_name().values():
+        return Path("runs") / source.stem
+    return source.parent
 
 
 def _folding(network: Trained, inputs: torch.Tensor) -> str:
