@@ -141,6 +141,12 @@ def batch_norm_lif(
         raise ValueError("running_mean and running_var must both be tensors, or both None")
     for name, statistic in (("running_mean", running_mean), ("running_var", running_var)):
         _per_channel(name, statistic, x)
+        if statistic is not None and statistic.requires_grad:
+            raise ValueError(
+                f"{name} must not require a gradient: there is none; got one that does"
+            )
+    if process_group is not None and not isinstance(process_group, dist.ProcessGroup):
+        raise TypeError(f"process_group must be a ProcessGroup; got {type(process_group).__name__}")
     momentum = checks.check_number("momentum", momentum)
     eps = checks.check_number("eps", eps, 0.0)
     if residual is not None:

@@ -114,15 +114,16 @@ def launch_statistics(
     inv_std = moments.new_empty(C, dtype=torch.float32)
 
     def plan() -> Launch:
-        arguments = {"momentum": momentum, "eps": eps, "C": C, "BLOCK": 128}
-        return Launch(-(-C // 128), arguments, OPTIONS)
+        return Launch(-(-C // 128), {"C": C, "BLOCK": 128}, OPTIONS)
 
     _STATISTICS.launch(
         batch_norm_statistics_kernel,
         moments.get_device(),
         (moments, mean, inv_std, running_mean, running_var),
-        (C, momentum, eps),
+        C,
         plan,
+        # That of a cumulative average is another one at every step.
+        (float(momentum), float(eps)),
     )
     return mean, inv_std
 

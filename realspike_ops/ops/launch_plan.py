@@ -43,6 +43,7 @@ class Plans:
         tensors: tuple[Tensor | None, ...],
         key: Hashable,
         plan: Callable[[], Launch],
+        numbers: tuple[float, ...] = (),
     ) -> None:
         """Launch `kernel` on `tensors`, its first arguments, as `plan` says.
 
@@ -52,6 +53,7 @@ class Plans:
             tensors: In the kernel's order; None where the kernel does without.
             key: Everything else that decides about the launch.
             plan: Called where there is no launch of this key yet.
+            numbers: The kernel's next arguments, which may be others at every call.
         """
         pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
         types = [
@@ -63,19 +65,19 @@ class Plans:
         other_device = device >= 0 and device != torch.cuda.current_device()
         if other_device:
             with torch.cuda.device(device):
-                self._launch(kernel, tensors, pointers, full_key, found, plan)
+                self._launch(kernel, tensors, pointers, full_key, found, plan, numbers)
         else:
-            self._launch(kernel, tensors, pointers, full_key, found, plan)
+            self._launch(kernel, tensors, pointers, full_key, found, plan, numbers)
 
-    def _launch(self, kernel, tensors, pointers, full_key, found, plan) -> None:
+    def _launch(self, kernel, tensors, pointers, full_key, found, plan, numbers) -> None:
         if found is not None:
             run, arguments = found
-            run(*pointers, *arguments)
+            run(*pointers, *numbers, *arguments)
             return
         grid, arguments, options = plan()
-        names = kernel.arg_names[len(tensors) :]
+        names = kernel.arg_names[len(tensors) + len(numbers) :]
         ordered = tuple(arguments[name] for name in names)
-        compiled = kernel[(grid,)](*tensors, *ordered, **options)
+        compiled = kernel[(grid,)](*tensors, *numbers, *ordered, **options)
         # The interpreter compiles nothing, and launches from a tensor each time.
         if compiled is not None:
             while len(self._plans) >= MOST_PLANS:

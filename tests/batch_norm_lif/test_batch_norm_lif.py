@@ -3,12 +3,12 @@ of the neuron, the reference's spikes bit for bit, and its gradients in float64.
 
 import pytest
 import torch
-import torch.nn.functional as F
 from helpers import HALF_ULP, examples, grid, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lif_cases import DTYPES, LAYOUTS, SCALES, lay_out, parameter_sizes
 from torch import nn
+from torch.autograd import forward_ad
 
 import realspike_ops as rso
 from realspike_ops.ops import batch_norm_lif_autograd as ops
@@ -402,12 +402,13 @@ def test_same_bits_for_any_number_of_threads(size, layout, device):
             assert torch.equal(one, other)
 
 
-def test_compressed_spikes_are_made_again(device):
+@pytest.mark.parametrize("timesteps", [4, 9])
+def test_compressed_spikes_are_made_again(timesteps, device):
     conv = nn.Conv2d(4, 6, 3, padding=1).to(device)
     for detach_reset in (True, False):
         grads = []
         for compress in (True, False):
-            x = normal((4, 2, 4, 6, 6), 3).to(device).requires_grad_()
+            x = normal((timesteps, 2, 4, 6, 6), 3).to(device).requires_grad_()
             residual = normal(x.shape, 4).to(device).requires_grad_()
             amplitude = torch.full((4, 6, 6), 1.25, device=device, requires_grad=True)
             with rso.compress_spikes() if compress else torch.enable_grad():
@@ -478,15 +479,15 @@ def test_compiled_training_equals_eager(device):
 
     def step(x, norm):
         state = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-        return rso.batch_norm_lif(x, *state, residual=x, detach_reset=True)
+        return rso.batch_norm_lif(x, *state, residual=x, detach_reset=True, return_state=True)
 
     compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
     outcomes = []
     for function, norm in zip((step, compiled), norms, strict=True):
         x = normal((3, 2, 4, 5, 5), 1).to(device).requires_grad_()
-        y = function(x, norm)
-        y.backward(normal(y.shape, 2).to(device))
-        outcomes.append((y, x.grad, norm.weight.grad, norm.bias.grad, *norm.buffers()))
+        y, v = function(x, norm)
+        torch.autograd.backward([y, v], [normal(t.shape, 2).to(device) for t in (y, v)])
+        outcomes.append((y, v, x.grad, norm.weight.grad, norm.bias.grad, *norm.buffers()))
     for eager, traced in zip(*outcomes, strict=True):
         assert torch.equal(eager, traced)
 
@@ -505,11 +506,56 @@ def test_empty_batches_leave_the_statistics(device):
     assert running[1].tolist() == [3.0] * 3
 
 
-def test_float64_running_statistics_move(device):
-    running = [torch.tensor([value], dtype=torch.float64, device=device) for value in (0.0, 1.0)]
-    x = values([-1, 3, -1, 3], device)
-    rso.batch_norm_lif(x, None, None, *running, momentum=0.5)
-    assert running[0].item() == 0.5
-    assert running[1].item() == pytest.approx(0.5 + 8 / 3)
-    y = F.batch_norm(x.flatten(0, 1), *(r.float() for r in running))
-    assert torch.isfinite(y).all()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_running_statistics_move_where_they_lie(dtype, device):
+    """Of any dtype, and with others between them."""
+    columns = torch.tensor([[7.0, 0.0, 1.0], [8.0, 2.0, 3.0]], dtype=dtype, device=device)
+    x = torch.stack([values([-1, 3, -1, 3], device), values([0, 4, 0, 4], device)], 2)
+    rso.batch_norm_lif(x.squeeze(-1), None, None, columns[:, 1], columns[:, 2], momentum=0.5)
+    expected = [[7.0, 0.5, 0.5 + 8 / 3], [8.0, 2.0, 1.5 + 8 / 3]]
+    assert columns.tolist() == torch.tensor(expected).to(dtype).tolist()
+
+
+def test_statistics_that_move_before_backward_are_noticed(device):
+    """Backward recomputes the currents; of other statistics they would be others."""
+    x = normal((2, 3, 4, 5), 1).to(device).requires_grad_()
+    running = torch.zeros(4, device=device), torch.ones(4, device=device)
+    y = rso.batch_norm_lif(x, None, None, *running, training=False)
+    rso.batch_norm_lif(x, None, None, *running)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+INPUTS = {
+    **dict.fromkeys(("x", "residual"), (4, 3, 5, 6, 7)),
+    **dict.fromkeys(("weight", "bias"), (5,)),
+    **dict.fromkeys(("amplitude", "decay", "v_threshold"), (5, 1, 1)),
+    "v_init": (3, 5, 6, 7),
+}
+
+
+def inputs(device):
+    tensors = {name: normal(size, i).to(device) for i, (name, size) in enumerate(INPUTS.items())}
+    return tensors | {"decay": tensors["decay"].sigmoid()}
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_a_gradient_that_is_asked_for_alone(name, device):
+    found = []
+    for asked in ([name], list(INPUTS)):
+        tensors = inputs(device)
+        for each in asked:
+            tensors[each].requires_grad_()
+        y = rso.batch_norm_lif(running_mean=None, running_var=None, **tensors)
+        found.append(torch.autograd.grad(y, tensors[name], normal(y.shape, 9).to(device)))
+    assert torch.equal(*(grad for (grad,) in found))
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_tangents_are_refused(name, device):
+    """They would vanish."""
+    with torch.no_grad(), forward_ad.dual_level():
+        tensors = inputs(device)
+        tensors[name] = forward_ad.make_dual(tensors[name], torch.ones_like(tensors[name]))
+        with pytest.raises(NotImplementedError, match=f"{name} carries a tangent"):
+            rso.batch_norm_lif(running_mean=None, running_var=None, **tensors)

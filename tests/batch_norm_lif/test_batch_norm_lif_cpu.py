@@ -156,8 +156,12 @@ def test_same_bits_for_any_number_of_threads(size, form, layout):
         torch.set_num_threads(before)
 
 
+# The last has more timesteps of a column, 1032 in a task, than are added up in float32.
+EXACT = [(2, 3, 4, 1, 3), (3, 2, 5, 16, 41), (1, 40, 70, 3, 5), (8, 8225, 1, 1, 257)]
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("size", [(2, 3, 4, 1, 3), (3, 2, 5, 16, 41), (1, 40, 70, 3, 5)], ids=str)
+@pytest.mark.parametrize("size", EXACT, ids=str)
 def test_sums_of_whole_numbers_are_exact(size, layout):
     """Constant statistics, whole gradients, a neuron that hands them on: every sum is exact.
 
@@ -181,5 +185,6 @@ def test_sums_of_whole_numbers_are_exact(size, layout):
     for t in reversed(range(size[0] - 1)):
         expected[t] += expected[t + 1] / 4
     assert torch.equal(grad_x, expected)
-    assert torch.equal(grad_bias, expected.sum((0, 1, 3, 4)))
-    assert torch.equal(grad_weight, (expected * (x.detach() - 1)).sum((0, 1, 3, 4)))
+    over, wide = (0, 1, 3, 4), expected.double()
+    assert torch.equal(grad_bias, wide.sum(over).float())
+    assert torch.equal(grad_weight, (wide * (x.detach() - 1)).sum(over).float())

@@ -53,6 +53,16 @@ CASES = {
     ),
     "running_var: alone": (fused(running_var=C4), ValueError, ["running_mean", "running_var"]),
     "running_mean: alone": (fused(running_mean=C4), ValueError, ["running_mean", "running_var"]),
+    "running_var: a gradient": (
+        fused(running_mean=C4, running_var=torch.ones(4, requires_grad=True)),
+        ValueError,
+        ["running_var", "gradient"],
+    ),
+    "process_group: a name": (
+        fused(process_group="world"),
+        TypeError,
+        ["process_group", "ProcessGroup", "str"],
+    ),
     "residual: shape": (
         fused(residual=zeros(2, 3, 4, 1, 1)),
         ValueError,

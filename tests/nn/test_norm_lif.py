@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from helpers import normal
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn.utils import parametrize
 
 import realspike_ops as rso
@@ -335,6 +336,25 @@ def test_bad_input(x, message):
     made = rso.NormLIF(norm(), neurons())
     with pytest.raises((ValueError, RuntimeError), match=message):
         made(x)
+
+
+@pytest.mark.parametrize("which", ["x", "residual", "weight", "bias", "amplitude"])
+def test_tangents_are_refused(which, in_one_op):
+    """They would vanish."""
+    made = rso.NormLIF(norm(), neurons())
+    with torch.no_grad(), forward_ad.dual_level():
+        tensors = {name: normal((T * B, C, 3, 5), n) for n, name in enumerate(("x", "residual"))}
+        tensors |= dict(made.batch_norm.named_parameters()) | {"amplitude": made.lif.amplitude}
+        dual = forward_ad.make_dual(tensors[which].detach(), torch.ones_like(tensors[which]))
+        given = {"x": tensors["x"], "residual": tensors["residual"]}
+        layer = made.lif if which == "amplitude" else made.batch_norm
+        if which in given:
+            given[which] = dual
+        else:
+            delattr(layer, which)
+            setattr(layer, which, dual)
+        with pytest.raises(NotImplementedError, match=f"{which} carries a tangent"):
+            made(*given.values())
 
 
 def test_bad_layers():

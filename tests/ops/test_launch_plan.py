@@ -97,6 +97,16 @@ def test_another_signature_is_planned_anew(fake, what):
     assert kernel.launched[-1] == (3, [x.data_ptr(), _address(y), 6, 128])
 
 
+def test_numbers_are_those_of_the_call(fake):
+    plans, _ = fake
+    kernel = Kernel(["x_ptr", "momentum", "n", "BLOCK"], [], [])
+    x = torch.zeros(8)
+    for momentum in (1.0, 0.5):
+        plans.launch(kernel, -1, (x,), "key", plan_of(5), (momentum,))
+    assert kernel.launched == [(7, [x.data_ptr(), m, 5, 128]) for m in (1.0, 0.5)]
+    assert len(plans) == len(kernel.compiled) == 1
+
+
 def test_plans_make_room_for_new_ones(fake, monkeypatch):
     plans, kernel = fake
     monkeypatch.setattr(launch_plan, "MOST_PLANS", 2)

@@ -117,8 +117,8 @@ def why_not(
     for statistic in (mean, var):
         if (statistic is None) != (mean is None):
             return "it has one running statistic of two"
-        if statistic is not None and statistic.dtype != torch.float32:
-            return "its running statistics are not float32"
+        if statistic is not None and (statistic.dtype != torch.float32 or statistic.requires_grad):
+            return "its running statistics are not float32, or require a gradient"
     for tensor in tensors:
         if tensor is not None and tensor.device != device:
             return "its parameters are on another device than its input"

@@ -78,6 +78,14 @@ BUGS = [
         "sums_of_whole_numbers",
     ),
     Bug(
+        "norm-cpu-sums-of-lanes-again",
+        "csrc/cpu/batch_norm_lif/currents.h",
+        "    clear();\n  }\n\n private:",
+        "  }\n\n private:",
+        _TESTS,
+        "sums_of_whole_numbers",
+    ),
+    Bug(
         "norm-cpu-sums-of-what-is-not-centred",
         "csrc/cpu/batch_norm_lif/currents.h",
         "sum_centred_i += g * (Element::widen(x[k * x_stride + i]) - mean_i);",

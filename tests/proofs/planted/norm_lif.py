@@ -3,6 +3,7 @@
 from planted.bug import Bug
 
 _LAYER, _NETWORK = "tests/nn/test_norm_lif.py", "tests/convert/test_fuse.py"
+_FUNCTION = "tests/batch_norm_lif/test_batch_norm_lif.py"
 
 
 def _bug(name: str, file: str, right: str, wrong: str, tests: str, test: str) -> Bug:
@@ -57,6 +58,46 @@ BUGS = [
         "_replace(n=statistics.n)",
         "the_encoding",
         _NETWORK,
+    ),
+    _bug(
+        "strided-statistics-move-side-by-side",
+        "functional/batch_norm_lif.py",
+        "running.dtype == torch.float32 and running.is_contiguous()",
+        "running.dtype == torch.float32",
+        _FUNCTION,
+        "move_where_they_lie",
+    ),
+    _bug(
+        "a-residual-alone-has-no-gradient",
+        "functional/batch_norm_lif.py",
+        "if requires_gradient(x, residual, weight, bias",
+        "if requires_gradient(x, weight, bias",
+        _FUNCTION,
+        "asked_for_alone",
+    ),
+    _bug(
+        "tangents-vanish",
+        "functional/batch_norm_lif.py",
+        "    if forward_ad._current_level >= 0:\n",
+        "    if False:\n",
+        _LAYER,
+        "tangents",
+    ),
+    _bug(
+        "moves-of-statistics-are-not-counted",
+        "ops/batch_norm_lif_autograd.py",
+        "torch.autograd.graph.increment_version([tensor for",
+        "list([tensor for",
+        _FUNCTION,
+        "move_before_backward",
+    ),
+    _bug(
+        "the-op-has-no-gradient-of-its-state",
+        "ops/batch_norm_lif_autograd.py",
+        "grads = _gradients(ctx, grad_y, grad_v_last if ctx.keep_state else None)",
+        "grads = _gradients(ctx, grad_y, None)",
+        _FUNCTION,
+        "compiled_training",
     ),
     _bug(
         "residual-is-forgotten",
