@@ -119,6 +119,14 @@ def batch(device: str, size: int = BATCH) -> tuple[Tensor, Tensor]:
     return torch.randn(size, 3, 32, 32, device=device), labels
 
 
+def compressed(step):
+    def run():
+        with rso.compress_spikes():
+            step()
+
+    return run
+
+
 @pytest.mark.wall_clock
 @pytest.mark.parametrize("granularity", ["none", "element"])
 def bench_training_step(compare, device, granularity):
@@ -127,12 +135,7 @@ def bench_training_step(compare, device, granularity):
         for name, network in networks(granularity, device).items()
     }
     ours = steps.pop("ours")
-
-    def compressed():
-        with rso.compress_spikes():
-            ours()
-
-    compare(ours, steps | {"ours, compress_spikes": compressed})
+    compare(ours, steps | {"ours, compress_spikes": compressed(ours)})
 
 
 # Width and batch of the steps whose time and memory are compared with the ANN's alone.
@@ -145,10 +148,11 @@ def steps_beside_the_ann(granularity: str, width: int, size: int, device: str) -
         "ours, one by one": with_neurons(granularity, lambda lif: lif, width),
         "ANN": with_neurons(granularity, lambda lif: nn.ReLU(), width),
     }
-    return {
+    steps = {
         name: training_step(network.to(device), *batch(device, size))
         for name, network in made.items()
     }
+    return steps | {"ours, compress_spikes": compressed(steps["ours"])}
 
 
 @pytest.mark.wall_clock
@@ -221,11 +225,9 @@ def peak_bytes(step, device: str) -> int:
 def bench_training_memory(compare_bytes, device, granularity):
     made = networks(granularity, device)
     steps = {name: training_step(network, *batch(device)) for name, network in made.items()}
+    steps["ours, compress_spikes"] = compressed(steps["ours"])
     peaks = {name: peak_bytes(step, device) for name, step in steps.items()}
-    with rso.compress_spikes():
-        compressed = peak_bytes(steps["ours"], device)
-    ours = peaks.pop("ours")
-    compare_bytes(ours, peaks | {"ours, compress_spikes": compressed})
+    compare_bytes(peaks.pop("ours"), peaks)
 
 
 @pytest.mark.parametrize("granularity", ["none", "element"])

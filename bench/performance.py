@@ -286,7 +286,7 @@ TABLES = [
     ),
     Table(
         "A training step of other sizes",
-        "The same beside the equal ANN alone, and beside ours without fused norms.",
+        "The same beside the equal ANN alone, and beside ours without fused norms or kept spikes.",
         CPUS,
         {
             f"{kind}, width {width}, {size} images": (
@@ -295,7 +295,14 @@ TABLES = [
             for width, size in ((16, 32), (32, 8), (32, 32))
             for granularity, kind in (("none", "binary"), ("element", "element-wise"))
         },
-        {name: STEPS[name] for name in ("the equal ANN", "ours, norms and neurons one by one")},
+        {
+            name: STEPS[name]
+            for name in (
+                "the equal ANN",
+                "ours, norms and neurons one by one",
+                "ours, `compress_spikes`",
+            )
+        },
     ),
 ]
 

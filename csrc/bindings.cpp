@@ -105,6 +105,10 @@ void lif_fwd(const LifParams& params, uintptr_t y, uintptr_t v_last, int num_thr
   lif_fwd_cpu({params, pointer<void>(y), pointer<float>(v_last)}, num_threads);
 }
 
+void lif_spikes(const LifParams& params, uintptr_t y, int num_threads) {
+  lif_spikes_cpu({params, pointer<void>(y), nullptr}, num_threads);
+}
+
 void lif_packed(const LifParams& params, uintptr_t packed, uintptr_t v_last, int64_t C, int64_t P,
                 bool channels_last, int num_threads) {
   lif_packed_cpu({params, pointer<uint32_t>(packed), pointer<float>(v_last), C, P, ceil_div(C, 32),
@@ -356,7 +360,6 @@ PYBIND11_MODULE(_C, m) {
   py::class_<UnpackSpikesParams>(m, "UnpackSpikesParams").def(py::init(&unpack_params));
   py::class_<UnsharedConvParams>(m, "UnsharedConvParams").def(py::init(&unshared_conv_params));
   py::class_<AddedCurrent>(m, "AddedCurrent").def(py::init(&added_current));
-  m.attr("most_added_currents") = kMostAddedCurrents;
   using PlaceOf = std::pair<int64_t, int64_t>;  // block, bytes
   py::class_<Program>(m, "Program")
       .def(py::init<>())
@@ -396,6 +399,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("lif_fwd_cpu", &lif_fwd, no_gil);
   m.def("lif_bwd_cpu", &lif_bwd, no_gil);
   m.def("lif_packed_cpu", &lif_packed, no_gil);
+  m.def("lif_spikes_cpu", &lif_spikes, no_gil);
   m.def("batch_norm_moments_cpu", &batch_norm_moments, no_gil);
   m.def("batch_norm_statistics_cpu", &batch_norm_statistics, no_gil);
   m.def("batch_norm_of_cpu", &batch_norm_of, no_gil);

@@ -114,6 +114,8 @@ constexpr int64_t kLifPackedPixels = 64;
 LifTiling lif_tiling(int64_t T, int64_t N, int64_t period);
 
 void lif_fwd_cpu(const LifForward& params, int num_threads);
+// y once more, from the bits that a forward pass saved (LifSave::kBits).
+void lif_spikes_cpu(const LifForward& params, int num_threads);
 void lif_bwd_cpu(const LifBackward& params, int num_threads);
 void lif_packed_cpu(const LifPacked& params, int num_threads);
 

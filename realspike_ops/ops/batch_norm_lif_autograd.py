@@ -9,10 +9,14 @@ from torch import Tensor
 
 from realspike_ops.ops import LIBRARY, batch_norm_lif_plan
 from realspike_ops.ops.batch_norm_lif import PASSES
-from realspike_ops.ops.compress_spikes import Rerun, note_spikes, spikes_are_dropped
+from realspike_ops.ops.compress_spikes import (
+    Rerun,
+    note_spikes,
+    save_with_spikes,
+    spikes_are_dropped,
+)
 from realspike_ops.ops.eager import is_plain_eager
 from realspike_ops.ops.layout import as_dense_over_time, is_channels_last
-from realspike_ops.ops.lif_autograd import recipe_of
 from realspike_ops.ops.lif_contract import SAVE_BITS, SAVE_NOTHING, Neuron
 
 # The tensors of batch_norm_lif_fwd, in order: x, residual, mean, inv_std, weight, bias, amplitude,
@@ -20,7 +24,9 @@ from realspike_ops.ops.lif_contract import SAVE_BITS, SAVE_NOTHING, Neuron
 _X, _RESIDUAL, _MEAN, _INV_STD, _WEIGHT, _BIAS, _AMPLITUDE, _V_INIT = 0, 1, 2, 3, 4, 5, 6, 9
 
 
-def _keep_for_backward(ctx, inputs, y, saved, neuron, save, keep_state, count, plan=None):
+def _keep_for_backward(
+    ctx, inputs, y, saved, neuron, save, keep_state, count, saved_as=None, plan=None
+):
     if save == SAVE_NOTHING:
         raise RuntimeError(
             "realspike::batch_norm_lif_fwd: save must not be 0 where a gradient is required; trace "
@@ -35,7 +41,8 @@ def _keep_for_backward(ctx, inputs, y, saved, neuron, save, keep_state, count, p
             return call(*arguments)
 
         rerun = functools.partial(Rerun, (x, residual, v_init), parameters, run)
-        note_spikes(y, recipe_of(y, inputs[_AMPLITUDE], saved, neuron, save, rerun))
+        steps = y if plan is None or plan.T is None else y.unflatten(0, (plan.T, -1))
+        note_spikes(steps, inputs[_AMPLITUDE], saved, neuron, saved_as or save, rerun)
     if save == SAVE_BITS:
         residual = v_init = None
     ctx.neuron, ctx.save, ctx.keep_state = neuron, save, keep_state
@@ -120,13 +127,13 @@ class _EagerBatchNormLif(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, *args):
-        *tensors, (neuron, save, keep_state, count, group, plan) = args
+        *tensors, (neuron, save, save_as, keep_state, count, group, plan) = args
         if plan is None:
             fwd = PASSES[tensors[_X].device.type].fwd
-            y, v_last, saved = fwd(*tensors, neuron, save, keep_state)
+            y, v_last, saved = fwd(*tensors, neuron, save_as, keep_state)
         else:
             y, saved = batch_norm_lif_plan.planned_fwd(plan, tensors)
-        _keep_for_backward(ctx, tensors, y, saved, neuron, save, keep_state, count, plan)
+        _keep_for_backward(ctx, tensors, y, saved, neuron, save, keep_state, count, save_as, plan)
         ctx.group, ctx.plan = group, plan
         return (y, v_last) if keep_state else y
 
@@ -229,15 +236,17 @@ def batch_norm_lif(
     if device not in PASSES or not (is_plain or group is not None or is_plain_eager(*tensors)):
         out = torch.ops.realspike.batch_norm_lif_fwd(*tensors, *neuron, save, keep_state, count)
         return out[:2] if keep_state else out[0]
-    plan = None
+    plan, save_as = None, save
+    if save != SAVE_NOTHING:
+        save_as = save_with_spikes(save, timesteps or x.shape[0], device)
     if (
         device == "cpu"
         and decay is v_threshold is v_init is group is None
-        and not (keep_state or spikes_are_dropped())
+        and not keep_state
         and all(t is None or t.is_contiguous() for t in tensors[_MEAN:_AMPLITUDE])
     ):
         plan = batch_norm_lif_plan.plan_of(
-            timesteps, neuron, save, x.shape, x.stride(), x.dtype,
+            timesteps, neuron, save, save_as, x.shape, x.stride(), x.dtype,
             None if residual is None else residual.stride(),
             None if amplitude is None else (amplitude.shape, amplitude.stride()),
         )  # fmt: skip
@@ -248,7 +257,8 @@ def batch_norm_lif(
     out: Any
     if save != SAVE_NOTHING:
         # One argument where it can be: apply looks at each of them.
-        out = _EagerBatchNormLif.apply(*tensors, (neuron, save, keep_state, count, group, plan))
+        fixed = (neuron, save, save_as, keep_state, count, group, plan)
+        out = _EagerBatchNormLif.apply(*tensors, fixed)
     elif plan is not None:
         out, _ = batch_norm_lif_plan.planned_fwd(plan, tensors)
     else:

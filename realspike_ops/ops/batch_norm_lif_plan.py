@@ -29,7 +29,8 @@ class Plan(NamedTuple):
     """What a call of tensors that lie as the kernels read them comes to, but for their memory."""
 
     T: int | None  # timesteps of x [T*B, C, ...]; None: x is [T, B, C, ...]
-    params: Any  # LifParams
+    fwd: Any  # LifParams
+    bwd: Any  # LifParams
     norm: tuple[int, int, int]  # residual_stride_t, C and pixels of Norm
     channels_last: bool
     saved: tuple[torch.Size, torch.dtype] | None
@@ -42,12 +43,15 @@ class Plan(NamedTuple):
 
 @functools.lru_cache(maxsize=1024)
 def plan_of(
-    T: int | None, neuron: Neuron, save: int, shape, strides, dtype, residual, amplitude
-) -> Plan | None:
+    T: int | None, neuron: Neuron, save: int, save_as: int, shape, strides, dtype, residual,
+    amplitude,
+) -> Plan | None:  # fmt: skip
     """Plan calls with an x of these sizes; None where a tensor has to be copied first.
 
     Args:
         T: See `Plan`.
+        save: What backward needs.
+        save_as: What forward saves; see `save_with_spikes`.
         residual: Its strides, if there is one.
         amplitude: Its sizes and strides, if there is one.
     """
@@ -70,10 +74,12 @@ def plan_of(
         return None
     if empty_like_over_time(x, channels_last).stride() != x.stride():
         return None  # equal timesteps, which are the same memory
-    saved = allocate_saved(x, neuron.ternary, save)
+    saved = allocate_saved(x, neuron.ternary, save_as)
+    fwd, bwd = (lif_params(Currents(x, stride_t), neurons, saved, s, x) for s in (save_as, save))
     return Plan(
         T,
-        lif_params(Currents(x, stride_t), neurons, saved, save, x),
+        fwd,
+        bwd,
         norm[5:-1],
         channels_last,
         None if saved is None else (saved.shape, saved.dtype),
@@ -85,14 +91,14 @@ def plan_of(
     )
 
 
-def _arguments(plan: Plan, tensors: Sequence[Any], saved: Tensor | None):
+def _arguments(params: Any, plan: Plan, tensors: Sequence[Any], saved: Tensor | None):
     """Return what both passes take first; `tensors` are the first of batch_norm_lif_fwd."""
     x, residual, mean, inv_std, weight, bias, amplitude, *_ = tensors
     norm = extension().BatchNorm(
         mean.data_ptr(), inv_std.data_ptr(), pointer(weight), pointer(bias), pointer(residual),
         *plan.norm, plan.channels_last,
     )  # fmt: skip
-    return plan.params.at(x.data_ptr(), 0, pointer(saved), pointer(amplitude), 0, 0), norm
+    return params.at(x.data_ptr(), 0, pointer(saved), pointer(amplitude), 0, 0), norm
 
 
 def planned_fwd(plan: Plan, tensors: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
@@ -101,7 +107,7 @@ def planned_fwd(plan: Plan, tensors: Sequence[Any]) -> tuple[Tensor, Tensor | No
     y = torch.empty_like(x)
     saved = None if plan.saved is None else x.new_empty(plan.saved[0], dtype=plan.saved[1])
     extension().batch_norm_lif_fwd_cpu(
-        *_arguments(plan, tensors, saved), y.data_ptr(), 0, torch.get_num_threads()
+        *_arguments(plan.fwd, plan, tensors, saved), y.data_ptr(), 0, torch.get_num_threads()
     )
     return y, saved
 
@@ -125,7 +131,7 @@ def planned_bwd(plan: Plan, grad_y: Tensor, tensors: Sequence[Any], saved: Tenso
     weight, bias = (torch.empty_like(inv_std) if n else None for n in (needs_weight, needs_bias))
     partial = x.new_empty(plan.partial, dtype=torch.float32) if needs_amplitude else None
     extension().batch_norm_lif_bwd_cpu(
-        *_arguments(plan, tensors, saved), grad_y.data_ptr(), 0,
+        *_arguments(plan.bwd, plan, tensors, saved), grad_y.data_ptr(), 0,
         grad_current.data_ptr(), 0, pointer(partial), 0, 0, 0, pointer(weight), pointer(bias),
         grad_x.data_ptr() if needs_x else 0, pointer(count), torch.get_num_threads(),
     )  # fmt: skip

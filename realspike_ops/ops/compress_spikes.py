@@ -13,6 +13,17 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from realspike_ops.ops import lif_cpu
+from realspike_ops.ops.layout import is_channels_last
+from realspike_ops.ops.lif_contract import (
+    BITS_INTERVAL,
+    POTENTIAL_INTERVAL,
+    SAVE_BITS,
+    SAVE_POTENTIALS,
+    Neuron,
+    neurons_in_memory_order,
+)
+
 _thread = threading.local()
 
 
@@ -22,45 +33,44 @@ def _copy(parameter: Tensor | None) -> Tensor | None:
 
 
 class SavedBits:
-    """Makes the output of a LIF layer from the bits that it keeps (csrc/core/lif.h).
+    """Makes the output of a LIF layer from bits that the layer kept (csrc/core/lif.h).
 
     Args:
         y: The output [T, B, ...].
         amplitude: The factor of every spike; None for 1.
-        words: [ceil(T / interval), N] integers, the neurons in the memory order of a timestep.
-        interval: Timesteps per word.
-        width: Bits per timestep: the first says whether the neuron fired, the third whether
-            negatively.
-        ternary: Whether there are negative spikes.
+        words: [ceil(T / BITS_INTERVAL), N], the neurons in the memory order of a timestep.
+        neuron: The form of the neurons.
     """
 
-    def __init__(
-        self,
-        y: Tensor,
-        amplitude: Tensor | None,
-        words: Tensor,
-        interval: int,
-        width: int,
-        ternary: bool,
-    ):
+    def __init__(self, y: Tensor, amplitude: Tensor | None, words: Tensor, neuron: Neuron):
         self.shape, self.stride, self.dtype = y.shape, y.stride(), y.dtype
-        self.amplitude, self.words = _copy(amplitude), words
-        self.interval, self.width, self.ternary = interval, width, ternary
+        self.amplitude, self.words, self.neuron = _copy(amplitude), words, neuron
 
     def make(self) -> Tensor:
         words = self.words
         y = torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=words.device)
+        if words.device.type == "cpu":
+            neurons = neurons_in_memory_order(
+                self.amplitude, None, None, None, self.neuron, y.shape[2:], is_channels_last(y)
+            )
+            lif_cpu.launch_spikes(neurons, words, y)
+        else:
+            self.write_step_by_step(y)
+        return y
+
+    def write_step_by_step(self, y: Tensor) -> None:
+        """Write the spikes with PyTorch's own operations."""
+        ternary, width = self.neuron.ternary, 4 if self.neuron.ternary else 2
         amplitude = y.new_ones(()) if self.amplitude is None else self.amplitude.to(y.dtype)
         silent = y.new_zeros(())
-        for t in range(self.shape[0]):
-            word = words[t // self.interval].as_strided(y[t].shape, y[t].stride())
-            first = self.width * (t % self.interval)
+        for t, y_t in enumerate(y):
+            word = self.words[t // BITS_INTERVAL].as_strided(y_t.shape, y_t.stride())
+            first = width * (t % BITS_INTERVAL)
             emitted = amplitude
-            if self.ternary:
+            if ternary:
                 emitted = torch.where((word & (4 << first)) != 0, -amplitude, amplitude)
             # A selection, since 0 * amplitude is -0.0 or NaN for some amplitudes.
-            torch.where((word & (1 << first)) != 0, emitted, silent, out=y[t])
-        return y
+            torch.where((word & (1 << first)) != 0, emitted, silent, out=y_t)
 
 
 class Rerun:
@@ -96,8 +106,9 @@ class Rerun:
 
 @dataclass
 class _Emission:
-    """The output of a LIF layer, known by its storage: its version, and its recipe."""
+    """The output of a LIF layer: its storage and version, and its recipe."""
 
+    storage: StorageWeakRef  # while it is referred to, no other storage gets its address
     version: int
     recipe: SavedBits | Rerun
 
@@ -106,9 +117,9 @@ class compress_spikes(torch.autograd.graph.saved_tensors_hooks):
     """Drop the spikes that other layers save for backward, and make them again when it needs them.
 
     Within this context, a tensor that a layer saves for its backward is not kept if it is the
-    output of `lif`, or a view of it. Backward makes it again, bit for bit, from the tensors that
-    `lif` keeps for its own backward pass. These are the bits that say which neurons fired, or the
-    input, from which the neurons run once more. Every other tensor is kept as it is.
+    output of `lif` or `batch_norm_lif`, or a view of it. Backward makes it again, bit for bit:
+    from the bits that say which neurons fired, or, where none are kept, from the input, by running
+    the neurons once more (docs/lif.md). Every other tensor is kept as it is.
 
     Example::
 
@@ -125,7 +136,7 @@ class compress_spikes(torch.autograd.graph.saved_tensors_hooks):
     """
 
     def __init__(self):
-        self._emissions: dict[StorageWeakRef, _Emission] = {}
+        self._emissions: dict[int, _Emission] = {}  # by the address of the storage
         super().__init__(self._pack, self._unpack)
 
     def __enter__(self):
@@ -141,14 +152,15 @@ class compress_spikes(torch.autograd.graph.saved_tensors_hooks):
 
     def note(self, y: Tensor, recipe: SavedBits | Rerun) -> None:
         """Remember what makes y [T, B, ...] again."""
-        self._emissions = {key: e for key, e in self._emissions.items() if not key.expired()}
-        key = StorageWeakRef(y.untyped_storage())
-        self._emissions[key] = _Emission(y._version, recipe)
+        alive = {key: e for key, e in self._emissions.items() if not e.storage.expired()}
+        storage = y.untyped_storage()
+        alive[storage._cdata] = _Emission(StorageWeakRef(storage), y._version, recipe)
+        self._emissions = alive
 
     def _pack(self, saved: Tensor):
         if saved.layout != torch.strided or saved.numel() == 0:
             return saved
-        emission = self._emissions.get(StorageWeakRef(saved.untyped_storage()))
+        emission = self._emissions.get(saved.untyped_storage()._cdata)
         if emission is None or saved._version != emission.version:
             return saved
         return emission.recipe, saved.shape, saved.stride(), saved.storage_offset()
@@ -167,8 +179,29 @@ def spikes_are_dropped() -> bool:
     return getattr(_thread, "active", None) is not None
 
 
-def note_spikes(y: Tensor, recipe: SavedBits | Rerun) -> None:
-    """Tell the active context what makes the output of a LIF layer again."""
+def save_with_spikes(save: int, T: int, device: str) -> int:
+    """Return what a forward pass saves where `save` is what backward needs.
+
+    Of so few timesteps backward recomputes all potentials from x, and looks at nothing that was
+    saved: that may be bits, which make the spikes again for less than a run of the neurons.
+    """
+    short = save == SAVE_POTENTIALS and T <= POTENTIAL_INTERVAL
+    return SAVE_BITS if short and device == "cpu" and spikes_are_dropped() else save
+
+
+def note_spikes(
+    y: Tensor,  # [T, B, ...]
+    amplitude: Tensor | None,
+    saved: Tensor,
+    neuron: Neuron,
+    save: int,  # what `saved` is
+    rerun: Callable[[], Rerun],
+) -> None:
+    """Tell the active context what makes the output of a LIF layer again.
+
+    `rerun` is called where no bits were saved.
+    """
     # Under torch.compile the tensors are fake, of a class of their own.
     if y.numel() > 0 and type(y) is Tensor:
-        _thread.active.note(y, recipe)
+        has_bits = save == SAVE_BITS
+        _thread.active.note(y, SavedBits(y, amplitude, saved, neuron) if has_bits else rerun())

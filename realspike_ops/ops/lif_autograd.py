@@ -7,14 +7,21 @@ import torch
 from torch import Tensor
 
 from realspike_ops.ops import LIBRARY
-from realspike_ops.ops.compress_spikes import Rerun, SavedBits, note_spikes, spikes_are_dropped
+from realspike_ops.ops.compress_spikes import (
+    Rerun,
+    note_spikes,
+    save_with_spikes,
+    spikes_are_dropped,
+)
 from realspike_ops.ops.eager import is_plain_eager
 from realspike_ops.ops.layout import is_channels_last
 from realspike_ops.ops.lif import BACKWARD, FORWARD
-from realspike_ops.ops.lif_contract import BITS_INTERVAL, SAVE_BITS, SAVE_NOTHING, Neuron
+from realspike_ops.ops.lif_contract import SAVE_BITS, SAVE_NOTHING, Neuron
 
 
-def _keep_for_backward(ctx, x, parameters, v_init, y, saved, neuron, save, keep_state):
+def _keep_for_backward(
+    ctx, x, parameters, v_init, y, saved, neuron, save, keep_state, saved_as=None
+):
     if save == SAVE_NOTHING:
         raise RuntimeError(
             "realspike::lif_fwd: save must not be 0 where a gradient is required; trace with an "
@@ -27,7 +34,7 @@ def _keep_for_backward(ctx, x, parameters, v_init, y, saved, neuron, save, keep_
             return lif(x, amplitude, decay, v_threshold, v_init, neuron, SAVE_NOTHING, False)
 
         rerun = functools.partial(Rerun, (x, v_init), parameters, run)
-        note_spikes(y, recipe_of(y, parameters[0], saved, neuron, save, rerun))
+        note_spikes(y, parameters[0], saved, neuron, saved_as or save, rerun)
     ctx.neuron, ctx.save, ctx.keep_state = neuron, save, keep_state
     ctx.channels_last = is_channels_last(y)
     if save == SAVE_BITS:
@@ -35,17 +42,6 @@ def _keep_for_backward(ctx, x, parameters, v_init, y, saved, neuron, save, keep_
     ctx.save_for_backward(x, *parameters, v_init, saved)
     ctx.set_materialize_grads(False)
     ctx.shape, ctx.dtype = y.shape, y.dtype
-
-
-def recipe_of(y, amplitude, saved, neuron, save, rerun):
-    """Return the recipe that makes y again from the tensors that backward keeps anyway.
-
-    `rerun` makes the recipe that runs the neurons again, for where no bits are kept.
-    """
-    if save == SAVE_BITS:
-        width = 4 if neuron.ternary else 2
-        return SavedBits(y, amplitude, saved, BITS_INTERVAL, width, neuron.ternary)
-    return rerun()
 
 
 def _gradients(ctx, grad_y, grad_v_last):
@@ -87,11 +83,13 @@ class _EagerLif(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, amplitude, decay, v_threshold, v_init, neuron, save, keep_state):
-        y, v_last, saved = FORWARD[x.device.type](
-            x, amplitude, decay, v_threshold, v_init, neuron, save, keep_state
+        device = x.device.type
+        save_as = save_with_spikes(save, x.shape[0], device)
+        y, v_last, saved = FORWARD[device](
+            x, amplitude, decay, v_threshold, v_init, neuron, save_as, keep_state
         )
         parameters = (amplitude, decay, v_threshold)
-        _keep_for_backward(ctx, x, parameters, v_init, y, saved, neuron, save, keep_state)
+        _keep_for_backward(ctx, x, parameters, v_init, y, saved, neuron, save, keep_state, save_as)
         return (y, v_last) if keep_state else y
 
     @staticmethod

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from realspike_ops._native import DTYPES, extension, pointer
-from realspike_ops.ops.lif_contract import SAVE_NOTHING, Currents, Gradients, Neurons
+from realspike_ops.ops.lif_contract import SAVE_BITS, SAVE_NOTHING, Currents, Gradients, Neurons
 from realspike_ops.surrogate import NAMES
 
 _SURROGATES = {name: index for index, name in enumerate(NAMES)}
@@ -52,6 +52,12 @@ def lif_params(currents: Currents, neurons: Neurons, saved, save: int, like: Ten
 def launch_fwd(currents: Currents, neurons: Neurons, y, v_last, saved, save: int) -> None:
     params = lif_params(currents, neurons, saved, save, y)
     extension().lif_fwd_cpu(params, y.data_ptr(), pointer(v_last), torch.get_num_threads())
+
+
+def launch_spikes(neurons: Neurons, words: Tensor, y: Tensor) -> None:
+    """Write the spikes y [T, B, ...] of which a forward pass saved the bits."""
+    params = lif_params(Currents(None, 0), neurons, words, SAVE_BITS, y)
+    extension().lif_spikes_cpu(params, y.data_ptr(), torch.get_num_threads())
 
 
 def launch_packed(currents: Currents, neurons: Neurons, packed, v_last, channels_last) -> None:

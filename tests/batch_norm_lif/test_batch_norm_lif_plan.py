@@ -214,6 +214,8 @@ def test_hooks_on_saved_tensors_may_lay_them_out_anew(layout, granularity):
 
 
 def test_plans_keep_no_tensor():
-    plan = plan_of(4, PAPERS, SAVE_BITS, (8, 6, 5, 3), (90, 15, 3, 1), torch.float32, None, None)
+    plan = plan_of(
+        4, PAPERS, SAVE_BITS, SAVE_BITS, (8, 6, 5, 3), (90, 15, 3, 1), torch.float32, None, None
+    )
     assert plan is not None
     assert not any(isinstance(value, torch.Tensor) for value in (*plan, *plan.saved, *plan.norm))

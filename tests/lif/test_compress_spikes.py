@@ -9,8 +9,11 @@ from helpers import normal
 from torch import nn
 
 import realspike_ops as rso
+from realspike_ops.ops.compress_spikes import Rerun, SavedBits
 
 T = 4
+# Spikes of the attached reset are kept as bits up to 8 timesteps; of more, the neurons run again.
+TIMESTEPS = (7, 9)
 
 
 def network(granularity, channels=32, detach_reset=True):
@@ -88,35 +91,45 @@ def test_gradients_are_the_same_bits(detach_reset, granularity, memory_format, d
         assert torch.equal(plain, compressed)
 
 
+def same_bits(a, b):
+    integers = {2: torch.int16, 4: torch.int32}[a.dtype.itemsize]
+    # NaN has many bit patterns, and the conversion from float32 chooses one.
+    is_nan = b.isnan()
+    return torch.equal(a.isnan(), is_nan) and torch.equal(
+        a[~is_nan].view(integers), b[~is_nan].view(integers)
+    )
+
+
 def assert_rebuilt(context, y):
-    integers = {2: torch.int16, 4: torch.int32}[y.dtype.itemsize]
     for view in (y, y.flatten(0, 1), y[1:, ::2], y.transpose(1, 3), y[2, 1, 3]):
         kept = context._pack(view.detach())
         assert not isinstance(kept, torch.Tensor)
         rebuilt = context._unpack(kept)
+        if isinstance(kept[0], SavedBits):
+            spikes = torch.empty_strided(y.shape, y.stride(), dtype=y.dtype, device=y.device)
+            kept[0].write_step_by_step(spikes)
+            assert same_bits(spikes, kept[0].make())
         assert rebuilt.stride() == view.stride()
         assert rebuilt.dtype == y.dtype
-        # NaN has many bit patterns, and the conversion from float32 chooses one.
-        is_nan = view.detach().isnan()
-        assert torch.equal(rebuilt.isnan(), is_nan)
-        rebuilt, view = rebuilt[~is_nan], view.detach()[~is_nan]
-        assert torch.equal(rebuilt.view(integers), view.view(integers))
+        assert same_bits(rebuilt, view.detach())
 
 
 @pytest.mark.parametrize("detach_reset", [True, False])
+@pytest.mark.parametrize("timesteps", TIMESTEPS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_rebuilt_exactly(dtype, detach_reset, device):
+def test_rebuilt_exactly(dtype, timesteps, detach_reset, device):
     """Signed zeros, infinite and NaN amplitudes, views with an offset, and odd channel counts."""
     values = [1.5, -0.3, 0.0, -0.0, float("inf"), float("nan"), -1e-7]
     amplitude = torch.tensor(values, device=device)
-    x = normal((2 * T + 1, 3, 7, 5), 1).to(dtype).to(device).requires_grad_()
+    x = normal((timesteps, 3, 7, 5), 1).to(dtype).to(device).requires_grad_()
     with rso.compress_spikes() as context:
         assert_rebuilt(context, rso.lif(x, amplitude[:, None], detach_reset=detach_reset))
 
 
 @pytest.mark.parametrize("detach_reset", [True, False])
-def test_every_form_of_the_neuron_is_rebuilt(detach_reset, device):
-    x = normal((2 * T + 1, 3, 7, 5), 1).to(device).requires_grad_()
+@pytest.mark.parametrize("timesteps", TIMESTEPS)
+def test_every_form_of_the_neuron_is_rebuilt(timesteps, detach_reset, device):
+    x = normal((timesteps, 3, 7, 5), 1).to(device).requires_grad_()
     amplitude = normal((7, 5), 2).to(device)
     decay = normal((7, 1), 3).sigmoid().to(device).requires_grad_()
     forms = (
@@ -149,10 +162,19 @@ def test_only_spikes_are_compressed():
 
 @pytest.mark.parametrize("detach_reset", [True, False])
 def test_memory(detach_reset):
-    """Of the spikes of two layers nothing is left, and nothing is kept in their place."""
+    """Of the spikes of two layers nothing is left. In their place is nothing where backward keeps
+    bits anyway, else a byte for four timesteps."""
     model, x = network("none", detach_reset=detach_reset), normal((T * 8, 3, 6, 6), 1)
     plain, compressed = kept_bytes(model, x, False), kept_bytes(model, x, True)
-    assert plain - compressed == 2 * T * 8 * 32 * 36 * 4
+    neurons = 2 * 8 * 32 * 36
+    assert plain - compressed == neurons * T * 4 - (0 if detach_reset else neurons)
+
+
+@pytest.mark.parametrize(("timesteps", "recipe"), [(8, SavedBits), (9, Rerun)])
+def test_how_spikes_of_the_attached_reset_are_made(timesteps, recipe):
+    with rso.compress_spikes() as context:
+        y = rso.lif(normal((timesteps, 2, 3), 1).requires_grad_())
+        assert isinstance(context._pack(y.detach())[0], recipe)
 
 
 @pytest.mark.parametrize("detach_reset", [True, False])
@@ -175,7 +197,7 @@ def test_nothing_outlives_the_graph(detach_reset):
 
 
 def test_an_input_that_was_changed_is_refused():
-    x = normal((T, 2, 8, 4), 1).requires_grad_()
+    x = normal((9, 2, 8, 4), 1).requires_grad_()
     weight = torch.ones(1, requires_grad=True)
     with rso.compress_spikes():
         current = x * 1
@@ -186,9 +208,10 @@ def test_an_input_that_was_changed_is_refused():
         torch.autograd.grad(loss, weight)
 
 
-def test_amplitude_of_the_forward_pass_is_kept():
+@pytest.mark.parametrize("timesteps", TIMESTEPS)
+def test_amplitude_of_the_forward_pass_is_kept(timesteps):
     """An optimizer steps in place; a graph that is kept must not see the new amplitude."""
-    x = normal((T, 2, 8, 4), 1).requires_grad_()
+    x = normal((timesteps, 2, 8, 4), 1).requires_grad_()
     amplitude = torch.ones(8, 1, requires_grad=True)
     decay = torch.full((8, 1), 0.5, requires_grad=True)
     weight = torch.ones(1, requires_grad=True)

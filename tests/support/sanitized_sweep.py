@@ -64,6 +64,9 @@ def run_lif(rso):
             y, v_last = rso.lif(x, amplitude, return_state=True, **form)
             (y.float().square().sum() + v_last.sum()).backward()
             yield
+            with rso.compress_spikes():
+                rso.lif(x, amplitude, **form).square().sum().backward()
+            yield
         with torch.no_grad():
             rso.lif(x, **form)
             rso.lif(x[:1].expand_as(x), **form)

@@ -23,6 +23,7 @@ struct UnsharedConvTiles;
 struct IsaKernels {
   const char* name;
   void (*lif_fwd)(const LifForward&, const LifTile&);
+  void (*lif_spikes)(const LifForward&, const LifTile&);
   void (*lif_bwd)(const LifBackward&, const LifTile&);
   // Task number `task` of the plan, to [2 * plan.channels + 1].
   void (*batch_norm_moments)(const BatchNormMoments&, const MomentsPlan&, int64_t task,

@@ -44,6 +44,10 @@ void lif_fwd_cpu(const LifForward& params, int num_threads) {
   run(params, isa_kernels().lif_fwd, params.y, num_threads);
 }
 
+void lif_spikes_cpu(const LifForward& params, int num_threads) {
+  run(params, isa_kernels().lif_spikes, params.y, num_threads);
+}
+
 void lif_packed_cpu(const LifPacked& params, int num_threads) {
   if (params.N == 0 || params.T == 0) return;
   const int64_t pixels = params.N / params.C;

@@ -11,6 +11,14 @@ BUGS = [
         "tests/ops/test_cpu_sanitizers.py",
     ),
     Bug(
+        "lif-cpu-spikes-made-again-have-the-sign-of-the-window",
+        "csrc/cpu/lif/spikes_kernel.h",
+        "saved >> (kBits * k + 2) << 31",
+        "saved >> (kBits * k + 1) << 31",
+        "tests/lif/test_compress_spikes.py",
+        "every_form",
+    ),
+    Bug(
         "lif-cpu-tie-is-silent",
         "csrc/cpu/lif/fwd_kernel.h",
         "const bool spike = magnitude >= threshold_i;",
