@@ -130,11 +130,19 @@ def test_a_file_that_is_another_is_replaced(serve, tmp_path, capsys):
 
 
 def test_what_a_server_does_not_have(serve, tmp_path, capsys):
-    assert "404" in command(serve(status=404), tmp_path, 1, capsys)
+    said = command(serve(status=404), tmp_path, 1, capsys)
+    assert "404" in said
+    assert "goes on" not in said
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"cut")
+    assert f"{tmp_path}/cifar-10-python.tar.gz, which is there, is not the official one" in command(
+        serve(status=404), tmp_path, 1, capsys
+    )
     server = serve()
     server.shutdown()
     server.server_close()
-    assert "cannot download http://127.0.0.1" in command(server, tmp_path, 1, capsys)
+    said = command(server, tmp_path, 1, capsys)
+    assert "cannot download http://127.0.0.1" in said
+    assert "the same command goes on" in said
 
 
 def test_the_official_archives():

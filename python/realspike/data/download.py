@@ -77,10 +77,15 @@ def _download(url: str, part: Path, output: Path) -> None:
                     file.write(chunk)
                     advance(len(chunk))
     except requests.RequestException as error:
-        raise DownloadFailed(
-            f"cannot download {url} ({' '.join(str(error).split()):.200}): the same command goes "
-            "on where it stopped"
-        ) from error
+        # An answer that says no, and what is no address.
+        if isinstance(error, (requests.HTTPError, ValueError)):
+            advice = "--url names a mirror"
+        else:
+            advice = "the same command goes on where it stopped"
+        if (there := part.with_suffix("")).exists():
+            advice += f"; {there}, which is there, is not the official one"
+        text = f"{' '.join(str(error).split()):.200}"
+        raise DownloadFailed(f"cannot download {url} ({text}): {advice}") from error
     if total is not None and (came := part.stat().st_size) != total:
         raise DownloadFailed(
             f"{url} broke off after {came:,} of {total:,} bytes: the same command goes on there"
