@@ -111,6 +111,10 @@ def with_mean(mean=(0.0,), std=(1.0,)):
     from realspike.data import Splits
     return Splits(*images("", 0), mean, std, classes=("a", "b", "c"))
 
+def shifted():
+    """The same pictures to a network, were they normalised by this."""
+    return with_mean(mean=(0.5,), std=(0.5,))
+
 def two_means():
     return with_mean(mean=(0.5, 0.5))
 
@@ -304,6 +308,17 @@ def test_splits_of_tensors_know_their_classes(mine, tmp_path):
     names = [f"architecture={mine}:Net", f"data.name={mine}:with_mean"]
     assert cli.main(["train", "--out", "run", *names, *ARGUMENTS]) == 0
     assert run_config.read(tmp_path / "run" / "config.yaml").data.classes == 3
+
+
+def test_other_data_are_normalised_as_those_of_the_training(mine, capsys):
+    assert train_it(mine) == 0
+    capsys.readouterr()
+    said = []
+    for data in ("images", "shifted"):
+        names = ["--allow", f"{mine}:Net", f"data.name={mine}:{data}"]
+        assert cli.main(["eval", "run", *names]) == 0
+        said.append(capsys.readouterr().out.partition("right")[2])
+    assert said[0] == said[1]
 
 
 @pytest.mark.parametrize("name", ["Lazy", "Features", "Plain"])

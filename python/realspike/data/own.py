@@ -134,6 +134,24 @@ class Checked(Dataset):
         return sample, number
 
 
+def check_normalisation(mean: Any, std: Any, channels: int, name: object) -> None:
+    """Refuse what are no means and deviations of the channels, or of all alike.
+
+    Raises:
+        DataError: naming ``name`` as their owner.
+    """
+    for what, values, smallest in (("mean", mean, -math.inf), ("std", std, 0.0)):
+        try:
+            numbers = [float(value) for value in values]
+        except (TypeError, ValueError, OverflowError):
+            numbers = []
+        if len(numbers) not in (1, channels) or not all(smallest < n < math.inf for n in numbers):
+            raise DataError(
+                f"the {what} of {name} must be {channels} finite numbers, one per channel"
+                f"{', above 0' * (what == 'std')}; got {shown(values)}"
+            )
+
+
 def facts(splits: Splits, classes: "int | None", name: str, timesteps: int) -> dict:
     """Return ``classes``, ``channels``, ``image_size`` and ``encoding`` of data.
 
@@ -166,17 +184,7 @@ def facts(splits: Splits, classes: "int | None", name: str, timesteps: int) -> d
             f"all samples of {name} must be of shape {shape}; got {list(tested.shape)} in its test "
             "part"
         )
-    for what, values in (("mean", splits.mean), ("std", splits.std)):
-        try:
-            numbers = [float(value) for value in values]
-        except (TypeError, ValueError):
-            numbers = []
-        smallest = 0.0 if what == "std" else -math.inf
-        if len(numbers) not in (1, shape[-3]) or not all(smallest < n < math.inf for n in numbers):
-            raise DataError(
-                f"the {what} of {name} must be {shape[-3]} finite numbers, one per channel"
-                f"{', above 0' * (what == 'std')}; got {shown(values)}"
-            )
+    check_normalisation(splits.mean, splits.std, shape[-3], name)
     names = splits.classes or getattr(splits.train, "classes", None)
     if classes is None and names is not None:
         classes = names if isinstance(names, int) else len(names)

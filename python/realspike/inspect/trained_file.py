@@ -12,7 +12,7 @@ from realspike.config import run_config
 from realspike.config.network_config import NetworkConfig
 from realspike.config.run_config import ConfigError, RunConfig
 from realspike.data.loader import evaluation_loader
-from realspike.data.own import GIVEN
+from realspike.data.own import GIVEN, check_normalisation
 from realspike.data.preprocess import Preprocess
 from realspike.first_input import example_input
 from realspike.names import nearest, shown
@@ -63,8 +63,10 @@ class Trained:
                 f"{self.config.data.folder} has the classes {shown(list(splits.classes))}, and "
                 f"{self.source} was trained on {shown(classes)}: labels would mean something else"
             )
-        image_size = self.network_config.image_size
-        preprocess = Preprocess(self.config.data, splits.mean, splits.std, image_size)
+        # As in training, whatever other data are normalised by.
+        mean, std = (self.record.get(key, getattr(splits, key)) for key in ("mean", "std"))
+        check_normalisation(mean, std, self.network_config.in_channels, self.source)
+        preprocess = Preprocess(self.config.data, mean, std, self.network_config.image_size)
         workers = self.config.data.workers if splits.read_in_workers else 0
         loader = evaluation_loader(splits.test, BATCH, workers=workers, samples=samples)
         batches = track(loader, "test samples")
