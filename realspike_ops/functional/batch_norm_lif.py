@@ -160,19 +160,21 @@ def batch_norm_lif(
     decays, thresholds, v_init, neuron = check_neurons(
         x, decay, v_threshold, v_reset, reset, detach_reset, emission, surrogate, v_init
     )
-    checks.check_no_tangent(
-        x=x, residual=residual, weight=weight, bias=bias, amplitude=amplitude, decay=decays,
-        v_threshold=thresholds, v_init=v_init,
-    )  # fmt: skip
-    checks.check_not_transformed_by_functorch("batch_norm_lif")
+    if forward_ad._current_level >= 0:
+        checks.check_no_tangent(
+            x=x, residual=residual, weight=weight, bias=bias, amplitude=amplitude, decay=decays,
+            v_threshold=thresholds, v_init=v_init,
+        )  # fmt: skip
+    is_plain = is_plain_eager(
+        x, residual, weight, bias, running_mean, running_var, amplitude, decays, thresholds, v_init
+    )
+    if not is_plain:
+        checks.check_not_transformed_by_functorch("batch_norm_lif")
     of_x = training or running_mean is None
     if of_x and not (training and process_group) and 0 < x.numel() == x.shape[2]:
         raise ValueError(
             f"x must have more than 1 value per channel when training; got {checks.shape_text(x)}"
         )
-    is_plain = is_plain_eager(
-        x, residual, weight, bias, running_mean, running_var, amplitude, decays, thresholds, v_init
-    )
     statistics = batch_norm_statistics(
         x, running_mean, running_var, bool(training), momentum, eps, process_group, is_plain
     )

@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 import realspike_ops.ops.lif_autograd
 import realspike_ops.ops.lif_packed
 from realspike_ops import _checks as checks
+from realspike_ops.ops.eager import is_plain_eager
 from realspike_ops.ops.lif_contract import SAVE_NOTHING, Neuron, requires_gradient, what_to_save
 from realspike_ops.surrogate import as_surrogate
 
@@ -138,13 +140,16 @@ def lif(
     decays, thresholds, v_init, neuron = check_neurons(
         x, decay, v_threshold, v_reset, reset, detach_reset, emission, surrogate, v_init
     )
-    checks.check_no_tangent(
-        x=x, amplitude=amplitude, decay=decays, v_threshold=thresholds, v_init=v_init
-    )
+    if forward_ad._current_level >= 0:
+        checks.check_no_tangent(
+            x=x, amplitude=amplitude, decay=decays, v_threshold=thresholds, v_init=v_init
+        )
     save = SAVE_NOTHING
     if requires_gradient(x, amplitude, decays, thresholds, v_init):
         save = what_to_save(neuron, decays, thresholds)
-    checks.check_not_differentiated_by_functorch("lif")
+    is_plain = is_plain_eager(x, amplitude, decays, thresholds, v_init)
+    if not is_plain:
+        checks.check_not_differentiated_by_functorch("lif")
     if packed:
         if amplitude is not None:
             raise ValueError(
@@ -164,7 +169,7 @@ def lif(
             x, decays, thresholds, v_init, neuron, bool(return_state)
         )
     return realspike_ops.ops.lif_autograd.lif(
-        x, amplitude, decays, thresholds, v_init, neuron, save, bool(return_state)
+        x, amplitude, decays, thresholds, v_init, neuron, save, bool(return_state), is_plain
     )
 
 

@@ -243,7 +243,10 @@ def batch_norm_lif(
         device == "cpu"
         and decay is v_threshold is v_init is group is None
         and not keep_state
-        and all(t is None or t.is_contiguous() for t in tensors[_MEAN:_AMPLITUDE])
+        and mean.is_contiguous()
+        and inv_std.is_contiguous()
+        and (weight is None or weight.is_contiguous())
+        and (bias is None or bias.is_contiguous())
     ):
         plan = batch_norm_lif_plan.plan_of(
             timesteps, neuron, save, save_as, x.shape, x.stride(), x.dtype,

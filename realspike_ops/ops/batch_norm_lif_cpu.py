@@ -37,7 +37,7 @@ def launch_norm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what `launch_statistics` makes of the moments of x, and their number of values."""
     T, B, C, *pixels = x.shape
-    mean, inv_std = (x.new_empty(C, dtype=torch.float32) for _ in range(2))
+    mean, inv_std = x.new_empty(C, dtype=torch.float32), x.new_empty(C, dtype=torch.float32)
     count = x.new_empty(1, dtype=torch.float64)
     extension().batch_norm_of_cpu(
         x.data_ptr(), DTYPES[x.dtype], T, B, C, math.prod(pixels), channels_last, stride_t,

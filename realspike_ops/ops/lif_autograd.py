@@ -31,7 +31,8 @@ def _keep_for_backward(
     if spikes_are_dropped():
 
         def run(x, v_init, amplitude, decay, v_threshold) -> Any:
-            return lif(x, amplitude, decay, v_threshold, v_init, neuron, SAVE_NOTHING, False)
+            inputs = (x, amplitude, decay, v_threshold, v_init)
+            return lif(*inputs, neuron, SAVE_NOTHING, False, is_plain_eager(*inputs))
 
         rerun = functools.partial(Rerun, (x, v_init), parameters, run)
         note_spikes(y, parameters[0], saved, neuron, saved_as or save, rerun)
@@ -106,14 +107,15 @@ def lif(
     neuron: Neuron,
     save: int,
     keep_state: bool,
+    is_plain: bool,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Return y, with `keep_state` (y, v_last).
 
-    Past the dispatcher where only autograd could intercept the call.
+    Past the dispatcher where only autograd could intercept the call (`is_plain`).
     """
     inputs = (x, amplitude, decay, v_threshold, v_init)
     fwd = FORWARD.get(x.device.type)
-    if fwd is None or not is_plain_eager(*inputs):
+    if fwd is None or not is_plain:
         y, v_last, _ = torch.ops.realspike.lif_fwd(*inputs, *neuron, save, keep_state)
         return (y, v_last) if keep_state else y
     if save == SAVE_NOTHING:

@@ -46,12 +46,13 @@ def requires_gradient(*tensors: Tensor | None) -> bool:
 
 def what_to_save(neuron: Neuron, *learnable: Tensor | None) -> int:
     """Return what backward needs, where decay and threshold are `learnable`."""
-    learns = any(parameter is not None and parameter.requires_grad for parameter in learnable)
+    for parameter in learnable:
+        if parameter is not None and parameter.requires_grad:
+            return SAVE_POTENTIALS
     # With a detached reset and the rectangular surrogate, backward needs two bits of a neuron:
     # whether it fired, and whether its potential was in the window.
-    if neuron.detach_reset and neuron.surrogate == "rectangular" and not learns:
-        return SAVE_BITS
-    return SAVE_POTENTIALS
+    is_simple = neuron.detach_reset and neuron.surrogate == "rectangular"
+    return SAVE_BITS if is_simple else SAVE_POTENTIALS
 
 
 def allocate_saved(x: Tensor, ternary: bool, save: int) -> Tensor | None:
