@@ -61,14 +61,10 @@ def run(arguments) -> int:
     except OSError as error:
         return common.fail(2, f"cannot write {arguments.out}: {error.strerror or error}")
     print(
-        f"{arguments.out}: {_mebibytes(binary):.1f} MiB of folded weights "
-        f"({_mebibytes(network.network):.1f} MiB trained), free of multiplications"
+        f"{arguments.out}: {folded_file.size_of(binary)} of folded weights "
+        f"({folded_file.size_of(network.network)} trained), free of multiplications"
     )
     return 0
-
-
-def _mebibytes(network) -> float:
-    return sum(tensor.nbytes for tensor in network.state_dict().values()) / 2**20
 
 
 def run_verify(arguments) -> int:

@@ -42,6 +42,12 @@ def save(path: Path, network: Trained, folded: rso.FoldedNetwork) -> None:
     rso.save_folded(folded, path, metadata)
 
 
+def size_of(network: nn.Module) -> str:
+    """Return what the tensors of a network take, in a unit that suits it."""
+    count = sum(tensor.nbytes for tensor in network.state_dict().values())
+    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"
+
+
 def is_folded(path: Path) -> bool:
     """Whether a file says that it holds a folded network."""
     return path.is_file() and checkpoint.format_of(path) == FOLDED_FORMAT

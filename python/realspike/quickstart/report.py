@@ -74,11 +74,12 @@ def table(results: dict):
 def notes(results: dict) -> list[str]:
     """Return the lines below the table: how to read it, who was faster, what was read back."""
     tests = results["data"]["test_images"]
+    threads = results["environment"]["threads"]
     reloaded = results["reloaded"]
     return [
         *map(of_shipped, results["shipped"]),
         f"{tests} test images (one is {100 / tests:.2f} %). Spikes by LIF layer. Time: whole "
-        f"network, {results['environment']['threads']} CPU threads, relative to UnsharedSpikeConv; "
+        f"network, {threads} CPU thread{'s' * (threads > 1)}, relative to UnsharedSpikeConv; "
         f"less is faster.{_losses(results['inference'])}",
         f"{reloaded['checkpoint']}, read back, classifies {reloaded['same_predictions']} of "
         f"{tests} images the same. Everything took {results['seconds']:.0f} s.",

@@ -16,6 +16,7 @@ from realspike.config.network_config import method_of
 from realspike.files import make_writable_folder, write_atomically
 from realspike.inspect import trained_file
 from realspike.inspect.activity import entropy_table, record_activity
+from realspike.inspect.folded_file import size_of
 from realspike.inspect.kernels import find_readings, kernel_differences
 from realspike.inspect.spikes import kinds_of_spikes, record_spikes
 from realspike.inspect.trained_file import Trained
@@ -141,18 +142,15 @@ def _folding(network: Trained, inputs: torch.Tensor) -> str:
             f"<h2>Folding</h2>\n<p>This network was not folded for this report: "
             f"{html.escape(str(error))}</p>"
         )
-    sizes = [
-        sum(tensor.nbytes for tensor in either.state_dict().values()) / 2**20
-        for either in (network.network, folded)
-    ]
+    before, after = map(size_of, (network.network, folded))
     reports = [
         rso.profile(network.network, inputs),
         rso.profile(folded, inputs, names_of=network.network),
     ]
     parts = [
         "<h2>Folding</h2>",
-        f"<p>The amplitudes and batch norms are folded into the weights: {sizes[0]:.1f} MiB become "
-        f"{sizes[1]:.1f} MiB. Behind the encoding the network emits 0 and 1, and its synapses only "
+        f"<p>The amplitudes and batch norms are folded into the weights: {before} become {after}. "
+        "Behind the encoding the network emits 0 and 1, and its synapses only "
         "add.</p>",
         "<h2>Verification</h2>",
         "<p>Trained and folded, side by side: the largest difference of a current, and the spikes "
