@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C._functorch import TransformType, get_interpreter_stack
 from torch.autograd import forward_ad
 
+LARGEST = torch.finfo(torch.float32).max
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -22,6 +24,25 @@ def check_tensor(name: str, value: object) -> None:
     if value.layout != torch.strided or value.is_nested:
         kind = "a nested tensor" if value.is_nested else f"layout {value.layout}"
         raise TypeError(f"{name} must be a dense (strided) tensor; got {kind}")
+
+
+def check_module(name: str, value: object) -> None:
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"{name} must be an nn.Module; got {type(value).__name__}")
+
+
+def check_path(name: str, value: object) -> Path:
+    """Refuse what would be the name of a file by its text alone: a number, a tensor."""
+    if not isinstance(value, (str, Path)):
+        raise TypeError(f"{name} must be a str or a Path; got {type(value).__name__}")
+    return Path(value)
+
+
+def check_values(name: str, value: object) -> None:
+    """Check a tensor that is read, not its shape alone."""
+    check_tensor(name, value)
+    if isinstance(value, Tensor) and value.is_meta:
+        raise ValueError(f"{name} must have values; got a tensor on the meta device")
 
 
 def in_float32(tensor: Tensor) -> Tensor:
@@ -135,11 +156,28 @@ def check_number(name: str, value: object, low: float = -math.inf, high: float =
         raise ValueError(f"{name} must fit a float; got {value}") from None
 
 
+def check_potential(name: str, value: object) -> float:
+    """Check a number in units of the potential, whose state is float32."""
+    number = check_number(name, value)
+    if not -LARGEST <= number <= LARGEST:
+        raise ValueError(f"{name} must be finite in float32; got {value}")
+    return number
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Refuse what is no truth value: ``"False"`` is as true as any other text."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False; got {type(value).__name__}")
+    return value
+
+
 def check_positive_int(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int; got {type(value).__name__}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1; got {value}")
+    if value >= 2**62:
+        raise ValueError(f"{name} must be below 2^62; got {value}")
     return value
 
 
@@ -194,7 +232,7 @@ def check_emission(emission: str, v_threshold: float | None) -> str:
 def check_reset(v_reset: float | None, reset: str | None) -> tuple[float, str]:
     """Return the potential after a hard reset (0 where there is none) and the kind of reset."""
     if v_reset is not None:
-        v_reset = check_number("v_reset", v_reset)
+        v_reset = check_potential("v_reset", v_reset)
     if reset is None:
         reset = "soft" if v_reset is None else "hard"
     check_choice("reset", reset, ("hard", "soft", "none", "soft_delayed"))

@@ -72,11 +72,12 @@ def convert(
             neurons, loops over time inside ``forward``, outputs that are potentials, a ``forward``
             that depends on the mode or on tensors computed from parameters.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module; got {type(model).__name__}")
-    checks.check_tensor("example_input", example_input)
+    checks.check_module("model", model)
+    checks.check_values("example_input", example_input)
     checks.check_positive_int("timesteps", timesteps)
     checks.check_choice("granularity", granularity, GRANULARITIES)
+    checks.check_flag("norms_at_threshold", norms_at_threshold)
+    checks.check_flag("encode", encode)
     if unknown := [name for name in neuron if name not in _FORM]:
         accepted = ", ".join(_FORM)
         raise TypeError(f"convert() has no argument {unknown[0]!r}; of neurons, it has {accepted}")

@@ -62,9 +62,8 @@ def fuse(model: nn.Module, example_input: Tensor) -> nn.Module:
         ValueError: if the model cannot be copied (lazy layers need to be run once), or run on
             ``example_input``.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module; got {type(model).__name__}")
-    checks.check_tensor("example_input", example_input)
+    checks.check_module("model", model)
+    checks.check_values("example_input", example_input)
     unfuse(model)
     names = {module: name for name, module in model.named_modules()}
     in_norm_lif = {

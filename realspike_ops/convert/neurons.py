@@ -181,7 +181,7 @@ def _spikingjelly(node, surrogate, refuse) -> Neuron:
         "decay": decay,
         "v_threshold": v_threshold,
         "v_reset": None if node.v_reset is None else 0.0,
-        "detach_reset": node.detach_reset,
+        "detach_reset": bool(node.detach_reset),
         "surrogate": surrogate or _spikingjelly_surrogate(node.surrogate_function, scale, refuse),
     }
     return Neuron(form, learned, splits_time=node.step_mode == "m")

@@ -79,9 +79,12 @@ def export_nir(
     if not 0 < dt < math.inf:
         raise ValueError(f"dt must be above 0, in seconds; got {dt:g}")
     checks.check_choice("weights", weights, WEIGHTS)
+    checks.check_flag("fold_r", fold_r)
+    if path is not None:
+        checks.check_path("path", path)
     checks.check_positive_int("max_bytes", max_bytes)
     package = nir_package()
-    walk = Walk(package, folded, dt, bool(fold_r), np.dtype(weights))
+    walk = Walk(package, folded, dt, fold_r, np.dtype(weights))
     walk.check_size(max_bytes)
     if walk.rounded_by_r:
         layers = ", ".join(map(repr, walk.rounded_by_r))

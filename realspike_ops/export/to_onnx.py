@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from realspike_ops import _checks as checks
 from realspike_ops.export.stock import without_custom_ops
 from realspike_ops.nn import RealSpikeLIF
 from realspike_ops.reparam import FoldedNetwork
@@ -22,7 +23,7 @@ def export_onnx(folded: FoldedNetwork, path: str | Path) -> None:
         path: Of the file.
 
     Raises:
-        TypeError: if ``folded`` is not a `FoldedNetwork`.
+        TypeError: if ``folded`` is not a `FoldedNetwork`, or ``path`` no path.
         ValueError: if it takes inputs of any shape, or has a layer that folding does not make.
         ImportError: if ``onnx`` or ``onnxscript`` is not installed.
         OSError: if the file cannot be written.
@@ -30,6 +31,7 @@ def export_onnx(folded: FoldedNetwork, path: str | Path) -> None:
     Rounding: as `without_custom_ops`. ONNX leaves the order of sums to the runtime: where sums are
     exact (``reparameterize(..., scales="power_of_two")``), spikes are equal in all of them.
     """
+    checks.check_path("path", path)
     try:
         for package in ("onnx", "onnxscript"):
             importlib.import_module(package)

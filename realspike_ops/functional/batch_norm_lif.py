@@ -147,6 +147,8 @@ def batch_norm_lif(
             )
     if process_group is not None and not isinstance(process_group, dist.ProcessGroup):
         raise TypeError(f"process_group must be a ProcessGroup; got {type(process_group).__name__}")
+    checks.check_flag("training", training)
+    checks.check_flag("return_state", return_state)
     momentum = checks.check_number("momentum", momentum)
     eps = checks.check_number("eps", eps, 0.0)
     if residual is not None:
@@ -176,11 +178,11 @@ def batch_norm_lif(
             f"x must have more than 1 value per channel when training; got {checks.shape_text(x)}"
         )
     statistics = batch_norm_statistics(
-        x, running_mean, running_var, bool(training), momentum, eps, process_group, is_plain
+        x, running_mean, running_var, training, momentum, eps, process_group, is_plain
     )
     return _run(
         x, statistics, residual, weight, bias, (amplitude, decays, thresholds), v_init, neuron,
-        bool(return_state), is_plain,
+        return_state, is_plain,
     )  # fmt: skip
 
 

@@ -60,13 +60,13 @@ def output_size(
     dilation = checks.pair("dilation", dilation, 1)
     H, W = input_size
     reach_h, reach_w = [d * (k - 1) for k, d in zip(kernel_size, dilation, strict=True)]
-    if padding == "same":
+    if isinstance(padding, str) and padding == "same":
         if stride != (1, 1):
             raise ValueError(f'padding="same" needs stride 1; got {stride}')
         return (reach_h // 2, reach_w // 2), (H, W)
     if isinstance(padding, str) and padding != "valid":
         raise ValueError(f'padding must be an int, a pair, "same" or "valid"; got {padding!r}')
-    before = (0, 0) if padding == "valid" else checks.pair("padding", padding, 0)
+    before = (0, 0) if isinstance(padding, str) else checks.pair("padding", padding, 0)
     OH = (H + 2 * before[0] - reach_h - 1) // stride[0] + 1
     OW = (W + 2 * before[1] - reach_w - 1) // stride[1] + 1
     if max(OH, OW) >= 2**31:

@@ -136,6 +136,8 @@ def lif(
         Guo et al., "Ternary Spike", AAAI 2024.
     """
     check_input(x, "lif")
+    checks.check_flag("return_state", return_state)
+    checks.check_flag("packed", packed)
     amplitude = None if amplitude is None else check_parameter("amplitude", amplitude, x)
     decays, thresholds, v_init, neuron = check_neurons(
         x, decay, v_threshold, v_reset, reset, detach_reset, emission, surrogate, v_init
@@ -166,10 +168,10 @@ def lif(
                 f"x must have a dimension of channels [T, B, C, ...]; got {checks.shape_text(x)}"
             )
         return realspike_ops.ops.lif_packed.lif_packed(
-            x, decays, thresholds, v_init, neuron, bool(return_state)
+            x, decays, thresholds, v_init, neuron, return_state
         )
     return realspike_ops.ops.lif_autograd.lif(
-        x, amplitude, decays, thresholds, v_init, neuron, save, bool(return_state), is_plain
+        x, amplitude, decays, thresholds, v_init, neuron, save, return_state, is_plain
     )
 
 
@@ -239,12 +241,12 @@ def _make_neuron(
     """Check the form of a neuron, whose decay or threshold is None where it is a tensor."""
     decay = 0.0 if decay is None else checks.check_number("decay", decay, 0.0, 1.0)
     if v_threshold is not None:
-        v_threshold = checks.check_number("v_threshold", v_threshold)
+        v_threshold = checks.check_potential("v_threshold", v_threshold)
     ternary = checks.check_emission(emission, v_threshold) == "ternary"
     v_reset, reset = checks.check_reset(v_reset, reset)
     surrogate, scale = as_surrogate(surrogate if scale is None else (surrogate, scale))
     # Without a reset there is nothing to detach, and less to save.
-    detach_reset = bool(detach_reset) or reset == "none"
+    detach_reset = checks.check_flag("detach_reset", detach_reset) or reset == "none"
     return Neuron(
         decay, v_threshold or 0.0, v_reset, reset, detach_reset, ternary, surrogate, scale
     )

@@ -35,7 +35,8 @@ def pack_spikes(spikes: Tensor, *, check_binary: bool | None = None) -> Tensor:
         )
     if check_binary is None:
         check_binary = spikes.device.type == "cpu"
-    return realspike_ops.ops.pack_spikes.pack_spikes(spikes.detach(), bool(check_binary))
+    checks.check_flag("check_binary", check_binary)
+    return realspike_ops.ops.pack_spikes.pack_spikes(spikes.detach(), check_binary)
 
 
 def unpack_spikes(packed: Tensor, channels: int) -> Tensor:

@@ -187,7 +187,7 @@ def check_convolution(
         check_binary = spikes.device.type == "cpu"
     return _Convolution(
         (spikes, weight, bias, amplitude, scale), expected, geometry, packed, channels_last,
-        bool(check_binary),
+        checks.check_flag("check_binary", check_binary),
     )  # fmt: skip
 
 

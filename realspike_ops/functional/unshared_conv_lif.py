@@ -134,6 +134,8 @@ def unshared_spike_conv_lif(
     checks.check_positive_int("timesteps", timesteps)
     checks.check_choice("algorithm", algorithm, unshared_matmul.ALGORITHMS)
     checks.check_positive_int("maps", maps)
+    checks.check_flag("signed", signed)
+    checks.check_flag("return_state", return_state)
     conv = check_convolution(
         spikes, weight, bias, stride, padding, dilation, amplitude, scale, check_binary
     )
@@ -170,12 +172,12 @@ def unshared_spike_conv_lif(
         return products.unshared_matmul_lif(
             spikes, weight, bias, scale, neurons.decay, neurons.v_threshold, neurons.v_init,
             timesteps, conv.output_size, *conv.geometry, conv.check_binary, neurons.form,
-            bool(return_state),
+            return_state,
         )  # fmt: skip
     if fused.is_fused(spikes, weight, amplitude, timesteps, joined) and not multiplies:
         return fused.unshared_conv_lif(
             *conv.tensors, neurons.decay, neurons.v_threshold, neurons.v_init, joined, timesteps,
-            conv.output_size, *conv.geometry, conv.check_binary, neurons.form, bool(return_state),
+            conv.output_size, *conv.geometry, conv.check_binary, neurons.form, return_state,
         )  # fmt: skip
     currents = unshared_spike_conv(
         spikes, weight, bias, stride=stride, padding=padding, dilation=dilation,

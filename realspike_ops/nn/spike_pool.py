@@ -40,13 +40,17 @@ class SpikeMaxPool2d(nn.Module):
         self.stride = self.kernel_size if stride is None else checks.pair("stride", stride, 1)
         self.padding = checks.pair("padding", padding, 0)
         self.dilation = checks.pair("dilation", dilation, 1)
-        self.ceil_mode = bool(ceil_mode)
+        self.ceil_mode = checks.check_flag("ceil_mode", ceil_mode)
         self.register_buffer("negative", negative)
 
     def forward(self, spikes: Tensor | PackedSpikes) -> Tensor | PackedSpikes:
         if isinstance(spikes, PackedSpikes):
             return self._pool_words(spikes)
         checks.check_tensor("spikes", spikes)
+        if spikes.dim() != 4:
+            raise ValueError(
+                f"spikes must have shape [N, C, H, W]; got {checks.shape_text(spikes)}"
+            )
         spikes = self._turn(spikes)
         pooled = F.max_pool2d(
             spikes, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode

@@ -53,7 +53,8 @@ def save_folded(
         metadata: More texts for the file's metadata, which `load_folded` passes over.
 
     Raises:
-        TypeError: if ``folded`` is not a `FoldedNetwork`, or a tensor of a type that no file holds.
+        TypeError: if ``folded`` is not a `FoldedNetwork`, a tensor of a type that no file holds, or
+            another argument of the wrong type.
         ValueError: if its encoding holds a layer or function that the format does not know, named,
             or a weight is not finite; if it returns other than tuples, lists and dicts.
         OSError: if the file cannot be written.
@@ -61,6 +62,11 @@ def save_folded(
     """
     if not isinstance(folded, FoldedNetwork):
         raise TypeError(f"folded must be a FoldedNetwork; got {type(folded).__name__}")
+    path, metadata = checks.check_path("path", path), {} if metadata is None else metadata
+    if not isinstance(metadata, Mapping) or any(
+        not isinstance(text, str) for pair in metadata.items() for text in pair
+    ):
+        raise TypeError(f"metadata must map texts to texts; got {metadata!r:.80}")
     steps = [
         {
             "name": step.name,
@@ -82,8 +88,7 @@ def save_folded(
         checks.check_dtype(name, tensor, [*_DTYPES.values()])
     own = {"format": FORMAT, "format_version": FORMAT_VERSION, "network": json.dumps(content)}
     _check_that_it_can_be_read(folded, own)
-    packed = safe_files.to_bytes(tensors, {**(metadata or {}), **own})
-    path = Path(path)
+    packed = safe_files.to_bytes(tensors, {**metadata, **own})
     if path.exists() and not path.is_file():  # which a file would take the place of
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
@@ -118,11 +123,14 @@ def load_folded(path: str | Path, *, memory_limit: int = 2**30) -> FoldedNetwork
         memory_limit: Bytes that a run on one sample may take besides the weights.
 
     Raises:
+        TypeError: if an argument is of the wrong type.
         ValueError: in one line, if the file is not one of this format, its tensors do not fit its
             layers or are not finite, or the network cannot run, or not in the memory.
         OSError: if it cannot be read.
         ImportError: if safetensors is not installed.
     """
+    checks.check_path("path", path)
+    checks.check_positive_int("memory_limit", memory_limit)
     safetensors = safe_files.package()
     try:
         with safetensors.safe_open(str(path), framework="pt", device="cpu") as file:

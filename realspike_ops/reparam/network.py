@@ -126,6 +126,7 @@ class FoldedNetwork(Stored):
         return {INPUT: x}
 
     def check_input(self, x: Tensor) -> None:
+        checks.check_tensor("x", x)
         # Averages and borders are part of the weights: another size would be another network.
         if self.input_shape is not None and tuple(x.shape[1:]) != self.input_shape:
             sizes = ", ".join(map(str, self.input_shape))

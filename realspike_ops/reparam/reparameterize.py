@@ -77,21 +77,20 @@ def reparameterize(
         ValueError: if ``scales`` or ``algorithm`` is no choice, or powers of two are asked of other
             types than int8.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module; got {type(model).__name__}")
+    checks.check_module("model", model)
     for name, module in model.named_modules():
         if isinstance(module, FoldedNetwork):
             where = f"{name!r} of model" if name else "model"
             raise ReparameterizationError(
                 f"{where} is a FoldedNetwork: it has been folded; give the network that was trained"
             )
-    checks.check_tensor("example_input", example_input)
+    checks.check_values("example_input", example_input)
     checks.check_positive_int("max_bytes", max_bytes)
     if weight_dtype is None:
         weight_dtype = (
             example_input.dtype if example_input.dtype == torch.float64 else torch.float32
         )
-    if weight_dtype not in STORAGE:
+    if not isinstance(weight_dtype, torch.dtype) or weight_dtype not in STORAGE:
         names = ", ".join(str(dtype) for dtype in STORAGE)
         raise TypeError(f"weight_dtype must be one of {names}; got {weight_dtype}")
     checks.check_choice("scales", scales, SCALES)

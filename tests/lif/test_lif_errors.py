@@ -52,6 +52,17 @@ CASES = {
     "lif v_threshold: inf": (lif(v_threshold=INF), ValueError, ["v_threshold", "finite", "inf"]),
     "lif v_threshold: None": (lif(v_threshold=None), TypeError, ["v_threshold", "number"]),
     "lif v_threshold: a huge int": (lif(v_threshold=10**400), ValueError, ["v_threshold"]),
+    "lif v_threshold: beyond float32": (
+        lif(v_threshold=1e300),
+        ValueError,
+        ["v_threshold", "finite in float32", "1e+300"],
+    ),
+    "lif v_reset: beyond float32": (lif(v_reset=-(2**200)), ValueError, ["v_reset", "float32"]),
+    **{
+        f"lif {name}: {value!r:.8}": (lif(**{name: value}), TypeError, [name, "True or False"])
+        for name in ("detach_reset", "return_state", "packed")
+        for value in ("False", 0, None, torch.ones(3))
+    },
     "lif v_reset: NaN": (lif(v_reset=NAN), ValueError, ["v_reset", "finite", "nan"]),
     "lif v_reset: text": (lif(v_reset="soft"), TypeError, ["v_reset", "number", "str"]),
     "lif surrogate: unknown": (

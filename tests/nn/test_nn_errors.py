@@ -42,6 +42,29 @@ CASES = {
         ValueError,
         ["v_threshold", "positive"],
     ),
+    **{
+        f"{kind.__name__} {name}: a text": (
+            lambda kind=kind, name=name, args=args: kind(*args, **{name: "False"}),
+            TypeError,
+            [name, "True or False", "str"],
+        )
+        for kind, args, names in (
+            (rso.RealSpikeLIF, (2,), "detach_reset"),
+            (rso.SpikeConv2d, (4, 6, 3), "bias check_binary"),
+            (rso.SpikeConv2d, (4, 6, 3), "fold_scale"),
+            (rso.SpikeLinear, (4, 6), "bias"),
+            (rso.SpikeMaxPool2d, (2,), "ceil_mode"),
+        )
+        for name in names.split()
+    },
+    "layer granularity: a module": (layer(threshold_granularity=nn.ReLU()), ValueError, ["thresh"]),
+    "layer dtype: integers": (
+        layer(granularity="layer", dtype=torch.int64),
+        TypeError,
+        ["dtype", "floating-point", "int64"],
+    ),
+    "timesteps: beyond all sizes": (layer(2**70), ValueError, ["timesteps", "below 2^62"]),
+    "SpikeLinear in_features": (lambda: rso.SpikeLinear(0, 3), ValueError, ["in_features", "1"]),
     "layer reset: unknown": (layer(reset="zero"), ValueError, ["reset", "soft", "zero"]),
     "layer decay_granularity: unknown": (
         layer(decay_granularity="neuron"),

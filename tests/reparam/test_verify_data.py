@@ -146,3 +146,84 @@ def test_outputs_of_networks(end):
     assert report.agreement == 1.0
     if end != "squeezed":
         assert report.within_bounds
+
+
+MODEL = network()
+FOLDED = rso.reparameterize(MODEL, X)
+META = torch.zeros(4, 3, 4, 4, device="meta")
+NESTED = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
+CALLS = {
+    "unfuse: no module": (lambda _: rso.unfuse(None), TypeError, "model must be an nn.Module"),
+    "profile: a name": (
+        lambda _: rso.profile(FOLDED, X, names_of="model"),
+        TypeError,
+        "names_of must be an nn.Module; got str",
+    ),
+    "multiplication-free: no module": (
+        lambda _: rso.assert_multiplication_free("folded", X),
+        TypeError,
+        "folded must be an nn.Module; got str",
+    ),
+    "multiplication-free: no tensor": (
+        lambda _: rso.assert_multiplication_free(FOLDED, [1.0]),
+        TypeError,
+        "x must be a torch.Tensor; got list",
+    ),
+    "a folded network: no tensor": (lambda _: FOLDED(None), TypeError, "x must be a torch.Tensor"),
+    "verify: bounds": (
+        lambda _: rso.verify(MODEL, FOLDED, X, bounds="no"),
+        TypeError,
+        "bounds must be True or False",
+    ),
+    "verify: nested": (lambda _: rso.verify(MODEL, FOLDED, NESTED), TypeError, "nested tensor"),
+    "a file: a number": (lambda _: rso.save_folded(FOLDED, 1), TypeError, "path must be a str"),
+    "a file: metadata": (
+        lambda path: rso.save_folded(FOLDED, path, {"epochs": 3}),
+        TypeError,
+        "metadata must map texts to texts",
+    ),
+    "a file: memory": (
+        lambda path: rso.load_folded(path, memory_limit=None),
+        TypeError,
+        "memory_limit must be an int",
+    ),
+    "NIR: a tensor": (
+        lambda _: rso.export_nir(FOLDED, torch.ones(1)),
+        TypeError,
+        "path must be a str or a Path; got Tensor",
+    ),
+    "ONNX: a number": (lambda _: rso.export_onnx(FOLDED, 3), TypeError, "path must be a str"),
+    "folding: no values": (
+        lambda _: rso.reparameterize(MODEL, META),
+        ValueError,
+        "example_input must have values; got .* meta",
+    ),
+    "folding: no weights": (
+        lambda _: rso.reparameterize(nn.Sequential(*network()).to("meta"), X),
+        rso.ReparameterizationError,
+        "'0.weight' is on the meta device",
+    ),
+    "folding: a type": (
+        lambda _: rso.reparameterize(MODEL, X, weight_dtype=torch.ones(3).numpy()),
+        TypeError,
+        "weight_dtype must be one of",
+    ),
+    "conversion: no values": (
+        lambda _: rso.convert(MODEL, META, timesteps=2),
+        ValueError,
+        "example_input must have values",
+    ),
+    "conversion: a text": (
+        lambda _: rso.convert(MODEL, X, timesteps=2, encode="False"),
+        TypeError,
+        "encode must be True or False; got str",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", CALLS)
+def test_arguments_of_another_kind_are_named(what, tmp_path):
+    call, exception, reason = CALLS[what]
+    with pytest.raises(exception, match=reason):
+        call(tmp_path / "a")
+    assert not [*tmp_path.iterdir()]

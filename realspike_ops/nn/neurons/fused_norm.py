@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from realspike_ops import _checks as checks
 from realspike_ops.nn.neurons.batch_norm_call import call_batch_norm, tensors_of, why_not
 from realspike_ops.nn.neurons.normed_current import normed_current
 from realspike_ops.nn.plain import computes_the_same
@@ -77,7 +78,11 @@ def unfuse(model: nn.Module) -> nn.Module:
 
     Returns:
         ``model``.
+
+    Raises:
+        TypeError: if it is no module.
     """
+    checks.check_module("model", model)
     for module in model.modules():
         if type(module) in _PLAIN:
             module.__class__ = _PLAIN[type(module)]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # torch's stub has neither its arguments nor that it is a parameter.
 _uninitialized: Any = UninitializedParameter
+_SHARED = ("granularity", "decay_granularity", "threshold_granularity")
 GRANULARITIES = ("none", "layer", "channel", "element")
 
 
@@ -112,6 +113,8 @@ class RealSpikeLIF(Stored):
     ):
         super().__init__()
         shared = (granularity, decay_granularity, threshold_granularity)
+        for name, kind in zip(_SHARED, shared, strict=True):
+            checks.check_choice(name, kind, GRANULARITIES)
         needs_shape = any(kind in ("channel", "element") for kind in shared)
         if shape is None and needs_shape and type(self) is RealSpikeLIF:
             self.__class__ = LazyRealSpikeLIF
@@ -122,14 +125,16 @@ class RealSpikeLIF(Stored):
         self.decay_granularity = decay_granularity
         self.threshold_granularity = threshold_granularity
         decay = checks.check_number("decay", decay, 0.0, 1.0)
-        v_threshold = checks.check_number("v_threshold", v_threshold)
+        v_threshold = checks.check_potential("v_threshold", v_threshold)
         v_reset, self.reset = checks.check_reset(v_reset, reset)
         self.v_reset = v_reset if self.reset == "hard" else None
-        self.detach_reset = bool(detach_reset)
+        self.detach_reset = checks.check_flag("detach_reset", detach_reset)
         self.emission = checks.check_emission(emission, v_threshold)
         self.surrogate = as_surrogate(surrogate)
         if dtype is None and torch.get_default_dtype() not in checks.FLOATS:
             dtype = torch.float32
+        if not (dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)):
+            raise TypeError(f"dtype must be a floating-point torch.dtype; got {dtype!r}")
 
         def parameter(name: str) -> nn.Parameter | None:
             kind = checks.check_choice(name, getattr(self, name), GRANULARITIES)

@@ -130,6 +130,8 @@ class SpikeLinear(SpikeConv):
         held: Held | None = None,  # see from_weight
         **settings: "Unpack[Switches]",
     ):
+        for name, count in (("in_features", in_features), ("out_features", out_features)):
+            checks.check_positive_int(name, count)
         held = held or allocate(
             (1, 1), in_features, out_features, bias=bias, device=device, dtype=dtype
         )

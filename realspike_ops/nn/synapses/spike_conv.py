@@ -75,7 +75,9 @@ class SpikeConv(Stored):
         self.kernel_size = (weight.shape[3], weight.shape[4])
         self.in_channels = self.groups * weight.shape[5]
         self.out_channels = self.groups * weight.shape[6]
-        self.fold_scale = fold_scale and scale is not None
+        self.fold_scale = checks.check_flag("fold_scale", fold_scale) and scale is not None
+        if check_binary is not None:
+            checks.check_flag("check_binary", check_binary)
         self.check_binary = check_binary
         self.algorithm = checks.check_choice("algorithm", algorithm, ALGORITHMS)
         self.register_buffer("scale", scale)
@@ -312,6 +314,7 @@ def allocate(
         if value % checks.check_positive_int("groups", groups):
             raise ValueError(f"{name} must be divisible by groups ({groups}); got {value}")
     checks.check_choice("padding_mode", padding_mode, ("zeros",))
+    checks.check_flag("bias", bias)
     KH, KW = checks.pair("kernel_size", kernel_size, 1)
     shape = (*positions, groups, KH, KW, in_channels // groups, out_channels // groups)
     device = torch.empty(0, device=device).device

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from realspike_ops import _checks as checks
 from realspike_ops._checks import shape_text
 
 _ACCEPTED = "a batch (a tensor [B, ...]), or an iterable of batches or of (batch, labels) pairs"
@@ -40,6 +41,7 @@ def batches_of(data, input_shape: tuple[int, ...] | None = None) -> Iterator[Bat
                 f"data must be {_ACCEPTED}; batch {n} is a {type(inputs).__name__}{inside}"
                 f"{_hint(inputs)}"
             )
+        checks.check_tensor(f"data: batch {n}", inputs)
         rank = inputs.dim() if rank is None else rank
         wanted = "*" * (rank - 1) if input_shape is None else input_shape
         fits = input_shape is None or tuple(inputs.shape[1:]) == tuple(input_shape)

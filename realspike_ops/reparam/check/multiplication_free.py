@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from realspike_ops import _checks as checks
+
 # Operators that move, compare, add or select. The kernels of our own operators are checked at the
 # level of instructions. An operator that is not listed is refused: a new one cannot slip through.
 _FREE = frozenset(
@@ -89,9 +91,12 @@ def assert_multiplication_free(folded: nn.Module, x: Tensor) -> None:
         x: An input for it.
 
     Raises:
+        TypeError: if ``folded`` is not a module, or ``x`` not a tensor.
         MultiplicationError: naming the operator and the LIF layer before it, or if no LIF layer
             was run at all.
     """
+    checks.check_module("folded", folded)
+    checks.check_tensor("x", x)
     with _RefuseMultiplications() as mode:
         folded(x)
     if mode.layers == 0:

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from realspike_ops import _checks as checks
 from realspike_ops.reparam.check.batches import batches_of
 from realspike_ops.reparam.check.operation_counter import OperationCounter
 from realspike_ops.reparam.check.profile_report import ProfileReport
@@ -35,8 +36,9 @@ def profile(network: nn.Module, data, *, names_of: nn.Module | None = None) -> P
             tensors.
         ValueError: if ``data`` yields no batch, or one of another shape.
     """
-    if not isinstance(network, nn.Module):
-        raise TypeError(f"network must be an nn.Module; got {type(network).__name__}")
+    checks.check_module("network", network)
+    if names_of is not None:
+        checks.check_module("names_of", names_of)
     if isinstance(network, torch.jit.ScriptModule):
         raise TypeError("network is scripted or traced: give the one that it was made of")
     counter = OperationCounter(network, _names_of_model(network, names_of))

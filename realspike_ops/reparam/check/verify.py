@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from realspike_ops import _checks as checks
 from realspike_ops import functional
 from realspike_ops._checks import shape_text
 from realspike_ops.nn import RealSpikeLIF
@@ -200,8 +201,8 @@ def verify(
             ``data`` yields no batch, or one of another shape.
     """
     for name, network in (("model", model), ("folded", folded)):
-        if not isinstance(network, nn.Module):
-            raise TypeError(f"{name} must be an nn.Module; got {type(network).__name__}")
+        checks.check_module(name, network)
+    checks.check_flag("bounds", bounds)
     if bounds and not isinstance(folded, FoldedNetwork):
         raise TypeError(f"folded must be a FoldedNetwork for bounds; got {type(folded).__name__}")
     report = VerificationReport()

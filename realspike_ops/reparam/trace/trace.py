@@ -74,6 +74,11 @@ def copied_as_called(model: nn.Module) -> tuple[nn.Module, dict[nn.Module, nn.Mo
             raise ReparameterizationError(
                 f"{name!r} ({type(module).__name__}) is lazy and has no weights yet: run it once"
             )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise ReparameterizationError(
+                f"{name!r} is on the meta device, and has no values: load the model's state first"
+            )
     try:
         copied = copy.deepcopy(model, _plain_tensors_of(model))
     except Exception as error:
