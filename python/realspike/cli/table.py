@@ -33,7 +33,11 @@ def add(commands) -> None:
     )
     parser.add_argument("table", type=int, choices=sorted(recipes.TABLES), help="of the paper")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="changes of every configuration"
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="changes of every configuration",
     )
     parser.add_argument(
         "--data", default="cifar10", metavar="NAME", help="data set (default: %(default)s)"
