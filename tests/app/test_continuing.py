@@ -16,7 +16,7 @@ for package in ("sklearn", "safetensors", "rich", "lightning", "tensorboard", "y
 from realspike import checkpoint, cli, train
 from realspike.config import run_config
 from realspike.config.run_config import ConfigError, RunConfig
-from realspike.data.sets import DataError, InMemory, Splits
+from realspike.data.sets import DataError, Files, InMemory, Splits
 from realspike.networks import NetworkConfig, build
 from realspike.train import module, sealed
 from realspike.train.history import read_csv
@@ -166,12 +166,9 @@ def test_a_share_has_as_much_of_every_class():
 
 
 def test_a_share_of_files_and_of_what_nobody_knows(tmp_path):
-    class Images(Dataset):
+    class Images(Files):
         classes = ("a", "b")
         files = tuple((Path(f"x/{number}"), number % 2) for number in range(8))
-
-        def __len__(self):
-            return len(self.files)
 
     class Unknown(Dataset):
         classes, epoch = ("a",), 0
@@ -231,13 +228,10 @@ def test_what_is_held_out_has_as_much_of_every_class():
 
 
 def test_files_that_are_held_out_are_read_as_the_tests():
-    class Images(Dataset):
+    class Images(Files):
         def __init__(self, training, count):
             self.training = training
             self.files = [(Path(f"x/{number}"), number % 2) for number in range(count)]
-
-        def __len__(self):
-            return len(self.files)
 
     whole = Splits(Images(True, 8), Images(False, 4), (0,), (1,))
     parted = whole.hold_out(4)

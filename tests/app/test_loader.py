@@ -41,8 +41,8 @@ def test_the_seed_of_the_configuration_is_the_loaders(tmp_path, monkeypatch):
     """Runs of two seeds that share their weights and augment nothing differ by the order alone."""
     from realspike.train import run
 
-    build = run.build
-    monkeypatch.setattr(run, "build", lambda config, seed: build(config, 0))
+    build = run.build_with_sizes
+    monkeypatch.setattr(run, "build_with_sizes", lambda config, seed: build(config, 0))
     small = {"name": "digits", "architecture": "digits", "width": 2, "timesteps": 1, "epochs": 1}
     small |= {"batch_size": 256, "device": "cpu", "threads": 1}
     losses = {
