@@ -59,7 +59,9 @@ def find(key: str, name: str):
         raise OwnError(f"{key}={name}: {module_name} has no {attribute}") from error
 
 
-def call(key: str, name: str, function, given: Mapping, defaults: "Mapping | None" = None):
+def call(
+    key: str, name: str, function, given: Mapping, defaults: "Mapping | None" = None, base=object
+):
     """Call a function with those of the given arguments that it takes, by keyword.
 
     Args:
@@ -68,13 +70,15 @@ def call(key: str, name: str, function, given: Mapping, defaults: "Mapping | Non
         function: What it stands for.
         given: The documented arguments.
         defaults: An argument of another value than here must be taken.
+        base: A class whose ``__init__`` takes nothing, whatever it declares.
 
     Raises:
         OwnError: if it needs an argument that is not among the given ones, one that was changed
             from its default is not taken, or it raises what is no `UserError`.
     """
     try:
-        parameters = inspect.signature(function).parameters.values()
+        bare = getattr(function, "__init__", None) is base.__init__
+        parameters = () if bare else inspect.signature(function).parameters.values()
     except (TypeError, ValueError) as error:
         raise OwnError(f"{key}={name}: its arguments are unknown ({error})") from error
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
@@ -99,7 +103,9 @@ def call(key: str, name: str, function, given: Mapping, defaults: "Mapping | Non
     except UserError:
         raise
     except Exception as error:  # whatever it does
-        raise OwnError(f"{key}={name} raised {said(error)}") from error
+        all_given = f"; as it takes any keyword, it is called with all of {documented}"
+        why = all_given * (takes_all and isinstance(error, TypeError))
+        raise OwnError(f"{key}={name} raised {said(error)}{why}") from error
 
 
 def said(error: Exception) -> str:

@@ -1,8 +1,10 @@
 """Networks and data of the user's own: by name, and by `realspike.fit`."""
 
 import dataclasses
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -130,6 +132,20 @@ def fails(root):
 class Fails(nn.Module):
     def __init__(self, timesteps):
         raise ZeroDivisionError("by zero")
+
+class Bare(nn.Module):
+    """Inherits the __init__ of nn.Module, which declares that it takes anything."""
+
+    def forward(self, x):
+        return x.flatten(1)[:, :3]
+
+class Any(Net):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+
+class Some(Net):
+    def __init__(self, classes, in_channels, **kwargs):
+        super().__init__(classes, in_channels, timesteps=kwargs["timesteps"])
 
 class Still(nn.Module):
     def __init__(self, timesteps):
@@ -267,6 +283,8 @@ def test_a_checkpoint_whose_class_is_gone_is_refused_in_a_line(mine, tmp_path, c
         ("data.name=mine_of_test:frames", "have 3 frames, and network.timesteps is 2"),
         ("data.name=mine_of_test:fails", "raised FileNotFoundError: [Errno 2] No such file"),
         ("architecture=mine_of_test:Fails", "Fails raised ZeroDivisionError: by zero"),
+        ("architecture=mine_of_test:Bare", "not take timesteps, which is 2: leave it at 4"),
+        ("architecture=mine_of_test:Any", "takes any keyword, it is called with all of gran"),
         ("architecture=mine_of_test:Still", "must have a parameter that is trained"),
         ("data.name=given:to_fit", "what realspike.fit was given has no name"),
         ("data.classes=2", "must be from 0 to 1; they are from 0 to 2"),
@@ -283,6 +301,23 @@ def test_what_cannot_be_trained_is_refused_in_a_line_and_leaves_no_folder(
     [line] = capsys.readouterr().err.splitlines()
     assert reason in line
     assert not (tmp_path / "run").exists()
+
+
+def test_a_class_gets_the_arguments_that_it_takes_and_no_others(mine):
+    def build_it(name):
+        config = RunConfig().replaced(architecture=f"{mine}:{name}", timesteps=4)
+        return build(config.network_config(), 0)
+
+    bare = build_it("Bare")
+    assert bare(torch.ones(1, 1, 2, 2)).shape == (1, 3)
+    assert build_it("Some").mean.timesteps == 4  # of the keywords that it collects
+
+
+def test_the_documentation_names_every_argument():
+    text = (Path(__file__).parents[2] / "docs" / "application.md").read_text()
+    documented = text.partition("those of these arguments")[2].partition("(all of them")[0]
+    fields = {field.name for field in dataclasses.fields(NetworkConfig)}
+    assert set(re.findall(r"`(\w+)`", documented)) == fields - {"architecture"}
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def _build_own(config: NetworkConfig) -> nn.Module:
     del given["architecture"]
     defaults = {field.name: field.default for field in dataclasses.fields(NetworkSection)}
     defaults = {field: value for field, value in defaults.items() if field in given}
-    return own.call(key, name, made_by, given, defaults)
+    return own.call(key, name, made_by, given, defaults, base=nn.Module)
 
 
 @torch.no_grad()
