@@ -307,6 +307,11 @@ def test_a_network_and_a_run_accept_the_same(key, value, says):
         NetworkConfig(**{key: value})
     with pytest.raises(ConfigError, match=rf"^network\.{says}"):
         RunConfig().replaced(**{key: value})
+    if key in ("timesteps", "width"):
+        NetworkConfig(architecture="a:B", **{key: 2**16})
+        RunConfig().replaced(architecture="a:B", **{key: 2**16})
+        with pytest.raises(ConfigError, match=rf"^network\.{key} must be .* at most 65536"):
+            RunConfig().replaced(architecture="a:B", **{key: 2**16 + 1})
     smallest = RunConfig().replaced(v_threshold=1e-9)
     assert smallest.network_config() == NetworkConfig(
         "element", architecture="resnet20", v_threshold=1e-9, threshold_norm=True

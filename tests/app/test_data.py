@@ -93,6 +93,8 @@ def test_more_timesteps_cut_the_same_events_finer():
     for timesteps in (2, 5, 16):
         assert torch.equal(events.saccades(image, timesteps).sum(1), whole[:, 0])
     assert events.saccades(image[:, :, :1, :1].expand(2, 1, 8, 8) * 0, 4).sum() == 0
+    with pytest.raises(DataError, match="timesteps must be at most 96; got 97"):
+        events.saccades(image, 97)
     with pytest.raises(ValueError, match="timesteps"):
         events.saccades(image, timesteps=97)
 

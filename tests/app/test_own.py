@@ -384,10 +384,10 @@ class Stranger(nn.Module):
     def __init__(self, hidden):
         super().__init__()
         self.body = nn.Sequential(
-            *(rso.DirectEncoding(3), nn.Conv2d(1, hidden, 3, stride=3)),
-            *(rso.RealSpikeLIF(3, "layer"), nn.Flatten(), nn.Linear(4 * hidden, 2)),
+            *(rso.DirectEncoding(70), nn.Conv2d(1, hidden, 3, stride=3)),
+            *(rso.RealSpikeLIF(70, "layer"), nn.Flatten(), nn.Linear(4 * hidden, 2)),
         )
-        self.mean = rso.MeanOverTime(3)
+        self.mean = rso.MeanOverTime(70)
 
     def forward(self, x):
         return self.mean(self.body(x))
@@ -414,7 +414,7 @@ def test_fit_trains_the_network_it_is_given(tmp_path):
     assert correct == result.records[-1]["test_accuracy"]
     # 4 maps of 2 x 2 neurons share the amplitude.
     assert network.body[2].neurons_per_amplitude == 16
-    assert run_config.read(tmp_path / "a" / "config.yaml").network.timesteps == 3
+    assert run_config.read(tmp_path / "a" / "config.yaml").network.timesteps == 70
     path = tmp_path / "a" / "model.safetensors"
     again = checkpoint.load(path, network=Stranger(4)).network
     assert torch.equal(again(data[1][0]), network(data[1][0]))

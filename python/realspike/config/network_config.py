@@ -25,6 +25,7 @@ _ARCHITECTURES = {
 }
 ARCHITECTURES = tuple(_ARCHITECTURES)
 _OWN = (None, (None,))
+_OWN_HIGH = 2**16  # as of folded networks
 
 
 def method_of(network) -> str:
@@ -57,9 +58,10 @@ class NetworkConfig:
     granularity: str = option(
         "none", "what shares one amplitude; none: binary spikes", choices=GRANULARITIES
     )
-    timesteps: int = option(4, "T", 1, 64)
+    timesteps: int = option(4, "T", 1, 64, own_high=_OWN_HIGH)
     width: int | None = option(
-        None, "channels of the first convolution; null: as published", 1, 512
+        *(None, "channels of the first convolution; null: as published", 1, 512),
+        own_high=_OWN_HIGH,
     )
     decay: float = option(0.25, "of the membrane potential per timestep; 1: IF neurons", 0, 1)
     v_threshold: float = option(0.5, "potential at which a neuron fires", high=100, above=0)

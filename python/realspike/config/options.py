@@ -15,7 +15,15 @@ WANTED = {bool: "true or false", int: "an integer", float: "a number", str: "a t
 
 
 def option(
-    default, text: str, low=None, high=None, *, above=None, choices=None, own: str = ""
+    default,
+    text: str,
+    low=None,
+    high=None,
+    *,
+    above=None,
+    own_high=None,
+    choices=None,
+    own: str = "",
 ) -> Any:
     """Return the field of an option, which a checker of types takes for its value.
 
@@ -23,10 +31,12 @@ def option(
         default: Its value where none is given.
         text: What it means, for --help.
         low, high, above: The smallest, the largest value, and what it must be above.
+        own_high: The largest for a network of the user's own; None: ``high``.
         choices: The texts that are accepted.
         own: What ``package.module:name`` may be instead of one of the choices.
     """
-    metadata = {"help": text, "low": low, "high": high, "above": above}
+    own_high = high if own_high is None else own_high
+    metadata = {"help": text, "low": low, "high": high, "above": above, "own_high": own_high}
     return dataclasses.field(default=default, metadata=metadata | {"choices": choices, "own": own})
 
 
@@ -50,11 +60,13 @@ def check(values, prefix: str = "") -> None:
     Raises:
         ValueError: naming the option, its value and what is accepted.
     """
+    high = "own_high" if is_own(getattr(values, "architecture", None)) else "high"
     for field in dataclasses.fields(values):
-        _check(f"{prefix}{field.name}", getattr(values, field.name), field)
+        rule = field.metadata
+        _check(f"{prefix}{field.name}", getattr(values, field.name), field, rule[high])
 
 
-def _check(key: str, value, field: dataclasses.Field) -> None:
+def _check(key: str, value, field: dataclasses.Field, high) -> None:
     kind, is_optional = kind_of(field)
     rule = field.metadata
     if value is None and is_optional:
@@ -67,7 +79,7 @@ def _check(key: str, value, field: dataclasses.Field) -> None:
         raise ValueError(f"{key} must be {WANTED[kind]}; got {shown(value)}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{key} must be finite; got {shown(value)}")
-    low, high, above = rule["low"], rule["high"], rule["above"]
+    low, above = rule["low"], rule["above"]
     limits = [f"at least {low}"] * (low is not None) + [f"above {above}"] * (above is not None)
     limits += [f"at most {high}"] * (high is not None)
     fits = (low is None or value >= low) and (above is None or value > above)

@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from realspike.errors import DataError
+
 # The camera moves along a triangle, as in the recordings of N-MNIST (Orchard et al., 2015).
 _CORNERS = ((0.0, 0.0), (1.0, 0.5), (-0.2, 1.0), (0.0, 0.0))  # (down, right)
 _AMPLITUDE = 2.5  # pixels of the sensor
@@ -69,10 +71,10 @@ def saccades(
     the same triangle for all, in `STEPS` steps. Deterministic: there is no noise.
 
     Raises:
-        ValueError: for more timesteps than steps of the motion.
+        DataError: for more timesteps than steps of the motion.
     """
     if timesteps > STEPS:
-        raise ValueError(f"timesteps must be at most {STEPS}; got {timesteps}")
+        raise DataError(f"timesteps must be at most {STEPS}; got {timesteps}")
     inner = 3 * size // 4
     before = (size - inner) // 2
     scene = F.interpolate(images, size=(inner, inner), mode="bilinear", align_corners=False)
