@@ -265,6 +265,25 @@ def test_where_a_run_is(monkeypatch, threads, processes, where):
     assert f", 8 parameters, on cpu, {where}1,200 training and 34 test samples of digits" in line
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"max_steps": 7}, "training.max_steps=7 of 8 steps"),
+        ({"max_steps": 8}, "training.max_steps=8 of 8 steps"),
+        ({"max_steps": 9}, None),
+        ({}, None),
+        ({"max_steps": 1, "warmup_epochs": 0.0}, None),
+    ],
+)
+def test_a_run_that_ends_in_its_warm_up_says_so(settings, said):
+    """Of 2 epochs of 4 steps."""
+    made, lines = reporting_of(**{"warmup_epochs": 2.0} | settings)
+    of = module.SpikingClassifier(made.config, nn.Linear(3, 2), [0.5], [0.25], 4, Placement({}))
+    made.on_train_start(SimpleNamespace(world_size=1), of)
+    assert len(lines) == (2 if said else 1)
+    assert said is None or (said in lines[1] and lines[1].startswith("note: "))
+
+
 # The schedule
 
 

@@ -167,6 +167,10 @@ class SpikingClassifier(lightning.LightningModule):
         if self.trainer.global_step == self.config.training.max_steps:
             self.trainer.should_stop = True  # with the test of an epoch's end
 
+    @property
+    def warmup_steps(self) -> int:
+        return round(self.steps_per_epoch * self.config.training.warmup_epochs)
+
     def configure_optimizers(self):
         training = self.config.training
         optimizer = {"sgd": sgd, "adamw": adamw}[training.optimizer](
@@ -179,7 +183,7 @@ class SpikingClassifier(lightning.LightningModule):
             momentum=training.momentum,
         )
         steps = min(self.steps_per_epoch * training.epochs, training.max_steps or sys.maxsize)
-        warmup = round(self.steps_per_epoch * training.warmup_epochs)
+        warmup = self.warmup_steps
         restarts = [self.steps_per_epoch * epoch for epoch in training.restart_epochs()]
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(step, steps, warmup, restarts)

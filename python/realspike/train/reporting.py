@@ -55,6 +55,12 @@ class Reporting(lightning.Callback):
             f"on {module.device}{threads}{processes}: {train:,} training and {test:,} "
             f"{self.config.data.tested_on} samples of {self.config.data.name}"
         )
+        last = self.config.training.max_steps
+        if last and last <= module.warmup_steps:
+            self._line(
+                f"note: the run ends in its warm-up: training.max_steps={last} of "
+                f"{module.warmup_steps} steps over which the learning rate rises"
+            )
         # An epoch that was begun by the run before this one does not start again.
         self._began = self._shown = self._epoch_began = self.clock()
         self._images = 0
