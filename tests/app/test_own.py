@@ -123,6 +123,25 @@ def two_means():
 def no_deviation():
     return with_mean(std=(0.0,))
 
+def hole(part, place, value=float("nan")):
+    """Samples in memory of which one has one value that is no number."""
+    parts = [(torch.zeros(1100, 1, 2, 2), torch.arange(1100) % 3) for _ in range(2)]
+    parts[part][0][place, 0, 1, 0] = value
+    return parts
+
+def nan_to_train():
+    return hole(0, 1027)
+
+def infinite_to_test():
+    return hole(1, 2, -float("inf"))
+
+def nan_of_split():
+    from realspike.data import Splits
+    return Splits(*hole(0, 0), (0.0,), (1.0,))
+
+def nan_at_last():
+    return Lines((torch.full((1, 6, 6), float("nan")), 1)), Lines()
+
 def frames():
     return ((torch.zeros(8, 3, 1, 6, 6), torch.arange(8) % 2),) * 2
 
@@ -280,6 +299,12 @@ def test_a_checkpoint_whose_class_is_gone_is_refused_in_a_line(mine, tmp_path, c
         ("data.name=mine_of_test:others", "must be of shape [1, 6, 6]; got [1, 5, 5]"),
         ("data.name=mine_of_test:two_means", "mean of mine_of_test:two_means must be 1 finite"),
         ("data.name=mine_of_test:no_deviation", "one per channel, above 0; got (0.0,)"),
+        (
+            "data.name=mine_of_test:nan_to_train",
+            "sample 1027 of the training part of mine_of",
+        ),
+        ("data.name=mine_of_test:infinite_to_test", "sample 2 of the test part of mine_of_test:in"),
+        ("data.name=mine_of_test:nan_of_split", "nan_of_split has values that are not finite"),
         ("data.name=mine_of_test:frames", "have 3 frames, and network.timesteps is 2"),
         ("data.name=mine_of_test:fails", "raised FileNotFoundError: [Errno 2] No such file"),
         ("architecture=mine_of_test:Fails", "Fails raised ZeroDivisionError: by zero"),
@@ -330,6 +355,10 @@ def test_the_documentation_names_every_argument():
         ("bad_level", "dtype torch.float32 of the first; got [1, 6, 6] and torch.uint8"),
         ("bad_label", "the label of sample 3 of the training part of mine_of_test:bad_label must"),
         ("broken", "mine_of_test:broken cannot be read: KeyError: 'gone'"),
+        (
+            "nan_at_last",
+            "sample 3 of the training part of mine_of_test:nan_at_last has valu",
+        ),
     ],
 )
 def test_a_sample_unlike_the_first_is_named(mine, capsys, data, reason):
@@ -337,6 +366,14 @@ def test_a_sample_unlike_the_first_is_named(mine, capsys, data, reason):
     assert cli.main(["train", "--out", "run", *names, *ARGUMENTS]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert reason in line
+
+
+def test_fit_names_a_sample_that_is_no_number(tmp_path):
+    samples, labels = bright(8, seed=0)
+    samples[5] = float("nan")
+    with pytest.raises(UserError, match=r"^sample 5 of the training part of .* are not finite"):
+        realspike.fit(Stranger(2), ((samples, labels), bright(8, seed=1)), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
 
 
 def test_splits_of_tensors_know_their_classes(mine, tmp_path):

@@ -123,6 +123,9 @@ class Checked(Dataset):
                 f"{what} must have the shape {list(first.shape)} and dtype {first.dtype} of the "
                 f"first; got {list(sample.shape)} and {sample.dtype}"
             )
+        # One that lies elsewhere is not waited for.
+        if sample.is_cpu and sample.is_floating_point() and not sample.isfinite().all():
+            raise DataError(f"{what} has values that are not finite")
         try:
             number = operator.index(label)
         except (TypeError, RuntimeError, ValueError):
@@ -132,6 +135,15 @@ class Checked(Dataset):
                 f"the label of {what} must be at least 0 and below {self.limit}; got {number}"
             )
         return sample, number
+
+
+def _check_finite(samples: Tensor, of_what: str) -> None:
+    step = 1024  # no mask of all samples
+    for first in range(0, len(samples) if samples.is_floating_point() else 0, step):
+        finite = samples[first : first + step].isfinite().flatten(1).all(1)
+        if not finite.all():
+            index = first + int(finite.int().argmin())
+            raise DataError(f"sample {index} {of_what} has values that are not finite")
 
 
 def check_normalisation(mean: Any, std: Any, channels: int, name: object) -> None:
@@ -164,7 +176,8 @@ def facts(splits: Splits, classes: "int | None", name: str, timesteps: int) -> d
 
     Raises:
         DataError: if samples are no images [C, S, S] or frames [T, C, S, S] of uint8 or float32, or
-            labels are no classes, or for a mean and a deviation of another number of channels.
+            not finite, or labels are no classes, or for a mean and a deviation of another number of
+            channels.
     """
     (sample, _), (tested, _) = splits.train[0], splits.test[0]
     shape, encoding = list(sample.shape), "frames" if sample.dim() == 4 else "direct"
@@ -188,9 +201,10 @@ def facts(splits: Splits, classes: "int | None", name: str, timesteps: int) -> d
     names = splits.classes or getattr(splits.train, "classes", None)
     if classes is None and names is not None:
         classes = names if isinstance(names, int) else len(names)
-    for part in (splits.train, splits.test):
+    for part, which in ((splits.train, "training"), (splits.test, "test")):
         if not isinstance(part, InMemory):
             continue
+        _check_finite(part.samples, f"of the {which} part of {name}")
         if part.labels.dtype != torch.int64:
             raise DataError(f"labels of {name} must be int64; got {part.labels.dtype}")
         low, high = int(part.labels.min()), int(part.labels.max())
