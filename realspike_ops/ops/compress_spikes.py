@@ -186,7 +186,19 @@ def save_with_spikes(save: int, T: int, device: str) -> int:
     saved: that may be bits, which make the spikes again for less than a run of the neurons.
     """
     short = save == SAVE_POTENTIALS and T <= POTENTIAL_INTERVAL
-    return SAVE_BITS if short and device == "cpu" and spikes_are_dropped() else save
+    return SAVE_BITS if short and device == "cpu" and _sees_what_is_saved() else save
+
+
+def _sees_what_is_saved() -> bool:
+    """Whether the innermost saved-tensor hooks are those of the active context.
+
+    Others, as those of a checkpoint, take the spikes before it; and a checkpoint runs its layers
+    again in backward, outside of the context, where they have to save the same.
+    """
+    if not spikes_are_dropped():
+        return False
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return hooks is not None and hooks[0] == _thread.active.pack_hook
 
 
 def note_spikes(

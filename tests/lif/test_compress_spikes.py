@@ -226,8 +226,9 @@ def test_amplitude_of_the_forward_pass_is_kept(timesteps):
     torch.testing.assert_close(grad, expected.reshape(1))
 
 
-def test_under_checkpoint_and_nested():
-    model, x = network("channel"), normal((T * 2, 3, 6, 6), 1)
+@pytest.mark.parametrize("detach_reset", [True, False])
+def test_under_checkpoint_and_nested(detach_reset):
+    model, x = network("channel", detach_reset=detach_reset), normal((T * 2, 3, 6, 6), 1)
     plain = gradients(model, x, False)
     model.zero_grad()
     x = x.clone().requires_grad_()
