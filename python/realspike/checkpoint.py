@@ -66,12 +66,7 @@ def write(
         "training": json.dumps(dict(training)),
     }
     require("safetensors.torch")
-    held: dict[int, Tensor] = {}
-    apart = {}  # layers may share memory, and what a file holds may not
-    for name, tensor in tensors.items():
-        first = held.setdefault(tensor.untyped_storage().data_ptr(), tensor)
-        apart[name] = tensor if first is tensor else tensor.clone()
-    write_atomically(Path(path), safe_files.to_bytes(apart, metadata))
+    write_atomically(Path(path), safe_files.to_bytes(tensors, metadata))
 
 
 def digest(network: nn.Module) -> str:

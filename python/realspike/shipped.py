@@ -45,8 +45,7 @@ def write(run: Path, name: str, folder: Path) -> Path:
     loaded = checkpoint.load(source)
     record = loaded.training
     config = RunConfig.from_dict(record["config"])
-    # Where the data lay concerns nobody else.
-    record |= {"config": config.replaced(**{"data.root": "data"}).to_dict()}
+    record |= {"config": config.anywhere().to_dict()}
     path = folder / f"{name}.safetensors"
     if source.stat().st_size > LARGEST:
         raise CheckpointError(f"{source} has more than {LARGEST >> 20} MiB: it is not shipped")

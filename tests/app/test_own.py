@@ -401,7 +401,11 @@ def test_networks_of_every_kind_are_trained_saved_and_reported(mine, tmp_path, c
         assert cli.main(["train", "--out", out, *names]) == 0
         torch.rand(3)  # what was drawn before changes nothing
     said = capsys.readouterr().out
-    first = {"Lazy": "element, T = 2", "Features": "layer and none, T = 2", "Plain": "no spikes"}
+    first = {
+        "Lazy": "real, element, T = 2",
+        "Features": "real, layer and binary, T = 2",
+        "Plain": "without spikes",
+    }
     assert f"{mine}:{name}, {first[name]}, " in said
     again = [checkpoint.load(f"{out}/model.safetensors", allow=[allow[1]]) for out in "ab"]
     assert len({checkpoint.digest(each.network) for each in again}) == 1

@@ -57,8 +57,8 @@ def test_the_first_line_says_what_is_trained_on_what(run):
     convolutions, norms, linear, amplitudes = 9 * (2 + 4 + 8), 2 * (2 + 2 + 4), 64 * 10 + 10, 3
     parameters = convolutions + norms + linear + amplitudes
     assert printed.splitlines()[0] == (
-        f"digits, layer, T = 1, {parameters} parameters, on cpu, 1 thread: 1,347 training and 450 "
-        "test samples of digits"
+        f"digits, real, layer, T = 1, {parameters} parameters, on cpu, 1 thread: 1,347 training "
+        "and 450 test samples of digits"
     )
 
 

@@ -143,8 +143,7 @@ def test_a_report_of_one_is_written_into_runs(tiny, run, tmp_path, capsys):
     assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "runs"])
 
 
-def test_a_run_begins_with_one(tiny, monkeypatch, capsys):
-    monkeypatch.setattr(cli.train, "shipped", lambda folder, suffix: {"tiny": tiny})
+def test_a_run_begins_with_one(tiny, capsys):
     assert cli.main(["train", "--from", "tiny", "--print-config"]) == 0
     assert f"start_from: {tiny}\n" in capsys.readouterr().out
     assert cli.main(["train", "--from", "tyni"]) == 2

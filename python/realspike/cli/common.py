@@ -80,12 +80,15 @@ def add_allow(parser) -> None:
     )
 
 
+def add_overrides(parser, help: str) -> None:
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=help)
+
+
 def add_evaluation(parser) -> None:
     """Declare what commands that read test data share."""
-    parser.add_argument(
-        "overrides",
-        **{"nargs": "*", "default": [], "metavar": "key=value"},
-        help="changes of the configuration stored in the checkpoint, such as data.root=FOLDER",
+    add_overrides(
+        parser,
+        "changes of the configuration stored in the checkpoint, such as data.root=FOLDER",
     )
     parser.add_argument(
         "--samples", type=integer(1, 10**9), metavar="N", help="use the first N test samples only"

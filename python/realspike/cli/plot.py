@@ -59,7 +59,10 @@ def run(arguments) -> int:
     samples = arguments.samples or run_report.SAMPLES
     if not arguments.entropy:
         page = run_report.write(
-            *(arguments.run_folder, arguments.beside, arguments.overrides, arguments.allow),
+            arguments.run_folder,
+            arguments.beside,
+            arguments.overrides,
+            arguments.allow,
             samples,
         )
         console.print(f"Files: {page}, {page.parent / run_report.FOLDER}/", soft_wrap=True)

@@ -32,13 +32,7 @@ def add(commands) -> None:
         epilog=f"data sets:\n{described}",
     )
     parser.add_argument("table", type=int, choices=sorted(recipes.TABLES), help="of the paper")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        default=[],
-        metavar="key=value",
-        help="changes of every configuration",
-    )
+    common.add_overrides(parser, "changes of every configuration")
     parser.add_argument(
         "--data", default="cifar10", metavar="NAME", help="data set (default: %(default)s)"
     )
@@ -50,7 +44,8 @@ def add(commands) -> None:
         help="how many (default: %(default)s)",
     )
     parser.add_argument(
-        *("--out", "-o"),
+        "--out",
+        "-o",
         type=common.path,
         default=Path("runs/tables"),
         metavar="FOLDER",
@@ -116,10 +111,10 @@ def run(arguments) -> int:
 
     def save() -> None:
         if beside:
-            found = {job.folder.name: outcome for job in jobs if (outcome := job.outcome())}
-            if found:
-                outcomes.write(beside, found)
-            page = tables.markdown(*shown, jobs, tables.entries(jobs), arguments.overrides)
+            ended = {job.folder.name: outcome for job in jobs if (outcome := job.outcome())}
+            if ended:
+                outcomes.write(beside, ended)
+            page = tables.markdown(*shown, jobs, ended, arguments.overrides)
             write_atomically(arguments.save, page.encode())
 
     def announce(job, left: int) -> None:

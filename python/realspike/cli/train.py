@@ -11,7 +11,6 @@ from realspike.cli import common
 from realspike.config import run_config
 from realspike.config.datasets import check_present
 from realspike.config.run_config import ConfigError
-from realspike.files import shipped
 from realspike.names import nearest
 from realspike.optional import require
 
@@ -52,7 +51,8 @@ def add(commands) -> None:
         "package, tensor by tensor of the same name and shape",
     )
     parser.add_argument(
-        *("--out", "-o"),
+        "--out",
+        "-o",
         type=common.path,
         metavar="FOLDER",
         help="of the run (default: runs/ and the name of the configuration)",
@@ -66,11 +66,7 @@ def add(commands) -> None:
     parser.add_argument(
         "--print-config", action="store_true", help="print the whole configuration and exit"
     )
-    parser.add_argument(
-        "overrides",
-        **{"nargs": "*", "default": [], "metavar": "key=value"},
-        help="changes of the configuration",
-    )
+    common.add_overrides(parser, "changes of the configuration")
 
 
 def run(arguments) -> int:
@@ -79,7 +75,9 @@ def run(arguments) -> int:
         return 0
     overrides = [*arguments.overrides]
     if arguments.start_from is not None:
-        known = shipped("weights", ".safetensors")
+        from realspike.inspect import trained_file
+
+        known = trained_file.networks_by_name()
         source = arguments.start_from
         if not source.exists() and str(source) not in known:
             hint = nearest(str(source), known)

@@ -243,6 +243,10 @@ class RunConfig:
         restarts = [*([training.restarts] if training.restarts else []), str(training.epochs)]
         return self.replaced(epochs=epochs, restarts=",".join(restarts))
 
+    def anywhere(self) -> "RunConfig":
+        """Return a copy without where the data lay, which is nobody else's."""
+        return dataclasses.replace(self, data=dataclasses.replace(self.data, root=DataSection.root))
+
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
 
@@ -440,11 +444,7 @@ def describe() -> str:
             own = (field.metadata["own"],) if field.metadata["own"] else ()
             accepted = f" [{', '.join((*choices, *own))}]" if choices else ""
             default = json.dumps(field.default).strip('"')
-            text = textwrap.fill(
-                *(f"{field.metadata['help']}{accepted}", 94),
-                break_on_hyphens=False,
-                initial_indent=" " * 6,
-                subsequent_indent=" " * 6,
-            )
-            lines.append(f"  {section.name}.{field.name}={default}\n{text}")
+            text = textwrap.wrap(f"{field.metadata['help']}{accepted}", 88, break_on_hyphens=False)
+            lines.append(f"  {section.name}.{field.name}={default}")
+            lines += [f"      {line}" for line in text]
     return "\n".join(lines)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from realspike.inspect.spikes import signs_of
 from realspike_ops import RealSpikeLIF
 
 REAL_VALUED_BITS = 32  # of a float32, the paper's R(X) of a real-valued spike (Section 3.4)
@@ -110,9 +111,7 @@ def record_activity(network: nn.Module, batches: Iterable[Tensor]) -> list[Layer
             fired = (output != 0).sum(0, dtype=torch.float64)  # [C, H, W]
             spikes[name] = spikes.get(name, 0) + fired
             if module.emission == "ternary":
-                # Where an amplitude is negative, so is a positive spike's output.
-                signs = output if module.amplitude is None else output * module.amplitude
-                below = (signs < 0).sum(0, dtype=torch.float64)
+                below = (signs_of(output, module) < 0).sum(0, dtype=torch.float64)
                 negative[name] = negative.get(name, 0) + below
             chances[name] = chances.get(name, 0) + len(output)
             layers[name] = module

@@ -27,6 +27,25 @@ def kinds_of_spikes(network: nn.Module, config: NetworkConfig) -> tuple[list[Net
     )
 
 
+def described(network: nn.Module, config: NetworkConfig) -> str:
+    """Return what a network is, in a line."""
+    kinds, timesteps = kinds_of_spikes(network, config)
+    if not kinds:
+        return f"{config.architecture}, without spikes"
+    spikes = " and ".join(kind.spikes for kind in kinds)
+    return f"{config.architecture}, {spikes}, T = {timesteps}"
+
+
+def signs_of(emitted: Tensor, lif: RealSpikeLIF) -> Tensor:
+    """Return o of the a * o that a layer emitted: a negative amplitude makes a spike no negative.
+
+    Args:
+        emitted: [..., C, H, W].
+        lif: The layer, whose amplitudes are not 0 where neurons fire.
+    """
+    return (emitted if lif.amplitude is None else emitted * lif.amplitude.detach()).sign()
+
+
 @torch.no_grad()
 def record_spikes(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """Return what every LIF layer emits for ``images``, [T, B, C, H, W], by layer name.

@@ -18,7 +18,7 @@ from realspike.inspect import trained_file
 from realspike.inspect.activity import entropy_table, record_activity
 from realspike.inspect.folded_file import size_of
 from realspike.inspect.kernels import find_readings, kernel_differences
-from realspike.inspect.spikes import kinds_of_spikes, record_spikes
+from realspike.inspect.spikes import described, kinds_of_spikes, record_spikes, signs_of
 from realspike.inspect.trained_file import Trained
 from realspike.report import plots, run_plots
 
@@ -175,7 +175,7 @@ def _curves(runs: Sequence[Trained]):
     """Draw the runs that have a record; runs of one name are told apart by their folders."""
     curves: list[plots.Curve] = []
     for run in runs:
-        name = _title(run)
+        name = described(run.network, run.network_config)
         if name in (curve.name for curve in curves):
             name = f"{name}, {run.source.parent.name}"
         history = _history(run)
@@ -193,15 +193,6 @@ def _course(network: Trained):
     with path.open(newline="", errors="replace") as file:
         layers = records.amplitudes(csv.DictReader(file), path)
     return run_plots.amplitude_course(layers) if layers else None
-
-
-def _title(run: Trained) -> str:
-    """Return what a network is, in a line."""
-    kinds, timesteps = kinds_of_spikes(run.network, run.network_config)
-    if not kinds:
-        return f"{run.network_config.architecture}, without spikes"
-    spikes = " and ".join(kind.spikes for kind in kinds)
-    return f"{run.network_config.architecture}, {spikes}, T = {timesteps}"
 
 
 def draw_kernels(network: Trained):
@@ -232,20 +223,18 @@ def _channels(network: Trained, batches):
     spikes = {name: each for name, each in spikes.items() if each.dim() == 5}  # [T, 1, C, H, W]
     if not spikes:
         return None
-    lifs = {name: network.network.get_submodule(name) for name in spikes}
-    amplitudes: dict[str, Any] = {name: lif.amplitude for name, lif in lifs.items()}
-    names = [name for name in spikes if amplitudes[name] is not None] or list(spikes)
+    lifs: dict[str, Any] = {name: network.network.get_submodule(name) for name in spikes}
+    names = [name for name in spikes if lifs[name].amplitude is not None] or list(spikes)
     name = names[min(1, len(names) - 1)]
     busiest_step = int((spikes[name] != 0).flatten(1).sum(1).argmax())
     real = spikes[name][busiest_step, 0]
-    amplitude = amplitudes[name]
-    fired = (real if amplitude is None else real * amplitude.detach()).sign()
+    fired = signs_of(real, lifs[name])
     chosen = fired.flatten(1).var(1).topk(min(SHOWN_CHANNELS, len(fired))).indices
     image = inputs.unflatten(0, (T, -1))[:, 0].sum((0, 1)) if frames else inputs[0].mean(0)
     return plots.spike_maps(
         image.numpy(),
         fired.numpy(),
-        None if amplitude is None else real.numpy(),
+        None if lifs[name].amplitude is None else real.numpy(),
         sorted(chosen.tolist()),
         f"Layer {name}, first test sample, timestep {busiest_step + 1} of {len(spikes[name])} "
         f"({'pink: negative, ' * bool((fired < 0).any())}grey: silent)",
@@ -255,7 +244,8 @@ def _channels(network: Trained, batches):
 def _page(
     network: Trained, pictures, folder: Path, entropies: list[dict], samples: int, folding: str
 ) -> str:
-    history, title = _history(network), _title(network)
+    history = _history(network)
+    title = described(network.network, network.network_config)
     last = history[-1] if history else None
     parts = [f"<h1>{html.escape(title)} on {html.escape(network.config.data.name)}</h1>"]
     if last:
@@ -289,8 +279,8 @@ def _page(
     ]
     parts.append(_table(header, rows))
     parts.append(f"<h2>Configuration</h2><pre>{html.escape(network.config.to_yaml())}</pre>")
-    described = html.escape(json.dumps(environment.describe(), indent=2))
-    parts.append(f"<h2>This report was made on</h2><pre>{described}</pre>")
+    machine = html.escape(json.dumps(environment.describe(), indent=2))
+    parts.append(f"<h2>This report was made on</h2><pre>{machine}</pre>")
     body = "\n".join(parts)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>'

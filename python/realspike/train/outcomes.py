@@ -36,10 +36,10 @@ class Outcome:
     config: RunConfig
 
     def __post_init__(self):
-        object.__setattr__(self, "config", self.config.replaced(**{"data.root": "data"}))
+        object.__setattr__(self, "config", self.config.anywhere())
 
     def is_of(self, config: RunConfig) -> bool:
-        return self.config == config.replaced(**{"data.root": "data"})
+        return self.config == config.anywhere()
 
 
 def file_beside(page: Path) -> Path:

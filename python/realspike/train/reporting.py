@@ -6,7 +6,7 @@ import lightning.pytorch as lightning
 import torch
 
 from realspike.config.run_config import RunConfig
-from realspike.inspect.spikes import kinds_of_spikes
+from realspike.inspect.spikes import described
 from realspike.progress import bar
 from realspike.train.history import History
 from realspike.train.readback import Readback
@@ -42,16 +42,14 @@ class Reporting(lightning.Callback):
         self._loss: Readback | None = None  # on its way from the device, to be shown
 
     def on_train_start(self, trainer, module) -> None:
-        network, (train, test) = self.config.network, self.samples
+        train, test = self.samples
         parameters = sum(parameter.numel() for parameter in module.network.parameters())
         processes = f" in {trainer.world_size} processes" if trainer.world_size > 1 else ""
         count = torch.get_num_threads() if module.device.type == "cpu" else 0
         threads = f", {count} thread{'s' * (count > 1)}" if count else ""
-        kinds, timesteps = kinds_of_spikes(module.network, self.config.network_config())
-        names = [f"{k.granularity}{', ternary' * (k.emission == 'ternary')}" for k in kinds]
-        spikes = f"{' and '.join(names)}, T = {timesteps}" if names else "no spikes"
+        what = described(module.network, self.config.network_config())
         self._line(
-            f"{network.architecture}, {spikes}, {parameters:,} parameters, "
+            f"{what}, {parameters:,} parameters, "
             f"on {module.device}{threads}{processes}: {train:,} training and {test:,} "
             f"{self.config.data.tested_on} samples of {self.config.data.name}"
         )

@@ -1,13 +1,14 @@
 """Setting a table as the paper does, with what the runs behind it were."""
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from realspike import environment
 from realspike.config.recipes import Cell, description, in_paper
 from realspike.config.run_config import resolve_key
 from realspike.train.jobs import Job
+from realspike.train.outcomes import Outcome
 from realspike.train.paired import CONFIDENCE, Difference, differences
 
 METHODS = {
@@ -115,9 +116,24 @@ def title(
 
 
 def markdown(
-    table: int, data: str, jobs: list[Job], found: dict[Cell, Entry], overrides: Sequence[str] = ()
+    table: int,
+    data: str,
+    jobs: list[Job],
+    ended: Mapping[str, Outcome],
+    overrides: Sequence[str] = (),
 ) -> str:
-    """Return the table as a page that says how it was measured, with which overrides."""
+    """Return the table as a page that says how it was measured.
+
+    Args:
+        table, data: As `title` takes them.
+        jobs: The runs of the grid.
+        ended: What those that are finished came to, by the names of their folders.
+        overrides: Changes of every configuration.
+
+    Raises:
+        RunError: if the folder of a run holds another one.
+    """
+    found = entries(jobs)
     header, rows = layout(table, found)
     seeds = len({job.config.training.seed for job in jobs})
     lines = [
@@ -143,7 +159,7 @@ def markdown(
     command += " --ternary" * any(cell.emission == "ternary" for cell in found)
     command = " ".join([command, *_public(overrides)])
     lines += [
-        *_pipe_table(*_runs(jobs)),
+        *_pipe_table(*_runs(ended)),
         "",
         "Seconds are those of training and testing, on a machine that may have had other work. The "
         "last column is the SHA-256 of the network's tensors.",
@@ -185,14 +201,13 @@ def _paired(found: Sequence[Difference]) -> list[str]:
     ]
 
 
-def _runs(jobs: Iterable[Job]) -> tuple[list[str], list[list[str]]]:
+def _runs(ended: Mapping[str, Outcome]) -> tuple[list[str], list[list[str]]]:
     header = ["run", "accuracy", "seconds", "commit", "on", "weights"]
     rows = []
-    for job in jobs:
-        if found := job.outcome():
-            measured = f"{100 * found.accuracy:.2f}", f"{found.seconds:.0f}"
-            where = found.commit[:12] or "-", found.device or "-"
-            rows.append([job.folder.name, *measured, *where, f"`{found.weights}`"])
+    for name, run in ended.items():
+        measured = f"{100 * run.accuracy:.2f}", f"{run.seconds:.0f}"
+        where = run.commit[:12] or "-", run.device or "-"
+        rows.append([name, *measured, *where, f"`{run.weights}`"])
     return header, rows
 
 
@@ -200,7 +215,7 @@ def _shared_settings(jobs: Iterable[Job]) -> str:
     """Return every key of the configuration that has the same value in all runs."""
     settings: list[dict[str, None]] = []
     for job in jobs:
-        values = job.config.replaced(**{"data.root": "data"}).to_dict()
+        values = job.config.anywhere().to_dict()
         pairs = [f"`{s}.{k}={v}`" for s, keys in values.items() for k, v in keys.items()]
         settings.append(dict.fromkeys(pairs))
     return ", ".join(pair for pair in settings[0] if all(pair in each for each in settings))

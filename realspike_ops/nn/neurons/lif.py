@@ -137,7 +137,7 @@ class RealSpikeLIF(Stored):
             raise TypeError(f"dtype must be a floating-point torch.dtype; got {dtype!r}")
 
         def parameter(name: str) -> nn.Parameter | None:
-            kind = checks.check_choice(name, getattr(self, name), GRANULARITIES)
+            kind = getattr(self, name)
             if self.may_be_lazy and kind in ("channel", "element"):
                 return _uninitialized(device=device, dtype=dtype)
             sizes = parameter_shape(name, kind, shape)

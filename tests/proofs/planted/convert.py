@@ -66,4 +66,12 @@ BUGS = [
         _PEERS,
         "refused_of_spikingjelly",
     ),
+    _bug(
+        "proof-that-proves-nothing",
+        "proof.py",
+        "if reason is not None:",
+        "if False:",
+        _ANN,
+        "refused_networks",
+    ),
 ]

@@ -78,8 +78,8 @@ BUGS = [
     _bug(
         "tangents-vanish",
         "functional/batch_norm_lif.py",
-        "    if forward_ad._current_level >= 0:\n",
-        "    if False:\n",
+        "bias=bias, amplitude=amplitude, decay=decays,\n",
+        "bias=bias, decay=decays,\n",
         _LAYER,
         "tangents",
     ),

@@ -650,7 +650,7 @@ BUGS = [
     Bug(
         "proof-that-proves-nothing",
         "realspike_ops/reparam/trace/proof.py",
-        "if (name := _first_difference(expected, got)) is None:",
+        "if (name := first_difference(expected, got)) is None:",
         "if (name := None) is None:",
         "tests/reparam/test_fold_follows.py",
         "other_chance or what_a_buffer",
