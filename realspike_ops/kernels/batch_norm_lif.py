@@ -27,7 +27,7 @@ def _load_rows(ptr, r, row_end, row, column, size, lane, CHUNK: tl.constexpr, BL
 # does; columns are combined in float64.
 @triton.jit(do_not_specialize=["rows_per_chunk", "columns", "chunks"])
 def batch_norm_moments_kernel(
-    x_ptr,  # [size], rows of which the last may be short
+    x_ptr,  # [size], rows; the last may be short
     partial_ptr,  # float64 [3, chunks, width]
     size,
     row,

@@ -55,7 +55,7 @@ def launch_fwd(currents: Currents, neurons: Neurons, y, v_last, saved, save: int
 
 
 def launch_spikes(neurons: Neurons, words: Tensor, y: Tensor) -> None:
-    """Write the spikes y [T, B, ...] of which a forward pass saved the bits."""
+    """Write the spikes y [T, B, ...] whose bits a forward pass saved."""
     params = lif_params(Currents(None, 0), neurons, words, SAVE_BITS, y)
     extension().lif_spikes_cpu(params, y.data_ptr(), torch.get_num_threads())
 

@@ -51,7 +51,7 @@ class Tile(NamedTuple):
     rows: int
     columns: int
     warps: int
-    stages: int  # steps of which the loads are in flight
+    stages: int  # steps whose loads are in flight
 
 
 def programs(sizes: Sizes, rows: int, columns: int) -> int:

@@ -55,7 +55,7 @@ inline Floats load_some(const float* from, int64_t count, const Floats& otherwis
 
 inline Floats all_lanes(float x) { return x - Floats{}; }
 
-// `rows` rows of kVectors vectors, the last of which has `last` lanes.
+// `rows` rows of kVectors vectors; the last vector of a row has `last` lanes.
 template <int kVectors>
 void add_rows(const float* x, int64_t stride, int64_t rows, int64_t last, const float* shift,
               float* sum, float* sum_squares) {

@@ -30,7 +30,7 @@ struct DepthwiseGrid {
   int64_t to_stride_c;
   int64_t to_stride_p;
   bool to_workspace;
-  // Neighbouring positions are neighbours in memory. So the warps, each of which has one position,
+  // Neighbouring positions are neighbours in memory. So the warps, each with one position,
   // exchange their sums through shared memory; positions lie `pitch` numbers apart there.
   bool exchange;
   int pitch;

@@ -11,7 +11,7 @@ SHARE = 0.25
 
 
 def kept_on(device: torch.device, splits: Splits) -> Splits:
-    """Return data of which the parts in memory lie on a device, as they are, where they fit.
+    """Return data whose parts in memory lie on a device, as they are, where they fit.
 
     On the CPU they do already. A byte per level is what images of uint8 take there too.
     """

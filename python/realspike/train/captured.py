@@ -32,7 +32,7 @@ class Recorder(Protocol):
 
 
 class CudaGraphs:
-    """Records CUDA graphs that share their memory, of which one at a time is replayed."""
+    """Records CUDA graphs that share their memory: one at a time is replayed."""
 
     def __init__(self):
         self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()

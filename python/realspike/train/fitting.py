@@ -145,7 +145,7 @@ def fit_network(
 
 
 def _lie(network: nn.Module, memory_format: torch.memory_format) -> None:
-    to: Any = network.to  # of which the checker knows no memory formats
+    to: Any = network.to  # the checker knows no memory formats of it
     to(memory_format=memory_format)
 
 

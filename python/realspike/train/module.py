@@ -131,7 +131,7 @@ class SpikingClassifier(lightning.LightningModule):
             optimizer_closure()
 
     def _fuse(self) -> None:
-        """Fuse what can be fused; a network of which nothing can be is trained as it is.
+        """Fuse what can be fused; a network without such layers is trained as it is.
 
         Lightning has replaced batch norms by those of several processes before.
         """

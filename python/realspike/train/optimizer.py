@@ -17,7 +17,7 @@ from realspike_ops import RealSpikeLIF
 _AMPLITUDE_EPS = 1e-5
 _SQUARES = 0.999  # the second beta of Adam
 _DECAYED = (nn.modules.conv._ConvNd, nn.Linear)
-# With those of which a weight is made: `torch.nn.utils.parametrizations`, `prune`, `weight_norm`.
+# With what a weight is made of: `torch.nn.utils.parametrizations`, `prune`, `weight_norm`.
 _WEIGHT = re.compile(r"(parametrizations\.)?weight")
 
 
@@ -74,7 +74,7 @@ def optimizer_of(
         for lif in network.modules()
         if isinstance(lif, RealSpikeLIF) and lif.amplitude is not None
     }
-    with_rate = defaultdict(list, {lr: []})  # first, of which the rate is reported
+    with_rate = defaultdict(list, {lr: []})  # first: its rate is reported
     apart = {*decayed, *(rates if adam_amplitudes else ())}
     for parameter in network.parameters():
         if parameter not in apart:

@@ -4,7 +4,7 @@ import torch
 
 
 class Together(torch.optim.Optimizer):
-    """Optimizers of which each steps parameters of its own, in the order in which they are given.
+    """Optimizers that step parameters of their own, each, in the order in which they are given.
 
     Its groups are theirs, and its state is a list of theirs.
     """

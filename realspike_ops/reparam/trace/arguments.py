@@ -12,7 +12,7 @@ _NUMPY |= {"x2": "other"}
 
 
 def by_torch_names(function, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments by name, of which builtins of PyTorch take some by NumPy's names too."""
+    """Return the arguments by PyTorch's names; its builtins take some by NumPy's names, too."""
     if not isinstance(function, (BuiltinFunctionType, MethodDescriptorType)):
         return kwargs
     return {_NUMPY.get(name, name): value for name, value in kwargs.items()}
