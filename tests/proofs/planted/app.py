@@ -320,8 +320,8 @@ BUGS = [
         "python/realspike/inspect/spikes.py",
         "emitted * lif.amplitude.detach()",
         "emitted",
-        "tests/app/test_commands.py tests/app/test_pictures.py",
-        "ternary",
+        "tests/app/test_commands.py",
+        "sign_of_a_spike",
     ),
     Bug(
         "a-shipped-network-says-where-its-data-lay",

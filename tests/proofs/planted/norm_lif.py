@@ -78,8 +78,8 @@ BUGS = [
     _bug(
         "tangents-vanish",
         "functional/batch_norm_lif.py",
-        "bias=bias, amplitude=amplitude, decay=decays,\n",
-        "bias=bias, decay=decays,\n",
+        "bias=bias, amplitude=amplitude, decay=decay,\n",
+        "bias=bias, decay=decay,\n",
         _LAYER,
         "tangents",
     ),
