@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch._C import _autograd
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from realspike_ops.ops import lif_cpu
@@ -197,7 +198,7 @@ def _sees_what_is_saved() -> bool:
     """
     if not spikes_are_dropped():
         return False
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    hooks = _autograd._top_saved_tensors_default_hooks(False)
     return hooks is not None and hooks[0] == _thread.active.pack_hook
 
 
