@@ -102,7 +102,8 @@ class _Repeat(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return torch.sum(torch.unflatten(grads[0], 0, ctx.shape[:2]), 0), None
+        # The older vmap, of is_grads_batched=True, knows neither unflatten nor flatten.
+        return torch.sum(grads[0].reshape(ctx.shape), 0), None
 
 
 class _Values(torch.autograd.Function):
@@ -119,11 +120,12 @@ class _Steps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, current: RepeatedCurrent) -> Tensor:
         x = current.unchanged()
+        ctx.shape = (current.times * x.shape[0], *x.shape[1:])
         return x.expand(current.times, *x.shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return grads[0].flatten(0, 1)
+        return grads[0].reshape(ctx.shape)
 
 
 def repeated(x: Tensor, times: int) -> Tensor:  # [B, ...] -> [times*B, ...]

@@ -199,6 +199,18 @@ def test_its_own_gradient_can_be_asked_for(late):
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("read", [False, True])
+def test_gradients_in_a_batch_are_those_of_a_loop(read):
+    x, lif = maps().requires_grad_(), rso.RealSpikeLIF(T, "element", SHAPE[1:])
+    current = rso.DirectEncoding(T)(x)
+    y = lif(current) + current if read else lif(current)
+    weights = maps((2, *y.shape))
+    together = torch.autograd.grad(y, x, weights, is_grads_batched=True, retain_graph=True)
+    one_by_one = [torch.autograd.grad(y, x, w, retain_graph=True)[0] for w in weights]
+    torch.testing.assert_close(together[0], torch.stack(one_by_one))
+
+
 def test_hooks_of_modules_see_it():
     x, seen = maps().requires_grad_(), []
     encode, lif = rso.DirectEncoding(T), rso.RealSpikeLIF(T, "element", SHAPE[1:])
