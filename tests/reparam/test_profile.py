@@ -241,6 +241,176 @@ def test_layers_beside_the_synapses_by_hand():
     assert (own.additions, own.multiplications) == (2 * 3 * T, 3 * T)
 
 
+# A product of maps: three queries and three keys of two channels, in every one of T frames.
+LEFT = torch.tensor([[1.0, 0], [1, 1], [0, 0]])  # 2 spikes of channel 0, 1 of channel 1
+RIGHT = torch.tensor([[0.0, 1], [1, 1], [1, 0]])  # 2 and 2
+
+
+class Meeting(nn.Module):
+    """Gives neurons' spikes, or what is as many times as large, to a function in a layer."""
+
+    class Layer(nn.Module):
+        def __init__(self, of, shape):
+            super().__init__()
+            self.of = of
+            self.kernel = nn.Parameter(torch.full(shape, 2.0))
+
+        def forward(self, left, right):
+            return self.of(left, right, self.kernel)
+
+    def __init__(self, of, left=1.0, right=1.0, kernel=(2, 4)):
+        super().__init__()
+        self.lif, self.layer = rso.RealSpikeLIF(T, decay=0.0), self.Layer(of, kernel)
+        self.left, self.right = left, right
+
+    def forward(self, x):  # [T*B, 2, 3, 2]
+        left, right = self.lif(x).unbind(1)
+        return self.layer(left * self.left, right * self.right)
+
+
+def counts_of(network):
+    """Return additions, multiplications and the ANN's multiply-adds of two samples of T frames."""
+    report = rso.profile(network.eval(), torch.stack([LEFT, RIGHT]).expand(2 * T, 2, 3, 2))
+    assert report.samples == 2
+    (row,) = (layer for layer in report.layers if layer.name == "layer")
+    assert row.kind == "synapses"
+    assert row.synops <= row.additions
+    assert row.effective_acs + row.effective_macs <= row.dense_operations == T * row.ann_macs
+    return row.additions / T, row.multiplications / T, row.ann_macs
+
+
+def scores(left, right, _):
+    return left @ right.mT
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        scores,
+        lambda q, k, _: torch.bmm(q, k.mT),
+        lambda q, k, _: k @ q.mT,
+        lambda q, k, _: torch.einsum("bnc,bmc->bnm", q, k),
+        lambda q, k, _: torch.einsum("bnc,bmc->bmn", q, k),
+        lambda q, k, _: torch.baddbmm(q.new_empty(()), q, k.mT, beta=0),
+        lambda q, k, _: (q.unflatten(0, (T, -1)) @ k.unflatten(0, (T, -1)).mT).flatten(0, 1),
+        lambda q, k, _: torch.stack([q[t] @ k[t].mT for t in range(len(q))]),
+        lambda q, k, _: torch.stack([q[t] @ k[t, m] for m in range(3) for t in range(len(q))]),
+    ],
+)
+@pytest.mark.parametrize(
+    ("left", "right", "additions", "multiplications"),
+    [
+        (1.0, 1.0, 2 * 2 + 1 * 2, 0),  # where both fire
+        (1.0, 2.5, 3 * 3, 0),  # three spikes meet three keys each
+        (2.5, 1.0, 4 * 3, 0),  # four spikes meet three queries each
+        (-1.0, 1.0, 2 * 2 + 1 * 2, 0),
+        (2.5, 2.5, 2 * 2 + 1 * 2, 2 * 2 + 1 * 2),  # where neither is 0
+    ],
+)
+def test_products_of_maps_by_hand(of, left, right, additions, multiplications):
+    counts = counts_of(Meeting(of, left, right))
+    assert counts == (additions, multiplications, 3 * 3 * 2)
+
+
+@pytest.mark.parametrize(
+    ("of", "additions", "dense"),
+    [
+        # One map beside four heads: 2 * 2 + 1 * 2 pairs each.
+        (lambda q, k, _: q[:, None] @ k.mT[:, None].expand(-1, 4, -1, -1), 4 * 6, 4 * 18),
+        (lambda q, k, _: torch.einsum("bnc,bhmc->bhnm", q, k[:, None].repeat(1, 4, 1, 1)), 24, 72),
+        # Keys by values, over tokens: 2 * 2 + 2 * 1 spikes of both, and the other way round.
+        (lambda q, k, _: k.mT @ q, 2 + 2 + 1, 2 * 3 * 2),
+        (lambda q, k, _: torch.einsum("bnc,bnd->bdc", k, q), 2 + 2 + 1, 2 * 3 * 2),
+        # Every token by itself: the second has two spikes in both.
+        (lambda q, k, _: q[:, :, None] @ k[..., None], 2, 3 * 2),
+        # A kernel: every one of three spikes meets four weights.
+        (lambda q, _, w: q @ w, 3 * 4, 3 * 2 * 4),
+        (lambda q, _, w: w.mT @ q.mT, 3 * 4, 3 * 2 * 4),
+        (lambda q, _, w: torch.einsum("cd,bnc->bnd", w, q), 3 * 4, 3 * 2 * 4),
+        (lambda q, _, w: torch.bmm(q, w.expand(len(q), 2, 4)), 3 * 4, 3 * 2 * 4),
+        (lambda q, _, w: q @ w.clone(), 3 * 4, 3 * 2 * 4),
+        (lambda q, _, w: torch.stack([torch.mv(x, w[:, 0]) for x in q]), 3, 3 * 2),
+        (lambda q, _, w: torch.stack([w[:, 1] @ x.mT for x in q]), 3, 3 * 2),
+        (lambda q, _, w: torch.stack([torch.dot(x[1], w[:, 1]) for x in q]), 2, 2),
+        # And a sum that it is added to.
+        (lambda q, k, _: torch.baddbmm(q.new_ones(3), q, k.mT), 6 + 9, 18),
+        (lambda q, k, w: torch.stack([torch.addmv(w[0, :3], x, w[:, 0]) for x in q]), 3 + 3, 6),
+    ],
+)
+def test_products_of_spikes_by_hand(of, additions, dense):
+    assert counts_of(Meeting(of)) == (additions, 0, dense)
+
+
+def test_a_kernel_of_ones_is_no_map_of_spikes():
+    network = Meeting(lambda q, _, w: q @ w, left=2.5)
+    network.layer.kernel.data.fill_(1.0)
+    assert counts_of(network) == (3 * 4, 3 * 4, 24)
+
+
+def test_what_a_product_is_scaled_by_is_multiplied():
+    of = [
+        lambda q, k, _: torch.baddbmm(q.new_ones(3), q, k.mT, alpha=0.5),
+        lambda q, k, _: torch.baddbmm(q.new_ones(3), q, k.mT, beta=0.5),
+        lambda q, k, _: torch.baddbmm(q.new_ones(3), q, k.mT, beta=0, alpha=2),
+    ]
+    assert [counts_of(Meeting(one))[:2] for one in of] == [(15, 9), (15, 9), (6, 9)]
+
+
+def test_attention_with_a_softmax_by_hand():
+    """Scores of spikes are added up, and scaled; values are multiplied where they are no spikes."""
+    attention = nn.functional.scaled_dot_product_attention
+
+    def of(heads, values):
+        def call(q, k, _):
+            q, k = q[:, None].repeat(1, heads, 1, 1), k[:, None]
+            return attention(q, k, values(k), enable_gqa=heads > 1)
+
+        return counts_of(Meeting(call))
+
+    assert of(1, torch.clone) == (6 + 4 * 3, 9, 18 + 18)
+    assert of(4, torch.clone) == (4 * (6 + 4 * 3), 4 * 9, 4 * (18 + 18))
+    # Every score, which is above 0, meets the four values that are not.
+    assert of(1, lambda k: k.where(k == 0, 2.5)) == (6 + 12, 9 + 12, 18 + 18)
+
+
+def test_a_whole_attention_layer_is_counted():
+    """Of three tokens: projections into queries, keys and values, the scores, and back."""
+    layer = nn.MultiheadAttention(2, 1, batch_first=True)
+    enabled = torch.backends.mha.get_fastpath_enabled()
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lif, self.layer = rso.RealSpikeLIF(T, decay=0.0), layer
+
+        def forward(self, x):
+            x = self.lif(x)
+            return self.layer(x, x, x, need_weights=False)[0]
+
+    x = LEFT.expand(2 * T, 3, 2)
+    rows = {row.name: row for row in rso.profile(Network().eval(), x).layers}
+    assert rows["layer"].ann_macs == 3 * 2 * 6 + 18 + 18 + 3 * 2 * 2
+    assert torch.backends.mha.get_fastpath_enabled() == enabled
+
+
+@pytest.mark.parametrize("frames", [False, True])
+def test_layers_of_tokens_count_every_token(frames):
+    """Five tokens in front of neurons, behind them, and behind the mean over time."""
+    network = nn.Sequential(
+        *(nn.Linear(2, 3), nn.Identity() if frames else rso.DirectEncoding(T), rso.RealSpikeLIF(T)),
+        *(nn.Linear(3, 4), rso.MeanOverTime(T), nn.Linear(4, 2), nn.Flatten(), nn.Linear(10, 3)),
+    ).eval()
+    x = normal((3 * T if frames else 3, 5, 2), 1)
+    rows = {row.name: row.ann_macs for row in rso.profile(network, x).layers}
+    expected = {"0": 5 * 2 * 3, "3": 5 * 3 * 4, "5": 5 * 4 * 2, "7": 10 * 3}
+    assert {name: rows[name] for name in expected} == expected
+
+
+def test_lazy_layers_are_profiled():
+    network = nn.Sequential(rso.RealSpikeLIF(1), nn.Flatten(), nn.LazyLinear(3))
+    assert rso.profile(network, normal((2, 1, 2, 2), 0)).total("ann_macs") == 4 * 3
+
+
 def test_the_table_has_units():
     """Counts with k, M, G and T; energies from pJ to mJ; the total adds up every column."""
     counts = [999, 1000, 2_500_000, 3e9, 4e12]

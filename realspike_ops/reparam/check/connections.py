@@ -75,7 +75,8 @@ def of_shared_convolution(
     return Operations(effective, dense, is_spiking(x))
 
 
-def of_product(x: Tensor, weight: Tensor) -> Operations:  # [N, in], [in, out]
+def of_product(x: Tensor, weight: Tensor) -> Operations:  # [..., N, in], [..., in, out]
     """Count a product of matrices."""
-    fired, acts = x.ne(0).sum(0, dtype=torch.float64), weight.ne(0).sum(1, dtype=torch.float64)
-    return Operations((fired @ acts).item(), float(x.numel() * weight.shape[1]), is_spiking(x))
+    fired, acts = x.ne(0).sum(-2, dtype=torch.float64), weight.ne(0).sum(-1, dtype=torch.float64)
+    met = (fired * acts).sum().item()
+    return Operations(met, float(x.numel() * weight.shape[-1]), is_spiking(x))

@@ -1,9 +1,11 @@
 """Counting the operations of a network while it runs."""
 
+import contextlib
 import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from realspike_ops import functional
@@ -37,8 +39,13 @@ class OperationCounter(TorchDispatchMode):
         self.fired: dict[str, list[float]] = {}  # name -> [not 0, all]
         self.stack: list[tuple[str, nn.Module]] = []
         self.samples = 0
-        self.samples_of_batch: int | None = None  # known when the first neurons run
+        # Known when the first neurons run: B, and the T*B that they read.
+        self.samples_of_batch: int | None = None
+        self.rows_of_batch = 0
         self.macs_per_row: dict[str, float] = {}  # of an ANN, in this batch
+        # In this batch, by layer, sizes, and whether behind neurons: multiply-adds and vectors.
+        self.products: dict[tuple, tuple[float, int]] = {}
+        self.parameters = {_place(parameter) for parameter in network.parameters()}
         self.behind_encoding = False
 
     def hooked(self):
@@ -52,8 +59,7 @@ class OperationCounter(TorchDispatchMode):
                 self.stack.pop()
                 if isinstance(module, RealSpikeLIF):
                     self.behind_encoding = True
-                    if self.samples_of_batch is None:
-                        self.samples_of_batch = output.shape[0] // module.timesteps
+                    self._note_samples(output.shape[0], module.timesteps)
                     self._note_rate(output)
                 elif isinstance(module, OneToOneSynapses):
                     self._note_rate(args[0], name)
@@ -75,13 +81,24 @@ class OperationCounter(TorchDispatchMode):
 
     def count(self, batch: Tensor) -> None:
         self.behind_encoding, self.samples_of_batch = False, None
+        self.rows_of_batch = batch.shape[0]
         self.macs_per_row.clear()
-        with self:
+        self.products.clear()
+        with self, _layer_by_layer():
             self.network(batch)
         samples = batch.shape[0] if self.samples_of_batch is None else self.samples_of_batch
         self.samples += samples
         for name, macs in self.macs_per_row.items():
             self.rows[name].ann_macs += macs * samples
+        for (name, _, behind), (macs, vectors) in self.products.items():
+            # Vectors (tokens, heads) of T*B or B rows; images are B before neurons.
+            rows = self.rows_of_batch if behind or batch.shape[0] != samples else samples
+            found = (n for n in (rows, samples) if n > 0 and vectors % n == 0)
+            self.rows[name].ann_macs += macs * samples / next(found, max(1, vectors))
+
+    def _note_samples(self, rows: int, timesteps: int) -> None:
+        if self.samples_of_batch is None:
+            self.samples_of_batch, self.rows_of_batch = rows // timesteps, rows
 
     def report(self) -> ProfileReport:
         samples = max(1, self.samples)
@@ -146,6 +163,7 @@ class OperationCounter(TorchDispatchMode):
             namespace, name = func.name().split("::")
             count = _COUNTS.get((namespace, name.split(".")[0]))
             if count is not None:
+                self.options = kwargs or {}
                 count(self, args, out)
         return out
 
@@ -172,19 +190,24 @@ class OperationCounter(TorchDispatchMode):
 
     def _weights(self, spikes: Tensor, dense: float, events: float) -> None:
         """Count a layer of weights that has `dense` connections; spikes used `events` of them."""
-        kind = "synapses" if self.behind_encoding else "encoding"
-        row = self._row(kind=kind)
+        row = self._synapses([spikes], dense, events)
         macs = dense / max(1, spikes.shape[0])
         self.macs_per_row[row.name] = self.macs_per_row.get(row.name, 0.0) + macs
+
+    def _synapses(self, inputs: list[Tensor], dense: float, events: float) -> LayerProfile:
+        kind = "synapses" if self.behind_encoding else "encoding"
+        row = self._row(kind=kind)
         if not self.behind_encoding:
             row.additions += dense
             row.multiplications += dense
-            return
-        self._note_rate(spikes, row.name)
+            return row
+        for each in inputs:
+            self._note_rate(each, row.name)
         row.synops += events
         row.additions += events
-        if not is_spiking(spikes):
+        if not is_spiking(inputs[0]):
             row.multiplications += events
+        return row
 
     def convolution(self, args, out):
         spikes, weight, bias, stride, padding, dilation, transposed, _, groups = args[:9]
@@ -232,11 +255,10 @@ class OperationCounter(TorchDispatchMode):
         current = torch.empty((), device=out[0].device)
         current = current.expand(spikes.shape[0], channels, *output_size)
         self.unshared_conv((spikes, weight, *rest[:3], None, *rest[12:15]), (current,))
-        samples = spikes.shape[0] // (maps * signs)
-        if self.samples_of_batch is None:
-            self.samples_of_batch = samples // timesteps
+        rows = spikes.shape[0] // (maps * signs)
+        self._note_samples(rows, timesteps)
         row = self._row()
-        neurons = current[:samples].numel()
+        neurons = current[:rows].numel()
         row.additions += current.numel() - neurons  # of maps that become one
         for selecting in words:
             if selecting.dim() == 1:  # added as it is
@@ -257,18 +279,55 @@ class OperationCounter(TorchDispatchMode):
         currents = spikes.shape[0] * weight.shape[2] * weight.shape[6] * math.prod(args[8])
         self._row().multiplications += currents * math.prod(weight.shape[3:6])
 
-    def addmm(self, args, out):
-        bias, spikes, weight = args[:3]
-        self._product(spikes, weight, out)
-        self._bias(bias, out)
+    def product(self, args, out):
+        self._product(*args[:2])
 
-    def mm(self, args, out):
-        self._product(args[0], args[1], out)
+    def product_and_sum(self, args, out):
+        """Count beta * args[0] + alpha * args[1] @ args[2]."""
+        self._product(*args[1:3])
+        beta, alpha = (self.options.get(name, 1) for name in ("beta", "alpha"))
+        row = self._row()
+        row.additions += out.numel() if beta != 0 else 0
+        row.multiplications += out.numel() * ((beta not in (0, 1)) + (alpha != 1))
 
-    def _product(self, spikes, weight, out):
-        dense = spikes.numel() * weight.shape[-1]
-        self._weights(spikes, dense, spikes.count_nonzero().item() * weight.shape[-1])
-        self._acting(of_product(spikes, weight), weight)
+    def attention(self, args, out):
+        """Count queries by keys, the scale, and what is between 0 and 1 by values, in full."""
+        query, key, value = args[:3]  # [B, heads, L or S, E]
+        key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], 1) for t in (key, value))
+        self._product(query, key.mT)
+        scores = query.new_full((*query.shape[:-1], key.shape[-2]), 0.5)
+        self._row().multiplications += scores.numel()
+        self._product(scores, value)
+
+    def _product(self, left: Tensor, right: Tensor) -> None:
+        """Count [..., n, k] by [..., k, m], of spikes and weights or of two maps; or vectors."""
+        left = left[None] if left.dim() == 1 else left
+        right = right[:, None] if right.dim() == 1 else right
+        if self._is_weight(left) and not self._is_weight(right):
+            left, right = right.mT, left.mT
+        weights = self._is_weight(right)
+        if not weights and not is_spiking(left) and is_spiking(right):
+            left, right = right.mT, left.mT
+        pairs = of_product(left, right)
+        # What is computed for all samples alike is weights, too.
+        if weights or (right.dim() == 2 and not is_spiking(right)):
+            self._acting(pairs, right)
+        else:
+            self._count(self._row(), pairs)
+        # Spikes meet all that is no spikes, and weights that are 0. Two maps of one kind meet where
+        # both are not 0.
+        alike = not weights and is_spiking(left) == is_spiking(right)
+        events = pairs.effective if alike else left.count_nonzero().item() * right.shape[-1]
+        row = self._synapses([left, right] if alike else [left], pairs.dense, events)
+        key = row.name, (left.shape, right.shape), self.behind_encoding
+        macs, vectors = self.products.get(key, (0.0, 0))
+        vectors += left.numel() // max(1, left.shape[-1])
+        self.products[key] = macs + pairs.dense, vectors
+
+    def _is_weight(self, tensor: Tensor) -> bool:
+        own, place = getattr(self.stack[-1][1], "weight", None), _place(tensor)
+        is_own = isinstance(own, Tensor) and place == _place(own)
+        return place is not None and (is_own or place in self.parameters)
 
     def _bias(self, bias, out):
         if bias is not None:
@@ -315,8 +374,18 @@ _COUNTS = {
     ("realspike", "lif_fwd"): OperationCounter.neurons,
     ("realspike", "lif_packed"): OperationCounter.packed_neurons,
     ("realspike", "unshared_conv_lif"): OperationCounter.conv_and_neurons,
-    ("aten", "addmm"): OperationCounter.addmm,
-    ("aten", "mm"): OperationCounter.mm,
+    **{("aten", name): OperationCounter.product for name in ("mm", "bmm", "mv", "dot", "vdot")},
+    **{
+        ("aten", name): OperationCounter.product_and_sum
+        for name in ("addmm", "baddbmm", "addbmm", "addmv")
+    },
+    **{
+        ("aten", f"_scaled_dot_product_{name}"): OperationCounter.attention
+        for name in (
+            "flash_attention_for_cpu flash_attention efficient_attention cudnn_attention "
+            "fused_attention_overrideable"
+        ).split()
+    },
     ("aten", "mean"): OperationCounter.average,
     ("aten", "avg_pool2d"): OperationCounter.average,
     ("aten", "_adaptive_avg_pool2d"): OperationCounter.average,
@@ -362,6 +431,24 @@ def _outputs_of(size: int, out: int, k: int, s: int, p: int, d: int) -> Tensor: 
 def _positions(count: int, k: int, s: int, p: int, d: int) -> Tensor:  # [count, k]
     first, taps = (torch.arange(n, device="cpu") for n in (count, k))
     return first[:, None] * s - p + taps * d
+
+
+def _place(tensor: Tensor) -> int | None:
+    """Return where the values of a tensor and of its views lie; None: not in one place."""
+    if is_lazy(tensor) or tensor.layout != torch.strided:
+        return None
+    return tensor.untyped_storage().data_ptr()
+
+
+@contextlib.contextmanager
+def _layer_by_layer():
+    """Without the operator that is a whole nn.MultiheadAttention, or a layer of a transformer."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 class _Removing:

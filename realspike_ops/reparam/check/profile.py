@@ -20,6 +20,10 @@ def profile(network: nn.Module, data, *, names_of: nn.Module | None = None) -> P
     in full. Beside it the same layers of an ANN: every weight of every connection once per sample,
     as a multiply-add.
 
+    Products of matrices (``matmul``, ``bmm``, ``einsum``, attention) count as linear layers do, the
+    operand that is no spikes as weights. Where both operands are spikes, an addition is where both
+    fire; where neither is, a multiply-add where both are not 0.
+
     Args:
         network: Run in eval mode, restored afterwards.
         data: A batch, or an iterable of batches, or of (batch, labels) pairs such as a DataLoader.
