@@ -304,6 +304,24 @@ def test_differences_are_paired_by_seed():
     ]
 
 
+def test_a_mean_of_fewer_seeds_is_named():
+    found = {
+        cell("none"): Entry((1.0, 2.0)),
+        cell("layer"): Entry((1.0,)),
+        cell("element"): Entry(()),
+    }
+    assert tables.unfinished({cell("none"): Entry((1.0, 2.0))}, 2) == ""
+    text = " 3 of the 6 networks are not trained yet; of 2 seeds Real Spike, layer has 1."
+    assert tables.unfinished(found, 2) == text
+    assert tables.unfinished({cell("element"): Entry(())}, 2).endswith(
+        "2 networks are not trained yet."
+    )
+    found[cell("none", 2)] = Entry((3.0,))
+    assert tables.unfinished(found, 2).endswith(
+        "Real Spike, layer (cifar10, T = 4) has 1, binary (vanilla) (cifar10, T = 2) has 1."
+    )
+
+
 def test_the_interval_of_a_mean_by_hand():
     """Deviation 1 of three seeds, and 4.303, the 97.5 % quantile of two degrees of freedom."""
     found = paired.Difference(cell("element"), cell("none"), (1.0, 2.0, 3.0))

@@ -95,6 +95,10 @@ def _where(cell: Cell) -> str:
     return cell.data if network == ARCHITECTURES["resnet20"] else f"{cell.data}, {network}"
 
 
+def _network_and_steps(cell: Cell) -> str:
+    return f"{_where(cell)}, T = {cell.timesteps}"
+
+
 def title(
     table: int,
     data: str,
@@ -140,7 +144,7 @@ def markdown(
         f"# {title(table, data, found, overrides, jobs[0].config.data.measured)}",
         "",
         f"Mean ± standard deviation over {seeds} seeds of weights, batches and augmentation."
-        + _missing_of(found, seeds),
+        + unfinished(found, seeds),
         f"Data: {description(data)}.",
         "",
         *_pipe_table(header, rows),
@@ -185,7 +189,7 @@ def paired_rows(found: Iterable[Difference]) -> tuple[list[str], list[list[str]]
         first, second = (METHODS[c.method] for c in (difference.first, difference.second))
         interval = difference.interval()
         ends = "-" if interval is None else f"{interval[0]:+.2f} to {interval[1]:+.2f}"
-        place = f"{_where(difference.first)}, T = {difference.first.timesteps}"
+        place = _network_and_steps(difference.first)
         count = str(len(difference.points))
         rows.append([place, f"{first} - {second}", f"{difference.mean:+.2f}", ends, count])
     return ["networks", "difference", "points", f"{CONFIDENCE:.0%} interval", "seeds"], rows
@@ -221,10 +225,20 @@ def _shared_settings(jobs: Iterable[Job]) -> str:
     return ", ".join(pair for pair in settings[0] if all(pair in each for each in settings))
 
 
-def _missing_of(found: dict[Cell, Entry], seeds: int) -> str:
-    missing = sum(seeds - len(entry.accuracies) for entry in found.values())
-    total = seeds * len(found)
-    return f" {missing} of the {total} networks are not trained yet." if missing else ""
+def unfinished(found: dict[Cell, Entry], seeds: int) -> str:
+    """Return how many networks are missing, and where: a mean may be one of fewer seeds."""
+    trained = {cell: len(entry.accuracies) for cell, entry in found.items()}
+    missing = seeds * len(found) - sum(trained.values())
+    if not missing:
+        return ""
+    several = len({_network_and_steps(cell) for cell in found}) > 1
+    rows = [
+        f"{METHODS[cell.method]}{f' ({_network_and_steps(cell)})' * several} has {count}"
+        for cell, count in trained.items()
+        if 0 < count < seeds
+    ]
+    text = f" {missing} of the {seeds * len(found)} networks are not trained yet"
+    return f"{text}; of {seeds} seeds {', '.join(rows)}." if rows else f"{text}."
 
 
 def _pipe_table(header: list[str], rows: list[list[str]]) -> list[str]:
