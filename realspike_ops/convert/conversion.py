@@ -20,6 +20,7 @@ from realspike_ops.convert.neurons import (
     torch_class,
 )
 from realspike_ops.convert.proof import Functions, prove
+from realspike_ops.convert.read_back import make_readable
 from realspike_ops.nn import DirectEncoding, MeanOverTime, RealSpikeLIF, SumOverTime
 from realspike_ops.nn.synapses.fold_into_weight import BATCH_NORMS
 from realspike_ops.reparam.errors import ReparameterizationError
@@ -481,6 +482,7 @@ class Conversion:
         drop_unused(self.graph)
         for node in graph.nodes:
             node.meta.clear()
+        make_readable(graph)
         try:
             result = fx.GraphModule(self.root, graph, type(self.root).__name__)
         except SyntaxError as error:

@@ -1,6 +1,7 @@
 """convert: networks of ReLU become networks of RealSpikeLIF that train and fold."""
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -239,6 +240,59 @@ def test_mode_device_and_copies():
         assert twin.state_dict().keys() == network.state_dict().keys()
     half = rso.convert(Functions().bfloat16(), X.bfloat16(), timesteps=T, granularity="layer")
     assert half.relu.amplitude.dtype == torch.bfloat16
+
+
+def doubled(x):
+    return x * math.sqrt(4.0)
+
+
+TENSORS_MADE_IN_FORWARD = {
+    "zeros": lambda x, _: x + torch.zeros(x.shape[0], 6, 8, 8),
+    "zeros of a tuple": lambda x, _: x + torch.zeros((x.shape[0], 6, 1, 1)),
+    "of one size": lambda x, _: x + torch.ones(x.shape[0])[:, None, None, None],
+    "of a shape": lambda x, _: x + torch.ones(*x.shape, dtype=x.dtype, device=x.device),
+    "empty": lambda x, _: x + torch.empty(2 * x.shape[0], 3, 8, 8, device="cpu").fill_(1).sum(1)[0],
+    "full": lambda x, _: x + torch.full((x.shape[0], 1, 1, 1), math.pi, dtype=torch.float32),
+    "arange": lambda x, _: x + 0 * torch.arange(x.shape[0], dtype=x.dtype)[:, None, None, None],
+    "like": lambda x, _: (
+        x + torch.zeros_like(x, dtype=torch.float64) + x.new_ones(x.shape[0], 1, 1, 1)
+    ),
+    "layout": lambda x, _: x + torch.zeros(x.shape[0], 6, 8, 8, layout=torch.strided),
+    "buffer": lambda x, b: x + b.expand(x.shape[0], -1, -1, -1),
+    "of buffers": lambda x, b: x + (b * 2 + torch.ones(6, 1, 1)).expand(x.shape[0], 6, 1, 1),
+    "functions of the module": lambda x, _: doubled(x) / math.e,
+}
+
+
+@pytest.mark.parametrize("of", TENSORS_MADE_IN_FORWARD.values(), ids=TENSORS_MADE_IN_FORWARD)
+def test_what_makes_tensors_is_read_back_and_follows_them(of, tmp_path):
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 6, 3, padding=1), nn.Linear(384, 5)
+            self.register_buffer("offset", images(1, 6, 1, 1))
+
+        def forward(self, x):
+            return self.fc(of(F.relu(self.conv(x)), self.offset).to(x.dtype).flatten(1))
+
+    network = rso.convert(lively(Network()), X, timesteps=T, granularity="layer").eval()
+    torch.save(network, tmp_path / "network.pt")
+    read = torch.load(tmp_path / "network.pt", weights_only=False)
+    for twin in (
+        read,
+        copy.deepcopy(network),
+        copy.deepcopy(read),
+        pickle.loads(pickle.dumps(read)),
+    ):
+        assert twin.state_dict().keys() == network.state_dict().keys()
+        for x in (X, X[:1]):
+            assert torch.equal(twin(x), network(x))
+        if hasattr(network, "offset"):  # a buffer is read where it is, not as it was
+            other = copy.deepcopy(network)
+            twin.offset.add_(1)
+            other.offset.add_(1)
+            assert torch.equal(twin(X), other(X))
+            assert not torch.equal(twin(X), network(X))
 
 
 def test_one_layer_under_two_names_and_layers_made_inside_forward():
