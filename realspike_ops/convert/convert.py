@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from realspike_ops import _checks as checks
@@ -19,6 +20,7 @@ _FORM = (
 )  # fmt: skip
 
 
+@torch.inference_mode(False)  # whose tensors could not be trained on
 def convert(
     model: nn.Module,
     example_input: Tensor,

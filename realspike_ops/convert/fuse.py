@@ -125,7 +125,8 @@ def _calls(model: nn.Module, norms: list[nn.Module], example: Tensor) -> dict[nn
     copies, calls, error = {}, {}, None
     # In training a single sample may be too few.
     for training in (model.training, False):
-        copied, copies = copied_as_called(model)
+        with torch.inference_mode(False):
+            copied, copies = copied_as_called(model)
         calls = {norm: [] for norm in norms}
         if not training:
             copied.eval()
@@ -157,7 +158,7 @@ def _run(copied: nn.Module, example: Tensor) -> None:
     devices = [example.device] if example.is_cuda else []
     # With gradients: where there are some, autograd.Functions have a say.
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=devices):
-        x = example.detach()
+        x = example.clone().detach()  # one of inference_mode itself can require no gradient
         copied(x.requires_grad_(x.is_floating_point()).clone())
 
 

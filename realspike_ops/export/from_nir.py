@@ -26,6 +26,7 @@ ENCODINGS = ("repeat", "frames")
 READOUTS = ("sum", "none")
 
 
+@torch.inference_mode(False)  # whose tensors could not be trained on
 @torch.no_grad()
 def import_nir(
     path: "str | Path | nir.NIRGraph",

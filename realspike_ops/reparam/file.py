@@ -113,6 +113,7 @@ def _check_that_it_can_be_read(folded: FoldedNetwork, metadata: Mapping[str, str
         )
 
 
+@torch.inference_mode(False)  # whose tensors could not be trained on
 def load_folded(path: str | Path, *, memory_limit: int = 2**30) -> FoldedNetwork:
     """Read what `save_folded` wrote: a network in eval mode, on the CPU.
 

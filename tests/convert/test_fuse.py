@@ -525,6 +525,15 @@ def test_other_dtypes_and_modes(monkeypatch):
     assert fused.bn1.weight.grad is not None
 
 
+@pytest.mark.parametrize("own", [False, True], ids=["example", "example of the mode"])
+def test_fusing_in_inference_mode(own):
+    fused, plain = Net(), Net()
+    with torch.inference_mode():
+        rso.fuse(fused, images().clone() if own else images())
+    assert rso.fusion_report(fused).fused == {"bn1": ("lif1",), "bn2": ("lif2",)}
+    assert torch.equal(step(fused, images()), step(plain, images()))
+
+
 def test_torch_compile_runs_the_op_in_one_graph():
     fused, plain = fused_and_plain(Net())
     targets: list[str] = []

@@ -7,6 +7,7 @@ from fold_networks import (
     FAMILIES,
     SIZES,
     Neurons,
+    T,
     assert_equal_in_float64,
     assert_rounding_alone,
     images_for,
@@ -39,6 +40,19 @@ def test_untrained_and_trained(family, granularity):
     assert min(losses[4:]) < losses[0]
     assert_equal_in_float64(network.eval(), x[:4])
     assert_rounding_alone(network, x)
+
+
+def test_what_is_made_in_inference_mode_is_trained_on_outside(tmp_path):
+    network, x = make("vgg", Neurons("channel")), images_for("vgg")
+    ann = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
+    with torch.inference_mode():
+        folded = rso.reparameterize(network, x.clone())
+        rso.save_folded(folded, tmp_path / "folded.safetensors")
+        loaded = rso.load_folded(tmp_path / "folded.safetensors")
+        converted = rso.convert(ann, x.clone(), timesteps=T)
+    for made in (folded, loaded, converted):
+        made.train()(x).square().sum().backward()
+        assert all(p.grad is not None and not p.is_inference() for p in made.parameters())
 
 
 def test_the_bound_notices_a_wrong_weight():

@@ -105,6 +105,28 @@ def test_profile_of_networks(family):
         rso.profile(3, x)
 
 
+@pytest.mark.parametrize("family", ["vgg", "resnet20-odd"])
+def test_inference_mode_hides_no_operator(family):
+    """Autograd takes conv2d, linear and to() apart, and does not see tensors of that mode."""
+    network, x = (
+        make(family, Neurons("element" if "resnet" in family else "channel")),
+        images_for(family),
+    )
+    folded = rso.reparameterize(network, x[:1])
+    outside = [rso.profile(module, x).to_json() for module in (network, folded)]
+    with torch.inference_mode():
+        for images in (x, x.clone()):
+            assert [
+                rso.profile(module, images).to_json() for module in (network, folded)
+            ] == outside
+            rso.assert_multiplication_free(folded, images)
+            with pytest.raises(rso.MultiplicationError, match="real-valued spikes"):
+                rso.assert_multiplication_free(network, images)
+            behind = nn.Sequential(rso.RealSpikeLIF(1), nn.Linear(8, 2)).eval()
+            with pytest.raises(rso.MultiplicationError, match="aten::addmm"):
+                rso.assert_multiplication_free(behind, images)
+
+
 def test_neurons_that_do_not_decay_multiply_nothing():
     current = torch.rand(2 * T, 1, 3, 3)
     lifs = {"if": {"decay": 1.0}, "lif": {"decay": 0.5}, "plif": {"decay_granularity": "layer"}}

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from realspike_ops import _checks as checks
+from realspike_ops.reparam.check.whole_operators import parts_of
 
 # Operators that move, compare, add or select. The kernels of our own operators are checked at the
 # level of instructions. An operator that is not listed is refused: a new one cannot slip through.
@@ -35,6 +36,9 @@ class _RefuseMultiplications(TorchDispatchMode):
         self.layers = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if (result := parts_of(self, func, args, kwargs)) is not NotImplemented:
+            return result
         namespace, name = func.name().split("::")
         name = name.split(".")[0]
         if namespace == "realspike" and name in ("lif_fwd", "lif_packed"):
@@ -53,7 +57,7 @@ class _RefuseMultiplications(TorchDispatchMode):
                 )
             free = name in (_OUR_OPS if namespace == "realspike" else _FREE)
             # add and sub can scale their second operand.
-            free = free and (kwargs or {}).get("alpha", 1) == 1
+            free = free and kwargs.get("alpha", 1) == 1
             if name in ("unshared_conv", "unshared_conv_lif") and namespace == "realspike":
                 self._check_weights(args)
                 self.layers += name == "unshared_conv_lif"
@@ -62,7 +66,7 @@ class _RefuseMultiplications(TorchDispatchMode):
                     f"{func.name()}, behind LIF layer number {self.layers}, is not an operator "
                     "that is known to be free of multiplications"
                 )
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
     def _check_weights(self, args) -> None:
         _, _, _, amplitude, scale, *_ = args

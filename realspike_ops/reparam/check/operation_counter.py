@@ -18,6 +18,7 @@ from realspike_ops.reparam.check.connections import (
     of_shared_convolution,
 )
 from realspike_ops.reparam.check.profile_report import LayerProfile, ProfileReport
+from realspike_ops.reparam.check.whole_operators import parts_of
 
 _ACTIVATIONS = (RealSpikeLIF, nn.ReLU, nn.Sigmoid)
 
@@ -158,7 +159,10 @@ class OperationCounter(TorchDispatchMode):
     # --- operators
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if (out := parts_of(self, func, args, kwargs)) is not NotImplemented:
+            return out
+        out = func(*args, **kwargs)
         if self.stack:
             namespace, name = func.name().split("::")
             count = _COUNTS.get((namespace, name.split(".")[0]))
