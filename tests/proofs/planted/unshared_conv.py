@@ -656,7 +656,11 @@ BUGS = [
         Bug(name, NEURONS, old, new, f"{LIF[:-3]}_simt.py", "fires_as")
         for name, old, new in (
             ("conv-cuda-lif-signs-added", "part -= of_map", "part += of_map"),
-            ("conv-cuda-lif-maps-side-by-side", "map * grid.B * lif.T * lif.P + pixel", "pixel"),
+            (
+                "conv-cuda-lif-maps-side-by-side",
+                "map * grid.B * lif.T * lif.P + pixel",
+                "0 * map + pixel",
+            ),
             ("conv-cuda-lif-negative-spikes-add", "return -value;", "return value;"),
             ("conv-cuda-lif-first-map-last", "x = map == 0 ? part : x + part;", "x = part;"),
             ("conv-cuda-lif-added-of-the-first-sample", "n * added.stride_n + co", "co"),
