@@ -35,13 +35,14 @@ def _keep_for_backward(
     x, residual, *parameters, v_init = inputs
     if spikes_are_dropped():
         call: Any = batch_norm_lif
+        T = None if plan is None else plan.T
 
         def run(x, residual, v_init, *parameters):
             arguments = (x, residual, *parameters, v_init, neuron, SAVE_NOTHING, False, None, None)
-            return call(*arguments)
+            return call(*arguments, timesteps=T)
 
         rerun = functools.partial(Rerun, (x, residual, v_init), parameters, run)
-        steps = y if plan is None or plan.T is None else y.unflatten(0, (plan.T, -1))
+        steps = y if T is None else y.unflatten(0, (T, -1))
         note_spikes(steps, inputs[_AMPLITUDE], saved, neuron, saved_as or save, rerun)
     if save == SAVE_BITS:
         residual = v_init = None

@@ -178,16 +178,19 @@ def test_spikes_of_a_layer_may_change_in_place():
     assert all(map(torch.equal, *grads))
 
 
-def test_spikes_of_a_layer_are_made_again():
-    """Whoever makes them from the bits that are kept has to know T."""
-    layer, x, _ = layer_and_inputs()
-    layer.lif.detach_reset = True
-    conv = nn.Conv2d(6, 2, 3)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(("timesteps", "detach_reset"), [(4, True), (4, False), (9, False)])
+def test_spikes_of_a_layer_are_made_again(timesteps, detach_reset, layout):
+    """Whoever makes them, from the bits that are kept or by running the neurons, knows T."""
+    lif = rso.RealSpikeLIF(timesteps, "channel", (6, 5, 3), detach_reset=detach_reset)
+    layer, conv = rso.NormLIF(nn.BatchNorm2d(6), lif), nn.Conv2d(6, 2, 3)
+    x = lay_out(normal((2 * timesteps, 6, 5, 3), 1), layout).requires_grad_()
+    residual = lay_out(normal(x.shape, 2), layout).requires_grad_()
     grads = []
     for compress in (False, True):
         with rso.compress_spikes() if compress else torch.enable_grad():
-            out = conv(layer(x)).square().sum()
-        grads.append(torch.autograd.grad(out, [x, conv.weight]))
+            out = conv(layer(x, residual)).square().sum()
+        grads.append(torch.autograd.grad(out, [x, residual, conv.weight, *layer.parameters()]))
     assert all(map(torch.equal, *grads))
 
 
