@@ -1,5 +1,6 @@
 """Neurons, the encoding and the mean over time, put into the record of a network."""
 
+import copy
 import operator
 from collections import Counter
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from realspike_ops.convert.neurons import (
     stand_in,
     torch_class,
 )
-from realspike_ops.convert.proof import Functions, prove
+from realspike_ops.convert.proof import MOST_TIMESTEPS, Functions, prove
 from realspike_ops.convert.read_back import make_readable
 from realspike_ops.nn import DirectEncoding, MeanOverTime, RealSpikeLIF, SumOverTime
 from realspike_ops.nn.synapses.fold_into_weight import BATCH_NORMS
@@ -66,6 +67,7 @@ class Conversion:
             time: "encode": repeat images over time and average; "frames": average alone; "inside":
                 forward does both; "split": forward reads [T, B, ...].
         """
+        unchanged = copy.deepcopy(self.root) if self.timesteps > MOST_TIMESTEPS else None
         model, prefix = self.root, ""
         if time == "split":
             model, prefix = _SplitTime(model, self.timesteps), "model."
@@ -101,10 +103,18 @@ class Conversion:
         if time in ("encode", "frames"):
             self._average()
         result = self._result()
-        self._prove(as_written, result, example, time)
+        if unchanged is not None and time in ("encode", "frames"):
+            self._prove_with_fewer(unchanged, example, neurons, time)
+        else:
+            self._prove(as_written, result, example, time)
         for weight, start in self.starts:
             nn.init.constant_(weight, start)
         return result
+
+    def _prove_with_fewer(self, root: nn.Module, example: Tensor, neurons, time: str) -> None:
+        """Prove the network of fewer timesteps, of which the forward of the model knows nothing."""
+        form = self.granularity, self.neuron, self.norms_at_threshold
+        Conversion(root, MOST_TIMESTEPS, *form).of(example, neurons, time)
 
     def _prove(self, model: nn.Module, result: fx.GraphModule, example: Tensor, time: str) -> None:
         """Run both with what neurons stand for in their place; over time, with its timesteps."""

@@ -38,9 +38,11 @@ def convert(
     ``torch.relu``, ``x.relu_()``, ``clamp(min=0)``; ReLU6, whose bound is dropped) and every neuron
     becomes a layer of its own, with the shape that the example has there. `DirectEncoding` is
     placed at the last tensor that everything goes through before the first neuron (behind the first
-    convolution and norm), `MeanOverTime` at the outputs, before a softmax. A network of ReLU is not
-    the same network afterwards: train it. Spikes of neurons are equal to those of the other library
-    after T calls, as docs/migration.md says for each.
+    convolution and norm), `MeanOverTime` at the outputs, before a softmax. What is returned is run,
+    and gives at every timestep what ``forward`` gives; of more than 256 timesteps, 256 are, where
+    ``forward`` itself does not run over time. A network of ReLU is not the same network afterwards:
+    train it. Spikes of neurons are equal to those of the other library after T calls, as
+    docs/migration.md says for each.
 
     Args:
         model: Any module that `reparameterize` follows. It is not changed, and shares nothing with

@@ -405,6 +405,18 @@ def test_refused_networks(name):
         rso.convert(model, X, timesteps=T)
 
 
+@pytest.mark.parametrize("encode", [True, False])
+def test_many_timesteps_are_proven_with_fewer(encode):
+    model, reason = REFUSED["two views side by side"]
+    with pytest.raises(rso.ReparameterizationError, match=reason):
+        rso.convert(model, X, timesteps=300, encode=encode)
+    model = Net(lambda s, x, y: s.fc(y.flatten(1)))
+    network = rso.convert(model, X, timesteps=300, encode=encode, granularity="layer")
+    assert network.relu.timesteps == network.mean_over_time.timesteps == 300
+    assert network(X[:1] if encode else X[:1].repeat(300, 1, 1, 1)).shape == (1, 5)
+    assert torch.equal(network.conv.weight, model.conv.weight)
+
+
 @pytest.mark.parametrize(
     ("arguments", "exception", "reason"),
     [
