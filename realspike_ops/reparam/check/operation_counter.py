@@ -167,7 +167,7 @@ class OperationCounter(TorchDispatchMode):
             namespace, name = func.name().split("::")
             count = _COUNTS.get((namespace, name.split(".")[0]))
             if count is not None:
-                self.options = kwargs or {}
+                self.options = kwargs
                 count(self, args, out)
         return out
 

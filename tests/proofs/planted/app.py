@@ -164,6 +164,14 @@ BUGS = [
         "that_its_numbers_draw",
     ),
     Bug(
+        "samples-that-are-not-finite-are-trained-on",
+        "python/realspike/data/own.py",
+        "if not finite.all():",
+        "if not finite.any():",
+        "tests/app/test_own.py",
+        "infinite or nan_to_train",
+    ),
+    Bug(
         "resumed-epoch-starts-over",
         "python/realspike/data/loader.py",
         "self.position = self._batches.skip = self._resume_at",

@@ -74,4 +74,20 @@ BUGS = [
         _ANN,
         "refused_networks",
     ),
+    _bug(
+        "many-timesteps-prove-nothing",
+        "conversion.py",
+        "            self._prove_with_fewer(unchanged, example, neurons, time)",
+        "            pass",
+        _ANN,
+        "many_timesteps",
+    ),
+    _bug(
+        "buffers-are-read-back-as-they-were",
+        "read_back.py",
+        "proxy_buffer_attributes = True",
+        "proxy_buffer_attributes = False",
+        _ANN,
+        "read_back",
+    ),
 ]

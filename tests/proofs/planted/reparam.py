@@ -366,7 +366,7 @@ BUGS = [
     Bug(
         "scaled-addition-counted-as-free",
         "realspike_ops/reparam/check/multiplication_free.py",
-        'free = free and (kwargs or {}).get("alpha", 1) == 1',
+        'free = free and kwargs.get("alpha", 1) == 1',
         "free = bool(free)",
         "tests/reparam/test_reparam.py",
         "multiplication_behind",
