@@ -9,7 +9,8 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 from realspike.errors import UserError
 from realspike.names import shown
@@ -60,7 +61,13 @@ def find(key: str, name: str):
 
 
 def call(
-    key: str, name: str, function, given: Mapping, defaults: "Mapping | None" = None, base=object
+    key: str,
+    name: str,
+    function,
+    given: Mapping,
+    defaults: "Mapping | None" = None,
+    base=object,
+    has: Callable[[Any, str, Any], bool] = lambda result, argument, value: False,
 ):
     """Call a function with those of the given arguments that it takes, by keyword.
 
@@ -71,6 +78,7 @@ def call(
         given: The documented arguments.
         defaults: An argument of another value than here must be taken.
         base: A class whose ``__init__`` takes nothing, whatever it declares.
+        has: Whether what it returns has the value of an argument by itself, without taking it.
 
     Raises:
         OwnError: if it needs an argument that is not among the given ones, one that was changed
@@ -92,20 +100,22 @@ def call(
                 f"{key}={name} needs the argument {p.name!r}; it is called with those that it "
                 f"takes of {documented}"
             )
-    for argument, default in (defaults or {}).items():
-        if argument not in taken and given[argument] != default:
-            raise OwnError(
-                f"{key}={name} does not take {argument}, which is {shown(given[argument])}: leave "
-                f"it at {shown(default)}"
-            )
     try:
-        return function(**{k: v for k, v in given.items() if k in taken})
+        result = function(**{k: v for k, v in given.items() if k in taken})
     except UserError:
         raise
     except Exception as error:  # whatever it does
         all_given = f"; as it takes any keyword, it is called with all of {documented}"
         why = all_given * (takes_all and isinstance(error, TypeError))
         raise OwnError(f"{key}={name} raised {said(error)}{why}") from error
+    for argument, default in (defaults or {}).items():
+        value = given[argument]
+        if not (argument in taken or value == default or has(result, argument, value)):
+            raise OwnError(
+                f"{key}={name} does not take {argument}, which is {shown(value)}: leave it at "
+                f"{shown(default)}"
+            )
+    return result
 
 
 def said(error: Exception) -> str:

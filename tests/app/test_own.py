@@ -172,6 +172,27 @@ class Still(nn.Module):
     def forward(self, x):
         return x.flatten(1)[:, :3]
 
+class Fixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(
+            *(rso.DirectEncoding(3), rso.RealSpikeLIF(3, "layer"), nn.Flatten(), nn.Linear(36, 2)),
+            rso.MeanOverTime(3),
+        )
+    def forward(self, x):
+        return self.body(x)
+
+class Noted(Net):
+    def get_extra_state(self):
+        return {"note": 1}
+    def set_extra_state(self, state):
+        pass
+
+class Masked(Net):
+    def __init__(self, classes, in_channels, timesteps):
+        super().__init__(classes, in_channels, timesteps=timesteps)
+        self.register_buffer("mask", torch.tensor(-torch.inf))
+
 class Lazy(nn.Module):
     """Learns all sizes from the first input."""
 
@@ -311,6 +332,8 @@ def test_a_checkpoint_whose_class_is_gone_is_refused_in_a_line(mine, tmp_path, c
         ("architecture=mine_of_test:Bare", "not take timesteps, which is 2: leave it at 4"),
         ("architecture=mine_of_test:Any", "takes any keyword, it is called with all of gran"),
         ("architecture=mine_of_test:Still", "must have a parameter that is trained"),
+        ("architecture=mine_of_test:Noted", "tensors, which files hold; '_extra_state' is a dict"),
+        ("architecture=mine_of_test:Masked", "begin with finite values, others are taken for"),
         ("data.name=given:to_fit", "what realspike.fit was given has no name"),
         ("data.classes=2", "must be from 0 to 1; they are from 0 to 2"),
         ("data.channels=3", "data.channels is 3, and the samples"),
@@ -469,6 +492,15 @@ def test_fit_trains_the_network_it_is_given(tmp_path):
         realspike.fit(nn.Conv2d(3, 2, 3), data, tmp_path / "b", epochs=1)
     with pytest.raises(TypeError, match=r"network must be an nn\.Module; got <function"):
         realspike.fit(bright, data, tmp_path / "b", epochs=1)
+
+
+def test_a_class_without_arguments_is_made_again_as_fit_was_given_it(mine, tmp_path):
+    network = own.find("architecture", f"{mine}:Fixed")()
+    data = (bright(8, 0), bright(8, 1))
+    realspike.fit(network, data, tmp_path / "a", epochs=1, device="cpu")
+    assert run_config.read(tmp_path / "a" / "config.yaml").network.timesteps == 3
+    again = realspike.load(tmp_path / "a", allow=[f"{mine}:Fixed"])
+    assert torch.equal(again(data[0][0]), network(data[0][0]))
 
 
 @pytest.mark.parametrize("key", ["granularity", "architecture", "network.width", "name", "root"])

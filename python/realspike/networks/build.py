@@ -58,7 +58,13 @@ def _build_own(config: NetworkConfig) -> nn.Module:
     del given["architecture"]
     defaults = {field.name: field.default for field in dataclasses.fields(NetworkSection)}
     defaults = {field: value for field, value in defaults.items() if field in given}
-    return own.call(key, name, made_by, given, defaults, base=nn.Module)
+    return own.call(key, name, made_by, given, defaults, base=nn.Module, has=_has)
+
+
+def _has(network: nn.Module, argument: str, value: object) -> bool:
+    """Whether neurons have the timesteps that they were not told, as `realspike.fit` notes them."""
+    lifs = (module for module in network.modules() if isinstance(module, RealSpikeLIF))
+    return argument == "timesteps" and value in {lif.timesteps for lif in lifs}
 
 
 @torch.no_grad()

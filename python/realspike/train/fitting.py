@@ -54,6 +54,18 @@ def try_own(config: RunConfig, network: nn.Module) -> None:
     try_out(network, wanted, example_input(wanted))
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise OwnError(f"network.architecture={name} must have a parameter that is trained")
+    for key, value in network.state_dict().items():
+        if not isinstance(value, torch.Tensor):
+            raise OwnError(
+                f"network.architecture={name} must have a state of tensors, which files hold; "
+                f"{key!r} is a {type(value).__name__}"
+            )
+        if not torch.isfinite(value).all():
+            raise OwnError(
+                f"network.architecture={name} must begin with finite values, others are taken for "
+                f"a training that diverged; {key!r} has some: a buffer of a constant may be "
+                "registered with persistent=False"
+            )
 
 
 def share(config: RunConfig, splits: Splits) -> Splits:

@@ -78,7 +78,8 @@ def fit(
             uint8 over 255.
         out: A folder without a run. Its ``model.safetensors`` is read again by
             ``realspike.checkpoint.load(path, network=...)``, or without a network if its class can
-            be imported and takes the fields of `NetworkConfig` that are in the file.
+            be imported, and takes the fields of `NetworkConfig` in the file or has neurons of these
+            ``timesteps``.
         config: The whole configuration; None: the defaults and ``settings``.
         on_epoch: Called with the record of every epoch.
         console: See `realspike.output.console`; where the progress is printed. None: nowhere.
