@@ -40,14 +40,20 @@ _FIELDS: dict[type, str] = {
 }
 # Layers that their arguments, kept under the same names, rebuild; `bias` is whether there is one.
 _BY_ARGUMENTS: dict[type, str] = {
-    nn.Conv2d: "in_channels out_channels kernel_size stride padding dilation groups bias "
-    "padding_mode",
+    **dict.fromkeys(
+        (nn.Conv1d, nn.Conv2d),
+        "in_channels out_channels kernel_size stride padding dilation groups bias padding_mode",
+    ),
     nn.Linear: "in_features out_features bias",
     nn.BatchNorm1d: "num_features eps momentum affine track_running_stats",
     nn.BatchNorm2d: "num_features eps momentum affine track_running_stats",
+    nn.AvgPool1d: "kernel_size stride padding ceil_mode count_include_pad",
     nn.AvgPool2d: "kernel_size stride padding ceil_mode count_include_pad divisor_override",
-    nn.MaxPool2d: "kernel_size stride padding dilation return_indices ceil_mode",
-    nn.AdaptiveAvgPool2d: "output_size",
+    **dict.fromkeys(
+        (nn.MaxPool1d, nn.MaxPool2d),
+        "kernel_size stride padding dilation return_indices ceil_mode",
+    ),
+    **dict.fromkeys((nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d), "output_size"),
     nn.Flatten: "start_dim end_dim",
     nn.Identity: "",
     nn.ReLU: "inplace",

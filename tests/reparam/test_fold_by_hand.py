@@ -54,6 +54,23 @@ def test_a_file_holds_arguments_of_every_kind(tmp_path):
         assert torch.equal(net(x), expected)
 
 
+def test_a_file_holds_an_encoding_of_lines(tmp_path):
+    encoding = nn.Sequential(
+        *(nn.Conv1d(3, 4, 3, padding=1, stride=2, padding_mode="circular"), nn.BatchNorm1d(4)),
+        *(nn.AvgPool1d(3, 1, count_include_pad=False), nn.MaxPool1d(2, ceil_mode=True)),
+        nn.AdaptiveAvgPool1d(4),
+    )
+    head = (nn.Flatten(), nn.Linear(16, 2), rso.MeanOverTime(T))
+    lif = rso.RealSpikeLIF(T, "element", (4, 4), v_threshold=0.1)
+    network = nn.Sequential(*encoding, rso.DirectEncoding(T), lif, *head).eval()
+    x = normal((3, 3, 32), 1)
+    folded = rso.reparameterize(network, x)
+    rso.save_folded(folded, tmp_path / "folded.safetensors")
+    loaded = rso.load_folded(tmp_path / "folded.safetensors")
+    assert torch.equal(loaded(x), folded(x))
+    torch.testing.assert_close(loaded(x), network(x))
+
+
 class Between(nn.Module):
     def __init__(self, between):
         super().__init__()
