@@ -35,15 +35,18 @@ def _keep_for_backward(
     x, residual, *parameters, v_init = inputs
     if spikes_are_dropped():
         call: Any = batch_norm_lif
-        T = None if plan is None else plan.T
+
+        # A mode in backward takes the call to the op, which knows no other T than that of a shape.
+        def steps(t) -> Any:
+            has_time = t is None or plan is None or plan.T is None
+            return t if has_time else t.unflatten(0, (plan.T, -1))
 
         def run(x, residual, v_init, *parameters):
-            arguments = (x, residual, *parameters, v_init, neuron, SAVE_NOTHING, False, None, None)
-            return call(*arguments, timesteps=T)
+            tensors = (steps(x), steps(residual), *parameters, v_init)
+            return call(*tensors, neuron, SAVE_NOTHING, False, None, None)
 
         rerun = functools.partial(Rerun, (x, residual, v_init), parameters, run)
-        steps = y if T is None else y.unflatten(0, (T, -1))
-        note_spikes(steps, inputs[_AMPLITUDE], saved, neuron, saved_as or save, rerun)
+        note_spikes(steps(y), inputs[_AMPLITUDE], saved, neuron, saved_as or save, rerun)
     if save == SAVE_BITS:
         residual = v_init = None
     ctx.neuron, ctx.save, ctx.keep_state = neuron, save, keep_state

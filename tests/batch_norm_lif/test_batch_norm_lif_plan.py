@@ -1,9 +1,12 @@
 """Calls on the CPU that are planned once for all tensors that lie alike, against the ops."""
 
+import contextlib
+
 import pytest
 import torch
 from helpers import normal
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import realspike_ops as rso
 import realspike_ops.ops.batch_norm_lif_autograd as ops
@@ -186,12 +189,19 @@ def test_spikes_of_a_layer_are_made_again(timesteps, detach_reset, layout):
     layer, conv = rso.NormLIF(nn.BatchNorm2d(6), lif), nn.Conv2d(6, 2, 3)
     x = lay_out(normal((2 * timesteps, 6, 5, 3), 1), layout).requires_grad_()
     residual = lay_out(normal(x.shape, 2), layout).requires_grad_()
+    leaves = [x, residual, conv.weight, *layer.parameters()]
     grads = []
-    for compress in (False, True):
-        with rso.compress_spikes() if compress else torch.enable_grad():
+    for compress, backward in (
+        (False, contextlib.nullcontext()),
+        (True, contextlib.nullcontext()),
+        (True, FlopCounterMode(display=False)),
+    ):
+        with rso.compress_spikes() if compress else contextlib.nullcontext():
             out = conv(layer(x, residual)).square().sum()
-        grads.append(torch.autograd.grad(out, [x, residual, conv.weight, *layer.parameters()]))
-    assert all(map(torch.equal, *grads))
+        with backward:
+            grads.append(torch.autograd.grad(out, leaves))
+    for made_again in grads[1:]:
+        assert all(map(torch.equal, grads[0], made_again))
 
 
 @pytest.mark.parametrize("granularity", ["none", "element"])
