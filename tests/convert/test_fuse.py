@@ -474,6 +474,27 @@ def test_checkpointing(reentrant):
         assert "autograd.Function" in report.left["bn1"]
 
 
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+@pytest.mark.filterwarnings("ignore:an image's outputs")
+def test_a_norm_that_is_parametrized_afterwards_is_unfused_and_folded():
+    fused, plain = fused_and_plain(Net())
+    for model in (fused, plain):
+        parametrize.register_parametrization(model.bn1, "weight", Doubled())
+    kept = copy.deepcopy(fused)
+    assert torch.equal(step(fused, images()), step(plain, images()))
+    assert torch.equal(rso.reparameterize(fused, images())(images()), plain.eval()(images()))
+    kind = type(kept.bn1)
+    assert rso.unfuse(fused).bn1.__class__.__mro__[1] is nn.BatchNorm2d
+    assert type(kept.bn1) is kind
+    assert torch.equal(fused.eval()(images()), plain(images()))
+    parametrize.remove_parametrizations(fused.bn1, "weight")
+    assert type(fused.bn1) is nn.BatchNorm2d
+
+
 # --- the module that it was -----------------------------------------------------------------------
 
 

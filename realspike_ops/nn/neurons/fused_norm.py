@@ -84,9 +84,18 @@ def unfuse(model: nn.Module) -> nn.Module:
     """
     checks.check_module("model", model)
     for module in model.modules():
-        if type(module) in _PLAIN:
-            module.__class__ = _PLAIN[type(module)]
+        if isinstance(module, _FusedNorm):
+            module.__class__ = _unfused(type(module))
             for name in ("_neurons", "_calls"):
                 vars(module).pop(name, None)
     vars(model).pop(REPORT, None)
     return model
+
+
+def _unfused(kind: type) -> type:
+    if kind in _PLAIN:
+        return _PLAIN[kind]
+    # One that torch.nn.utils.parametrize made of ours; a copy of the module shares it.
+    own = {k: v for k, v in vars(kind).items() if k not in ("__dict__", "__weakref__")}
+    bases = tuple(_PLAIN.get(base, base) for base in kind.__bases__)
+    return type(kind.__name__.replace("Fused", ""), bases, own)
