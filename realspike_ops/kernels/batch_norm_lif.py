@@ -8,7 +8,14 @@ columns are added up per channel (`_fold` there says how columns share a channel
 import triton
 import triton.language as tl
 
-from realspike_ops.kernels.lif import _fold, _load_norm, _load_parameter, _place, _place_of_sums
+from realspike_ops.kernels.lif import (
+    _count,
+    _fold,
+    _load_norm,
+    _load_parameter,
+    _place,
+    _place_of_sums,
+)
 
 
 # A tile's columns of CHUNK rows from r on.
@@ -43,7 +50,7 @@ def batch_norm_moments_kernel(
     column = tile.to(tl.int64) * BLOCK
     part = (tl.program_id(0) // columns).to(tl.int64)
     row_begin = part * rows_per_chunk
-    row_end = tl.minimum(row_begin + rows_per_chunk, tl.cdiv(size, row))
+    row_end = tl.minimum(row_begin + rows_per_chunk, _count(size, row))
     lane = tl.arange(0, BLOCK)
     first, neurons = _place(row_begin, row_end, row, column, size, BLOCK)
     offset = tl.load(x_ptr + first + lane, mask=lane < neurons, other=0.0).to(tl.float32)
@@ -200,7 +207,7 @@ def batch_norm_bwd_kernel(
 ):
     column = (tl.program_id(0) % columns).to(tl.int64) * BLOCK
     row_begin = (tl.program_id(0) // columns).to(tl.int64) * rows_per_chunk
-    row_end = tl.minimum(row_begin + rows_per_chunk, tl.cdiv(size, row))
+    row_end = tl.minimum(row_begin + rows_per_chunk, _count(size, row))
     lane = tl.arange(0, BLOCK)
     live_columns = lane < tl.minimum(row - column, BLOCK).to(tl.int32)
     mean, scale, _ = _load_norm(

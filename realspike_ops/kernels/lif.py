@@ -147,6 +147,13 @@ def _load_norm(
     return mean, scale, bias
 
 
+# How many rows, the last of them perhaps short, hold `size` > 0 neurons. tl.cdiv adds first, beyond
+# 32 bits where the neurons of all rows are just within them.
+@triton.jit
+def _count(size, row):
+    return (size - 1) // row + 1
+
+
 # Where a tile's columns lie in row r, and how many of them there are.
 @triton.jit
 def _place(r, row_end, row, column, N, BLOCK: tl.constexpr):
@@ -205,7 +212,7 @@ def _fold(values, RUN: tl.constexpr, KEEP: tl.constexpr, BLOCK: tl.constexpr):
 # Where a tile's sums lie among those of a chunk of rows, and how many these are.
 @triton.jit
 def _place_of_sums(tile, columns, row, RUN: tl.constexpr, KEEP: tl.constexpr, BLOCK: tl.constexpr):
-    width = columns * KEEP if BLOCK > RUN * KEEP else tl.cdiv(row, RUN).to(tl.int32)
+    width = columns * KEEP if BLOCK > RUN * KEEP else _count(row, RUN).to(tl.int32)
     return tile * KEEP + tl.arange(0, KEEP), width
 
 
@@ -276,7 +283,7 @@ def lif_fwd_kernel(
     # 64-bit arithmetic on scalars, 32-bit on lanes.
     column = (tl.program_id(0) % columns).to(tl.int64) * BLOCK
     row_begin = (tl.program_id(0) // columns).to(tl.int64) * rows_per_chunk
-    row_end = tl.minimum(row_begin + rows_per_chunk, tl.cdiv(N, row))
+    row_end = tl.minimum(row_begin + rows_per_chunk, _count(N, row))
     lane = tl.arange(0, BLOCK)
     live_columns = lane < tl.minimum(row - column, BLOCK).to(tl.int32)
     mean, scale, bias = _load_norm(
@@ -456,7 +463,7 @@ def lif_bwd_kernel(
     column = tile.to(tl.int64) * BLOCK
     part = (tl.program_id(0) // columns).to(tl.int64)
     row_begin = part * rows_per_chunk
-    row_end = tl.minimum(row_begin + rows_per_chunk, tl.cdiv(N, row))
+    row_end = tl.minimum(row_begin + rows_per_chunk, _count(N, row))
     lane = tl.arange(0, BLOCK)
     live_columns = lane < tl.minimum(row - column, BLOCK).to(tl.int32)
     mean, scale, bias = _load_norm(

@@ -9,7 +9,7 @@ import itertools
 
 import pytest
 import torch
-from helpers import generator, grid, normal
+from helpers import WithSize, generator, grid, normal
 
 from realspike_ops import reference
 from realspike_ops.ops import batch_norm_lif_cuda, lif_contract, lif_cpu, lif_cuda, lif_tiling
@@ -192,6 +192,26 @@ def test_rows_of_a_tile_are_walked(channels_last, monkeypatch):
     for shape in ((25, 3, 5, 7), (9, 8, 4, 4)):
         for neuron in ("bits", "attached-soft"):
             compare(NEURONS[neuron], shape, 3, channels_last=channels_last)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="plans of a card were made for other sizes")
+def test_values_that_32_bits_just_count(monkeypatch):
+    """Programs see the memory of their rows alone, however many values follow."""
+    x, grad = normal((1, 2, 8, 16, 16), 1), normal((1, 2, 8, 16, 16), 2)
+    C = x.shape[2]
+    norm = (normal((C,), 3), normal((C,), 4).abs(), normal((C,), 5))
+    sums, count = normal((2, C), 6).double(), torch.tensor([512.0], dtype=torch.float64)
+
+    def results():
+        moments = passes.moments(x)
+        return moments, passes.norm_bwd(grad, x, *norm, sums, count)
+
+    expected = results()
+    for name in ("batch_norm_moments_kernel", "batch_norm_bwd_kernel"):
+        kernel = WithSize(getattr(batch_norm_lif_cuda, name), "size", 2**31 - 1)
+        monkeypatch.setattr(batch_norm_lif_cuda, name, kernel)
+    for found, exact in zip(results(), expected, strict=True):
+        same_bits(found, exact, "with as many values as 32 bits count")
 
 
 # (x, mean, inv_std, weight, bias, residual): the current, worked out by hand.

@@ -9,7 +9,7 @@ import itertools
 
 import pytest
 import torch
-from helpers import generator, grid, normal
+from helpers import WithSize, generator, grid, normal
 
 from realspike_ops.ops import lif as lif_op
 from realspike_ops.ops import lif_contract, lif_cpu, lif_cuda, lif_packed, lif_tiling
@@ -163,6 +163,17 @@ def test_every_neuron_equals_cpu(layout, neuron, T):
 def test_every_layout_equals_cpu(layout, neuron):
     for T in (3, 10):
         compare(NEURONS[neuron], layout, T)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="plans of a card were made for other sizes")
+def test_neurons_that_32_bits_just_count(monkeypatch):
+    """Of one timestep, programs see the memory of their rows alone, however many neurons follow."""
+    for name in ("lif_fwd_kernel", "lif_bwd_kernel"):
+        kernel = WithSize(getattr(lif_cuda, name), "N", 2**31 - 1)
+        monkeypatch.setattr(lif_cuda, name, kernel)
+    monkeypatch.setitem(SIZES, "element", (8, 16, 16))
+    for neuron in ("bits", "attached"):
+        compare(NEURONS[neuron], "amplitude-element", 1, (2, 8, 16, 16))
 
 
 @pytest.mark.parametrize("shape", [(25, 3, 5, 7), (7, 3, 12, 19)], ids=["rows", "columns"])
