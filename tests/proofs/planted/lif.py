@@ -293,7 +293,7 @@ BUGS = [
     Bug(
         "lif-triton-last-row-of-a-tile-lost",
         "realspike_ops/kernels/lif.py",
-        "row_end = tl.minimum(row_begin + rows_per_chunk, tl.cdiv(N, row))",
+        "row_end = tl.minimum(row_begin + rows_per_chunk, _count(N, row))",
         "row_end = tl.minimum(row_begin + rows_per_chunk, N // row)",
         "tests/lif/test_lif_triton.py",
         "rows_of_a_tile",
