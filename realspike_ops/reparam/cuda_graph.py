@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from itertools import chain
 from typing import Any, Protocol
 
@@ -30,6 +31,10 @@ class Recorder(Protocol):
         """Return what repeats a function and returns copies of its tensors."""
         ...
 
+    def turn(self) -> AbstractContextManager[None]:
+        """Let the device run what is asked of it in here after what was asked in other turns."""
+        ...
+
 
 class CudaGraphs:
     """Records CUDA graphs of one device that share their memory: one at a time is replayed."""
@@ -38,6 +43,16 @@ class CudaGraphs:
 
     def __init__(self, device: torch.device):
         self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
+        self._done = torch.cuda.Event()  # at the end of the last turn
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        stream = torch.cuda.current_stream(self.stream.device)
+        stream.wait_event(self._done)
+        try:
+            yield
+        finally:
+            self._done.record(stream)
 
     def run(self, function: Callable[[], Any]) -> Any:
         """Run a function on the stream on which it will be recorded."""
@@ -93,14 +108,16 @@ class Graphed:
                 )
             self.network.check_input(x)
             key = (x.shape, x.stride(), x.dtype, *_autocast(x.device.type))
-            if key not in self._graphs:
-                self._graphs[key] = self._captured(x)
-                if len(self._graphs) > self.most:
-                    self._graphs.popitem(last=False)
-            self._graphs.move_to_end(key)
-            place, replay = self._graphs[key]
-            place.copy_(x)
-            return replay()
+            assert self._recorder is not None
+            with self._recorder.turn():
+                if key not in self._graphs:
+                    self._graphs[key] = self._captured(x)
+                    if len(self._graphs) > self.most:
+                        self._graphs.popitem(last=False)
+                self._graphs.move_to_end(key)
+                place, replay = self._graphs[key]
+                place.copy_(x)
+                return replay()
 
     def _begin(self) -> None:
         """Forget what was recorded of a network that is another one now."""
@@ -165,7 +182,8 @@ def graphed(folded: FoldedNetwork, example_input: Tensor, *, most: int = 8) -> G
         ReparameterizationError: if a step waits for the device, as code that reads values does.
 
     Note:
-        The outputs have the bits of the plain call. Calls take turns, whatever the thread.
+        The outputs have the bits of the plain call. Calls take turns, whatever the thread and
+        the stream.
     """
     if not isinstance(folded, FoldedNetwork):
         raise TypeError(

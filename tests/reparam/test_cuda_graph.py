@@ -4,6 +4,7 @@ Without a GPU a tape takes the place of CUDA graphs: it repeats operators on the
 had, so that what a graph would miss is missed here.
 """
 
+import contextlib
 import copy
 import pickle
 import threading
@@ -34,6 +35,9 @@ def tapes(monkeypatch):
             super().__init__()
             assert device == torch.device("cpu")
             made.append(self)
+
+        def turn(self):
+            return contextlib.nullcontext()
 
     monkeypatch.setattr(module, "CudaGraphs", Tapes)
     return made
@@ -88,6 +92,64 @@ def test_inputs_are_copied_in(tapes):
     assert torch.equal(run(image), plain(folded, -x))
     assert torch.equal(image, -x)
     assert torch.equal(run(x), before)
+
+
+def test_a_call_writes_nothing_before_its_turn(tapes, monkeypatch):
+    folded, x = folded_of()
+    run = rso.graphed(folded, x)
+    (tape,), (place, _) = tapes, run._graphs[next(iter(run._graphs))]
+
+    def turn():
+        raise TimeoutError
+
+    monkeypatch.setattr(tape, "turn", turn)
+    for image in (-x, x[:1]):
+        with pytest.raises(TimeoutError):
+            run(image)
+    assert torch.equal(place, x)
+    assert (tape.ran, tape.recorded, tape.replayed) == (module.WARM_UP, 1, 1)
+
+
+class FakeStream:
+    """Knows what runs before whatever it is asked next."""
+
+    device = torch.device("cuda", 1)
+
+    def __init__(self, device=None):
+        self.before = []
+
+    def wait_event(self, event):
+        self.before += [work for work in event.before if work not in self.before]
+
+
+class FakeEvent:
+    before = ()
+
+    def record(self, stream):
+        self.before = tuple(stream.before)
+
+
+def test_turns_follow_each_other_on_any_stream(monkeypatch):
+    """Recordings share their memory, and another stream would not wait by itself."""
+    streams = {name: FakeStream() for name in "ab"}
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    recorder = module.CudaGraphs(FakeStream.device)
+    expected = []
+    for number, name in enumerate("aabbab"):
+        monkeypatch.setattr(
+            torch.cuda,
+            "current_stream",
+            lambda device, name=name: {FakeStream.device: streams[name]}[device],
+        )
+        fails = pytest.raises(TimeoutError) if number == 2 else contextlib.nullcontext()
+        with fails, recorder.turn():
+            assert streams[name].before == expected
+            streams[name].before.append(number)
+            expected.append(number)
+            if number == 2:
+                raise TimeoutError
 
 
 def test_a_recording_for_every_kind_of_input(tapes):
