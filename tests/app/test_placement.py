@@ -1,5 +1,7 @@
 """Where a run computes, how, and what may be captured there; which data stay on the device."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -21,7 +23,9 @@ def placed(device="auto", **changes):
 def card(monkeypatch):
     """A machine that has a card, as far as it is asked."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    hopper = SimpleNamespace(major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: hopper)
 
 
 @pytest.fixture
@@ -68,7 +72,9 @@ def test_a_card_computes_in_bfloat16_and_channels_last_as_it_is_quickest(monkeyp
     assert not chosen.channels_last
     assert not chosen.captures
     assert chosen.trainer["precision"] == "32-true"
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    turing = SimpleNamespace(major=7, minor=5)  # emulates bfloat16
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: turing)
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
     assert placed().trainer["precision"] == "32-true"
     assert placed("cpu", channels_last=True, precision="bf16-mixed").channels_last
 

@@ -130,7 +130,9 @@ class TrainingSection:
     clip_gradient: float = option(0.0, "largest norm of the gradient (0: any)", 0)
     device: str = option("auto", "to train on", choices=("auto", "cpu", "cuda"))
     precision: str | None = option(
-        None, "of the computation; null: bf16-mixed on a GPU, 32-true on a CPU", choices=PRECISIONS
+        None,
+        "of the computation; null: bf16-mixed on a GPU that has it, else 32-true",
+        choices=PRECISIONS,
     )
     channels_last: bool | None = option(
         None, "whether maps lie in memory pixel by pixel; null: on a GPU"

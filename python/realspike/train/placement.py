@@ -48,7 +48,9 @@ def placement(config: RunConfig) -> Placement:
     local, world = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), world_size()
     precision = training.precision
     if precision is None:
-        precision = "bf16-mixed" if gpu and torch.cuda.is_bf16_supported() else "32-true"
+        # What a card emulates is slower than float32.
+        native = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16-mixed" if native else "32-true"
     trainer = {
         "accelerator": "gpu" if gpu else "cpu",
         "devices": local,
