@@ -137,8 +137,12 @@ class Graphed:
                 f"permutation); got strides {tuple(x.stride())} of shape {checks.shape_text(x)}"
             )
 
+        enabled, dtype = _autocast(x.device.type)
+
         def call() -> Any:
-            return _run_by_name(self.network, place)
+            # A weight that autocast had cast before would be read as it was then.
+            with torch.autocast(x.device.type, dtype, enabled, cache_enabled=False):
+                return _run_by_name(self.network, place)
 
         for _ in range(WARM_UP):
             recorder.run(call)
@@ -267,12 +271,14 @@ class _Memory:
         self._own = [tensor for _, tensor in _tensors(network)]
         self._aliases = [tensor.detach() for tensor in self._own]
         self._dtypes = [tensor.dtype for tensor in self._own]
+        self._addresses = [tensor.data_ptr() for tensor in self._own]
 
     def holds(self, network: FoldedNetwork) -> bool:
         return (
             extension().hold(self._dicts, self._items)
             and list(map(type, self._modules)) == self._kinds
             and [tensor.dtype for tensor in self._own] == self._dtypes
+            and [tensor.data_ptr() for tensor in self._own] == self._addresses
             and all(map(_same_memory, self._own, self._aliases))
         )
 

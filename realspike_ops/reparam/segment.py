@@ -176,6 +176,7 @@ class _Program:
         # The same memory, as it lies.
         self._aliases = [t.detach() for t in self._constants]
         self._dtypes = [t.dtype for t in self._constants]
+        self._addresses = [t.data_ptr() for t in self._constants]
         del self._values  # views of what was given, which may be large
 
     # --- what the program depends on beside the dictionaries that the plan watches
@@ -184,6 +185,8 @@ class _Program:
         return (
             all(map(Tensor.is_set_to, self._constants, self._aliases))
             and [t.dtype for t in self._constants] == self._dtypes
+            # share_memory() and resize_() of a storage move what lies in it.
+            and [t.data_ptr() for t in self._constants] == self._addresses
         )
 
     # --- running

@@ -218,6 +218,29 @@ def test_what_was_replaced_is_recorded_anew(tapes, change):
     assert len(tapes) == 2
 
 
+def test_memory_that_moves_under_a_tensor_is_seen(tapes):
+    folded, x = folded_of()
+    run = rso.graphed(folded, x)
+    run(x)
+    folded.share_memory()
+    assert torch.equal(run(x), plain(folded, x))
+    assert len(tapes) == 2
+
+
+def test_what_was_written_in_place_is_seen_under_autocast(tapes):
+    """Outside of recordings autocast keeps weights that it has cast."""
+    folded, x = folded_of()
+    with torch.autocast("cpu", torch.bfloat16):
+        run = rso.graphed(folded, x)
+        before = run(x)
+        assert torch.is_autocast_cache_enabled()
+    folded.get_submodule(folded.encoding[0]).weight.data.neg_()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(run(x), plain(folded, x))
+        assert not torch.equal(run(x), before)
+    assert len(tapes) == 1
+
+
 def test_what_was_written_in_place_is_seen(tapes):
     folded, x = folded_of(granularity="element", threshold_granularity="element")
     run = rso.graphed(folded, x)

@@ -153,6 +153,21 @@ def turn_memory(folded):
     conv.weight.data = conv.weight.data.transpose(5, 6)
 
 
+def share_memory(folded):
+    """Moved within their storages."""
+    folded.share_memory()
+    convolution(folded).weight.data.neg_()
+
+
+def resize_storage(folded):
+    weight = convolution(folded).weight
+    copy, storage = -weight.detach(), weight.untyped_storage()
+    size = storage.nbytes()
+    storage.resize_(0)
+    storage.resize_(2 * size)
+    weight.data.copy_(copy)
+
+
 def write_in_place(folded):
     convolution(folded).weight.neg_()
 
@@ -239,6 +254,7 @@ def cast(folded):
 CHANGES = [
     *(replace_weight, replace_memory, turn_memory, write_in_place, write_past_the_version, load),
     *(set_threshold, set_decay, set_stride_of_time, replace_layer, change_class),
+    *(share_memory, resize_storage),
     *(replace_inner_layer, replace_bias_of_sum, replace_forward, hook_changes_a_current),
     *(hook_changes_spikes, hook_before_neurons, hook_inside_a_sum, parametrize, cast),
 ]
