@@ -107,10 +107,11 @@ class Rerun:
 
 @dataclass
 class _Emission:
-    """The output of a LIF layer: its storage and version, and its recipe."""
+    """The output of a LIF layer: its storage, version and dtype, and its recipe."""
 
     storage: StorageWeakRef  # while it is referred to, no other storage gets its address
     version: int
+    dtype: torch.dtype
     recipe: SavedBits | Rerun
 
 
@@ -155,7 +156,7 @@ class compress_spikes(torch.autograd.graph.saved_tensors_hooks):
         """Remember what makes y [T, B, ...] again."""
         alive = {key: e for key, e in self._emissions.items() if not e.storage.expired()}
         storage = y.untyped_storage()
-        alive[storage._cdata] = _Emission(StorageWeakRef(storage), y._version, recipe)
+        alive[storage._cdata] = _Emission(StorageWeakRef(storage), y._version, y.dtype, recipe)
         self._emissions = alive
 
     def _pack(self, saved: Tensor):
@@ -163,6 +164,9 @@ class compress_spikes(torch.autograd.graph.saved_tensors_hooks):
             return saved
         emission = self._emissions.get(saved.untyped_storage()._cdata)
         if emission is None or saved._version != emission.version:
+            return saved
+        # A view of the same memory may mean other values: complex ones, or their negative.
+        if saved.dtype != emission.dtype or saved.is_neg():
             return saved
         return emission.recipe, saved.shape, saved.stride(), saved.storage_offset()
 

@@ -238,3 +238,24 @@ def test_under_checkpoint_and_nested(detach_reset):
     actual = [x.grad, *(parameter.grad for parameter in model.parameters())]
     for left, right in zip(plain[:1] + plain[1:], actual, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda y: torch.view_as_complex(y.unflatten(-1, (-1, 2))),
+        lambda y: torch.view_as_complex(y.unflatten(-1, (-1, 2))).conj().imag,
+    ],
+    ids=["complex", "negative"],
+)
+def test_views_that_mean_other_values_are_kept(view):
+    amplitude = normal((6,), 2)
+    grads = []
+    for compress in (False, True):
+        x = normal((T, 2, 6), 1).requires_grad_()
+        factor = torch.ones(3, requires_grad=True)
+        with rso.compress_spikes() if compress else torch.enable_grad():
+            out = (view(rso.lif(x, amplitude, detach_reset=True)) * factor).abs().sum()
+        grads.append(torch.autograd.grad(out, [x, factor]))
+    assert all(map(torch.equal, *grads))
+    assert grads[0][1].abs().sum() > 0
