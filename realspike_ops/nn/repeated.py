@@ -27,7 +27,8 @@ class RepeatedCurrent(Tensor):
         """Return the repeated tensor, which lies in memory as x does."""
         copied = self._copied
         if copied is None:
-            with torch.enable_grad():  # what was made without gradients has none here either
+            # Whoever reads it next may want gradients; what was made without has none here either.
+            with torch.inference_mode(False), torch.enable_grad():
                 copied = self._copied = _Values.apply(self)
         return copied
 
@@ -36,6 +37,13 @@ class RepeatedCurrent(Tensor):
         if timesteps != self.times or self._copied is not None:
             return None
         return _Steps.apply(self)
+
+    def _in_the_graph(self) -> Tensor:
+        """Return who has the history: the copy, once it has got one that a repetition has not."""
+        copied = self._copied
+        if copied is None or self.requires_grad or not copied.requires_grad:
+            return self
+        return copied
 
     def unchanged(self) -> Tensor:  # [B, ...]
         """Return x without its history."""
@@ -57,7 +65,8 @@ class RepeatedCurrent(Tensor):
         kwargs = kwargs or {}
         if func in _WITHOUT_VALUES:
             with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **kwargs)
+                asked: Any = pytree.tree_map_only(cls, cls._in_the_graph, (args, kwargs))
+                return func(*asked[0], **asked[1])
         read: Any = pytree.tree_map_only(cls, cls.read, (args, kwargs))
         return func(*read[0], **read[1])
 

@@ -383,6 +383,20 @@ def test_what_is_known_without_values(attribute, monkeypatch):
     assert norms_that_run(fused, images(), monkeypatch) == 0
 
 
+def test_what_reads_a_current_in_inference_mode_takes_no_gradient_from_others():
+    def body(net, x):
+        current = net.bn1(net.conv1(x))
+        with torch.inference_mode():
+            current.mean()
+        return net.lif1(current)
+
+    grads = [
+        torch.autograd.grad(net(images()).square().sum(), [net.conv1.weight, net.bn1.bias])
+        for net in fused_and_plain(Net(body))
+    ]
+    torch.testing.assert_close(*grads)
+
+
 def test_changes_of_what_a_norm_read_are_refused():
     def body(net, x):
         read = net.conv1(x)

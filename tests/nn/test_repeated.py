@@ -232,3 +232,24 @@ def test_networks_of_it_are_saved_and_copied_as_others():
     torch.save(network[:2](maps()).detach(), buffer)
     buffer.seek(0)
     assert torch.equal(torch.load(buffer, weights_only=True), network[:2](maps()) + 0)
+
+
+def test_what_reads_it_in_inference_mode_takes_no_gradient_from_others():
+    x = maps().requires_grad_()
+    current = rso.DirectEncoding(T)(x)
+    with torch.inference_mode():
+        current.mean()
+    (grad,) = torch.autograd.grad(current.square().sum(), x)
+    assert torch.equal(grad, 2 * T * x)
+
+
+@pytest.mark.parametrize("is_read", [False, True])
+def test_it_may_become_a_leaf(is_read):
+    current = rso.DirectEncoding(T)(maps())
+    if is_read:
+        current.mean()
+    assert not current.requires_grad
+    current.requires_grad_()
+    assert current.requires_grad
+    current.square().sum().backward()
+    assert torch.equal(current.grad, 2 * current.detach())

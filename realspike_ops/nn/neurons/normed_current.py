@@ -30,6 +30,9 @@ class NormedCurrent(Tensor):
 
     def read_by(self, reader: Any) -> Tensor:
         """Return the values."""
+        if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):  # whoever reads them next may want gradients
+                return self.read_by(reader)
         if self.readers is not None:
             self.readers.append(reader)
         if self._computed is None:
