@@ -35,11 +35,11 @@ def _keep_for_backward(
     x, residual, *parameters, v_init = inputs
     if spikes_are_dropped():
         call: Any = batch_norm_lif
+        T = None if plan is None else plan.T
 
         # A mode in backward takes the call to the op, which knows no other T than that of a shape.
         def steps(t) -> Any:
-            has_time = t is None or plan is None or plan.T is None
-            return t if has_time else t.unflatten(0, (plan.T, -1))
+            return t if t is None or T is None else t.unflatten(0, (T, -1))
 
         def run(x, residual, v_init, *parameters):
             tensors = (steps(x), steps(residual), *parameters, v_init)
@@ -58,6 +58,7 @@ def _keep_for_backward(
 def _gradients(ctx, grad_y, grad_v_last, group=None, plan=None):
     """Return the gradients of the tensors of batch_norm_lif_fwd."""
     *inputs, saved, count = ctx.saved_tensors
+    saved = saved.contiguous()  # hooks on saved tensors return copies that may lie otherwise
     if grad_y is None:
         if grad_v_last is None and group is None:
             return (None,) * len(inputs)

@@ -120,11 +120,13 @@ def _as_it_lay(t: Tensor, strides) -> Tensor:
 
 def planned_bwd(plan: Plan, grad_y: Tensor, tensors: Sequence[Any], saved: Tensor, count, needs):
     """Return the gradients of the tensors of batch_norm_lif_fwd."""
-    x, residual, _, inv_std, _, _, amplitude, *_ = tensors
+    x, residual, *kept = tensors
     # Hooks on saved tensors return copies that may lie otherwise.
+    parameters: list[Any] = [None if t is None else t.contiguous() for t in kept]
+    _, inv_std, _, _, amplitude, *_ = parameters
     x, grad_y = _as_it_lay(x, plan.strides), _as_it_lay(grad_y, plan.strides)
     residual = None if residual is None else _as_it_lay(residual, plan.residual_strides)
-    tensors = (x, residual, *tensors[2:])
+    tensors = (x, residual, *parameters)
     needs_x, needs_residual, _, _, needs_weight, needs_bias, needs_amplitude = needs[:7]
     grad_current = torch.empty_like(x)
     grad_x = torch.empty_like(x) if needs_x and needs_residual else grad_current

@@ -51,7 +51,9 @@ def _gradients(ctx, grad_y, grad_v_last):
         if grad_v_last is None:
             return (None,) * 5
         grad_y = grad_v_last.new_zeros(ctx.shape, dtype=ctx.dtype)
-    tensors = (grad_y, grad_v_last, *ctx.saved_tensors)
+    *inputs, saved = ctx.saved_tensors
+    # Hooks on saved tensors return copies that may lie otherwise.
+    tensors = (grad_y, grad_v_last, *inputs, saved.contiguous())
     wanted = list(ctx.needs_input_grad[1:5])
     bwd = BACKWARD.get(grad_y.device.type)
     # With create_graph=True the dispatcher records the pass, and refuses a second derivative.

@@ -232,3 +232,22 @@ def test_plans_keep_no_tensor():
     )
     assert plan is not None
     assert not any(isinstance(value, torch.Tensor) for value in (*plan, *plan.saved, *plan.norm))
+
+
+@pytest.mark.parametrize("granularity", ["none", "element"])
+@pytest.mark.parametrize(("timesteps", "detach_reset"), [(4, True), (4, False), (9, False)])
+@pytest.mark.parametrize("is_normed", [True, False])
+def test_hooks_on_saved_tensors_may_leave_gaps(is_normed, timesteps, detach_reset, granularity):
+    grads = []
+    for gaps in (False, True):
+        lif = rso.RealSpikeLIF(timesteps, granularity, (6, 5, 3), detach_reset=detach_reset)
+        layer = rso.NormLIF(nn.BatchNorm2d(6), lif) if is_normed else lif
+        x = normal((2 * timesteps, 6, 5, 3), 1).requires_grad_()
+
+        def unpack(t, gaps=gaps):
+            return torch.stack((t, t + 1), -1)[..., 0] if gaps else t
+
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, unpack):
+            y = layer(x)
+        grads.append(torch.autograd.grad(y, [x, *layer.parameters()], normal(x.shape, 3)))
+    assert all(map(torch.equal, *grads))
