@@ -9,9 +9,7 @@ import math
 import struct
 from typing import Any, NamedTuple
 
-import torch
-import triton
-
+import realspike_ops.ops.rounding_cuda  # noqa: F401  refuses what rounds otherwise
 from realspike_ops.kernels.lif import lif_bwd_kernel, lif_fwd_kernel
 from realspike_ops.kernels.lif_packed import lif_packed_fwd_kernel
 from realspike_ops.ops.batch_norm_lif_contract import Norm
@@ -30,25 +28,6 @@ from realspike_ops.ops.lif_tiling import (
 )
 
 _FORWARD, _BACKWARD, _PACKED = Plans(), Plans(), Plans()
-
-
-def check_rounds_separately(capability: tuple[int, int], version: str) -> None:
-    """Refuse the one Triton whose machine code for newer cards fuses products and sums.
-
-    Its ptxas (12.9) makes FFMA2 of mul.rn.f32x2 and add.rn.f32x2, whatever it is told about fusion;
-    a spike would depend on the card. From ptxas 13.1 on, which Triton 3.7 brings, it does not.
-    """
-    if capability >= (10, 0) and tuple(map(int, version.split(".")[:2])) < (3, 7):
-        raise RuntimeError(
-            f"realspike_ops: Triton {version} rounds a product and a sum together on compute "
-            f"capability {capability[0]}.{capability[1]}, so that spikes would differ from those "
-            "of other devices; PyTorch 2.12 and newer bring a Triton that does not"
-        )
-
-
-# When the first CUDA tensor arrives, not at every launch.
-for _index in range(torch.cuda.device_count()):
-    check_rounds_separately(torch.cuda.get_device_capability(_index), triton.__version__)
 
 
 def inverse(scale: float) -> float:

@@ -154,6 +154,8 @@ def launch(arguments: Arguments, tile: Tile | None = None) -> None:
     from realspike_ops.kernels.unshared_matmul import unshared_matmul_kernel
 
     spikes, weight, bias, _, scale, out = arguments.tensors.values()
+    if scale is not None:
+        import realspike_ops.ops.rounding_cuda  # noqa: F401  refuses what rounds otherwise
     sizes = sizes_of(arguments)
     tile = tile or tile_of(sizes)
     numbers: list[Any] = [

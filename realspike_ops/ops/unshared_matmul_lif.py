@@ -43,6 +43,7 @@ def launch(
     arguments: Arguments, neurons: Neurons, timesteps: int, packed: Tensor, v_last: Tensor | None
 ) -> None:
     # Triton is imported when the first call arrives, not with the package.
+    import realspike_ops.ops.rounding_cuda  # noqa: F401  refuses what rounds otherwise
     from realspike_ops.kernels.unshared_matmul import unshared_matmul_lif_kernel
 
     spikes, weight, bias, _, scale, _ = arguments.tensors.values()

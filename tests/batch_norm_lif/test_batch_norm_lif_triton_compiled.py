@@ -13,7 +13,7 @@ COMPILER = Path(__file__).parents[1] / "support" / "compile_lif_triton.py"
 FORMS = ["norm-bits", "norm-potentials", "norm-element-bits-bfloat16-channels_last"]
 FUSES = pytest.mark.skipif(
     tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7),
-    reason="this Triton fuses there, and is refused (check_rounds_separately in lif_cuda.py)",
+    reason="this Triton fuses there, and is refused (ops/rounding_cuda.py)",
 )
 KERNELS = {
     *("batch_norm_moments_kernel", "batch_norm_combine_kernel", "batch_norm_statistics_kernel"),

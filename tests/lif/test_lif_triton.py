@@ -12,7 +12,14 @@ import torch
 from helpers import WithSize, generator, grid, normal
 
 from realspike_ops.ops import lif as lif_op
-from realspike_ops.ops import lif_contract, lif_cpu, lif_cuda, lif_packed, lif_tiling
+from realspike_ops.ops import (
+    lif_contract,
+    lif_cpu,
+    lif_cuda,
+    lif_packed,
+    lif_tiling,
+    rounding_cuda,
+)
 from realspike_ops.ops.lif_contract import Neuron
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -395,7 +402,7 @@ def test_packed_equals_cpu(neuron, shape, channels_last):
 )
 def test_a_compiler_that_fuses_is_refused(capability, version, is_refused):
     if not is_refused:
-        lif_cuda.check_rounds_separately(capability, version)
+        rounding_cuda.check_rounds_separately(capability, version)
         return
     with pytest.raises(RuntimeError, match=rf"Triton {version[:3]}.*{capability[0]}\.0.*2\.12"):
-        lif_cuda.check_rounds_separately(capability, version)
+        rounding_cuda.check_rounds_separately(capability, version)

@@ -67,7 +67,7 @@ REGISTERS = {
 
 FUSES = pytest.mark.skipif(
     tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7),
-    reason="this Triton fuses there, and is refused (check_rounds_separately in lif_cuda.py)",
+    reason="this Triton fuses there, and is refused (ops/rounding_cuda.py)",
 )
 
 

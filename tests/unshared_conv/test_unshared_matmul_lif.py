@@ -4,15 +4,18 @@ int8 sums and those of whole numbers are exact, so every bit is the same. In the
 on a GPU.
 """
 
+import sys
+
 import pytest
 import torch
+import triton
 from helpers import binary, generator, normal
 from matrix_units import products_of_bfloat16
 
 import realspike_ops as rso
 from realspike_ops.functional.conv_geometry import geometry_of
 from realspike_ops.functional.lif import check_neurons
-from realspike_ops.ops import unshared_matmul_lif
+from realspike_ops.ops import unshared_conv, unshared_matmul, unshared_matmul_lif
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
@@ -62,6 +65,30 @@ def assert_fires_as_the_gather(spikes, weight, bias=None, scale=None, **settings
 
 def whole(shape, seed):
     return torch.randint(-40, 41, shape, generator=generator(seed)).float()
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="a card that fuses takes the place of none")
+def test_a_compiler_that_fuses_is_refused_where_it_would_change_bits(monkeypatch):
+    """Behind the sums, and in neurons. A sum itself has no product that could be fused."""
+    name = "realspike_ops.ops.rounding_cuda"
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (10, 0))
+    monkeypatch.setattr(triton, "__version__", "3.6.0")
+    spikes, weight = binary((4, 3, 2, 2), 1), whole((2, 2, 1, 1, 1, 3, 33), 2)
+    run = unshared_conv.forward_with(unshared_matmul.launch)
+
+    def convolved(weight, scale):
+        fixed = ((2, 2), (1, 1), (0, 0), (1, 1), False, False)
+        return run(spikes, weight, None, None, scale, *fixed)[0]
+
+    assert torch.equal(convolved(weight, None), rso.unshared_spike_conv(spikes, weight))
+    for call in (
+        lambda: convolved((weight + 128).to(torch.uint8), torch.ones(33)),
+        lambda: fired(spikes, weight, timesteps=2),
+    ):
+        with pytest.raises(RuntimeError, match=r"Triton 3\.6\.0 rounds a product and a sum"):
+            call()
 
 
 def test_by_hand():
