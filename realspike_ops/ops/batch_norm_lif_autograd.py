@@ -16,6 +16,7 @@ from realspike_ops.ops.compress_spikes import (
     spikes_are_dropped,
 )
 from realspike_ops.ops.eager import is_plain_eager
+from realspike_ops.ops.kept import keep, kept
 from realspike_ops.ops.layout import as_dense_over_time, is_channels_last
 from realspike_ops.ops.lif_contract import SAVE_BITS, SAVE_NOTHING, Neuron
 
@@ -51,14 +52,15 @@ def _keep_for_backward(
         residual = v_init = None
     ctx.neuron, ctx.save, ctx.keep_state = neuron, save, keep_state
     ctx.channels_last = is_channels_last(y) if plan is None else plan.channels_last
-    ctx.save_for_backward(x, residual, *parameters, v_init, saved, count)
+    tensors = (x, residual, *parameters, v_init, saved, count)
+    keep(ctx, "realspike::batch_norm_lif_bwd", *tensors)
     ctx.set_materialize_grads(False)
 
 
 def _gradients(ctx, grad_y, grad_v_last, group=None, plan=None):
     """Return the gradients of the tensors of batch_norm_lif_fwd."""
-    *inputs, saved, count = ctx.saved_tensors
-    saved = saved.contiguous()  # hooks on saved tensors return copies that may lie otherwise
+    *inputs, saved, count = kept(ctx)
+    saved = saved.contiguous()
     if grad_y is None:
         if grad_v_last is None and group is None:
             return (None,) * len(inputs)

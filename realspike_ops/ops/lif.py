@@ -89,7 +89,9 @@ def backward_with(launch, partial_shapes):
     ):  # fmt: skip
         stride_t = 0
         if x is not None:
-            x, _, stride_t = dense_over_time(x)
+            x, lies_channels_last, stride_t = dense_over_time(x)
+            if lies_channels_last != channels_last:  # a hook on saved tensors has copied it
+                x, stride_t = as_dense_over_time(x, channels_last), x.shape[1:].numel()
         # The saved state lies in the memory format of x. An incoming gradient may lie in any other;
         # that of a sum is expanded.
         grad_y = as_dense_over_time(grad_y, channels_last)

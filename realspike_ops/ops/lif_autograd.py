@@ -14,6 +14,7 @@ from realspike_ops.ops.compress_spikes import (
     spikes_are_dropped,
 )
 from realspike_ops.ops.eager import is_plain_eager
+from realspike_ops.ops.kept import keep, kept
 from realspike_ops.ops.layout import is_channels_last
 from realspike_ops.ops.lif import BACKWARD, FORWARD
 from realspike_ops.ops.lif_contract import SAVE_BITS, SAVE_NOTHING, Neuron
@@ -40,7 +41,7 @@ def _keep_for_backward(
     ctx.channels_last = is_channels_last(y)
     if save == SAVE_BITS:
         x = v_init = None
-    ctx.save_for_backward(x, *parameters, v_init, saved)
+    keep(ctx, "realspike::lif_bwd", x, *parameters, v_init, saved)
     ctx.set_materialize_grads(False)
     ctx.shape, ctx.dtype = y.shape, y.dtype
 
@@ -51,8 +52,7 @@ def _gradients(ctx, grad_y, grad_v_last):
         if grad_v_last is None:
             return (None,) * 5
         grad_y = grad_v_last.new_zeros(ctx.shape, dtype=ctx.dtype)
-    *inputs, saved = ctx.saved_tensors
-    # Hooks on saved tensors return copies that may lie otherwise.
+    *inputs, saved = kept(ctx)
     tensors = (grad_y, grad_v_last, *inputs, saved.contiguous())
     wanted = list(ctx.needs_input_grad[1:5])
     bwd = BACKWARD.get(grad_y.device.type)

@@ -12,6 +12,7 @@ from torch import Tensor
 from realspike_ops._native import DTYPES, cuda_extension, extension, pointer
 from realspike_ops.ops import LIBRARY
 from realspike_ops.ops.eager import is_plain_eager
+from realspike_ops.ops.kept import keep, kept
 from realspike_ops.ops.layout import empty_maps
 from realspike_ops.ops.ordered_sum import sum_in_one_order
 from realspike_ops.ops.pack_spikes import allocate_packed, packed_words
@@ -167,14 +168,15 @@ def _setup_context(ctx, inputs, output):
     ctx.is_packed = spikes.dtype == torch.int32
     ctx.spikes_dtype = spikes.dtype
     ctx.bias_dim = None if bias is None else bias.dim()
-    ctx.save_for_backward(spikes if ctx.is_packed else packed, weight, amplitude, scale)
+    bits = spikes if ctx.is_packed else packed
+    keep(ctx, "realspike::unshared_conv", bits, weight, amplitude, scale)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, grad_out, _):
     if grad_out is None:
         return (None,) * 11
-    packed, weight, amplitude, scale = ctx.saved_tensors
+    packed, weight, amplitude, scale = kept(ctx)
     spikes, kernel, bias, amplitudes, *_ = ctx.needs_input_grad
     wanted = (spikes and not ctx.is_packed, kernel, amplitudes)
     grad_spikes, grad_weight, grad_amplitude = gradients(

@@ -14,6 +14,7 @@ from realspike_ops._checks import same_sizes
 from realspike_ops._native import DTYPES, cuda_extension, extension, pointer
 from realspike_ops.ops import LIBRARY
 from realspike_ops.ops.huge_pages import zeros_in_huge_pages
+from realspike_ops.ops.kept import keep, kept
 from realspike_ops.ops.unshared_conv_params import sizes_of, strides_of_out
 
 # grad_out [N, Cout, OH, OW], packed [N, H, W, words] -> weight_shape: float32 sums over the samples
@@ -188,12 +189,12 @@ torch.library.register_fake(
 def _setup_grad_weight(ctx, inputs, output):
     grad_out, packed, ctx.shape, *ctx.geometry, _ = inputs
     ctx.dtype = grad_out.dtype
-    ctx.save_for_backward(packed)
+    keep(ctx, "realspike::unshared_conv_grad_weight", packed)
 
 
 def _backward_grad_weight(ctx, grad):
     """The op is linear in grad_out: its derivative is the forward pass, with `grad` for weights."""
-    (packed,) = ctx.saved_tensors
+    (packed,) = kept(ctx)
     out, _ = torch.ops.realspike.unshared_conv(
         packed, grad, None, None, None, ctx.shape[:2], *ctx.geometry, True, False
     )
