@@ -115,7 +115,9 @@ def planned_fwd(plan: Plan, tensors: Sequence[Any]) -> tuple[Tensor, Tensor | No
 def _as_it_lay(t: Tensor, strides) -> Tensor:
     if t.stride() == strides:
         return t
-    return torch.empty_strided(t.shape, strides, dtype=t.dtype, device=t.device).copy_(t)
+    once = t[:1] if strides[0] == 0 else t  # equal timesteps are the same memory
+    copy = torch.empty_strided(once.shape, strides, dtype=t.dtype, device=t.device).copy_(once)
+    return copy.expand_as(t)
 
 
 def planned_bwd(plan: Plan, grad_y: Tensor, tensors: Sequence[Any], saved: Tensor, count, needs):

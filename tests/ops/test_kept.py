@@ -108,3 +108,16 @@ def test_memory_that_holds_the_negative(kind, timesteps):
         grads.append(torch.autograd.grad(y, [x, *layer.parameters()], normal(y.shape, 3)))
     for planned, grad in zip(*grads, strict=True):
         torch.testing.assert_close(grad, planned, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("detach_reset", [True, False])
+def test_a_copy_of_a_constant_residual(detach_reset):
+    grads = []
+    for hook in (lambda t: t, torch.clone):
+        x, once = normal((9, 2, 6, 5, 3), 1).requires_grad_(), normal((1, 2, 6, 5, 3), 2)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, hook):
+            y = rso.batch_norm_lif(
+                x, None, None, None, None, residual=once.expand_as(x), detach_reset=detach_reset
+            )
+        grads.append(torch.autograd.grad(y, x, normal(y.shape, 3))[0])
+    assert torch.equal(*grads)
