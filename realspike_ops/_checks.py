@@ -232,7 +232,8 @@ def check_emission(emission: str, v_threshold: float | None) -> str:
 def check_reset(v_reset: float | None, reset: str | None) -> tuple[float, str]:
     """Return the potential after a hard reset (0 where there is none) and the kind of reset."""
     if v_reset is not None:
-        v_reset = check_potential("v_reset", v_reset)
+        # Forms are kept by their value: -0.0 would be 0.0 where that had come first.
+        v_reset = check_potential("v_reset", v_reset) or 0.0
     if reset is None:
         reset = "soft" if v_reset is None else "hard"
     check_choice("reset", reset, ("hard", "soft", "none", "soft_delayed"))

@@ -177,3 +177,11 @@ def test_slopes_within_a_few_ulps(function, name, scale, device):
 def test_scales_beyond_float32_are_refused(scale):
     with pytest.raises(ValueError, match=r"surrogate: the scale of 'atan' must be .* float32"):
         rso.lif(torch.zeros(1, 2), surrogate=("atan", scale))
+
+
+def test_a_reset_to_either_zero_is_one_form(device):
+    """Forms are kept by their value, and the zeros are equal: the first to come would stay."""
+    x = torch.ones(1, 1, 2, device=device)
+    for v_reset in (-0.0, 0.0):
+        _, v_last = rso.lif(x, v_reset=v_reset, decay=0.8671875, return_state=True)
+        assert not v_last.signbit().any()
