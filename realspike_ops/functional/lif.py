@@ -248,7 +248,7 @@ def _make_neuron(
     # Without a reset there is nothing to detach, and less to save.
     detach_reset = checks.check_flag("detach_reset", detach_reset) or reset == "none"
     return Neuron(
-        decay, v_threshold or 0.0, v_reset, reset, detach_reset, ternary, surrogate, scale
+        decay or 0.0, v_threshold or 0.0, v_reset, reset, detach_reset, ternary, surrogate, scale
     )
 
 

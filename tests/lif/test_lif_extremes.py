@@ -179,9 +179,12 @@ def test_scales_beyond_float32_are_refused(scale):
         rso.lif(torch.zeros(1, 2), surrogate=("atan", scale))
 
 
-def test_a_reset_to_either_zero_is_one_form(device):
+def test_either_zero_is_one_form(device):
     """Forms are kept by their value, and the zeros are equal: the first to come would stay."""
     x = torch.ones(1, 1, 2, device=device)
     for v_reset in (-0.0, 0.0):
         _, v_last = rso.lif(x, v_reset=v_reset, decay=0.8671875, return_state=True)
+        assert not v_last.signbit().any()
+    for decay in (-0.0, 0.0):
+        _, v_last = rso.lif(-0.0 * x, v_init=x[0], v_threshold=9.5, decay=decay, return_state=True)
         assert not v_last.signbit().any()
