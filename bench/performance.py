@@ -40,7 +40,9 @@ CONVOLUTION_RUNS = {
 OTHERS = {
     "AMD EPYC, other firing rates": "unshared_conv/rates/amd-epyc",
     "AMD EPYC, a training step": "training_step/amd-epyc",
+    "AMD EPYC, family 25": "amd-epyc-family-25",  # training steps and the host alone
 }
+STEP_CPUS = {**CPUS, "AMD EPYC, family 25": OTHERS["AMD EPYC, family 25"]}
 
 TEXT = """
 Every number is a ratio of times, the peer's over ours, unless its table says otherwise. **Above 1
@@ -273,21 +275,21 @@ TABLES = [
     Table(
         "A training step",
         "ResNet20 of width 16, 4 timesteps, 8 images of 32 x 32, float32: forward, backward, SGD.",
-        WHOLE,
+        {**STEP_CPUS, **WHOLE},
         {"binary": "bench_training_step[none]", "element-wise": "bench_training_step[element]"},
         STEPS,
     ),
     Table(
         "Peak memory of a training step",
         "The same step; the peer's bytes over ours.",
-        WHOLE,
+        {**STEP_CPUS, **WHOLE},
         {"binary": "bench_training_memory[none]", "element-wise": "bench_training_memory[element]"},
         STEPS,
     ),
     Table(
         "A training step of other sizes",
         "The same beside the equal ANN alone, and beside ours without fused norms or kept spikes.",
-        CPUS,
+        STEP_CPUS,
         {
             f"{kind}, width {width}, {size} images": (
                 f"bench_training_step_of_sizes[{width}-{size}-{granularity}]"

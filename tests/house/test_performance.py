@@ -73,10 +73,14 @@ def test_the_equal_ann_is_faster_in_every_row_of_inference():
         assert max(ratios(stem, "bench_folded", "ANN").values()) < 1
 
 
-def test_a_training_step_takes_about_as_long_as_that_of_the_ann_on_as_many_images():
-    found = ratios("amd-epyc-family-26", "bench_training_step", "ANN").values()
-    assert min(found) >= 0.95
-    assert max(found) <= 1.05
+def test_a_training_step_takes_as_long_as_the_ann_s_on_as_many_images_or_about_a_fifth_more():
+    newest, other = (
+        ratios(f"amd-epyc-family-{family}", "bench_training_step", "ANN").values()
+        for family in (26, 25)
+    )
+    assert min(newest) >= 0.95
+    assert max(newest) <= 1.05
+    assert min(other) >= 0.8
 
 
 def test_the_shared_convolution_is_faster_on_a_gpu():
