@@ -112,7 +112,7 @@ class Conversion:
         return result
 
     def _prove_with_fewer(self, root: nn.Module, example: Tensor, neurons, time: str) -> None:
-        """Prove the network of fewer timesteps, of which the forward of the model knows nothing."""
+        """Prove the network with fewer timesteps: the model's forward knows no number of them."""
         form = self.granularity, self.neuron, self.norms_at_threshold
         Conversion(root, MOST_TIMESTEPS, *form).of(example, neurons, time)
 

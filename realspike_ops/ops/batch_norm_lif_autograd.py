@@ -52,8 +52,7 @@ def _keep_for_backward(
         residual = v_init = None
     ctx.neuron, ctx.save, ctx.keep_state = neuron, save, keep_state
     ctx.channels_last = is_channels_last(y) if plan is None else plan.channels_last
-    tensors = (x, residual, *parameters, v_init, saved, count)
-    keep(ctx, "realspike::batch_norm_lif_bwd", *tensors)
+    keep(ctx, "realspike::batch_norm_lif_bwd", x, residual, *parameters, v_init, saved, count)
     ctx.set_materialize_grads(False)
 
 

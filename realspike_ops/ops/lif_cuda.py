@@ -9,7 +9,6 @@ import math
 import struct
 from typing import Any, NamedTuple
 
-import realspike_ops.ops.rounding_cuda  # noqa: F401  refuses what rounds otherwise
 from realspike_ops.kernels.lif import lif_bwd_kernel, lif_fwd_kernel
 from realspike_ops.kernels.lif_packed import lif_packed_fwd_kernel
 from realspike_ops.ops.batch_norm_lif_contract import Norm
@@ -26,8 +25,12 @@ from realspike_ops.ops.lif_tiling import (
     kind_of,
     partial_shape_of,
 )
+from realspike_ops.ops.rounding_cuda import check_devices
 
 _FORWARD, _BACKWARD, _PACKED = Plans(), Plans(), Plans()
+
+# When the first CUDA tensor arrives, not at every launch.
+check_devices()
 
 
 def inverse(scale: float) -> float:

@@ -1,7 +1,8 @@
-"""Whether this Triton rounds as other devices do; imported before the first launch that rounds."""
+"""Whether this Triton rounds as other devices do."""
+
+import functools
 
 import torch
-import triton
 
 
 def check_rounds_separately(capability: tuple[int, int], version: str) -> None:
@@ -18,6 +19,14 @@ def check_rounds_separately(capability: tuple[int, int], version: str) -> None:
         )
 
 
-# When the first CUDA tensor arrives, not at every launch.
-for _index in range(torch.cuda.device_count()):
-    check_rounds_separately(torch.cuda.get_device_capability(_index), triton.__version__)
+@functools.cache
+def check_devices() -> None:
+    """Refuse the devices of this machine, once, before the first launch that rounds.
+
+    Raises:
+        RuntimeError: if Triton would round a product and a sum together on one of them.
+    """
+    import triton  # when the first call arrives, not with the package
+
+    for index in range(torch.cuda.device_count()):
+        check_rounds_separately(torch.cuda.get_device_capability(index), triton.__version__)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from realspike_ops.ops.rounding_cuda import check_devices
 from realspike_ops.ops.unshared_conv import Arguments, forward_with, is_shared, register
 
 ALGORITHMS = ("gather", "auto")
@@ -155,7 +156,7 @@ def launch(arguments: Arguments, tile: Tile | None = None) -> None:
 
     spikes, weight, bias, _, scale, out = arguments.tensors.values()
     if scale is not None:
-        import realspike_ops.ops.rounding_cuda  # noqa: F401  refuses what rounds otherwise
+        check_devices()
     sizes = sizes_of(arguments)
     tile = tile or tile_of(sizes)
     numbers: list[Any] = [

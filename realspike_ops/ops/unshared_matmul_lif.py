@@ -19,6 +19,7 @@ from realspike_ops.ops.lif_contract import (
     or_empty,
 )
 from realspike_ops.ops.pack_spikes import packed_words, words_of
+from realspike_ops.ops.rounding_cuda import check_devices
 from realspike_ops.ops.unshared_conv import Arguments, kernel_arguments
 from realspike_ops.ops.unshared_matmul import constants_of, programs, sizes_of, tile_of
 
@@ -43,9 +44,9 @@ def launch(
     arguments: Arguments, neurons: Neurons, timesteps: int, packed: Tensor, v_last: Tensor | None
 ) -> None:
     # Triton is imported when the first call arrives, not with the package.
-    import realspike_ops.ops.rounding_cuda  # noqa: F401  refuses what rounds otherwise
     from realspike_ops.kernels.unshared_matmul import unshared_matmul_lif_kernel
 
+    check_devices()
     spikes, weight, bias, _, scale, _ = arguments.tensors.values()
     steps = 1 << (timesteps - 1).bit_length()
     sizes = sizes_of(arguments)

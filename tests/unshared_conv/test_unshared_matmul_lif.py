@@ -4,7 +4,7 @@ int8 sums and those of whole numbers are exact, so every bit is the same. In the
 on a GPU.
 """
 
-import sys
+import functools
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ import realspike_ops as rso
 from realspike_ops.functional.conv_geometry import geometry_of
 from realspike_ops.functional.lif import check_neurons
 from realspike_ops.ops import unshared_conv, unshared_matmul, unshared_matmul_lif
+from realspike_ops.ops.rounding_cuda import check_devices
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
@@ -70,8 +71,9 @@ def whole(shape, seed):
 @pytest.mark.skipif(DEVICE == "cuda", reason="a card that fuses takes the place of none")
 def test_a_compiler_that_fuses_is_refused_where_it_would_change_bits(monkeypatch):
     """Behind the sums, and in neurons. A sum itself has no product that could be fused."""
-    name = "realspike_ops.ops.rounding_cuda"
-    monkeypatch.delitem(sys.modules, name, raising=False)
+    anew = functools.cache(check_devices.__wrapped__)
+    for module in (unshared_matmul, unshared_matmul_lif):
+        monkeypatch.setattr(module, "check_devices", anew)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (10, 0))
     monkeypatch.setattr(triton, "__version__", "3.6.0")
