@@ -93,3 +93,15 @@ def test_long_sequences_in_pieces_as_documented():
     whole, v_whole = rso.lif(x, return_state=True)
     assert torch.equal(torch.cat([y1, y2]), whole)
     assert torch.equal(v, v_whole)
+
+
+def test_the_application_s_page_says_what_the_table_on_cifar10_says():
+    docs = ROOT / "docs"
+    row = r"Real Spike, element - binary \(vanilla\) \| (\S+) \| (.*?) \| (\d) \|"
+    points, interval, seeds = re.search(
+        row, (docs / "results/table2_cifar10.md").read_text()
+    ).groups()
+    text = " ".join((docs / "application.md").read_text().split())
+    assert seeds == "6"
+    assert f"over six seeds {points} points, with an interval from {interval}." in text
+    assert "nor, in six seeds, [on CIFAR-10]" in " ".join(README.split())
