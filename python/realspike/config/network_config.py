@@ -60,7 +60,10 @@ class NetworkConfig:
     )
     timesteps: int = option(4, "T", 1, 64, own_high=_OWN_HIGH)
     width: int | None = option(
-        *(None, "channels of the first convolution; null: as published", 1, 512),
+        None,
+        "channels of the first convolution; null: as published",
+        1,
+        512,
         own_high=_OWN_HIGH,
     )
     decay: float = option(0.25, "of the membrane potential per timestep; 1: IF neurons", 0, 1)
