@@ -229,6 +229,20 @@ def test_gradients_of_unshared_convolutions_do_not_depend_on_threads(by_element)
     torch.testing.assert_close(results[0][1].double(), exact, rtol=1e-5, atol=1e-4)
 
 
+def test_every_task_is_done_whatever_the_number_of_threads():
+    """Of 300 tasks: threads that have no task of their own, and more threads than shares."""
+    x = normal((2, 1, 300 * 512), 1)
+    amplitude = normal((300 * 512,), 2).abs()
+
+    def run():
+        with torch.no_grad():
+            return (rso.lif(x, amplitude),)
+
+    expected = rso.reference.lif(x, amplitude)
+    counts = (1, 2, 7, 63, 64, 65, 130, 301)
+    assert_same_bits([(expected,), *for_threads(run, counts)])
+
+
 def test_threads_compute_in_the_callers_mode():
     """Denormals are flushed by all of the threads that share a call, or by none."""
     x = torch.full((2, 4, 16, 64, 64), 1e-39)

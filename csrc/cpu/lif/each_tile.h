@@ -18,7 +18,7 @@ void for_each_tile(const LifTiling& tiling, int64_t N, int64_t bytes, bool may_s
   const int64_t rows = ceil_div(N, tiling.row);
   const int64_t columns = ceil_div(tiling.row, tiling.width);  // tiles side by side
   const int64_t cache = last_level_cache_bytes();
-  const bool stream = may_stream && 2 * bytes >= cache;  // as much is read as is written
+  const bool stream = may_stream && 2 * bytes > cache;  // as much is read as is written
   parallel_for(tiling.chunks * columns, num_threads, [&](int64_t task, int) {
     const int64_t chunk = task / columns, column = task % columns * tiling.width;
     const int64_t row_begin = chunk * tiling.rows_per_chunk;

@@ -397,6 +397,14 @@ BUGS = [
         "callers_mode",
     ),
     Bug(
+        "shares-of-threads-that-are-not-there-are-left",
+        "csrc/cpu/common/parallel.cpp",
+        "for (int s = 0; s < work.num_shares; ++s) {\n    Share",
+        "for (int s = 0; s < 1; ++s) {\n    Share",
+        "tests/ops/test_threads.py",
+        "forked",
+    ),
+    Bug(
         "sigmoid-slope-cancels",
         "csrc/core/neuron.h",
         "return static_cast<float>(scale * e / ((1.0 + e) * (1.0 + e)));",
