@@ -136,18 +136,22 @@ def _taps(
     return outputs[on_the_map], at[on_the_map]
 
 
-_SPIKE_CONVS = (layers.SpikeConv2d, layers.UnsharedSpikeConv, layers.SpikeLinear)
+_SPIKE_CONVS = (
+    layers.SpikeConv2d, layers.UnsharedSpikeConv, layers.UnsharedSpikeConv1d, layers.SpikeLinear,
+)  # fmt: skip
 
 
 # --- from layers ----------------------------------------------------------------------------------
 
 
 def synapse_map(name: str, layer: nn.Module, shape: tuple[int, ...]) -> SynapseMap:
-    """Read a layer of synapses that reads maps of ``shape``, [C, H, W] or [F].
+    """Read a layer of synapses that reads maps of ``shape``, [C, H, W], [F] or, lines, [C, L].
 
     Raises:
         ValueError: for a layer, or a way to store it, that has no equal in NIR; it is named.
     """
+    if len(shape) == 2:
+        shape = (shape[0], 1, shape[1])
     if type(layer) is layers.Synapses:
         return _of_synapses(name, layer, shape)
     features = (math.prod(shape), 1, 1)
@@ -206,6 +210,8 @@ def _of_one_to_one(
     weight = _float32(name, layer.weight)
     if weight.dim() == 1 and weight.numel() > 1:  # of features
         weight = weight.view(in_shape)
+    if weight.dim() == 2:  # of lines
+        weight = weight.unsqueeze(1)
     weight = weight.expand(C, *(weight.shape[1:] if weight.dim() == 3 else (1, 1)))
     shared = bool((weight == weight[:, :1, :1]).all())
     weight = weight[:, :1, :1] if shared else weight.expand(in_shape)

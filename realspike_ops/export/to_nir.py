@@ -37,9 +37,9 @@ def export_nir(
 
     Every LIF layer becomes a ``nir.LIF`` with :math:`\tau = dt / (1 - decay)`,
     :math:`r = \tau / dt` and, as NIR's neurons fire on `>`, the float32 below its threshold;
-    synapses become a ``nir.Conv2d`` where one kernel serves all positions, else a dense
-    ``nir.Affine`` over flattened maps; currents that meet are several edges into one node.
-    docs/deployment.md has the mapping, and what each reader makes of it.
+    synapses become a ``nir.Conv2d`` where one kernel serves all positions of maps, else (and of
+    lines [C, L]) a dense ``nir.Affine`` over flattened maps; currents that meet are several edges
+    into one node. docs/deployment.md has the mapping, and what each reader makes of it.
 
     The graph reads the image (of frames, one frame) at every timestep and ends at the currents of
     the classes, which the reader adds up over the timesteps. ``graph.metadata`` holds

@@ -19,8 +19,8 @@ from realspike_ops.reparam.units import bytes_text
 
 OUTPUT = "output"
 _CURRENTS = (
-    layers.SpikeConv2d, layers.UnsharedSpikeConv, layers.SpikeLinear, layers.PiecewiseSpikeConv,
-    layers.OneToOneSynapses, layers.Synapses, layers.SynapticCurrent,
+    layers.SpikeConv2d, layers.UnsharedSpikeConv, layers.UnsharedSpikeConv1d, layers.SpikeLinear,
+    layers.PiecewiseSpikeConv, layers.OneToOneSynapses, layers.Synapses, layers.SynapticCurrent,
 )  # fmt: skip
 _INSTEAD: dict[type, str] = {
     layers.SpikeMaxPool2d: "pool by averages (nn.AvgPool2d) where you train"
@@ -32,7 +32,7 @@ class Signal:
     """A value that flows along edges: the sum of the outputs of some nodes."""
 
     nodes: tuple[str, ...]
-    shape: tuple[int, ...]  # of the map in the folded network, [C, H, W] or [F]
+    shape: tuple[int, ...]  # in the folded network: [C, H, W], [F], or [C, L] of a line
     is_flat: bool  # whether the nodes put out one dimension
 
     @property
@@ -58,26 +58,28 @@ class Branch:
     bias: Tensor  # [C, 1, 1] or [C, OH, OW]
     sources: list[Signal]
     is_features: bool  # whether its current is [F]
+    is_line: bool  # whether it is [C, L]
 
     @property
     def is_conv(self) -> bool:
         return (
-            not any(source.is_flat for source in self.sources)
+            all(len(source.node_shape) == 3 for source in self.sources)
             and tuple(self.bias.shape[1:]) == (1, 1)
             and self.map.square() is not None
         )
 
     @property
     def shape(self) -> tuple[int, ...]:
-        shape = self.map.out_shape
-        return (math.prod(shape),) if self.is_features else shape
+        C, H, W = self.map.out_shape
+        return (C * H * W,) if self.is_features else (C, W) if self.is_line else (C, H, W)
 
 
 class Walk:
     """Plans the nodes of a folded network.
 
     A map stays a map as long as convolutions make and read it. The output of a dense layer is flat,
-    and so is all that reads it: NIR has no node that makes a map of features.
+    and so is all that reads it: NIR has no node that makes a map of features. What a line [C, L]
+    reaches is flat, too.
 
     Attributes:
         nodes: The planned nodes, by name.
@@ -266,7 +268,7 @@ class Walk:
         currents = [self._current(extra, factor) for extra in inputs[read:]]
         shape = branches[0].shape if branches else currents[0].shape
         is_flat = (
-            len(shape) == 1
+            len(shape) < 3
             or not all(branch.is_conv for branch in branches)
             or any(current.is_flat for current in currents)
         )
@@ -282,12 +284,16 @@ class Walk:
     def _branch(self, name: str, layer: nn.Module, sources: list[Signal]) -> Branch:
         synapses = synapse_map(name, layer, sources[0].shape)
         inner = getattr(layer, "layer", layer)
+        rank = len(sources[0].shape)
         is_features = (
-            type(inner) is layers.SpikeLinear
-            or getattr(layer, "flatten", False)
-            or len(sources[0].shape) == 1
+            type(inner) is layers.SpikeLinear or getattr(layer, "flatten", False) or rank == 1
         )
-        return Branch(name, synapses, synapses.full_bias(), sources, is_features)
+        is_line = (
+            type(inner) is layers.UnsharedSpikeConv1d
+            or getattr(layer, "line", False)
+            or (type(layer) is layers.OneToOneSynapses and rank == 2)
+        )
+        return Branch(name, synapses, synapses.full_bias(), sources, is_features, is_line)
 
     def _relay(self, name: str, signal: Signal, factor: Tensor | None) -> Signal:
         """Pass a signal on, times a factor, through one synapse for every neuron."""
@@ -295,7 +301,7 @@ class Walk:
         whole = Signal(signal.nodes, signal.node_shape, signal.is_flat)
         branch = _scaled(self._branch(name, identity, [whole]), factor)
         relayed = self._node_of(branch, signal.is_flat)
-        return Signal(relayed.nodes, signal.shape, signal.is_flat)
+        return Signal(relayed.nodes, signal.shape, relayed.is_flat)
 
     # --- nodes
 
@@ -351,7 +357,7 @@ class Walk:
         if signal.nodes not in self.flattened:
             shape = np.array(signal.shape)
             # Counted from the end: readers that count a batch and those that do not agree.
-            node = PlannedNode(lambda: self.nir.Flatten({"input": shape}, -3, -1))
+            node = PlannedNode(lambda: self.nir.Flatten({"input": shape}, -len(shape), -1))
             name = self._add(f"{signal.nodes[0]}_flat", node, signal)
             self.flattened[signal.nodes] = Signal((name,), signal.shape, True)
         return self.flattened[signal.nodes]
@@ -374,7 +380,7 @@ def _with_bias(name: str, branches: list[Branch], bias: Tensor) -> list[Branch]:
     n = next((n for n, branch in enumerate(branches) if not branch.bias.any()), 0)
     out_shape = branches[n].map.out_shape
     bias = bias.detach().cpu().float()
-    bias = bias.view(out_shape) if bias.dim() == 1 else bias
+    bias = bias.view(out_shape) if bias.dim() == 1 else bias.view(len(bias), -1, bias.shape[-1])
     bias = branches[n].bias + bias
     if bool((bias == bias[:, :1, :1]).all()):
         bias = bias[:, :1, :1]

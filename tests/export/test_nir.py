@@ -417,7 +417,7 @@ def test_r_of_one_warns_where_weights_are_rounded():
     ("name", "granularity"),
     [
         *((name, "none" if name == "features" else "channel") for name in nir_networks.NAMES),
-        *((name, "element") for name in ("vgg", "depthwise", "even", "strided-uneven")),
+        *((name, "element") for name in ("vgg", "depthwise", "even", "strided-uneven", "lines")),
     ],
 )
 def test_round_trip_of_a_grid(name, granularity, tmp_path, one_thread):

@@ -74,7 +74,9 @@ def test_ties_on_a_grid(exact_reader, name, one_thread):
         assert_equal_spikes(exact_reader, folded, x[:1], graph)
 
 
-@pytest.mark.parametrize("name", ["vgg", "residual", "depthwise", "even", "features"])
+@pytest.mark.parametrize(
+    "name", ["vgg", "residual", "depthwise", "even", "features", "lines", "gray"]
+)
 def test_kernels_of_every_position(exact_reader, name, one_thread):
     model, x = nir_networks.network(name, 4, granularity="element")
     folded = rso.reparameterize(model, x)

@@ -66,6 +66,27 @@ class Residual(nn.Module):
         return self.total(self.fc(self.pool(x).flatten(1)))
 
 
+class Lines(nn.Module):
+    """Maps [C, L]: a residual sum, a strided kernel and an average."""
+
+    def __init__(self, T: int, **form):
+        super().__init__()
+
+        def lif(*shape):
+            return rso.RealSpikeLIF(T, shape=shape, **form)
+
+        self.repeat, self.total = rso.DirectEncoding(T), rso.SumOverTime(T)
+        self.encode, self.lif = nn.Conv1d(2, 4, 5, padding=2), lif(4, 12)
+        self.first, self.lif1 = nn.Conv1d(4, 4, 3, padding=2, dilation=2, groups=2), lif(4, 12)
+        self.second, self.lif2 = nn.Conv1d(4, 6, 4, stride=2, padding=1), lif(6, 6)
+        self.pool, self.fc = nn.AvgPool1d(2), nn.Linear(18, 5)
+
+    def forward(self, x):
+        x = self.lif(self.repeat(self.encode(x)))
+        x = self.lif1(self.first(x) + x)
+        return self.total(self.fc(self.pool(self.lif2(self.second(x))).flatten(1)))
+
+
 def network(name: str, T: int, **form) -> tuple[nn.Module, Tensor]:
     """Return a network on a grid and three images for it."""
 
@@ -77,6 +98,11 @@ def network(name: str, T: int, **form) -> tuple[nn.Module, Tensor]:
 
     if name == "residual":
         return on_a_grid(Residual(T, **form)), image(3, 2, 6, 6)
+    if name == "lines":
+        return on_a_grid(Lines(T, **form)), image(3, 2, 12)
+    if name == "gray":  # images [H, W]
+        layers = [nn.Sequential(nn.Flatten(), nn.Linear(36, 20)), lif(20)]
+        return on_a_grid(chain(*layers, nn.Linear(20, 5))), image(3, 6, 6)
     if name == "features":
         layers = (nn.Linear(7, 20), lif(20), nn.Linear(20, 20), lif(20), nn.Linear(20, 3))
         return on_a_grid(chain(*layers)), image(3, 7)
@@ -106,6 +132,6 @@ def network(name: str, T: int, **form) -> tuple[nn.Module, Tensor]:
 
 
 NAMES = (
-    *("vgg", "residual", "features", "depthwise", "grouped", "wide", "tall-dilated", "even"),
-    *("odd-and-even", "strided-uneven", "same", "unpadded"),
+    *("vgg", "residual", "features", "lines", "gray", "depthwise", "grouped", "wide"),
+    *("tall-dilated", "even", "odd-and-even", "strided-uneven", "same", "unpadded"),
 )
