@@ -36,7 +36,7 @@ def _keep_for_backward(
     x, residual, *parameters, v_init = inputs
     if spikes_are_dropped():
         call: Any = batch_norm_lif
-        T = None if plan is None else plan.T
+        T = None if plan is None else plan.lif.T
 
         # A mode in backward takes the call to the op, which knows no other T than that of a shape.
         def steps(t) -> Any:
@@ -51,7 +51,7 @@ def _keep_for_backward(
     if save == SAVE_BITS:
         residual = v_init = None
     ctx.neuron, ctx.save, ctx.keep_state = neuron, save, keep_state
-    ctx.channels_last = is_channels_last(y) if plan is None else plan.channels_last
+    ctx.channels_last = is_channels_last(y) if plan is None else plan.lif.channels_last
     keep(ctx, "realspike::batch_norm_lif_bwd", x, residual, *parameters, v_init, saved, count)
     ctx.set_materialize_grads(False)
 
@@ -70,7 +70,7 @@ def _gradients(ctx, grad_y, grad_v_last, group=None, plan=None):
     plain = not torch.is_grad_enabled() and is_plain_eager(grad_y, grad_v_last)
     if plan is not None and plain:
         return batch_norm_lif_plan.planned_bwd(plan, grad_y, inputs, saved, count, needs)
-    T = None if plan is None else plan.T
+    T = None if plan is None else plan.lif.T
     if T is not None:
         # The older vmap of `is_grads_batched=True` knows no unflatten and no flatten.
         grad_y = grad_y.reshape(T, -1, *grad_y.shape[1:])
@@ -254,10 +254,10 @@ def batch_norm_lif(
         and (weight is None or weight.is_contiguous())
         and (bias is None or bias.is_contiguous())
     ):
-        plan = batch_norm_lif_plan.plan_of(
+        plan = batch_norm_lif_plan.norm_plan_of(
             timesteps, neuron, save, save_as, x.shape, x.stride(), x.dtype,
-            None if residual is None else residual.stride(),
             None if amplitude is None else (amplitude.shape, amplitude.stride()),
+            None if residual is None else residual.stride(),
         )  # fmt: skip
     if plan is None and timesteps is not None:
         steps = (timesteps, x.shape[0] // timesteps)

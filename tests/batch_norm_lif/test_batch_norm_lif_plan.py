@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import realspike_ops as rso
 import realspike_ops.ops.batch_norm_lif_autograd as ops
-from realspike_ops.ops.batch_norm_lif_plan import plan_of
+from realspike_ops.ops.batch_norm_lif_plan import norm_plan_of
 from realspike_ops.ops.lif_contract import SAVE_BITS, SAVE_POTENTIALS, Neuron
 
 PAPERS = Neuron(0.25, 0.5, 0.0, "hard", True, False, "rectangular", 1.0)
@@ -116,7 +116,7 @@ def test_every_call_has_the_plan_that_fits():
     """In whatever order calls come that differ in one thing each, both do the same, to the bit."""
     calls = [BASE | change for change in PLANNED + COPIED]
     expected = [run(False, **call) for call in calls]
-    plan_of.cache_clear()
+    norm_plan_of.cache_clear()
     for order in (range(len(calls)), reversed(range(len(calls)))):
         for i in order:
             found = run(True, **calls[i])
@@ -129,7 +129,7 @@ def test_every_call_has_the_plan_that_fits():
 @pytest.mark.parametrize("change", PLANNED + COPIED, ids=str)
 def test_what_is_planned(change):
     """What lies as the kernels read it, once; for anything else there is no plan."""
-    plan_of.cache_clear()
+    norm_plan_of.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
         plans = []
         planned = ops.batch_norm_lif_plan.planned_fwd
@@ -139,7 +139,7 @@ def test_what_is_planned(change):
         for _ in range(3):
             run(True, **(BASE | change))
     assert plans == [1] * (3 if change in PLANNED else 0)
-    assert plan_of.cache_info().misses <= 1
+    assert norm_plan_of.cache_info().misses <= 1
 
 
 def layer_and_inputs(seed=1):
@@ -227,11 +227,12 @@ def test_hooks_on_saved_tensors_may_lay_them_out_anew(layout, granularity):
 
 
 def test_plans_keep_no_tensor():
-    plan = plan_of(
+    plan = norm_plan_of(
         4, PAPERS, SAVE_BITS, SAVE_BITS, (8, 6, 5, 3), (90, 15, 3, 1), torch.float32, None, None
     )
     assert plan is not None
-    assert not any(isinstance(value, torch.Tensor) for value in (*plan, *plan.saved, *plan.norm))
+    values = (*plan.lif, *plan.lif.saved, *plan.norm)
+    assert not any(isinstance(value, torch.Tensor) for value in values)
 
 
 @pytest.mark.parametrize("granularity", ["none", "element"])
