@@ -11,7 +11,7 @@ from realspike_ops._native import extension, pointer
 from realspike_ops.ops import lif_plan
 from realspike_ops.ops.batch_norm_lif_contract import norm_in_memory_order
 from realspike_ops.ops.lif_contract import Neuron
-from realspike_ops.ops.lif_plan import as_it_lay
+from realspike_ops.ops.lif_plan import as_it_lay, in_order
 
 
 class NormPlan(NamedTuple):
@@ -44,22 +44,31 @@ def norm_plan_of(
     return NormPlan(lif, norm[5:-1], residual or ()) if norm.residual is other else None
 
 
-def _arguments(params: Any, plan: NormPlan, tensors: Sequence[Any], saved: Tensor | None):
-    """Return what both passes take first; `tensors` are the first of batch_norm_lif_fwd."""
-    x, residual, mean, inv_std, weight, bias, amplitude, *_ = tensors
+def _arguments(
+    params: Any, plan: NormPlan, tensors: Sequence[Any], values: Tensor | None, saved: Tensor | None
+) -> tuple[Any, Any]:
+    """Return what both passes take first, which keeps no tensor alive.
+
+    Args:
+        tensors: The first of batch_norm_lif_fwd.
+        values: Of the amplitude, in the order of the neurons.
+    """
+    x, residual, mean, inv_std, weight, bias, *_ = tensors
     norm = extension().BatchNorm(
         mean.data_ptr(), inv_std.data_ptr(), pointer(weight), pointer(bias), pointer(residual),
         *plan.norm, plan.lif.channels_last,
     )  # fmt: skip
-    return params.at(x.data_ptr(), 0, pointer(saved), pointer(amplitude), 0, 0), norm
+    return params.at(x.data_ptr(), 0, pointer(saved), pointer(values), 0, 0), norm
 
 
 def planned_fwd(plan: NormPlan, tensors: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
     """Return y and what is saved, of the tensors of batch_norm_lif_fwd."""
     y, saved = lif_plan.allocate(plan.lif, tensors[0])
+    values = in_order(plan.lif, tensors[6])
     extension().batch_norm_lif_fwd_cpu(
-        *_arguments(plan.lif.fwd, plan, tensors, saved), y.data_ptr(), 0, torch.get_num_threads()
-    )
+        *_arguments(plan.lif.fwd, plan, tensors, values, saved), y.data_ptr(), 0,
+        torch.get_num_threads(),
+    )  # fmt: skip
     return y, saved
 
 
@@ -71,14 +80,14 @@ def planned_bwd(plan: NormPlan, grad_y: Tensor, tensors: Sequence[Any], saved, c
     _, inv_std, _, _, amplitude, *_ = parameters
     x, grad_y = as_it_lay(x, plan.lif.strides), as_it_lay(grad_y, plan.lif.strides)
     residual = None if residual is None else as_it_lay(residual, plan.residual_strides)
-    tensors = (x, residual, *parameters)
+    tensors, values = (x, residual, *parameters), in_order(plan.lif, amplitude)
     needs_x, needs_residual, _, _, needs_weight, needs_bias, needs_amplitude = needs[:7]
     grad_current = torch.empty_like(x)
     grad_x = torch.empty_like(x) if needs_x and needs_residual else grad_current
     weight, bias = (torch.empty_like(inv_std) if n else None for n in (needs_weight, needs_bias))
     partial = x.new_empty(plan.lif.partial, dtype=torch.float32) if needs_amplitude else None
     extension().batch_norm_lif_bwd_cpu(
-        *_arguments(plan.lif.bwd, plan, tensors, saved), grad_y.data_ptr(), 0,
+        *_arguments(plan.lif.bwd, plan, tensors, values, saved), grad_y.data_ptr(), 0,
         grad_current.data_ptr(), 0, pointer(partial), 0, 0, 0, pointer(weight), pointer(bias),
         grad_x.data_ptr() if needs_x else 0, pointer(count), torch.get_num_threads(),
     )  # fmt: skip

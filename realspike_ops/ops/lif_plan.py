@@ -1,7 +1,7 @@
 """Calls of LIF neurons on a CPU, planned once for all whose tensors lie alike.
 
 A network of small layers is as quick as its host. Nothing but the memory of the tensors is left to
-find out for a call that a plan serves; calls whose tensors have to be copied first have none.
+find out for a call that a plan serves; calls whose currents have to be copied first have none.
 """
 
 import functools
@@ -17,6 +17,7 @@ from realspike_ops.ops.lif_contract import (
     Currents,
     Neuron,
     allocate_saved,
+    in_memory_order,
     neurons_in_memory_order,
 )
 from realspike_ops.ops.lif_cpu import lif_params, partial_shapes
@@ -35,6 +36,7 @@ class Plan(NamedTuple):
     period: int
     sample: torch.Size  # [...]
     strides: tuple[int, ...]  # of x
+    copies_amplitude: bool  # to the order of the neurons
 
 
 def on_meta(T: int | None, shape: Sequence[int], strides: Sequence[int], dtype) -> Tensor:
@@ -47,7 +49,7 @@ def on_meta(T: int | None, shape: Sequence[int], strides: Sequence[int], dtype) 
 def plan_of(
     T: int | None, neuron: Neuron, save: int, save_as: int, shape, strides, dtype, amplitude
 ) -> Plan | None:
-    """Plan calls with an x of these sizes; None where a tensor has to be copied first.
+    """Plan calls with an x of these sizes; None where it has to be copied first.
 
     Args:
         T: See `Plan`.
@@ -62,7 +64,7 @@ def plan_of(
     dense, channels_last, stride_t = dense_over_time(x)
     sample = x.shape[2:]
     neurons = neurons_in_memory_order(factor, None, None, None, neuron, sample, channels_last)
-    if dense is not x or neurons.parameters[0].values is not factor:
+    if dense is not x:
         return None
     if empty_like_over_time(x, channels_last).stride() != x.stride():
         return None  # equal timesteps, which are the same memory
@@ -78,6 +80,7 @@ def plan_of(
         neurons.period,
         sample,
         strides,
+        neurons.parameters[0].values is not factor,
     )
 
 
@@ -90,9 +93,17 @@ def allocate(plan: Plan, x: Tensor) -> tuple[Tensor, Tensor | None]:
 def planned_fwd(plan: Plan, x: Tensor, amplitude: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Return y and what is saved."""
     y, saved = allocate(plan, x)
+    amplitude = in_order(plan, amplitude)
     params = plan.fwd.at(x.data_ptr(), 0, pointer(saved), pointer(amplitude), 0, 0)
     extension().lif_fwd_cpu(params, y.data_ptr(), 0, torch.get_num_threads())
     return y, saved
+
+
+def in_order(plan: Plan, amplitude: Tensor | None) -> Tensor | None:
+    """Return the values of an amplitude side by side, in the order of the neurons."""
+    if amplitude is None or not plan.copies_amplitude:
+        return None if amplitude is None else amplitude.contiguous()
+    return in_memory_order(amplitude, 1.0, plan.sample, plan.channels_last).values
 
 
 def as_it_lay(t: Tensor, strides: tuple[int, ...]) -> Tensor:
@@ -115,11 +126,10 @@ def planned_bwd(
     """Return the gradients of x and of the amplitude."""
     # Hooks on saved tensors return copies that may lie otherwise.
     x = None if x is None else as_it_lay(x, plan.strides)
-    amplitude = None if amplitude is None else amplitude.contiguous()
-    grad_y = as_it_lay(grad_y, plan.strides)
+    grad_y, values = as_it_lay(grad_y, plan.strides), in_order(plan, amplitude)
     grad_x = torch.empty_like(grad_y)
     partial = grad_y.new_empty(plan.partial, dtype=torch.float32) if wants_amplitude else None
-    params = plan.bwd.at(pointer(x), 0, saved.data_ptr(), pointer(amplitude), 0, 0)
+    params = plan.bwd.at(pointer(x), 0, saved.data_ptr(), pointer(values), 0, 0)
     extension().lif_bwd_cpu(
         params, grad_y.data_ptr(), 0, grad_x.data_ptr(), 0, pointer(partial), 0, 0,
         torch.get_num_threads(),

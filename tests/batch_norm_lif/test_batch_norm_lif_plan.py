@@ -44,6 +44,7 @@ PLANNED = [
     {"amplitude": (6, 1, 1)},
     {"amplitude": (6, 5, 3)},
     {"amplitude": (6, 1, 1), "layout": "channels_last"},
+    {"amplitude": (6, 5, 3), "layout": "channels_last"},
     {"dtype": torch.bfloat16},
     {"dtype": torch.float16},
     {"neuron": PAPERS._replace(decay=0.5)},
@@ -65,7 +66,6 @@ COPIED = [
     {"layout": "strided"},
     {"residual": "channels_last"},
     {"residual": "strided"},
-    {"layout": "channels_last", "amplitude": (6, 5, 3)},
     {"affine": "strided"},
     {"timesteps": None, "shape": (4, 2, 6, 5, 3), "layout": "equal timesteps"},
 ]
@@ -207,7 +207,6 @@ def test_spikes_of_a_layer_are_made_again(timesteps, detach_reset, layout):
 @pytest.mark.parametrize("granularity", ["none", "element"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_hooks_on_saved_tensors_may_lay_them_out_anew(layout, granularity):
-    """With a plan and, channels_last with an amplitude per element, without one."""
     grads = []
     for saved_as in ("contiguous", "channels_last", layout):
         bits = granularity == "element"

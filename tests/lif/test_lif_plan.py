@@ -15,6 +15,7 @@ BASE = {
     "layout": "contiguous",
     "gradient": "contiguous",
     "amplitude": None,  # its sizes
+    "strided": False,  # whether its values lie apart
     "dtype": torch.float32,
     "neuron": PAPERS,
     "save": SAVE_BITS,
@@ -36,6 +37,8 @@ PLANNED = [
     {"amplitude": (6, 1, 1)},
     {"amplitude": (6, 5, 3)},
     {"amplitude": (6, 1, 1), "layout": "channels_last"},
+    {"amplitude": (6, 5, 3), "layout": "channels_last"},
+    {"amplitude": (6, 5, 3), "strided": True},
     {"amplitude": (6, 5, 3), "frozen": ("x",)},
     {"amplitude": (6, 5, 3), "frozen": ("amplitude",)},
     {"dtype": torch.bfloat16},
@@ -54,7 +57,6 @@ PLANNED = [
 OTHERS = [
     {"layout": "strided"},
     {"layout": "equal timesteps"},
-    {"layout": "channels_last", "amplitude": (6, 5, 3)},
     {"beside": ("decay",), "save": SAVE_POTENTIALS},
     {"beside": ("v_threshold",), "save": SAVE_POTENTIALS},
     {"beside": ("v_init",)},
@@ -71,10 +73,13 @@ def lay_out(x, layout):
     return x[:1].expand_as(x) if layout == "equal timesteps" else x
 
 
-def run(planned, *, shape, layout, gradient, amplitude, dtype, neuron, save, frozen, beside):
+def run(planned, *, shape, layout, gradient, dtype, neuron, save, frozen, beside, **given):
     """Return y, v_last and their gradients, from the function that plans or from the op."""
     x = lay_out(normal(shape, 1).to(dtype), layout)
-    tensors = {"x": x, "amplitude": amplitude and normal(amplitude, 2)}
+    amplitude = given["amplitude"] and normal((*given["amplitude"], 2), 2)[..., 0]
+    if amplitude is not None and not given["strided"]:
+        amplitude = amplitude.contiguous()
+    tensors = {"x": x, "amplitude": amplitude}
     for seed, name in enumerate(("decay", "v_threshold", "v_init"), 3):
         tensors[name] = normal(shape[1 if name == "v_init" else 2 :], seed).abs()
         tensors[name] = tensors[name] if name in beside else None
