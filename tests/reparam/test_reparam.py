@@ -297,7 +297,8 @@ class Traced(nn.Module):
         self.average = nn.AvgPool2d(2)
         self.relu = nn.ReLU()
         self.fc = nn.Linear(256, 3)
-        self.rows = nn.Linear(8, 3)
+        self.rows = nn.Linear(8, 1, bias=False)
+        self.outside = nn.Parameter(torch.ones(2, 4, 2))
         self.mean, self.mean_of_1 = rso.MeanOverTime(2), rso.MeanOverTime(1)
         self.elements = rso.RealSpikeLIF(1, "element", (4, 8, 8))
         self.act2 = rso.RealSpikeLIF(2)
@@ -340,6 +341,14 @@ REFUSED = {
         r"max_pool2d",
     ),
     "relu-between": (after_lif(lambda m, o: m.act(m.relu(m.conv(o)))), r"relu"),
+    "max-pool-outside-of-the-map": (
+        lambda m, x: F.max_pool2d(m.lif(m.encode(x)[..., :1]), 2, 1, padding=1, dilation=2),
+        r"max_pool2d.*outside of the map.*-inf",
+    ),
+    "taps-outside-of-the-map": (
+        after_lif(lambda m, o: F.conv1d(m.rows(o[:, :, 0]), m.outside, padding=2, dilation=4)),
+        r"conv1d.*nothing of the spikes is left",
+    ),
     "real-and-spikes-joined": (
         lambda m, x: m.conv(torch.cat([m.lif(m.encode(x)), m.encode(x)], 1)[:, :4]),
         r"cat.*real values",
@@ -384,6 +393,14 @@ REFUSED = {
         r"act.*timesteps",
     ),
     "neurons-of-other-timesteps": (after_lif(lambda m, o: m.act2(m.conv(o))), r"act2.*2.*1"),
+    "spikes-of-different-timesteps": (
+        lambda m, x: m.lif(m.encode(x)) + m.act2(m.encode(x)),
+        r"add.*spikes of 1 and of 2 timesteps",
+    ),
+    "joined-spikes-of-different-timesteps": (
+        lambda m, x: m.conv(torch.cat([m.lif(m.encode(x))[:, 1:], m.act2(m.encode(x))[:, :1]], 1)),
+        r"cat.*spikes of 1 and of 2 timesteps",
+    ),
     "no-lif": (lambda m, x: m.encode(x), r"RealSpikeLIF"),
     "untraceable": (after_lif(lambda m, o: m.conv(o) if o.sum() > 0 else o), r"Traced.*traced"),
     "scores-of-split-timesteps": (
@@ -394,6 +411,10 @@ REFUSED = {
         after_lif(lambda m, o: m.act(changed_through_a_view(m.conv(o), o))),
         r"'add_' changes 'flatten' in place.*under another name",
     ),
+    "returned-after-a-view-of-it-changes-in-place": (
+        after_lif(lambda m, o: changed_and_returned(m.conv(o))),
+        r"'return': 'add_' changes 'flatten' in place.*under another name",
+    ),
     "half-folded-model": (after_lif(lambda m, o: m.spike_conv(o)), r"spike_conv.*SpikeConv2d"),
 }
 
@@ -401,6 +422,11 @@ REFUSED = {
 def changed_through_a_view(x, y):
     x.flatten(1).add_(y.flatten(1))
     return x + y
+
+
+def changed_and_returned(x):
+    x.flatten(1).add_(1)
+    return x
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -64,7 +64,6 @@ class Folding(AtNode):
         self.sums: dict[int, tuple[Value, Value, Value]] = {}
         self.names: set[str] = {INPUT}
         self.output = None  # the step of the output, or a structure of steps
-        self.result_shape: tuple[int, ...] = ()
         self.input_shape: tuple[int, ...] = ()
 
     # --- steps
@@ -128,7 +127,9 @@ class Folding(AtNode):
             return self._fire(node, lif, read[0], result)
         if all(value.is_real for value in read):
             return _real(self._encode_node(node))
-        self.result_shape = tuple(getattr(result, "shape", ()))
+        timesteps = sorted({value.timesteps for value in read if value.terms})
+        if len(timesteps) > 1:
+            self.refuse(f"it reads spikes of {' and of '.join(map(str, timesteps))} timesteps")
         return self._apply_rule(node)
 
     def _apply_rule(self, node: fx.Node) -> Value | None:

@@ -36,8 +36,6 @@ def add(folding, input, other, *, alpha=1):
         shown = " and ".join(checks.shape_text(shape) for shape in shapes)
         folding.refuse(f"it adds maps of different sizes, {shown}")
     a, b = input, other if alpha == 1 else _times(folding, other, alpha)
-    if a.terms and b.terms and a.timesteps != b.timesteps:
-        folding.refuse(f"it adds spikes of {a.timesteps} and of {b.timesteps} timesteps")
     real = a.real or b.real
     if a.real and b.real:
         real = folding.encode(torch.add, (a.real, b.real))

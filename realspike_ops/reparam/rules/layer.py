@@ -185,7 +185,10 @@ def _pooled(folding, term: Term, kind: type, form: tuple) -> Term:
     negative = coefficient < 0
     pool = kind(*form, negative=negative if negative.any() else None)
     C, H, W = source.shape
-    shape = pool(torch.zeros((1, C, W) if source.rank == 3 else (1, C, H, W))).shape
+    pooled = pool(torch.zeros((1, C, W) if source.rank == 3 else (1, C, H, W)))
+    if not pooled.isfinite().all():
+        folding.refuse("it has windows outside of the map, whose largest value is -inf")
+    shape = pooled.shape
     shape = (C, *(1 for _ in range(4 - len(shape))), *shape[2:])
     step = folding.spikes(folding.layer_name, pool, source.step)
     everywhere = {"rows": (0,) * shape[1], "columns": (0,) * shape[2]}

@@ -263,6 +263,8 @@ def by_matrix(folding, *args, **kwargs):
         folding.refuse("it mixes the samples of a batch")
     if shift.flatten()[owners == 0].any():
         folding.refuse("it writes other constants than zeros beside the spikes")
+    if owners.amax() == 0:
+        folding.refuse("nothing of the spikes is left")
     places = [touched.nonzero()[:, 0] for touched in samples]
     if len({len(p) for p in places}) > 1:
         folding.refuse("it does not treat all samples alike")

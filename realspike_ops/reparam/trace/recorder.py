@@ -79,6 +79,8 @@ class Recorder(TorchFunctionMode):
         self._keep(example, self.input)
         with _calls_of(self), _quiet(), self:
             result = self.root(example)
+        self._last = "return"
+        self._refuse_stale(pytree.tree_leaves(result))
         output = self.graph.output(pytree.tree_map(self._argument, result))
         output.meta["val"] = result
         for layer in self._in_place:
@@ -182,12 +184,7 @@ class Recorder(TorchFunctionMode):
         if any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")):
             self.refuse("torch.autocast inside forward() is not kept: cast tensors by hand")
         given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        for t in given:
-            if id(t) in self._stale:
-                self.refuse(
-                    f"{self._stale[id(t)]} in place, which it reads under another name afterwards: "
-                    "write it without changing it (x = x + y)"
-                )
+        self._refuse_stale(given)
         fakes = [self._fake(t) for t in given]
         versions = [_version(t) for t in fakes]
         try:
@@ -288,6 +285,14 @@ class Recorder(TorchFunctionMode):
                 self._keep(tensor, node)
             else:
                 self._stale[id(tensor)] = f"{self.place} changes {what}"
+
+    def _refuse_stale(self, values: list) -> None:
+        for value in values:
+            if id(value) in self._stale:
+                self.refuse(
+                    f"{self._stale[id(value)]} in place, which it reads under another name "
+                    "afterwards: write it without changing it (x = x + y)"
+                )
 
     def _argument(self, value):
         """Return the node of a tensor, or of a size of the batch; other values as they are."""
