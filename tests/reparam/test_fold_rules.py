@@ -242,6 +242,17 @@ def test_concatenated_maps(groups):
     assert got == expected
 
 
+@pytest.mark.parametrize("granularity", ["channel", "element"])
+def test_a_part_of_a_map_that_no_spike_reaches(granularity):
+    """What lies behind the map is the bias alone, for every kernel that starts there."""
+    _, folded, x = fold_between(
+        lambda m, o: m.layers["c"](o)[..., -2:],
+        layers={"c": nn.Conv2d(4, 2, 1, padding=3)},
+        granularity=granularity,
+    )
+    assert (folded(x) == folded(x)[:1, :, :1, :1]).all()
+
+
 @pytest.mark.parametrize(
     "between",
     [

@@ -349,6 +349,7 @@ REFUSED = {
         after_lif(lambda m, o: F.conv1d(m.rows(o[:, :, 0]), m.outside, padding=2, dilation=4)),
         r"conv1d.*nothing of the spikes is left",
     ),
+    "no-elements": (after_lif(lambda m, o: m.conv(o)[..., :0]), r"getitem.*no elements"),
     "real-and-spikes-joined": (
         lambda m, x: m.conv(torch.cat([m.lif(m.encode(x)), m.encode(x)], 1)[:, :4]),
         r"cat.*real values",

@@ -6,11 +6,10 @@ Computed in float64 and rounded to the stored type once.
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from realspike_ops import _checks as checks
-from realspike_ops.nn.packed_spikes import PackedSpikes
+from realspike_ops.nn.packed_spikes import PackedSpikes, padded
 from realspike_ops.nn.plain import waits_for_weights, why_not_plain
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
@@ -157,11 +156,10 @@ def unshared_rows(
     _, H, W = amplitude.shape
     rows_needed = (OH - 1) * sh + (KH - 1) * dh + 1
     columns_needed = (OW - 1) * sw + (KW - 1) * dw + 1
-    padded = F.pad(
-        amplitude, (pw, max(0, columns_needed - W - pw), ph, max(0, rows_needed - H - ph))
-    )
+    behind = max(0, columns_needed - W - pw), max(0, rows_needed - H - ph)
+    framed = padded(amplitude, (pw, behind[0], ph, behind[1]))
     for oh in range(OH):
-        lines = padded[:, oh * sh : oh * sh + (KH - 1) * dh + 1 : dh]  # [Cin, KH, W + padding]
+        lines = framed[:, oh * sh : oh * sh + (KH - 1) * dh + 1 : dh]  # [Cin, KH, W + padding]
         taps = [lines[:, :, j * dw : j * dw + (OW - 1) * sw + 1 : sw] for j in range(KW)]
         window = torch.stack(taps, dim=2).view(G, Cin_g, KH, KW, OW)
         yield window.permute(4, 0, 2, 3, 1).unsqueeze(-1) * kernel[rows[oh], chosen]

@@ -239,6 +239,8 @@ class Folding(AtNode):
         if value.is_real:
             assert value.real is not None
             return value.real
+        if 0 in self.node.meta["val"].shape:
+            self.refuse("there are no elements")
         value = self._carried(value)
         real, written = value.real, value
         value, elements = self._readable(value)

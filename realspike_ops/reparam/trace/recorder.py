@@ -287,11 +287,11 @@ class Recorder(TorchFunctionMode):
                 self._stale[id(tensor)] = f"{self.place} changes {what}"
 
     def _refuse_stale(self, values: list) -> None:
-        for value in values:
-            if id(value) in self._stale:
+        for t in values:
+            if id(t) in self._stale:
                 self.refuse(
-                    f"{self._stale[id(value)]} in place, which it reads under another name "
-                    "afterwards: write it without changing it (x = x + y)"
+                    f"{self._stale[id(t)]} in place, which it reads under another name afterwards: "
+                    "write it without changing it (x = x + y)"
                 )
 
     def _argument(self, value):
