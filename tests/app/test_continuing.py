@@ -1,5 +1,7 @@
 """Runs that go on to more epochs, end after some steps, begin with weights, or see a share."""
 
+import contextlib
+import itertools
 import json
 import shutil
 import signal
@@ -54,6 +56,21 @@ def error_of(capsys, *arguments):
     return line
 
 
+@contextlib.contextmanager
+def stopping_in(monkeypatch, step):
+    """Send a signal in the middle of a step, counted from 0."""
+    original, steps = module.SpikingClassifier.training_step, itertools.count()
+
+    def training_step(self, batch, batch_idx):
+        if next(steps) == step:
+            signal.raise_signal(signal.SIGTERM)
+        return original(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.SpikingClassifier, "training_step", training_step)
+        yield
+
+
 # More epochs
 
 
@@ -77,16 +94,7 @@ def test_a_finished_run_goes_on_to_more_epochs(run, longer, capsys):
 
 
 def test_a_stopped_run_goes_on_to_more_epochs(tmp_path, longer, monkeypatch):
-    original, seen = module.SpikingClassifier.training_step, []
-
-    def training_step(self, batch, batch_idx):
-        seen.append(batch_idx)
-        if len(seen) == 2:
-            signal.raise_signal(signal.SIGTERM)
-        return original(self, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module.SpikingClassifier, "training_step", training_step)
+    with stopping_in(monkeypatch, step=1):
         assert train.start(config_of(), tmp_path / "run").stopped_by == signal.SIGTERM
     for _ in range(2):  # the same command again goes on too
         train.resume(tmp_path / "run", epochs=4)
@@ -136,6 +144,18 @@ def test_a_run_ends_after_its_steps_and_is_tested(tmp_path, capsys):
     files = {path: path.read_bytes() for path in (tmp_path / "run").glob("m*")}
     assert len(train.resume(tmp_path / "run").records) == 2
     assert files == {path: path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("step", [1, STEPS - 1])
+def test_a_run_of_steps_that_was_stopped_is_the_run(tmp_path, monkeypatch, step):
+    """In the middle of an epoch, and at its end, which a checkpoint after every epoch is too."""
+    config = config_of(epochs=9, max_steps=STEPS + 2)
+    whole = train.start(config, tmp_path / "whole")
+    with stopping_in(monkeypatch, step):
+        assert train.start(config, tmp_path / "run").stopped_by == signal.SIGTERM
+    assert train.resume(tmp_path / "run").records == whole.records
+    for file in ("metrics.csv", "model.safetensors"):
+        assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
 def test_steps_beyond_the_epochs_change_nothing(tmp_path, finished):

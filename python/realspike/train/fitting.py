@@ -108,8 +108,8 @@ def fit_network(
     with _quiet():
         trainer = lightning.Trainer(
             **placed.trainer,
+            # A run that is told its max_steps resumes the end of an epoch inside of it.
             max_epochs=training.epochs,
-            max_steps=training.max_steps or -1,
             accumulate_grad_batches=training.accumulate,
             gradient_clip_val=training.clip_gradient or None,
             logger=TensorBoardLogger(out, name=LOGS, version=""),

@@ -90,7 +90,8 @@ class Saving(lightning.Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         # Half-accumulated gradients are in no checkpoint, and the end of an epoch has its own.
         whole_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if trainer.is_last_batch or trainer.global_step == trainer.max_steps or not whole_step:
+        is_last = trainer.global_step == self.config.training.max_steps
+        if trainer.is_last_batch or is_last or not whole_step:
             return
         if signum := self._asked_to_stop(trainer, module):
             self.divergence.check(trainer, module)

@@ -65,7 +65,8 @@ class Statistics(lightning.Callback):
         self._sums += outputs["sums"]
         self._note(only_if_arrived=True)
         step = trainer.global_step
-        due = step % self.config.training.log_every == 0 or step == trainer.max_steps
+        training = self.config.training
+        due = step % training.log_every == 0 or step == training.max_steps
         if step == self._step or not (due or trainer.is_last_batch):
             return
         self._note()
