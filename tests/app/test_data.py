@@ -483,6 +483,16 @@ def test_frames_of_a_sample_are_augmented_alike_and_time_comes_first():
         assert torch.equal(preprocess(frames).view(4, 6, channels, 16, 16), frames.transpose(0, 1))
 
 
+def test_double_precision_of_numpy_ends_at_the_normalisation():
+    numbers = np.array([0.5, 0.25])
+    image = torch.ones(1, 2, 2, 2, dtype=torch.uint8)
+    given, plain = (
+        Preprocess(DataSection(), mean, [*mean], 2)(image) for mean in (numbers, numbers.tolist())
+    )
+    assert given.dtype == torch.float32
+    assert torch.equal(given, plain)
+
+
 def test_normalisation():
     preprocess = Preprocess(DataSection(), [0.5, 0.0, 0.25], [0.5, 1.0, 0.25], 2)
     out = preprocess(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8))

@@ -37,8 +37,10 @@ class Preprocess(nn.Module):
         self, config: DataSection, mean: Sequence[float], std: Sequence[float], image_size: int
     ):
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
+        for name, values in (("mean", mean), ("std", std)):
+            # In float32, also those that NumPy made in double precision.
+            numbers = torch.tensor([*map(float, values)], dtype=torch.float32)
+            self.register_buffer(name, numbers[:, None, None], persistent=False)
         self.crop, self.flip, self.cutout = config.crop, config.flip, config.cutout
         self.policies = AutoAugment(image_size) if config.autoaugment else None
 
