@@ -1,7 +1,10 @@
 """Networks and data of the user's own: by name, and by `realspike.fit`."""
 
 import dataclasses
+import itertools
+import random
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +16,7 @@ for package in ("sklearn", "safetensors", "rich", "lightning", "tensorboard", "y
     pytest.importorskip(package)
 
 import realspike
-from realspike import checkpoint, cli, own
+from realspike import checkpoint, cli, own, train
 from realspike.config import run_config
 from realspike.config.network_config import NetworkConfig
 from realspike.config.run_config import ConfigError, RunConfig
@@ -21,12 +24,15 @@ from realspike.errors import UserError
 from realspike.inspect import trained_file
 from realspike.networks import build
 from realspike.networks.build import try_out
+from realspike.train.module import SpikingClassifier
 from realspike.train.optimizer import adamw
 from torch import nn
 
 import realspike_ops as rso
 
 MODULE = '''
+import random
+import numpy as np
 import torch
 from torch import nn
 import realspike_ops as rso
@@ -158,6 +164,26 @@ class Bare(nn.Module):
     def forward(self, x):
         return x.flatten(1)[:, :3]
 
+class Draws(Net):
+    """With dropout, and an encoder that draws in a test too."""
+
+    def forward(self, x):
+        return super().forward(nn.functional.dropout(x + torch.rand_like(x), 0.5, self.training))
+
+class Drawn(Lines):
+    """Samples that a transformation changes at random."""
+
+    def __len__(self):
+        return 40
+    def __getitem__(self, index):
+        level = random.random() + np.random.rand() + index % 2
+        return torch.rand(1, 6, 6) + level, index % 2
+
+def drawn():
+    from realspike.data import Splits
+    order = np.random.permutation(2)  # such as what is held out
+    return Splits(Drawn(), Drawn(), (1.0 + order[0],), (1.0,), True, ("a", "b"))
+
 class Any(Net):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -270,6 +296,29 @@ def test_the_command_trains_them_and_the_others_read_them_where_allowed(mine, tm
         assert cli.main(["eval", "run", *allowed]) == 2
         [line] = capsys.readouterr().err.splitlines()
         assert f"--allow {mine}:{what} imports it" in line
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_they_draw_follows_from_the_seed(mine, tmp_path, monkeypatch, workers):
+    """So a run that was stopped is the one that was not, whoever reads and whatever ran before."""
+    names = {"architecture": f"{mine}:Draws", "data.name": f"{mine}:drawn", "width": None}
+    settings = {"batch_size": 8, "epochs": 2, "device": "cpu", "threads": 1, "timesteps": 2}
+    config = RunConfig().replaced(**names, **settings, workers=workers)
+    whole = train.start(config.replaced(workers=2 - workers), tmp_path / "whole").records
+    original, calls = SpikingClassifier.training_step, itertools.count()
+
+    def training_step(self, batch, batch_idx):
+        if next(calls) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(SpikingClassifier, "training_step", training_step)
+    torch.manual_seed(1)
+    random.seed(1)
+    assert train.start(config, tmp_path / "run").stopped_by == signal.SIGTERM
+    assert train.resume(tmp_path / "run").records == whole
+    other = train.start(config.replaced(seed=1), tmp_path / "other").records
+    assert other[0]["train_loss"] != whole[0]["train_loss"]
 
 
 def test_a_file_imports_nothing_by_itself(mine, tmp_path):

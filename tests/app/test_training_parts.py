@@ -3,8 +3,10 @@
 import csv
 import errno
 import math
+import random
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +18,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from realspike import files
 from realspike.config.run_config import RunConfig
 from realspike.errors import RunError
+from realspike.random_numbers import numbers_from
 from realspike.records import RecordError
 from realspike.train import divergence, folder, module, reporting, run, sealed
 from realspike.train.average import Average
@@ -171,7 +174,7 @@ def test_a_record_in_the_middle_of_an_epoch_travels_on():
 def notes_of(state=None, device="cpu"):
     """Notes of every third step, that see a second pass with every look at the clock."""
     trainer = trainer_of()
-    trainer.max_steps, trainer.is_last_batch = -1, False
+    trainer.is_last_batch = False
     seconds = iter(range(100))
     notes = Statistics(RunConfig().replaced(log_every=3), History(), lambda: next(seconds))
     if state is not None:
@@ -355,6 +358,22 @@ def test_every_batch_of_every_process_is_augmented_anew():
     drawn = [seed_of(), seed_of(seed=2), seed_of(epoch=3), seed_of(batch=4), seed_of(rank=0)]
     assert drawn[0] == seed_of()
     assert len({*drawn, seed_of(1, 3, 2, 4), seed_of(rank=5)}) == 7
+
+
+def test_random_numbers_of_a_place_leave_those_behind_it_alone():
+    def drawn():
+        return torch.rand(()).item(), random.random(), np.random.rand()
+
+    torch.manual_seed(1), random.seed(1), np.random.seed(1)
+    expected = drawn()
+    torch.manual_seed(1), random.seed(1), np.random.seed(1)
+    with numbers_from(0, 2):
+        first = drawn()
+    assert drawn() == expected
+    with numbers_from(0, 2):
+        assert drawn() == first
+    with numbers_from(2, 0):
+        assert not set(drawn()) & {*first, *expected}
 
 
 # Checkpoints

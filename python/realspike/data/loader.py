@@ -19,6 +19,7 @@ from torch.utils.data import (
 
 from realspike.data.sets import InMemory, Part
 from realspike.errors import RunFailed, UserError
+from realspike.random_numbers import numbers_from
 
 
 class _Batches(Sampler):
@@ -45,10 +46,12 @@ class _Batches(Sampler):
 
 class _Reading(Dataset):
     """A data set that gives whole batches, or as a batch the error of what cannot be read: raised
-    in a worker, it would arrive with the worker's traceback for a message."""
+    in a worker, it would arrive with the worker's traceback for a message.
 
-    def __init__(self, dataset: Part):
-        self.dataset = dataset
+    What samples draw follows from seed, epoch and batch, whoever reads it."""
+
+    def __init__(self, dataset: Part, seed: int):
+        self.dataset, self.seed = dataset, seed
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -57,7 +60,9 @@ class _Reading(Dataset):
         try:
             if isinstance(self.dataset, InMemory):
                 return self.dataset.__getitems__(indices)
-            return default_collate([self.dataset[index] for index in indices])
+            epoch: int = getattr(self.dataset, "epoch", 0)
+            with numbers_from(self.seed, epoch, *indices):
+                return default_collate([self.dataset[index] for index in indices])
         except UserError as error:
             return error
 
@@ -116,9 +121,9 @@ class _Loader(DataLoader):
     parent still finishes.
     """
 
-    def __init__(self, dataset: Part, batch_sampler: Any, workers: int):
+    def __init__(self, dataset: Part, batch_sampler: Any, workers: int, seed: int = 0):
         super().__init__(
-            _Reading(dataset),
+            _Reading(dataset, seed),
             batch_sampler=batch_sampler,
             num_workers=workers,
             collate_fn=_as_it_is,
@@ -163,7 +168,7 @@ class ResumableLoader(_Loader):
         self._source: Any = dataset
         self._order = DistributedSampler(self._source, world_size, rank, shuffle=True, seed=seed)
         self._batches = _Batches(self._order, batch_size)
-        super().__init__(dataset, self._batches, workers)
+        super().__init__(dataset, self._batches, workers, seed)
         self.position = self._resume_at = 0
 
     def __iter__(self):

@@ -14,6 +14,7 @@ from realspike import own
 from realspike.data.sets import Chosen, DataError, Files, InMemory, Part, Splits
 from realspike.errors import UserError
 from realspike.names import shown
+from realspike.random_numbers import numbers_from
 
 GIVEN = "given:to_fit"  # stands for data that `realspike.fit` was given
 
@@ -32,7 +33,8 @@ def load(name: str, root: Path, seed: int, timesteps: int) -> Splits:
         )
     function = own.find("data.name", name)
     given = {"root": root, "seed": seed, "timesteps": timesteps}
-    return splits_of(own.call("data.name", name, function, given), name)
+    with numbers_from(seed):
+        return splits_of(own.call("data.name", name, function, given), name)
 
 
 def splits_of(data: object, name: str) -> Splits:

@@ -16,6 +16,7 @@ from realspike.config.run_config import RunConfig
 from realspike.data.preprocess import Preprocess
 from realspike.data.transfer import sent
 from realspike.first_input import example_input
+from realspike.random_numbers import numbers_from
 from realspike.train.captured import Captured, CudaGraphs
 from realspike.train.optimizer import adamw, sgd
 from realspike.train.placement import Placement
@@ -91,8 +92,13 @@ class SpikingClassifier(lightning.LightningModule):
         return loss, _sums(loss, logits, labels)
 
     def training_step(self, batch, batch_idx: int) -> dict:
+        seed = self._augmentation_seed(batch_idx)
+        with numbers_from(seed):
+            return self._train_on(batch, batch_idx, seed)
+
+    def _train_on(self, batch, batch_idx: int, seed: int) -> dict:
         samples, labels = batch
-        draws = self.preprocess.draw(len(labels), self._augmentation_seed(batch_idx))
+        draws = self.preprocess.draw(len(labels), seed)
         if self._captured is None:
             loss, sums = self._loss(samples, labels, sent(draws, samples.device))
             return {"loss": loss, "sums": sums}
@@ -107,7 +113,9 @@ class SpikingClassifier(lightning.LightningModule):
         return {"loss": sums[0] / sums[2], "sums": sums}
 
     def validation_step(self, batch, batch_idx: int) -> dict:
-        return {"sums": self._loss(*batch)[1]}
+        place = self.config.training.seed, self.current_epoch, batch_idx, self.global_rank
+        with numbers_from(*place):
+            return {"sums": self._loss(*batch)[1]}
 
     # What a captured step has done already.
 

@@ -182,10 +182,18 @@ BUGS = [
     Bug(
         "checkpoint-amid-an-accumulation",
         "python/realspike/train/saving.py",
-        "trainer.global_step == trainer.max_steps or not whole_step:",
-        "trainer.global_step == trainer.max_steps:",
+        "if trainer.is_last_batch or is_last or not whole_step:",
+        "if trainer.is_last_batch or is_last:",
         "tests/app/test_train.py",
         "variants_continue",
+    ),
+    Bug(
+        "samples-draw-what-follows-from-what-was-read-before",
+        "python/realspike/data/loader.py",
+        "with numbers_from(self.seed, epoch, *indices):",
+        "if epoch >= 0:",
+        "tests/app/test_own.py",
+        "draw_follows",
     ),
     Bug(
         "resumed-processes-each-take-all-sums",
