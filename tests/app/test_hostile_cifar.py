@@ -71,6 +71,15 @@ def test_arrays_of_numpy(kind, order):
         assert read[b"n"] == 5
 
 
+def test_python_3_may_have_written_the_largest_file():
+    """As pickle's protocol 2, which has bytes as text: pixels from 128 on take two of them."""
+    images = np.full((100, 3 * 32 * 32), 255, np.uint8)
+    names = [b"%06d.png" % n for n in range(len(images))]
+    content = pickle.dumps({b"data": images, b"fine_labels": [99] * 100, b"filenames": names}, 2)
+    assert (array_pickle.loads(content)[b"data"] == images).all()
+    assert len(content) * 500 <= cifar.LARGEST_FILE  # 50,000 images
+
+
 BUFFER = text(b"\x41" * 16)
 HOSTILE = {
     "ndarray is called": b"cnumpy\nndarray\n" + b"K\1\x85" + text(b"O") + BUFFER + b"\x87R",
