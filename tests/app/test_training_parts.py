@@ -465,4 +465,17 @@ def test_the_average_is_lightnings_to_the_bit():
                 callback.on_train_batch_end(SimpleNamespace(global_step=step), network, *3 * [0])
         ours, theirs = (callback._average_model.state_dict() for callback in kinds)
         for name, tensor in theirs.items():
+            if "num_batches" in name:  # which Lightning averages
+                tensor = networks[0].layers[1].num_batches_tracked
             assert torch.equal(ours[name], tensor), (name, step)
+
+
+def test_whole_numbers_are_not_averaged():
+    network = LightningModule()
+    network.weight = nn.Parameter(torch.ones(1))
+    network.register_buffer("index", torch.arange(100))
+    callback = Average(decay=0.9)
+    callback.setup(None, network, "fit")
+    for step in range(1, 4):
+        callback.on_train_batch_end(SimpleNamespace(global_step=step), network, *3 * [0])
+    assert torch.equal(callback._average_model.module.index, torch.arange(100))

@@ -11,7 +11,7 @@ class Average(EMAWeightAveraging):
     """average = decay * average + (1 - decay) * weights after every step; the first is the weights.
 
     Lightning's, which asks a tensor on the device how often it was called, in whole numbers of
-    Python and all tensors at once.
+    Python and all tensors at once. Whole numbers are not averaged: they are those of now.
     """
 
     def __init__(self, decay: float):
@@ -33,8 +33,9 @@ class Average(EMAWeightAveraging):
             aten._foreach_mul_.Scalar(a, self.decay)
             aten._foreach_add_.List(a, aten._foreach_mul.Scalar(b, 1 - self.decay))
             for old, new in zip(kept, now, strict=True):
-                if not old.is_floating_point():  # such as the batches that a batch norm has seen
-                    old.copy_(self.decay * old + (1 - self.decay) * new)
+                # Such as an index: the mean of a number and itself may be rounded to another one.
+                if not old.is_floating_point():
+                    old.copy_(new)
         average.n_averaged += 1
         self._latest_update_step = trainer.global_step
 
