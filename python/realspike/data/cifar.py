@@ -61,7 +61,7 @@ ARCHIVES = {
 # with up to twice as many: pickles of protocol 2 hold bytes as text.
 LARGEST_FILE = 320 * 2**20
 # Of an unpacked archive; both have 178 MiB.
-LARGEST_ARCHIVE = 384 * 2**20
+LARGEST_ARCHIVE = 256 * 2**20
 # A header of the pax format says when a file was changed, and the like. One that names the next
 # file, or gives its size, would be read by others than us.
 _LARGEST_HEADER = 2**16
