@@ -1,6 +1,7 @@
 """Networks as their users write them: functions, reused layers, changes in place, odd shapes."""
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -275,6 +276,15 @@ def test_folded_as_written(kind):
     assert torch.equal(folded(images).detach(), expected)
     assert torch.equal(images, before)
     assert torch.equal(network(images), trained)  # it is left as it was
+
+
+def test_an_encoding_with_weight_norm_can_be_pickled():
+    """PyTorch's hook for the keys of old files cannot be: the weights are plain ones here."""
+    encode = weight_norm(nn.Conv2d(3, 4, 3))
+    network = nn.Sequential(encode, rso.DirectEncoding(T), lif(4, 6, 6), nn.Conv2d(4, 2, 1)).eval()
+    images = normal((2, 3, 8, 8), 1)
+    folded = rso.reparameterize(network, images)
+    assert torch.equal(pickle.loads(pickle.dumps(folded))(images), folded(images))
 
 
 def test_one_current_for_two_layers_is_computed_once():

@@ -144,6 +144,8 @@ def _fix_parametrizations(model: nn.Module) -> None:
         # Not remove_parametrizations: it changes the class, which the copied model shares.
         module.__class__ = parametrize.type_before_parametrizations(module)
         del module.parametrizations
+        # weight_norm renames the keys of old files, by a hook that cannot be pickled.
+        module._load_state_dict_pre_hooks.clear()
         for name, value in values.items():
             module.register_parameter(name, nn.Parameter(value.clone()))
 
