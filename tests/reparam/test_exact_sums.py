@@ -182,6 +182,25 @@ def test_a_shortcut_and_a_bias_are_multiples_of_a_part_of_a_step():
     assert max(rso.assert_exact_sums(folded, x).values()) < 1
 
 
+@pytest.mark.parametrize("shuffles", [False, True])
+def test_class_scores_that_are_rounded_alone_are_within_bounds(shuffles):
+    """No int8 weights, and no scale: the only synapses are those of the output. One class has
+    weights so large that those of the others are rounded visibly."""
+    torch.manual_seed(0)
+    scores = nn.Conv2d(2, 4, 3)
+    scores.weight.data[0] *= 100
+    moves = [nn.PixelShuffle(2)] if shuffles else []
+    network = nn.Sequential(rso.RealSpikeLIF(T, "channel", (2, 4, 4)), scores, *moves).eval()
+    x = normal((T * 8, 2, 4, 4), 1)
+    folded = exact(network, x)
+    report = rso.verify(network, folded, x, bounds=True)
+    assert report.within_bounds, report
+    assert rso.assert_exact_sums(folded, x)
+    with torch.no_grad():
+        next(folded.parameters()).add_(2.0**-10)
+    assert not rso.verify(network, folded, x, bounds=True).within_bounds
+
+
 def test_the_bound_notices_more_than_rounding():
     network, x = make("resnet19", Neurons("element")), images_for("resnet19")
     folded = exact(network, x)

@@ -24,7 +24,10 @@ from realspike_ops.nn import (
     Synapses,
     SynapticCurrent,
 )
-from realspike_ops.reparam.check.quantization_bound import quantization_bounds
+from realspike_ops.reparam.check.quantization_bound import (
+    quantization_bounds,
+    weights_of_one_neuron,
+)
 from realspike_ops.reparam.network import FoldedNetwork
 from realspike_ops.reparam.trace.names import function_name
 from realspike_ops.reparam.trace.trace import copy_in_eval_mode, drop_unused, trace
@@ -229,16 +232,6 @@ def _layer_roundings(layer: nn.Module) -> int:
     return math.prod(weight.shape[-4:-1]) + 2
 
 
-def _weights_of_one_neuron(layer: nn.Module) -> int:
-    """Return how many weights, at most, spikes add up to one current."""
-    if isinstance(layer, SynapticCurrent):
-        return sum(_weights_of_one_neuron(inner) for inner in layer.synapses.values())
-    if isinstance(layer, Synapses):
-        return _weights_of_one_neuron(layer.layer) * layer.maps * max(1, layer.sums)
-    weight = getattr(layer, "weight", None)
-    return 0 if weight is None else math.prod(weight.shape[-4:-1]) if weight.dim() == 7 else 1
-
-
 def current_bounds(
     model: nn.Module,
     folded: FoldedNetwork,
@@ -265,7 +258,7 @@ def current_bounds(
     dtypes = {p.dtype for layer in synapses for p in layer.parameters()}
     storage = max((UNIT[dtype] for dtype in dtypes), default=unit)
     subnormal = max((HALF_SUBNORMAL.get(dtype, 0.0) for dtype in dtypes), default=0.0)
-    subnormal *= max(map(_weights_of_one_neuron, synapses), default=0)
+    subnormal *= max(map(weights_of_one_neuron, synapses), default=0)
     timesteps = [m.timesteps for m in folded.modules() if isinstance(m, SumOverTime)]
     bounds = []
     for magnitude, times, own, steps in zip(
