@@ -28,16 +28,20 @@ class Average(EMAWeightAveraging):
         if self._latest_update_step == 0:
             aten._foreach_copy_.default(kept, now)
         else:
-            floating = [n for n, tensor in enumerate(kept) if tensor.is_floating_point()]
-            a, b = [kept[n] for n in floating], [now[n] for n in floating]
+            averaged = [n for n, tensor in enumerate(kept) if not _is_whole(tensor)]
+            a, b = [kept[n] for n in averaged], [now[n] for n in averaged]
             aten._foreach_mul_.Scalar(a, self.decay)
             aten._foreach_add_.List(a, aten._foreach_mul.Scalar(b, 1 - self.decay))
             for old, new in zip(kept, now, strict=True):
                 # Such as an index: the mean of a number and itself may be rounded to another one.
-                if not old.is_floating_point():
+                if _is_whole(old):
                     old.copy_(new)
         average.n_averaged += 1
         self._latest_update_step = trainer.global_step
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex())
 
 
 def _tensors(module: torch.nn.Module) -> list[Tensor]:
