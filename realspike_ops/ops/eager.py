@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
-from torch.utils import _device
+from torch.utils._device import DeviceContext
 
 _CLASSES = (Tensor, torch.nn.Parameter)
 
@@ -20,7 +20,7 @@ def is_plain_eager(*tensors: Tensor | None) -> bool:
         torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None
         or torch._C._len_torch_dispatch_stack() != 0
-        or torch._C._len_torch_function_stack() > (_device.CURRENT_DEVICE is not None)
+        or (torch._C._len_torch_function_stack() and not _all_are_default_devices())
         or _functorch.peek_interpreter_stack() is not None
     ):
         return False
@@ -35,6 +35,11 @@ def is_plain_eager(*tensors: Tensor | None) -> bool:
         ):
             return False
     return True
+
+
+def _all_are_default_devices() -> bool:
+    modes = range(torch._C._len_torch_function_stack())
+    return all(type(torch._C._get_function_stack_at(n)) is DeviceContext for n in modes)
 
 
 def is_transformed() -> bool:

@@ -10,6 +10,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import realspike_ops as rso
+from realspike_ops.ops.eager import is_plain_eager
 
 T = 4
 pytestmark = [
@@ -353,6 +354,23 @@ def test_tensors_whose_memory_does_not_hold_their_values(kind):
     leaf = x.clone().requires_grad_()
     gradients = [torch.autograd.grad(rso.lif(leaf), leaf, of(x))[0] for of in (lazy, stored)]
     assert torch.equal(*gradients)
+
+
+def test_default_devices_are_no_reason_for_the_dispatcher():
+    """Not those of ``with torch.device(...)`` either, in which fused layers stay fused."""
+    x = maps(T)
+    expected = rso.lif(over_time(x))
+    with torch.device("meta"):
+        assert is_plain_eager(x)
+        assert torch.equal(rso.lif(over_time(x)), expected)
+        torch.set_default_device("meta")
+        try:
+            assert is_plain_eager(x)
+        finally:
+            torch.set_default_device(None)
+        with torch.overrides.BaseTorchFunctionMode():
+            assert not is_plain_eager(x)
+    assert is_plain_eager(x)
 
 
 def test_function_modes_see_the_op():
