@@ -118,5 +118,7 @@ def fingerprint(folded: FoldedNetwork) -> str:
         digest.update(repr((name, type(module).__name__, sorted(plain.items()))).encode())
     for name, tensor in folded.state_dict().items():
         digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        # A copy: one number counts as contiguous with any stride.
+        numbers = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        digest.update(numbers.flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

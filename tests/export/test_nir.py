@@ -133,6 +133,12 @@ def test_the_hash_is_of_layers_and_weights():
     assert hash_of(model, x) != first
 
 
+def test_the_hash_of_a_bias_of_one_channel():
+    """One number out of a map, with the stride of the map."""
+    model = nn.Sequential(rso.RealSpikeLIF(1, "element", (2, 4, 4)), nn.Conv2d(2, 1, 2)).eval()
+    assert exported(model, torch.zeros(1, 2, 4, 4)).metadata["sha256"]
+
+
 def test_a_file_needs_nir_alone(tmp_path):
     model, x = nir_networks.network("residual", 4, granularity="channel")
     graph = exported(model, x, path=str(tmp_path / "net.nir"))
