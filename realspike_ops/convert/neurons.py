@@ -22,6 +22,7 @@ _LIBRARIES = {
 }
 # Modules of norse.torch.module that hold other modules or weights.
 _NO_NEURONS = ("SequentialState", "Lift", "RegularizationCell", "SpikePooling")
+_SPIKINGJELLY_LAYERS = "spikingjelly.activation_based.layer"
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ def of_timesteps(x: Tensor, timesteps: int) -> Tensor:  # [T*B, ...] -> the same
 class RecordedLayer(nn.Module):
     """Stands for a layer that reads [T, B, ...] as its torch class reads [T*B, ...]."""
 
+    step_mode = "m"  # which networks of SpikingJelly ask a layer for
+
     def __init__(self, layer: nn.Module):
         super().__init__()
         self.layer = layer
@@ -99,7 +102,7 @@ class RecordedLayer(nn.Module):
 def torch_class(module: nn.Module) -> type | None:
     """Return the torch class that a layer of SpikingJelly is for each timestep, None for others."""
     kind = type(module)
-    if not kind.__module__.startswith("spikingjelly.activation_based.layer"):
+    if not kind.__module__.startswith(_SPIKINGJELLY_LAYERS):
         return None
     if not hasattr(module, "step_mode") or isinstance(module, nn.Sequential):
         return None
@@ -123,7 +126,18 @@ def neuron_of(name: str, module: nn.Module, surrogate=None) -> Neuron | None:
     Raises:
         ReparameterizationError: for a neuron that has no equal, with the difference.
     """
-    home = type(module).__module__
+    home, kind = type(module).__module__, type(module).__name__
+
+    def refuse(reason: str) -> NoReturn:
+        raise ReparameterizationError(f"{name!r} ({kind}): {reason}")
+
+    if home.startswith(_SPIKINGJELLY_LAYERS) and kind in ("Dropout", "Dropout2d"):
+        maps_in_time = kind == "Dropout2d" and module.step_mode == "m"
+        within = " in a SeqToANNContainer" if maps_in_time else ""
+        refuse(
+            "SpikingJelly's drops the same elements at all timesteps, and no layer here does: "
+            f"replace it by torch.nn.{kind}{within}, which draws them anew at each, or remove it"
+        )
     library = next(
         (
             known
@@ -135,12 +149,7 @@ def neuron_of(name: str, module: nn.Module, surrogate=None) -> Neuron | None:
     )
     if library is None:
         return None
-    kind = type(module).__name__
     make = _NEURONS.get(kind) if home.startswith(_LIBRARIES[library]) else None
-
-    def refuse(reason: str) -> NoReturn:
-        raise ReparameterizationError(f"{name!r} ({kind}): {reason}")
-
     if make is None:
         refuse(
             f"no neuron of this library is known to equal it; of {library}'s, these have an equal: "

@@ -62,13 +62,18 @@ def prove(
     converted = copy.deepcopy(converted).cpu().eval()
     inputs = _inputs(example, 1 if encoding is None else timesteps, timesteps if frames else 1)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         try:
             expected = [_leaves(model(x.clone())) for x in inputs]
             again = [_leaves(model(x.clone())) for x in inputs]
+            if _differ(expected, again):  # by chance: there is nothing to compare with
+                if average is not None:
+                    _refuse_memory(model, inputs[0])
+                return
+        except ReparameterizationError:
+            raise
         except Exception:  # the record has run it on another batch
             return
-        if any(first_difference(*pair) for pair in zip(expected, again, strict=True)):
-            return  # by chance: there is nothing to compare with
         functions = neurons if average is None else neurons | {average: _itself}
         try:
             x = inputs[0]
@@ -89,6 +94,41 @@ def prove(
             "rows of the batch apart (cat, chunk, flip, transpose), and changes that PyTorch does "
             "not see (numpy, .data)"
         )
+
+
+def _differ(expected: list, got: list) -> bool:
+    return any(first_difference(*pair) for pair in zip(expected, got, strict=True))
+
+
+def _refuse_memory(model: nn.Module, x: Tensor) -> None:
+    """Refuse a model, whose calls are timesteps, if a call changes what the next ones give."""
+
+    def after(calls: int, value: Tensor) -> list[list[tuple[str, Tensor]]]:
+        """Return what every layer makes of x behind calls on a value, in the order of layers."""
+        for _ in range(calls):
+            model(value.clone())
+        seen: list[list[tuple[str, Tensor]]] = []
+        handles = [
+            module.register_forward_hook(
+                lambda *call, name=name: seen.append([(name, t) for _, t in _leaves(call[2])])
+            )
+            for name, module in model.named_modules()
+        ]
+        torch.manual_seed(0)
+        model(x.clone())
+        for handle in handles:
+            handle.remove()
+        return seen
+
+    runs = after(1, x), after(2, torch.zeros_like(x))  # states that alternate differ, too
+    for first, second in zip(*runs, strict=False):
+        if (name := first_difference(first, second)) is not None:
+            kind = type(model.get_submodule(name) if name else model).__name__
+            raise ReparameterizationError(
+                f"{name or 'the model'!r} ({kind}) reads what an earlier call left: each call is a "
+                "timestep of the model, and here one call runs through all of them, with a state "
+                "in neurons alone"
+            )
 
 
 def _itself(x: Tensor) -> Tensor:

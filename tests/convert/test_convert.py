@@ -210,6 +210,25 @@ def test_what_a_forward_remembers_is_refused():
         rso.convert(Plain(), X, timesteps=T)
 
 
+class Trace(nn.Module):
+    """Filters a current over calls, which here would be one."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.trace = nn.Conv2d(3, 6, 3), None
+
+    def forward(self, x):
+        current = self.conv(x)
+        self.trace = current if self.trace is None else 0.5 * self.trace + current
+        return F.relu(self.trace).mean((2, 3))
+
+
+@pytest.mark.parametrize("encode", [True, False])
+def test_a_state_of_calls_that_are_timesteps_is_refused(encode):
+    with pytest.raises(rso.ReparameterizationError, match=r"'the model' .Trace. reads what"):
+        rso.convert(Trace().eval(), X, timesteps=T, encode=encode)
+
+
 def test_norms_start_at_the_threshold():
     network = rso.convert(ResNet(), X, timesteps=T, v_threshold=0.8, norms_at_threshold=True)
     block = network.layer1

@@ -150,6 +150,33 @@ def test_spikingjelly_multi_step_frames():
     assert (started.get_submodule("rest.1").weight == 1).all()
 
 
+@pytest.mark.parametrize("mode", ["s", "m"])
+def test_spikingjelly_networks_ask_their_layers_for_the_step_mode(mode):
+    """As the ResNets of SpikingJelly do."""
+    library("spikingjelly")
+    from spikingjelly.activation_based import functional, layer, neuron
+
+    class Asks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.sn = layer.Conv2d(3, 8, 3), neuron.IFNode()
+            self.avgpool, self.fc = layer.AdaptiveAvgPool2d((2, 2)), layer.Linear(32, 5)
+            functional.set_step_mode(self, mode)
+
+        def forward(self, x):
+            x = self.avgpool(self.sn(self.conv(x)))
+            return self.fc(x.flatten(1 if self.avgpool.step_mode == "s" else 2))
+
+    model = lively(Asks())
+    frames = FRAMES if mode == "m" else X.expand(T, *X.shape)
+    network = rso.convert(model, FRAMES if mode == "m" else X, timesteps=T)
+    with torch.no_grad():
+        expected = model(frames) if mode == "m" else torch.stack([model(X) for _ in range(T)])
+        out = network(FRAMES.flatten(0, 1)) if mode == "m" else network(X)
+    expected = expected if mode == "m" else expected.mean(0)
+    torch.testing.assert_close(out.view_as(expected), expected)
+
+
 # --- snnTorch -------------------------------------------------------------------------------------
 
 LEAKY = {
@@ -272,7 +299,14 @@ def refused(model, reason, **arguments):
 
 def test_refused_of_spikingjelly():
     library("spikingjelly")
-    from spikingjelly.activation_based import neuron, surrogate
+    from spikingjelly.activation_based import layer, neuron, surrogate
+
+    for kept in (layer.SynapseFilter(3.0), layer.Delay(1)):
+        stateful = nn.Sequential(nn.Conv2d(3, 8, 3), neuron.IFNode(), kept, nn.Conv2d(8, 2, 3))
+        refused(stateful, f"'2' .{type(kept).__name__}. reads what an earlier call left")
+    refused(nn.Sequential(nn.Conv2d(3, 8, 3), neuron.IFNode(), layer.Dropout()), "nn.Dropout,")
+    maps = layer.Dropout2d(step_mode="m")
+    refused(nn.Sequential(nn.Conv2d(3, 8, 3), neuron.IFNode(), maps), "nn.Dropout2d in a SeqToANN")
 
     refused(layers(neuron.QIFNode), "'2' .QIFNode.*IFNode, LIFNode, ParametricLIFNode")
     refused(layers(lambda: neuron.IFNode(surrogate_function=surrogate.S2NN())), "S2NN")
