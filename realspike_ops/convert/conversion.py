@@ -89,6 +89,8 @@ class Conversion:
             )
         self._check(sites)
         self._refuse_activations()
+        if time in ("encode", "frames"):
+            self._refuse_shared_draws()
         if time == "encode":
             self._encode([*sites])
         self.calls: Counter = Counter()
@@ -206,6 +208,15 @@ class Conversion:
                     "no neuron takes its place: replace it by nn.ReLU, or remove it"
                 )
 
+    def _refuse_shared_draws(self) -> None:
+        for node in self.graph.graph.nodes:
+            shape = self._shape_of(node)
+            if node.meta.get("draws") and not any(map(is_of_batch, shape[:1])):
+                raise ReparameterizationError(
+                    f"{describe(node)} draws random numbers without a batch, {shape}, which all "
+                    "timesteps would share: draw them for every row, as torch.rand_like(x) does"
+                )
+
     # --- time
 
     def _ends(self) -> dict[fx.Node, fx.Node]:
@@ -219,15 +230,22 @@ class Conversion:
         return ends
 
     def _encode(self, sites: list[fx.Node]) -> None:
-        """Repeat the last tensor before the first neuron that everything behind it depends on."""
+        """Repeat the last tensor before the first neuron that everything behind it depends on.
+
+        What is drawn at random is drawn at every timestep, and stands behind it. Dropout of a
+        network of ReLU, which has no timesteps, may stand before it.
+        """
         graph, first = self.graph.graph, sites[0]
+        has_neurons = any(self._neuron_at(site) is not self.neuron for site in sites)
         is_open: set[fx.Node] = set()
         place = None
         seen: list[fx.Node] = []
         flows = {n for n in graph.nodes if self._flows(n)}
         order = {node: i for i, node in enumerate(graph.nodes)}
         for node in graph.nodes:
-            if node is first:
+            if node is first or node.meta.get("draws"):
+                break
+            if has_neurons and record.draws(self.graph, node):
                 break
             if node not in flows:
                 continue

@@ -8,8 +8,9 @@ from torch import fx
 from torch.fx.node import map_aggregate
 
 from realspike_ops.convert.neurons import Recorded
+from realspike_ops.convert.record import draws
 from realspike_ops.reparam.trace.names import function_name
-from realspike_ops.reparam.trace.sizes import batch_size
+from realspike_ops.reparam.trace.sizes import batch_size, is_of_batch
 
 _ZEROS = ("zeros", "zeros_like", "new_zeros")
 _SUMS = ("add", "add_", "__add__", "__iadd__", "iadd")
@@ -147,8 +148,10 @@ class Loops:
         kwargs = {k: self._argument(tuple(n.kwargs[k] for n in nodes)) for k in first.kwargs}
         given = (*args, *kwargs.values())
         has_time = any(_is_node(a) and a in self.timed for a in _flat(given))
-        if not has_time and "drop" not in str(first.target).lower():
+        if not has_time and not draws(self.record, first):
             return first  # the same at every timestep
+        if first.meta.get("draws") and not any(map(is_of_batch, first.meta["val"].shape[:1])):
+            raise Unaligned  # nor would more rows be drawn
         args, kwargs = (map_aggregate(a, self._over_time) for a in (tuple(args), kwargs))
         return self._new(nodes, args, kwargs)
 

@@ -58,6 +58,11 @@ def is_other_activation(graph: fx.GraphModule, node: fx.Node) -> bool:
     return activation_name(graph, node) in _OTHERS
 
 
+def draws(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node is another value at each call: random numbers, in training also dropout."""
+    return bool(node.meta.get("draws")) or "drop" in activation_name(graph, node)
+
+
 def record(
     model: nn.Module, example: Tensor, stand_ins: dict[str, nn.Module], timesteps: int = 1
 ) -> tuple[fx.GraphModule, int, nn.Module]:

@@ -229,6 +229,29 @@ def test_a_state_of_calls_that_are_timesteps_is_refused(encode):
         rso.convert(Trace().eval(), X, timesteps=T, encode=encode)
 
 
+class Drawn(nn.Module):
+    """Noise in front of the neurons: of every image, or the same for all."""
+
+    def __init__(self, *shape: int):
+        super().__init__()
+        self.conv, self.shape = nn.Conv2d(3, 6, 3), shape
+
+    def forward(self, x):
+        noise = torch.rand(self.shape) if self.shape else torch.rand_like(x)
+        return F.relu(self.conv((noise < x).float()))
+
+
+def test_random_numbers_are_drawn_at_every_timestep():
+    network = rso.convert(Drawn().eval(), X, timesteps=T)
+    network.relu.register_forward_hook(lambda m, inputs, out: seen.append(inputs[0]))
+    seen = []
+    network(X)
+    steps = seen[0].unflatten(0, (T, -1))
+    assert all(not torch.equal(steps[0], step) for step in steps[1:])
+    with pytest.raises(rso.ReparameterizationError, match=r"'rand.*without a batch, \(8, 8\)"):
+        rso.convert(Drawn(8, 8).eval(), X, timesteps=T)
+
+
 def test_norms_start_at_the_threshold():
     network = rso.convert(ResNet(), X, timesteps=T, v_threshold=0.8, norms_at_threshold=True)
     block = network.layer1

@@ -259,6 +259,29 @@ def test_loops_over_time(name, frames):
 # --- norse ----------------------------------------------------------------------------------------
 
 
+def test_what_a_loop_draws_is_drawn_at_every_timestep():
+    snntorch = library("snntorch")
+
+    class Rates(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.lif, self.drop = nn.Linear(12, 9), snntorch.Leaky(0.5), nn.Dropout()
+
+        def forward(self, x):
+            mem, spikes = self.lif.init_leaky(), []
+            for _ in range(T):
+                spike, mem = self.lif(self.fc(torch.bernoulli(x)), mem)
+                spikes.append(self.drop(spike))
+            return torch.stack(spikes).mean(0)
+
+    network = rso.convert(Rates().eval(), images(5, 12), timesteps=T)
+    seen = []
+    network.lif.register_forward_hook(lambda m, inputs, out: seen.append(inputs[0]))
+    network(images(5, 12))
+    steps = seen[0].unflatten(0, (T, -1))
+    assert all(not torch.equal(steps[0], step) for step in steps[1:])
+
+
 def test_norse_single_steps_and_loops():
     norse = library("norse.torch")
     reset_subtract = pytest.importorskip("norse.torch.functional.reset").reset_subtract

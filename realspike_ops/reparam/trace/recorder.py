@@ -63,6 +63,7 @@ class Recorder(TorchFunctionMode):
         self._calls: Counter = Counter()
         self._path: list[tuple[str, type]] = []
         self._is_inside = False  # a call whose own calls are its business
+        self._draws = False  # whether the call that ran last drew random numbers
         self._nodes: dict[int, fx.Node] = {}  # by id of a tensor
         self._tensors: list[Tensor] = []  # those of the ids above, which no other tensor gets
         self._stale: dict[int, str] = {}  # views of what was changed, and by what
@@ -188,7 +189,7 @@ class Recorder(TorchFunctionMode):
         fakes = [self._fake(t) for t in given]
         versions = [_version(t) for t in fakes]
         try:
-            with self.fake_mode:
+            with self.fake_mode, _WatchRandomness() as watch:
                 own_args, own_kwargs = pytree.tree_map_only(Tensor, self._fake, (args, kwargs))
                 result = self._result(op, target, own_args, own_kwargs, forward)
         except (DataDependentOutputException, DynamicOutputShapeException):
@@ -196,6 +197,7 @@ class Recorder(TorchFunctionMode):
                 f"{type(self.root).__name__} cannot be traced: what is done here depends on the "
                 "values of the input (data-dependent control flow in forward())"
             )
+        self._draws = watch.is_random
         changed = {
             id(t): t
             for t, fake, version in zip(given, fakes, versions, strict=True)
@@ -253,6 +255,7 @@ class Recorder(TorchFunctionMode):
         args, kwargs = map_aggregate((tuple(args), kwargs), self._argument)
         node = self.graph.create_node(op, target, args, kwargs)
         node.meta["val"] = result
+        node.meta["draws"] = self._draws  # random numbers
         node.meta["call"] = self._calls[target] = self._calls[target] + 1
         node.meta["nn_module_stack"] = {name: (name, kind) for name, kind in self._path}
         return node
