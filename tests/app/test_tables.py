@@ -359,6 +359,7 @@ def test_a_grid_of_two_seeds_says_what_its_runs_were(tmp_path, capsys):
     assert "max_steps=2, root" not in found[2]
     assert "fraction=0.3 max_steps=2`, torch" in found[2]
     assert "| Real Spike, element - Real Spike, channel |" in found[2]
+    assert "paired by seed; one has no interval." in found[0]
     assert "of 6 leave out 0" in found[2]
     run = out / "digits_digits_w2_t1_layer_seed1"
     network = checkpoint.load(run / "model.safetensors").network

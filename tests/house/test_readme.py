@@ -97,11 +97,25 @@ def test_long_sequences_in_pieces_as_documented():
 
 def test_the_application_s_page_says_what_the_table_on_cifar10_says():
     docs = ROOT / "docs"
-    row = r"Real Spike, element - binary \(vanilla\) \| (\S+) \| (.*?) \| (\d) \|"
-    points, interval, seeds = re.search(
-        row, (docs / "results/table2_cifar10.md").read_text()
-    ).groups()
+    table = (docs / "results/table2_cifar10.md").read_text()
+
+    def before_binary(method):
+        row = rf"{method} - binary \(vanilla\) \| (\S+) \| (.*?) \| (\d) \|"
+        return re.search(row, table).groups()
+
+    points, interval, seeds = before_binary("Real Spike, element")
     text = " ".join((docs / "application.md").read_text().split())
     assert seeds == "6"
     assert f"over six seeds {points} points, with an interval from {interval}." in text
-    assert "nor, in six seeds, [on CIFAR-10]" in " ".join(README.split())
+    points, interval, seeds = before_binary("ternary, no amplitudes")
+    assert seeds == "3"
+    assert f"over three seeds {points} points before binary ones" in text
+    assert f"with an interval from {interval}." in text
+    page = (docs / "results/table2_cifar100.md").read_text()
+    for method, number in re.findall(
+        r"^\| (binary|Real Spike, element).*?\| ([\d.]+) \|$", page, re.M
+    ):
+        assert f"{'binary' if method == 'binary' else 'element-wise'} {number}" in text
+    words = " ".join(README.split())
+    assert "nor, in six seeds, [on CIFAR-10]" in words
+    assert "ternary spikes are ahead there" in words

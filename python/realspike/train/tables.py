@@ -143,7 +143,8 @@ def markdown(
     lines = [
         f"# {title(table, data, found, overrides, jobs[0].config.data.measured)}",
         "",
-        f"Mean ± standard deviation over {seeds} seeds of weights, batches and augmentation."
+        (f"Mean ± standard deviation over {seeds} seeds" if seeds > 1 else "One seed")
+        + " of weights, batches and augmentation."
         + unfinished(found, seeds),
         f"Data: {description(data)}.",
         "",
@@ -197,11 +198,15 @@ def paired_rows(found: Iterable[Difference]) -> tuple[list[str], list[list[str]]
 
 def _paired(found: Sequence[Difference]) -> list[str]:
     decided = sum(difference.decides for difference in found)
+    intervals = sum(difference.interval() is not None for difference in found)
+    text = "intervals are Student's, each of one comparison alone, not widened for their number. "
     return [
         *_pipe_table(*paired_rows(found)),
         "",
-        "Differences are paired by seed; intervals are Student's, each of one comparison alone, "
-        f"not widened for their number. {decided} of {len(found)} leave out 0.",
+        "Differences are paired by seed; "
+        + (
+            text + f"{decided} of {intervals} leave out 0." if intervals else "one has no interval."
+        ),
     ]
 
 
