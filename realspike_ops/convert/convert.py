@@ -97,7 +97,7 @@ def convert(
                 neurons[name] = None
             else:
                 module.__class__ = kind
-                vars(module)["step_mode"] = "s"  # which was a property of its class
+                vars(module)["step_mode"] = "s"  # networks ask for it
     conversion = Conversion(root, timesteps, granularity, Neuron(form), norms_at_threshold)
     splits_time = any(n is None or n.splits_time for n in neurons.values())
     time = "inside" if splits_time else "encode" if encode else "frames"

@@ -63,8 +63,9 @@ def _arguments(
 
 def planned_fwd(plan: NormPlan, tensors: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
     """Return y and what is saved, of the tensors of batch_norm_lif_fwd."""
-    y, saved = lif_plan.allocate(plan.lif, tensors[0])
-    values = in_order(plan.lif, tensors[6])
+    x, *_, amplitude = tensors[:7]
+    y, saved = lif_plan.allocate(plan.lif, x)
+    values = in_order(plan.lif, amplitude)
     extension().batch_norm_lif_fwd_cpu(
         *_arguments(plan.lif.fwd, plan, tensors, values, saved), y.data_ptr(), 0,
         torch.get_num_threads(),

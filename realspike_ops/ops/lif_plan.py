@@ -101,8 +101,10 @@ def planned_fwd(plan: Plan, x: Tensor, amplitude: Tensor | None) -> tuple[Tensor
 
 def in_order(plan: Plan, amplitude: Tensor | None) -> Tensor | None:
     """Return the values of an amplitude side by side, in the order of the neurons."""
-    if amplitude is None or not plan.copies_amplitude:
-        return None if amplitude is None else amplitude.contiguous()
+    if amplitude is None:
+        return None
+    if not plan.copies_amplitude:
+        return amplitude.contiguous()
     return in_memory_order(amplitude, 1.0, plan.sample, plan.channels_last).values
 
 

@@ -1,7 +1,5 @@
 """Runs that go on to more epochs, end after some steps, begin with weights, or see a share."""
 
-import contextlib
-import itertools
 import json
 import shutil
 import signal
@@ -22,6 +20,7 @@ from realspike.data.sets import DataError, Files, InMemory, Splits
 from realspike.networks import NetworkConfig, build
 from realspike.train import module, sealed
 from realspike.train.history import read_csv
+from stopping import stopping_in
 from torch.utils.data import Dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -54,21 +53,6 @@ def error_of(capsys, *arguments):
     assert cli.main(["train", *map(str, arguments)]) == 2
     [line] = capsys.readouterr().err.splitlines()
     return line
-
-
-@contextlib.contextmanager
-def stopping_in(monkeypatch, step):
-    """Send a signal in the middle of a step, counted from 0."""
-    original, steps = module.SpikingClassifier.training_step, itertools.count()
-
-    def training_step(self, batch, batch_idx):
-        if next(steps) == step:
-            signal.raise_signal(signal.SIGTERM)
-        return original(self, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module.SpikingClassifier, "training_step", training_step)
-        yield
 
 
 # More epochs

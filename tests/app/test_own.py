@@ -1,7 +1,6 @@
 """Networks and data of the user's own: by name, and by `realspike.fit`."""
 
 import dataclasses
-import itertools
 import random
 import re
 import signal
@@ -24,8 +23,8 @@ from realspike.errors import UserError
 from realspike.inspect import trained_file
 from realspike.networks import build
 from realspike.networks.build import try_out
-from realspike.train.module import SpikingClassifier
 from realspike.train.optimizer import adamw
+from stopping import stopping_in
 from torch import nn
 
 import realspike_ops as rso
@@ -305,17 +304,10 @@ def test_what_they_draw_follows_from_the_seed(mine, tmp_path, monkeypatch, worke
     settings = {"batch_size": 8, "epochs": 2, "device": "cpu", "threads": 1, "timesteps": 2}
     config = RunConfig().replaced(**names, **settings, workers=workers)
     whole = train.start(config.replaced(workers=2 - workers), tmp_path / "whole").records
-    original, calls = SpikingClassifier.training_step, itertools.count()
-
-    def training_step(self, batch, batch_idx):
-        if next(calls) == 2:
-            signal.raise_signal(signal.SIGTERM)
-        return original(self, batch, batch_idx)
-
-    monkeypatch.setattr(SpikingClassifier, "training_step", training_step)
     torch.manual_seed(1)
     random.seed(1)
-    assert train.start(config, tmp_path / "run").stopped_by == signal.SIGTERM
+    with stopping_in(monkeypatch, step=2):
+        assert train.start(config, tmp_path / "run").stopped_by == signal.SIGTERM
     assert train.resume(tmp_path / "run").records == whole
     other = train.start(config.replaced(seed=1), tmp_path / "other").records
     assert other[0]["train_loss"] != whole[0]["train_loss"]

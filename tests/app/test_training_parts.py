@@ -473,9 +473,13 @@ def test_the_average_is_lightnings_to_the_bit():
 def test_whole_numbers_are_not_averaged():
     network = LightningModule()
     network.weight = nn.Parameter(torch.ones(1))
+    network.phase = nn.Parameter(torch.ones(1, dtype=torch.complex64))
     network.register_buffer("index", torch.arange(100))
-    callback = Average(decay=0.9)
+    callback = Average(decay=0.75)
     callback.setup(None, network, "fit")
     for step in range(1, 4):
         callback.on_train_batch_end(SimpleNamespace(global_step=step), network, *3 * [0])
-    assert torch.equal(callback._average_model.module.index, torch.arange(100))
+        network.phase.data.fill_(1j)
+    average = callback._average_model.module
+    assert torch.equal(average.index, torch.arange(100))
+    assert average.phase.item() == 0.5625 + 0.4375j

@@ -112,10 +112,16 @@ def test_the_application_s_page_says_what_the_table_on_cifar10_says():
     assert f"over three seeds {points} points before binary ones" in text
     assert f"with an interval from {interval}." in text
     page = (docs / "results/table2_cifar100.md").read_text()
-    for method, number in re.findall(
-        r"^\| (binary|Real Spike, element).*?\| ([\d.]+) \|$", page, re.M
-    ):
-        assert f"{'binary' if method == 'binary' else 'element-wise'} {number}" in text
+    rows = (r"binary \(vanilla\)", "Real Spike, element")
+    binary, element = (re.search(rf"\| {row} \| ([\d.]+) \|", page)[1] for row in rows)
+    assert f"binary {binary}, element-wise {element}. One seed" in text
+    page = (docs / "results/cifar10_energy_ternary.md").read_text()
+    rows = (re.search(rf"\| {row} \| (.*) \|", page)[1].split(" | ") for row in ("none", "ternary"))
+    binary, ternary = ([float(cell.removesuffix(" M")) for cell in row] for row in rows)
+    rate, energy = 2, 8
+    assert round(ternary[rate] / binary[rate]) == 2
+    assert "fire twice as often" in text
+    assert f"{ternary[energy] / binary[energy]:.1f} times a binary one's [energy]" in text
     words = " ".join(README.split())
     assert "nor, in six seeds, [on CIFAR-10]" in words
     assert "ternary spikes are ahead there" in words

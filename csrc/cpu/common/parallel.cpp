@@ -16,6 +16,7 @@
 namespace realspike {
 namespace {
 
+// Of a loop. Where there are more threads, some have the same share for their own.
 constexpr int kMostShares = 64;
 
 // Neighbouring tasks, of which the next one is not taken yet.

@@ -224,7 +224,7 @@ def resume(
             except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
                 raise unreadable(last) from error
         write_config(config, out)
-        if state["global_step"] == config.training.max_steps:
+        if state["global_step"] == config.training.max_steps:  # it was stopped behind its end
             return RunResult(state["callbacks"]["History"]["records"])
         return fit_network(config, _network_of(config), splits, out, last, **options)
 

@@ -198,16 +198,13 @@ def paired_rows(found: Iterable[Difference]) -> tuple[list[str], list[list[str]]
 
 def _paired(found: Sequence[Difference]) -> list[str]:
     decided = sum(difference.decides for difference in found)
-    intervals = sum(difference.interval() is not None for difference in found)
-    text = "intervals are Student's, each of one comparison alone, not widened for their number. "
-    return [
-        *_pipe_table(*paired_rows(found)),
-        "",
-        "Differences are paired by seed; "
-        + (
-            text + f"{decided} of {intervals} leave out 0." if intervals else "one has no interval."
-        ),
-    ]
+    text = "one has no interval."
+    if intervals := sum(difference.interval() is not None for difference in found):
+        text = (
+            "intervals are Student's, each of one comparison alone, not widened for their number. "
+            f"{decided} of {intervals} leave out 0."
+        )
+    return [*_pipe_table(*paired_rows(found)), "", f"Differences are paired by seed; {text}"]
 
 
 def _runs(ended: Mapping[str, Outcome]) -> tuple[list[str], list[list[str]]]:
