@@ -187,6 +187,19 @@ def test_timesteps_that_are_chosen_leave_one_row_of_many():
     assert rows == [["digits", "3", "0.00", "1.00"]]
 
 
+@pytest.mark.parametrize(
+    ("table", "override", "papers"),
+    [
+        (3, "architecture=resnet20", {2: None, 4: None, 6: None, 5: 93.01, 10: 93.65}),
+        (1, "timesteps=4", {4: 92.53}),
+    ],
+)
+def test_networks_that_become_one_of_the_papers_are_one_cell(table, override, papers):
+    cells = changed(table, "cifar10", override)
+    assert {c.timesteps: c.paper for c in cells if c.granularity == "element"} == papers
+    assert len({cell.name for cell in cells}) == len(cells)
+
+
 def test_every_table_names_its_networks():
     for table in TABLES:
         cells = changed(table, "digits", "architecture=vgg5", "width=3")

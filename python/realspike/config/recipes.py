@@ -180,20 +180,21 @@ def changed(cells: list[Cell], overrides: Mapping[str, str]) -> list[Cell]:
     for key, why in _OF_THE_TABLE.items():
         if key in overrides:
             raise ConfigError(f"{key} cannot be changed in a table: {why}")
-    found = []
+    found: dict[str, Cell] = {}
     for cell in cells:
         before, after = cell.config(), cell.config().replaced(**overrides)
         network = after.network
-        found.append(
-            replace(
-                cell,
-                architecture=network.architecture,
-                timesteps=network.timesteps,
-                width=network.width if "network.width" in overrides else None,
-                paper=cell.paper if before.network_config() == after.network_config() else None,
-            )
+        new = replace(
+            cell,
+            architecture=network.architecture,
+            timesteps=network.timesteps,
+            width=network.width if "network.width" in overrides else None,
+            paper=cell.paper if before.network_config() == after.network_config() else None,
         )
-    return list(dict.fromkeys(found))
+        # Others may have become one that the paper has a number of.
+        if new.paper is not None or new.name not in found:
+            found[new.name] = new
+    return list(found.values())
 
 
 _OF_THE_TABLE = {
