@@ -289,6 +289,13 @@ def test_more_than_there_is_is_held_out_of_nothing(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_processes_without_a_sample_to_test_on_are_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    said = error_of(capsys, "name=digits", "held_out=2", "device=cpu", "--out", tmp_path / "run")
+    assert "3 processes cannot test on 2 held-out samples" in said
+    assert not (tmp_path / "run").exists()
+
+
 # Weights to begin with
 
 

@@ -18,6 +18,7 @@ from realspike.config.run_config import RunConfig
 from realspike.data.loader import ResumableLoader, WorkerDied, evaluation_loader
 from realspike.data.resident import kept_on
 from realspike.data.sets import Splits
+from realspike.errors import RunError
 from realspike.first_input import example_input
 from realspike.networks.build import try_out
 from realspike.own import OwnError, is_own
@@ -69,7 +70,18 @@ def try_own(config: RunConfig, network: nn.Module) -> None:
 
 
 def share(config: RunConfig, splits: Splits) -> Splits:
+    """Return what a run trains and tests on.
+
+    Raises:
+        DataError: if no sample would be left to train on.
+        RunError: if a process would have none to test on.
+    """
     rest = splits.hold_out(config.data.held_out)
+    if (count := len(rest.test)) < (world := world_size()):
+        raise RunError(
+            f"{world} processes cannot test on {count} {config.data.tested_on} samples: as many "
+            "processes as samples at most"
+        )
     return rest.share(config.data.fraction, config.training.seed)
 
 
