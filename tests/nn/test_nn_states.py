@@ -274,7 +274,8 @@ def test_casts(name, cast):
     assert getattr(layer, cast)() is layer
     if cast == "double":
         assert {p.dtype for p in layer.parameters()} == {torch.float64}
-        return
+        assert torch.equal(layer.float()(x), expected)
+        layer.double().half()
     assert all(p.dtype != torch.float32 for p in layer.parameters())
     torch.testing.assert_close(layer(x), expected, rtol=0.02, atol=1.0 if name == "int8" else 0.05)
     if scale is not None:
@@ -315,6 +316,26 @@ def test_a_state_that_overflows_is_refused():
         nn.Sequential(nn.Identity(), layer).load_state_dict(
             {f"1.{key}": value for key, value in state.items()}
         )
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("strict", [False, True])
+def test_steps_and_weights_are_not_taken_for_each_other(strict, assign):
+    whole, steps = rso.SpikeConv2d(2, 3, 1), rso.SpikeConv2d(2, 3, 1, dtype=torch.int8)
+    pieces = [
+        rso.PiecewiseSpikeConv(layer.weight.detach(), (0, 0), (0,), 1, (0, 0), 1)
+        for layer in (whole, steps)
+    ]
+    for one, other in ((whole, steps), (steps, whole), pieces, pieces[::-1]):
+        before = {name: tensor.clone() for name, tensor in one.state_dict().items()}
+        types = f"{one.weight.dtype}.*got {other.weight.dtype}"
+        with pytest.raises(RuntimeError, match=f"0.weight must have dtype {types}"):
+            nn.Sequential(one).load_state_dict(
+                {f"0.{name}": tensor for name, tensor in other.state_dict().items()},
+                strict=strict,
+                assign=assign,
+            )
+        assert all(torch.equal(one.state_dict()[name], before[name]) for name in before)
 
 
 # --- gradients ------------------------------------------------------------------------------------

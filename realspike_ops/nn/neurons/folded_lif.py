@@ -134,7 +134,8 @@ class FoldedLIF(RealSpikeLIF):
             if buffer is None or moved is None:
                 continue
             if moved.dtype not in (buffer.dtype, torch.float64):
-                self._buffers[name] = buffer.to(moved.device)
+                kept = torch.float32 if buffer.dtype == torch.float64 else buffer.dtype
+                self._buffers[name] = buffer.to(moved.device, kept)
         return self
 
     def extra_repr(self) -> str:

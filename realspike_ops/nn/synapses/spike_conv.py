@@ -170,7 +170,7 @@ class SpikeConv(Stored):
         cast = self.scale
         if scale is not None and cast is not None and cast.dtype in (torch.float16, torch.bfloat16):
             # Rounding it would round all weights once more.
-            self.scale = scale.to(cast.device)
+            self.scale = scale.to(cast.device, torch.float32)
         return self
 
     def forward(self, spikes: Tensor | PackedSpikes) -> Tensor:

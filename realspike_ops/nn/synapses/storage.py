@@ -54,6 +54,15 @@ class Stored(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
+        for name, own in self._tensors():
+            given = state_dict.get(prefix + name, own)
+            dtypes = (own.dtype, getattr(given, "dtype", own.dtype))
+            if dtypes.count(torch.uint8) == 1:  # a cast would take steps of a scale for weights
+                error_msgs.append(
+                    f"{prefix}{name} must have dtype {dtypes[0]}, as this layer holds it; got "
+                    f"{dtypes[1]}: int8 weights are in steps of a scale, others are not"
+                )
+                return
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -62,10 +71,12 @@ class Stored(nn.Module):
         except ValueError as error:
             error_msgs.append(str(error))
 
+    def _tensors(self) -> tuple[tuple[str, Tensor], ...]:
+        return (*self.named_parameters(recurse=False), *self.named_buffers(recurse=False))
+
     def check_finite(self, prefix: str = "") -> None:
         """Raise ValueError if a parameter or buffer of this module itself is not finite."""
-        own = (*self.named_parameters(recurse=False), *self.named_buffers(recurse=False))
-        for name, tensor in own:
+        for name, tensor in self._tensors():
             if not is_lazy(tensor):
                 checks.check_finite(prefix + name, tensor)
 
