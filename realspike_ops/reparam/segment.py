@@ -129,6 +129,7 @@ class Segment:
             found = batch
         return found
 
+    @torch.inference_mode(False)  # whose tensors could not be written to by later calls
     def _build(self, given: list[Any]) -> "_Program | list[Segment | Call]":
         try:
             return _Program(self, given)

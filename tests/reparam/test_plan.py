@@ -320,6 +320,21 @@ def test_gradients_are_asked_for_at_every_call():
     assert torch.equal(folded(x), expected)
 
 
+def test_inference_mode_comes_and_goes():
+    """The first call, in inference mode, copies biases of bfloat16; others write to the copy."""
+    folded, x = folded_of()
+    folded, x = folded.bfloat16(), x.bfloat16()
+    expected = plain(folded, x)
+    with torch.inference_mode():
+        assert torch.equal(folded(x), expected)
+    assert torch.equal(folded(x), expected)
+    with torch.inference_mode():
+        convolution(folded).bias.neg_()
+    changed = plain(folded, x)
+    assert torch.equal(folded(x), changed)
+    assert not torch.equal(changed, expected)
+
+
 # --- copies, threads, inputs
 
 
