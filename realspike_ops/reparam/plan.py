@@ -191,9 +191,14 @@ def _is_seen(module: nn.Module, *, before: bool = True, after: bool = True) -> b
     """Whether a hook before or after a layer, or code that replaces its own, sees tensors."""
     if not torch.compiler.is_compiling() and _code() != _OWN_CODE:  # torch.export replaces calls
         return True
+    if isinstance(module, _READ) and type(module).forward not in _OWN_FORWARDS:
+        return True
     hooks = before and (module._forward_pre_hooks or torch_module._global_forward_pre_hooks)
     hooks = hooks or (after and (module._forward_hooks or torch_module._global_forward_hooks))
     return bool(hooks) or "forward" in vars(module)
 
 
 _OWN_CODE = _code()
+_OWN_FORWARDS = frozenset(
+    kind.forward for kind in (*_READ, layers.SpikeMaxPool1d, layers.UnsharedSpikeConv1d)
+)

@@ -385,6 +385,26 @@ def test_a_layer_of_the_users_own_reads_dense_spikes():
         torch.testing.assert_close(folded(x), expected)
 
 
+@pytest.mark.parametrize("name", ["features_0", "features_1", "features_4", "classifier_2"])
+def test_a_class_that_comes_from_a_layer_sees_dense_spikes(name):
+    """A forward of its own may do with spikes what tensors can."""
+    network, x = make("vgg", Neurons("channel")), images_for("vgg")
+    folded = rso.reparameterize(network, x[:1])
+    layer = folded.get_submodule(name)
+    kind = type(layer)
+
+    def forward(self, x):
+        assert x.dtype == torch.float32
+        return kind.forward(self, x * 1)
+
+    with torch.no_grad():
+        expected = folded(x)
+        layer.__class__ = type("Own", (kind,), {"forward": forward})
+        assert torch.equal(folded(x), expected)
+        layer.__class__ = type("Plain", (kind,), {})
+        assert torch.equal(folded(x), expected)
+
+
 def test_training_is_dense_and_frozen_networks_are_not():
     network, x = make("resnet20", Neurons("element")), images_for("resnet20")
     folded = rso.reparameterize(network, x[:1])
