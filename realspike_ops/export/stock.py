@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 from realspike_ops import nn as layers
 from realspike_ops.functional import output_size
 from realspike_ops.nn.packed_spikes import padded
+from realspike_ops.nn.plain import check_plain
 from realspike_ops.nn.synapses.spike_conv import SpikeConv
 from realspike_ops.nn.time import split_time
 from realspike_ops.reparam import FoldedNetwork
@@ -38,7 +39,8 @@ def without_custom_ops(folded: FoldedNetwork) -> nn.Module:
 
     Raises:
         TypeError: if ``folded`` is not a `FoldedNetwork`.
-        ValueError: for a layer that folding does not make, by name.
+        ValueError: by name, for a layer that folding does not make, or one with forward hooks or
+            methods of its own, which PyTorch's operators in its place would not run.
 
     Rounding: neurons step as `realspike_ops.lif` does. Currents are sums in another order than the
     gather's, so that a potential within a rounding of the threshold may fire or not, except where
@@ -50,6 +52,7 @@ def without_custom_ops(folded: FoldedNetwork) -> nn.Module:
             f"folded must be a FoldedNetwork, as reparameterize returns it; "
             f"got {type(folded).__name__}"
         )
+    check_plain("folded", folded, FoldedNetwork)
     return _StockNetwork(copy.deepcopy(folded)).eval().requires_grad_(False)
 
 
@@ -71,7 +74,9 @@ class _StockNetwork(nn.Module):
 
 def _stock(name: str, module: nn.Module) -> nn.Module:
     """Return what does the same with PyTorch's operators; others have no operators but these."""
-    if type(module) is layers.FoldedLIF:
+    if isinstance(module, _REPLACED):
+        check_plain(name, module, _REPLACED)
+    if isinstance(module, layers.FoldedLIF):
         return _Neurons(module)
     if isinstance(module, SpikeConv):
         if module.amplitude is not None or module.scale is not None:
@@ -81,23 +86,27 @@ def _stock(name: str, module: nn.Module) -> nn.Module:
             )
         if isinstance(module, layers.SpikeLinear):
             return _Linear(module)
-        if type(module) is layers.UnsharedSpikeConv1d:
-            return _Lines(module)
-        is_shared = type(module) is layers.SpikeConv2d
-        return _Convolution(module) if is_shared else _Unshared(module)
-    if type(module) is layers.PiecewiseSpikeConv:
+        is_shared = module.weight.shape[:2] == (1, 1)
+        maps = _Convolution(module) if is_shared else _Unshared(module)
+        return _Lines(maps) if isinstance(module, layers.UnsharedSpikeConv1d) else maps
+    if isinstance(module, layers.PiecewiseSpikeConv):
         return _Piecewise(module)
-    if type(module) is layers.OneToOneSynapses:
+    if isinstance(module, layers.OneToOneSynapses):
         return _OneToOne(module)
-    if type(module) is layers.Synapses:
+    if isinstance(module, layers.Synapses):
         form = {key: getattr(module, key) for key in _OF_SYNAPSES}
         return layers.Synapses(_stock(name, module.layer), **form)
-    if type(module) is layers.SynapticCurrent:
+    if isinstance(module, layers.SynapticCurrent):
         inner = {key: _stock(name, one) for key, one in module.synapses.items()}
         return layers.SynapticCurrent(inner, module.bias)
     return module
 
 
+_REPLACED = (
+    *(layers.FoldedLIF, layers.SpikeConv2d, layers.UnsharedSpikeConv, layers.UnsharedSpikeConv1d),
+    *(layers.SpikeLinear, layers.PiecewiseSpikeConv, layers.OneToOneSynapses, layers.Synapses),
+    layers.SynapticCurrent,
+)
 _OF_SYNAPSES = ("maps", "signed", "pad", "channels", "flatten", "sums", "reads", "line")
 
 
@@ -212,9 +221,13 @@ class _Unshared(_Synapses):
         return torch.unflatten(currents, 0, (OH, OW, G)).permute(3, 2, 4, 0, 1).flatten(1, 2)
 
 
-class _Lines(_Unshared):
+class _Lines(nn.Module):
+    def __init__(self, maps: nn.Module):
+        super().__init__()
+        self.maps = maps
+
     def forward(self, spikes: Tensor) -> Tensor:  # [N, C, L]
-        return super().forward(spikes.unsqueeze(2)).squeeze(2)
+        return self.maps(spikes.unsqueeze(2)).squeeze(2)
 
 
 class _Piecewise(_Synapses):

@@ -139,9 +139,11 @@ class Walk:
         self.spikes[INPUT] = Signal((INPUT,), sizes, len(sizes) == 1)
         self.nodes[INPUT] = PlannedNode(lambda: self.nir.Input({"input": np.array(sizes)}))
         for name, module in self.folded.named_modules():
-            if module._forward_hooks or module._forward_pre_hooks:
+            own = "forward hooks" if module._forward_hooks or module._forward_pre_hooks else ""
+            own = own or ("a forward of its own" if "forward" in vars(module) else "")
+            if own:
                 raise ValueError(
-                    f"{name or 'folded'!r} has forward hooks, which a graph has not: remove them"
+                    f"{name or 'folded'!r} has {own}, which a graph has not: remove what was added"
                 )
         output, readout = self.folded.output, "none"
         for step in self.folded.steps:

@@ -64,6 +64,12 @@ def why_not_plain(module: nn.Module, bases: type | tuple[type, ...]) -> str | No
     return None
 
 
+def check_plain(name: str, module: nn.Module, bases: type | tuple[type, ...]) -> None:
+    """Refuse a module that does what another form of it, of its attributes alone, would not."""
+    if (reason := why_not_plain(module, bases)) is not None:
+        raise ValueError(f"{name!r} must compute what its class does: {reason}")
+
+
 def waits_for_weights(module: nn.Module) -> bool:
     """Whether a lazy module has parameters or buffers without a shape."""
     own = (*module.parameters(recurse=False), *module.buffers(recurse=False))

@@ -6,6 +6,7 @@ is executed or unpickled, and the code of the trained network is not needed.
 
 import errno
 import json
+import math
 import os
 import secrets
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_structure
 
 from realspike_ops import _checks as checks
 from realspike_ops import safe_files
+from realspike_ops.nn.plain import check_plain
 from realspike_ops.reparam.check.bounded_run import check_run
 from realspike_ops.reparam.encoding_call import Argument
 from realspike_ops.reparam.layers_in_json import (
@@ -56,12 +58,15 @@ def save_folded(
         TypeError: if ``folded`` is not a `FoldedNetwork`, a tensor of a type that no file holds, or
             another argument of the wrong type.
         ValueError: if its encoding holds a layer or function that the format does not know, named,
-            or a weight is not finite; if it returns other than tuples, lists and dicts.
+            or a weight is not finite; if it returns other than tuples, lists and dicts; for what a
+            file cannot hold: forward hooks, replaced methods, weights of a type that cannot run.
         OSError: if the file cannot be written.
         ImportError: if safetensors is not installed.
     """
     if not isinstance(folded, FoldedNetwork):
         raise TypeError(f"folded must be a FoldedNetwork; got {type(folded).__name__}")
+    for name, module in folded.named_modules():
+        check_plain(name or "folded", module, type(module))
     path, metadata = checks.check_path("path", path), {} if metadata is None else metadata
     if not isinstance(metadata, Mapping) or any(
         not isinstance(text, str) for pair in metadata.items() for text in pair
@@ -104,6 +109,7 @@ def _check_that_it_can_be_read(folded: FoldedNetwork, metadata: Mapping[str, str
     try:
         tensors = {name: tensor.to("meta") for name, tensor in folded.state_dict().items()}
         read = _network(_content(metadata), tensors)
+        check_run(read, math.inf)
     except Exception as error:  # what a reader says
         raise ValueError(f"folded cannot be stored in a file: {error}") from error
     if (kinds := tree_structure(folded.output)) != tree_structure(read.output):

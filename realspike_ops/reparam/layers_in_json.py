@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from realspike_ops import nn as layers
-from realspike_ops.nn.synapses.spike_conv import SpikeConv
 from realspike_ops.reparam.encoding_call import Argument, EncodingCall
 from realspike_ops.reparam.trace.in_place import changed_copy
 from realspike_ops.reparam.trace.sizes import batch_size
@@ -108,7 +107,7 @@ def layer_in_json(name: str, module: nn.Module) -> dict:
         for argument in _BY_ARGUMENTS[kind].split():
             value = getattr(module, argument)
             described[argument] = value is not None if argument == "bias" else value
-    elif isinstance(module, SpikeConv):
+    elif kind in _SPIKE_CONVS.values():
         described |= {k: getattr(module, k) for k in ("stride", "padding", "dilation")}
         described["input_size"] = getattr(module, "input_size", None)
     elif kind in _FIELDS:

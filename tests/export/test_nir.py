@@ -348,8 +348,12 @@ def test_several_outputs_are_refused():
 def test_hooks_are_refused():
     model, x = nir_networks.network("vgg", 2)
     folded = rso.reparameterize(model, x)
-    folded.get_submodule("3").register_forward_hook(lambda *_: None)
+    handle = folded.get_submodule("3").register_forward_hook(lambda *_: None)
     with pytest.raises(ValueError, match="'3' has forward hooks"):
+        rso.export_nir(folded)
+    handle.remove()
+    folded.get_submodule("3").forward = lambda x: -x
+    with pytest.raises(ValueError, match="'3' has a forward of its own"):
         rso.export_nir(folded)
 
 

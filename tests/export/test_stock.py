@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import realspike_ops as rso
 from realspike_ops.export.to_onnx import exported_program
+from realspike_ops.reparam.network import Step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -137,6 +138,78 @@ def test_what_is_no_folded_network_is_refused():
     folded.add_module("3", rso.UnsharedSpikeConv(4, 5, 1, input_size=3, dtype=torch.int8))
     with pytest.raises(ValueError, match=r"'3' has a scale of its own.*reparameterize"):
         rso.without_custom_ops(folded)
+
+
+class _Negative(rso.SpikeConv2d):
+    def forward(self, spikes):
+        return -super().forward(spikes)
+
+
+def _observe(folded):
+    folded.features_1.register_forward_hook(lambda module, args, out: -out)
+
+
+def _observe_input(folded):
+    folded.register_forward_pre_hook(lambda module, args: (-args[0],))
+
+
+def _replace_forward(folded):
+    own = folded.features_0.forward
+    folded.features_0.forward = lambda x: own(-x)
+
+
+def _replace_class(folded):
+    folded.features_1.__class__ = _Negative
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (_observe, "'features_1' must compute.*forward hooks"),
+        (_observe_input, "'folded' must compute.*forward hooks"),
+        (_replace_forward, "'features_0' must compute.*forward is replaced on the instance"),
+        (_replace_class, "'features_1' must compute.*_Negative has a forward of its own"),
+    ],
+)
+def test_what_another_form_would_not_do_is_refused(change, reason, tmp_path):
+    network, x = make("vgg", Neurons("channel")), images_for("vgg")
+    folded = rso.reparameterize(network, x)
+    change(folded)
+    with pytest.raises(ValueError, match=reason):
+        rso.without_custom_ops(folded)
+    with pytest.raises(ValueError, match=reason):
+        rso.export_onnx(folded, tmp_path / "net.onnx")
+
+
+class _Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def test_layers_of_other_forms():
+    """Parametrized weights, one kernel in an unshared layer, and kernels of their own in a shared
+    one: 3 spikes, or 2 at either end, times what a spike adds."""
+    spikes = torch.ones(1, 1, 1, 4)
+    shared = rso.SpikeConv2d.from_weight(torch.full((1, 1, 1, 1, 3, 1, 1), 2.0), padding=(0, 1))
+    nn.utils.parametrize.register_parametrization(shared, "weight", _Doubled())
+    one = rso.UnsharedSpikeConv.from_weight(
+        torch.full((1, 1, 1, 1, 3, 1, 1), 2.0), input_size=(1, 4), padding=(0, 1)
+    )
+    of_line = rso.UnsharedSpikeConv1d.from_weight(
+        torch.full((1, 1, 1, 1, 3, 1, 1), 2.0), input_size=4, padding=1
+    )
+    steps = torch.arange(1.0, 5).view(1, 4, 1, 1, 1, 1, 1)
+    own = rso.SpikeConv2d.from_weight(steps.expand(1, 4, 1, 1, 3, 1, 1), padding=(0, 1))
+    for layer, expected in (
+        (shared, [8, 12, 12, 8]),
+        (one, [4, 6, 6, 4]),
+        (of_line, [4, 6, 6, 4]),
+        (own, [2, 6, 9, 8]),
+    ):
+        x = spikes[:, :, 0] if layer is of_line else spikes
+        assert layer(x).flatten().tolist() == expected
+        folded = rso.FoldedNetwork([Step("layer", ("input",))], {"layer": layer}, "layer")
+        assert rso.without_custom_ops(folded)(x).flatten().tolist() == expected
 
 
 # --- ONNX -----------------------------------------------------------------------------------------

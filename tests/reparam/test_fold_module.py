@@ -69,6 +69,39 @@ def test_a_file_whose_weights_do_not_fit(tmp_path):
         rso.load_folded(path)
 
 
+def _negate(module):
+    module.register_forward_hook(lambda module, args, out: -out)
+
+
+def _replace_forward(module):
+    own = module.forward
+    module.forward = lambda x: own(-x)
+
+
+@pytest.mark.parametrize("change", [_negate, _replace_forward])
+@pytest.mark.parametrize("layer", ["", "encode_0", "features_0", "features_1"])
+def test_a_file_would_not_hold_hooks_and_replaced_methods(change, layer, tmp_path):
+    folded = rso.reparameterize(make("vgg", Neurons("channel")), images_for("vgg"))
+    change(folded.get_submodule(layer))
+    with pytest.raises(ValueError, match=f"'{layer or 'folded'}' must compute what its class"):
+        rso.save_folded(folded, tmp_path / "folded.safetensors")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_what_would_not_be_read_is_not_written(tmp_path):
+    """Weights in float64, which kernels do not take; a class that has the name of ours alone."""
+    folded = rso.reparameterize(make("vgg", Neurons("channel")), images_for("vgg"))
+    path = tmp_path / "folded.safetensors"
+    with pytest.raises(ValueError, match=r"cannot be stored in a file: .*float64"):
+        rso.save_folded(copy.deepcopy(folded).double(), path)
+    ours = folded.features_1
+    theirs = type("SpikeConv2d", (rso.SpikeConv2d,), {"forward": lambda self, spikes: -spikes})
+    folded.features_1 = theirs.from_weight(ours.weight.detach(), ours.bias.detach(), padding=1)
+    with pytest.raises(ValueError, match="'features_1' is a SpikeConv2d, which the format"):
+        rso.save_folded(folded, path)
+    assert not path.exists()
+
+
 def test_state_dict_and_copies():
     x = images_for("resnet19")
     folded, other = (
@@ -95,6 +128,13 @@ def test_half_precision_weights(dtype):
     assert whole(x.to(dtype)).shape == (3, 5)
     assert exact
     for name, buffer in exact.items():  # neurons keep their dynamics
+        assert torch.equal(whole.get_buffer(name), buffer)
+    # By way of float64, too, in which the reference runs.
+    whole = rso.reparameterize(network, x[:1])
+    expected = whole(x)
+    assert torch.equal(whole.double().float()(x), expected)
+    assert whole.double().to(dtype)(x.to(dtype)).shape == (3, 5)
+    for name, buffer in exact.items():
         assert torch.equal(whole.get_buffer(name), buffer)
 
 

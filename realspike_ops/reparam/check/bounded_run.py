@@ -16,7 +16,7 @@ from realspike_ops.reparam.units import bytes_text
 LARGEST_NUMBER = 2**53
 
 
-def check_run(folded: FoldedNetwork, limit: int) -> None:
+def check_run(folded: FoldedNetwork, limit: float) -> None:
     """Run a network whose tensors are on the meta device, on one sample.
 
     Raises:
@@ -50,7 +50,7 @@ def _check_operands(call: Any, inputs: tuple) -> None:
 class _Bounded(TorchDispatchMode):
     """Refuses what would hold more than `limit` bytes at once."""
 
-    def __init__(self, limit: int):
+    def __init__(self, limit: float):
         super().__init__()
         self.limit = limit
         self.held: dict[StorageWeakRef, int] = {}
