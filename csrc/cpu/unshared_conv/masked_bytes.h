@@ -59,6 +59,7 @@ void add_taps(const UnsharedConvParams& p, const BytePosition& position, int64_t
     const uint8_t* fired = position.taps[k].fired + first * p.Cin_g;
     const uint8_t* rows = position.taps[k].rows;
     for (int64_t ci = 0; ci < p.Cin_g; ci += kByteRows) {
+      __builtin_prefetch(rows + ci * kByteChannels + kAhead);
       // A byte is 128 too large; with its highest bit flipped it is the weight.
       const __m512i weights =
           _mm512_xor_si512(_mm512_loadu_si512(rows + ci * kByteChannels), _mm512_set1_epi8(-128));

@@ -42,10 +42,6 @@ void mask_group(const UnsharedConvParams& p, const uint32_t* const* samples, int
   }
 }
 
-// A row is fetched so many weights before it is added: kernels of many positions are read once, in
-// order, faster than the hardware fetches them ahead.
-constexpr int64_t kAhead = 2048;
-
 // Sums kBlocks * 4 channels from `channel` on, in ascending (kh, kw, ci), for kQuads * 4 samples
 // from quad `quad` on; `samples` of these exist. sums [samples, by stride_s].
 template <int kQuads, int kBlocks>

@@ -20,6 +20,10 @@ inline uint32_t bits_at(const uint32_t* words, int64_t count, int64_t channel) {
   return bits;
 }
 
+// A row is fetched so many weights before it is added: kernels of many positions are read once, in
+// order, faster than the hardware fetches them ahead.
+constexpr int64_t kAhead = 2048;
+
 // A tap inside the map: who fired its rows, and the rows.
 template <class Mask, class Weight>
 struct MaskedTap {
