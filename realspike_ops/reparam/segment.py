@@ -66,7 +66,7 @@ def can_be_native(call: Call) -> bool:
     if type(module) is layers.FoldedLIF:
         return call.packs
     if call.neurons is None:
-        return call.repeats
+        return call.repeats or _is_current(call)
     if type(module) is not layers.SynapticCurrent:
         return type(module) in CAN_FIRE
     for layer in module.synapses.values():
@@ -87,7 +87,8 @@ class Segment:
         self.outputs = tuple(n for n in made if n in outputs or n not in dropped)
         self.unused = tuple(n for n in dropped if n not in made)
         self._end = outputs
-        self.timesteps = _timesteps_of(calls[0])
+        timesteps = [T for T in map(_timesteps_of, calls) if T is not None]
+        self.timesteps = timesteps[0] if timesteps else 1
         repeats = {call.inputs[0] for call in calls if call.repeats}
         # Of an input for every element of the batch.
         self.rows = [1 if name in repeats else self.timesteps for name in self.inputs]
@@ -173,7 +174,7 @@ class _Program:
             except (_Refused, TypeError, ValueError):  # the call itself says what is wrong
                 raise _Refused(at) from None
         made: list[Any] = [(name, self._values[name]) for name in segment.outputs]
-        self.made: list[tuple[str, _Spikes]] = made
+        self.made: list[tuple[str, _Spikes | _Current]] = made
         # The same memory, as it lies.
         self._aliases = [t.detach() for t in self._constants]
         self._dtypes = [t.dtype for t in self._constants]
@@ -199,11 +200,16 @@ class _Program:
             copy.copy_(of)
         arena = torch.empty(self._bytes * batch, dtype=torch.uint8, device="cpu")
         blocks = [arena.data_ptr(), *(t.data_ptr() for t in tensors)]
-        for name, spikes in self.made:
-            shape = spikes.shape(self.timesteps * batch)
-            words = torch.empty(shape, dtype=torch.int32, device="cpu")
-            values[name] = PackedSpikes(words, spikes.channels, spikes.signed)
-            blocks.append(words.data_ptr())
+        for name, made in self.made:
+            if isinstance(made, _Current):
+                T, *shape = made.like.shape
+                out = values[name] = empty_maps((T * batch, *shape), True, "cpu")
+            else:
+                out = torch.empty(
+                    made.shape(self.timesteps * batch), dtype=torch.int32, device="cpu"
+                )
+                values[name] = PackedSpikes(out, made.channels, made.signed)
+            blocks.append(out.data_ptr())
         self.native.run_cpu(blocks, batch, torch.get_num_threads())
 
     # --- building
@@ -240,9 +246,11 @@ class _Program:
 
     def _add(self, call: Call, block: int | None) -> None:
         constants = len(self._constants)
-        if _timesteps_of(call) != self.timesteps:
+        if _timesteps_of(call) not in (None, self.timesteps):
             raise _Refused
-        if call.neurons is not None:
+        if _is_current(call):
+            self._add_current(call, block)
+        elif call.neurons is not None:
             self._add_synapses(call, block)
         elif call.packs:
             self._add_neurons(call, block)
@@ -303,6 +311,14 @@ class _Program:
         packed = self._emit(call, block, neurons, shape[0], shape[1:])
         pixels = math.prod(shape[1:])
         self.native.add_lif(lif, shape[0], pixels, channels_last, current.place, packed)
+
+    def _add_current(self, call: Call, block: int | None) -> None:
+        if block is None:
+            raise _Refused
+        conv = self._convolution(call.module, call.inputs, True)
+        self.native.add_conv(conv.params, conv.spikes, (block, 0))
+        like = conv.out.flatten(1) if type(call.module) is layers.SpikeLinear else conv.out
+        self._values[call.name] = _Current((block, 0), like)
 
     def _add_synapses(self, call: Call, block: int | None) -> None:
         module: Any = call.module
@@ -465,6 +481,14 @@ def _is_dense(value: Tensor) -> bool:
     )
 
 
-def _timesteps_of(call: Call) -> int:
+def _is_current(call: Call) -> bool:
+    """Whether a call is a convolution of spikes without neurons behind it."""
+    return call.neurons is None and type(call.module) in CAN_FIRE
+
+
+def _timesteps_of(call: Call) -> int | None:
+    """Return T; None where a call does not know it."""
+    if _is_current(call):
+        return None
     timed: Any = call.module if call.neurons is None else call.neurons[1]
     return timed.timesteps

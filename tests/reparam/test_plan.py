@@ -92,8 +92,9 @@ def test_a_plan_is_made_once(plans):
         for _ in range(3):
             folded(batch)
     assert len(plans) == 1
-    # One for each layout of the currents of the encoding, whatever the batch.
-    assert len(programs(folded)) <= 2
+    # One for each layout of the currents of the encoding, whatever the batch, and one of the layer
+    # behind the pooling.
+    assert len(programs(folded)) <= 3
     folded.eval()  # the mode that it has
     folded(x)
     assert len(plans) == 1
@@ -103,7 +104,7 @@ def test_the_host_does_little():
     """No checks, no modules and no parameters between the layers of one program."""
     folded, x = folded_of()
     folded(x)
-    ((_, calls),) = programs(folded)
+    (_, calls), _ = programs(folded)
     assert calls == 9
     part = next(p for p in folded._plans.plan._native if isinstance(p, segment.Segment))
     given = {name: torch.zeros(3, 6, 8, 8) for name in part.inputs}
@@ -115,6 +116,50 @@ def test_the_host_does_little():
     finally:
         sys.setprofile(None)
     assert len(entered) < 60  # frames of Python, those of comprehensions included
+
+
+class _Ends(nn.Module):
+    """Ends in currents: of maps, of their features, or of both, beside the neurons they drive."""
+
+    def __init__(self, end):
+        super().__init__()
+        self.encode = nn.Sequential(nn.Conv2d(3, 6, 3), rso.DirectEncoding(T))
+        self.lif1, self.lif2 = rso.RealSpikeLIF(T), rso.RealSpikeLIF(T)
+        self.conv, self.fc = nn.Conv2d(6, 35, 3), nn.Linear(35 * 16, 5)
+        self.end = end
+
+    def forward(self, x):
+        current = self.conv(self.lif1(self.encode(x)))
+        if self.end == "maps":
+            return current
+        features = self.fc(self.lif2(current).flatten(1))
+        return features if self.end == "features" else (current, features)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8], ids=["float32", "int8"])
+@pytest.mark.parametrize("end", ["maps", "features", "both"])
+def test_currents_at_the_end_are_in_the_program(end, dtype):
+    x = normal((3, 3, 8, 8), seed=1)
+    model = _Ends(end).eval()
+    with torch.enable_grad():
+        folded = rso.reparameterize(model, x[:1], weight_dtype=dtype)
+    for batch in (x, x[:1], x[:0], x.to(memory_format=torch.channels_last)):
+        got, expected = folded(batch), plain(folded, batch)
+        if end != "both":
+            got, expected = (got,), (expected,)
+        for own, other in zip(got, expected, strict=True):
+            assert own.shape == other.shape
+            assert own.stride() == ((35 * 16, 1, 4 * 35, 35) if own.dim() == 4 else (5, 1))
+            assert torch.equal(own, other)
+    (part,) = (p for p in folded._plans.plan._native if isinstance(p, segment.Segment))
+    assert part.calls[-1].neurons is None  # a convolution alone
+    layer = part.calls[-1].module
+    before = folded(x)
+    layer.bias += 1
+    after = folded(x)
+    if end == "both":
+        before, after = before[-1], after[-1]
+    torch.testing.assert_close(after, before + 1)
 
 
 # --- what changes a plan
