@@ -152,8 +152,9 @@ void run_depthwise_task(const UnsharedConvParams& p, const UnsharedConvLif* neur
       scale_and_bias(p, tile, position, currents);
       if (neurons == nullptr && whole) write_out(p, tiles.stream, tile, kept, s, of_sample);
     }
-    if (neurons != nullptr) emit_spikes(*neurons, tile, position, memory.currents);
-    if (whole) kept = kept.next();
+    if (!whole) continue;
+    if (neurons != nullptr) emit_spikes(*neurons, tile, kept, memory.currents);
+    kept = kept.next();
   }
   if (tiles.stream) end_stream();
 }

@@ -4,6 +4,7 @@
 
 #include "core/unshared_conv.h"
 #include "cpu/lif/packed_kernel.h"
+#include "cpu/unshared_conv/output.h"
 #include "cpu/unshared_conv/task.h"
 
 #if defined(__AVX512F__)
@@ -11,13 +12,13 @@
 #endif
 
 // The neurons behind a convolution. A tile has all timesteps of its sequences, so that the loops of
-// lif_packed run over the currents of one position.
+// lif_packed run over the currents of the positions that were kept.
 
 namespace realspike {
 namespace {
 
 // currents [maps, signs, count] -> [count]: each map's positive part minus its negative one, added
-// up.
+// up. Whole rows of positions: what lies behind the last that was kept is never read as a current.
 inline void join_maps(const UnsharedConvLif& p, int64_t count, float* currents) {
   for (int64_t map = 0; map < p.maps; ++map) {
     float* const part = currents + map * p.signs * count;
@@ -48,56 +49,82 @@ inline void add_selected(const AddedCurrent& added, const float* values, uint32_
   }
 }
 
-// currents [T, sequences, channels] of one position.
-inline void add_currents(const UnsharedConvLif& p, const AddedCurrent& added, const Tile& tile,
-                         int64_t position, float* currents) {
+// currents [channels] of one neuron map's pixel `position`, of sample n of [T, B].
+inline void add_current(const UnsharedConvLif& p, const AddedCurrent& added, const Tile& tile,
+                        int64_t n, int64_t position, float* currents) {
   const LifPacked& lif = p.lif;
   const int64_t channel = tile.group * p.conv.Cout_g + tile.first_channel;
-  const int64_t all_sequences = lif.N / (lif.P * lif.C);
-  const float* const of_tile = added.values + channel * added.stride_c + position * added.stride_p;
-  for (int64_t t = 0; t < lif.T; ++t) {
-    for (int64_t b = 0; b < tile.sequences; ++b, currents += tile.channels) {
+  const float* const values = added.values + n * added.stride_n + channel * added.stride_c +
+                              position * added.stride_p;
+  if (added.spikes == nullptr) {
+    if (added.stride_c == 1) {
+      for (int64_t c = 0; c < tile.channels; ++c) currents[c] += values[c];
+    } else {
+      for (int64_t c = 0; c < tile.channels; ++c) currents[c] += values[c * added.stride_c];
+    }
+    return;
+  }
+  const int64_t word = (n * lif.P + position) * lif.words + channel / 32;
+  for (int64_t c = 0; c < tile.channels; c += 32) {
+    const uint32_t negative = added.negative == nullptr ? 0 : added.negative[word + c / 32];
+    add_selected(added, values + c * added.stride_c, added.spikes[word + c / 32], negative,
+                 least(tile.channels - c, 32), currents + c);
+  }
+}
+
+// currents [T, sequences, kept, channels].
+inline void add_currents(const UnsharedConvLif& p, const AddedCurrent& added, const Tile& tile,
+                         const KeptPositions& kept, float* currents) {
+  const int64_t all_sequences = p.lif.N / (p.lif.P * p.lif.C);
+  for (int64_t t = 0; t < p.lif.T; ++t) {
+    for (int64_t b = 0; b < tile.sequences; ++b, currents += kept.most * tile.channels) {
       const int64_t n = t * all_sequences + tile.first_sequence + b;
-      const float* const values = of_tile + n * added.stride_n;
-      if (added.spikes == nullptr) {
-        if (added.stride_c == 1) {
-          for (int64_t c = 0; c < tile.channels; ++c) currents[c] += values[c];
-        } else {
-          for (int64_t c = 0; c < tile.channels; ++c) currents[c] += values[c * added.stride_c];
-        }
-        continue;
-      }
-      const int64_t word = (n * lif.P + position) * lif.words + channel / 32;
-      for (int64_t c = 0; c < tile.channels; c += 32) {
-        const uint32_t negative = added.negative == nullptr ? 0 : added.negative[word + c / 32];
-        add_selected(added, values + c * added.stride_c, added.spikes[word + c / 32], negative,
-                     least(tile.channels - c, 32), currents + c);
+      for (int64_t i = 0; i < kept.count; ++i) {
+        add_current(p, added, tile, n, kept.first + i, currents + i * tile.channels);
       }
     }
   }
 }
 
+// So many neighbours, of one dimension: how far apart their currents are, and their pixels.
+struct Neighbours {
+  int64_t count;
+  int64_t currents;
+  int64_t pixels;
+};
+
 template <bool kTernary, ResetForm kReset>
-void emit_spikes_form(const UnsharedConvLif& p, const Tile& tile, int64_t position,
+void emit_spikes_form(const UnsharedConvLif& p, const Tile& tile, const KeptPositions& kept,
                       const float* currents) {
   PackedBuffers<Float32> buffers;
   const LifPacked& lif = p.lif;
+  const Neighbours positions{kept.count, tile.channels, 1};
+  const Neighbours sequences{tile.sequences, kept.most * tile.channels, lif.P};
   LifPacked neurons = lif;
-  neurons.x_stride_t = tile.sequences * tile.channels;
+  neurons.x_stride_t = sequences.count * sequences.currents;
+  const bool across = sequences.count > positions.count;
+  const Neighbours& rows = across ? sequences : positions;
+  const Neighbours& outer = across ? positions : sequences;
+  // All channels of neighbouring positions are one row of neurons.
+  const bool joined = !across && tile.channels == lif.C;
   const int64_t channel = tile.group * p.conv.Cout_g + tile.first_channel;
   const int64_t at_once = kPackedNeurons / tile.channels;
-  for (int64_t b = 0; b < tile.sequences; b += at_once) {
-    const int64_t some = least(tile.sequences - b, at_once);
-    const int64_t pixel = (tile.first_sequence + b) * lif.P + position;
-    lif_packed_rows<Float32, kTernary, kReset>(
-        neurons, buffers, currents + b * tile.channels, tile.channels, pixel * lif.C + channel,
-        some, tile.channels, lif.P * lif.C, [&](int64_t t, const float* spikes) {
-          for (int64_t c = 0; c < tile.channels; c += 32) {
-            const int64_t bits = least(tile.channels - c, 32);
-            pack_timestep<Float32>(lif, t, spikes + c, bits, some, 1, tile.channels, pixel, lif.P,
-                                   (channel + c) / 32);
-          }
-        });
+  for (int64_t i = 0; i < outer.count; ++i) {
+    for (int64_t r = 0; r < rows.count; r += at_once) {
+      const int64_t some = least(rows.count - r, at_once);
+      const int64_t pixel = tile.first_sequence * lif.P + kept.first + i * outer.pixels +
+                            r * rows.pixels;
+      lif_packed_rows<Float32, kTernary, kReset>(
+          neurons, buffers, currents + i * outer.currents + r * rows.currents, rows.currents,
+          pixel * lif.C + channel, joined ? 1 : some, tile.channels * (joined ? some : 1),
+          rows.pixels * lif.C, [&](int64_t t, const float* spikes) {
+            for (int64_t c = 0; c < tile.channels; c += 32) {
+              const int64_t bits = least(tile.channels - c, 32);
+              pack_timestep<Float32>(lif, t, spikes + c, bits, some, 1, tile.channels, pixel,
+                                     rows.pixels, (channel + c) / 32);
+            }
+          });
+    }
   }
 }
 
@@ -106,13 +133,14 @@ struct EmitForms {
   static constexpr auto form = emit_spikes_form<kTernary, kReset>;
 };
 
-// currents [maps, signs, T, sequences, channels] of one position.
-void emit_spikes(const UnsharedConvLif& p, const Tile& tile, int64_t position, float* currents) {
-  join_maps(p, p.lif.T * tile.sequences * tile.channels, currents);
+// currents [maps, signs, T, sequences, kept, channels], all finished.
+void emit_spikes(const UnsharedConvLif& p, const Tile& tile, const KeptPositions& kept,
+                 float* currents) {
+  join_maps(p, p.lif.T * tile.sequences * kept.most * tile.channels, currents);
   for (int64_t i = 0; i < p.added_count; ++i) {
-    add_currents(p, p.added[i], tile, position, currents);
+    add_currents(p, p.added[i], tile, kept, currents);
   }
-  choose_packed<EmitForms>(p.lif)(p, tile, position, currents);
+  choose_packed<EmitForms>(p.lif)(p, tile, kept, currents);
 }
 
 }  // namespace

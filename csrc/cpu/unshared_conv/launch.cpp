@@ -178,7 +178,7 @@ void unshared_conv_lif_cpu(const UnsharedConvLif& params, int num_threads) {
   neurons.conv = taken_by(kernel, params.conv);
   const int64_t timesteps = params.maps * params.signs * params.lif.T;
   UnsharedConvTiles tiles = choose_unshared_conv_tiles(neurons.conv, timesteps, num_threads);
-  tiles.kept = 1;
+  tiles.kept = choose_emitted_positions(tiles);
   run(neurons.conv, &neurons, tiles, kernel, num_threads);
 }
 

@@ -97,8 +97,10 @@ void run_listed_task(const UnsharedConvParams& p, const UnsharedConvLif* neurons
         write_out(p, tiles.stream, tile, kept, s, of_sample);
       }
     }
-    if (now.last && neurons != nullptr) emit_spikes(*neurons, tile, now.position, memory.currents);
-    if (now.last && kept.ends_with(now.position)) kept = kept.next();
+    if (now.last && kept.ends_with(now.position)) {
+      if (neurons != nullptr) emit_spikes(*neurons, tile, kept, memory.currents);
+      kept = kept.next();
+    }
     prefetcher.finish();
   }
   if (tiles.stream) end_stream();

@@ -71,8 +71,9 @@ void run_masked_task(const UnsharedConvParams& p, const UnsharedConvLif* neurons
         write_out(p, tiles.stream, tile, kept, s, all_currents + s * stride_s);
       }
     }
-    if (neurons != nullptr) emit_spikes(*neurons, tile, position, all_currents);
-    if (whole) kept = kept.next();
+    if (!whole) continue;
+    if (neurons != nullptr) emit_spikes(*neurons, tile, kept, all_currents);
+    kept = kept.next();
   }
   if (tiles.stream) end_stream();
 }

@@ -87,4 +87,12 @@ UnsharedConvTiles choose_unshared_conv_tiles(const UnsharedConvParams& p, int64_
   return tiles;
 }
 
+int64_t choose_emitted_positions(const UnsharedConvTiles& tiles) {
+  constexpr int64_t kCurrents = 4096;  // they leave the L1 cache some room
+  constexpr int64_t kPixels = 16;      // of all sequences: more are worth the loops' setup anyway
+  const int64_t sequences = tiles.samples / tiles.timesteps;
+  const int64_t most = std::min(kCurrents / (tiles.samples * tiles.channels), kPixels / sequences);
+  return std::clamp<int64_t>(most, 1, tiles.positions);
+}
+
 }  // namespace realspike

@@ -29,7 +29,7 @@ struct UnsharedConvTiles {
   int64_t channels;
   int64_t samples;  // a multiple of timesteps; timestep outermost
   int64_t blocks_per_pass;
-  int64_t kept;  // positions whose finished currents wait until they are written together
+  int64_t kept;  // positions whose finished currents wait until they are used together
   bool prefetch;
   bool stream;  // the output leaves the caches before it is read
   int64_t position_tiles;
@@ -42,5 +42,8 @@ struct UnsharedConvTiles {
 // Pure: it depends on the sizes, the type of the weights and the number of threads alone.
 UnsharedConvTiles choose_unshared_conv_tiles(const UnsharedConvParams& params, int64_t timesteps,
                                              int num_threads);
+
+// Pure. How many positions' currents wait for the neurons behind them.
+int64_t choose_emitted_positions(const UnsharedConvTiles& tiles);
 
 }  // namespace realspike
