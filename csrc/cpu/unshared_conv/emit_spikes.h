@@ -54,8 +54,8 @@ inline void add_current(const UnsharedConvLif& p, const AddedCurrent& added, con
                         int64_t n, int64_t position, float* currents) {
   const LifPacked& lif = p.lif;
   const int64_t channel = tile.group * p.conv.Cout_g + tile.first_channel;
-  const float* const values = added.values + n * added.stride_n + channel * added.stride_c +
-                              position * added.stride_p;
+  const float* const values =
+      added.values + n * added.stride_n + channel * added.stride_c + position * added.stride_p;
   if (added.spikes == nullptr) {
     if (added.stride_c == 1) {
       for (int64_t c = 0; c < tile.channels; ++c) currents[c] += values[c];
@@ -112,8 +112,8 @@ void emit_spikes_form(const UnsharedConvLif& p, const Tile& tile, const KeptPosi
   for (int64_t i = 0; i < outer.count; ++i) {
     for (int64_t r = 0; r < rows.count; r += at_once) {
       const int64_t some = least(rows.count - r, at_once);
-      const int64_t pixel = tile.first_sequence * lif.P + kept.first + i * outer.pixels +
-                            r * rows.pixels;
+      const int64_t pixel =
+          tile.first_sequence * lif.P + kept.first + i * outer.pixels + r * rows.pixels;
       lif_packed_rows<Float32, kTernary, kReset>(
           neurons, buffers, currents + i * outer.currents + r * rows.currents, rows.currents,
           pixel * lif.C + channel, joined ? 1 : some, tile.channels * (joined ? some : 1),
