@@ -60,7 +60,7 @@ def test_by_hand():
 @pytest.mark.parametrize("Cout", [1, 31, 32, 33, 64, 130, 200, 513])
 @pytest.mark.parametrize("timesteps", [1, 3, 4, 6])
 def test_sizes(timesteps, Cout):
-    for batch in (1, 3):
+    for batch in (1, 3, 6):
         spikes = make_spikes(timesteps * batch)
         check(spikes, make_weight(Cout), torch.randn(Cout), timesteps, GEOMETRY, {})
 
@@ -266,7 +266,7 @@ def test_what_joins_the_current(groups, Cout_g, maps, signed, kinds):
         assert packed.any()
 
 
-@pytest.mark.parametrize("batch", [1, 130])
+@pytest.mark.parametrize("batch", [1, 6, 130])
 def test_what_joins_the_current_in_several_tiles(batch):
     """A tile has some sequences of each map and timestep, not neighbouring samples."""
     weight = make_weight(33, 1, 5, positions=(1, 1), kernel=(1, 1)).expand(3, 4, *(-1,) * 5)
@@ -283,7 +283,7 @@ def test_what_joins_the_current_in_several_tiles(batch):
         assert torch.equal(packed, expected)
 
 
-@pytest.mark.parametrize("batch", [1, 3, 130])
+@pytest.mark.parametrize("batch", [1, 3, 6, 130])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
 def test_depthwise(dtype, batch):
     """A channel of its own for every group: their neurons share words and tasks."""
