@@ -203,7 +203,7 @@ class _Program:
         for name, made in self.made:
             if isinstance(made, _Current):
                 T, *shape = made.like.shape
-                out = values[name] = empty_maps((T * batch, *shape), True, "cpu")
+                out = values[name] = empty_maps((T * batch, *shape), True, arena.device)
             else:
                 out = torch.empty(
                     made.shape(self.timesteps * batch), dtype=torch.int32, device="cpu"
