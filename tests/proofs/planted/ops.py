@@ -319,7 +319,7 @@ BUGS = [
     Bug(
         "layer-scale-cast-like-weights",
         "realspike_ops/nn/synapses/spike_conv.py",
-        "self.scale = scale.to(cast.device)",
+        "self.scale = scale.to(cast.device, torch.float32)",
         "pass",
         "tests/nn/test_nn_states.py",
         "casts",
