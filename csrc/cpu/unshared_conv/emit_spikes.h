@@ -49,7 +49,7 @@ inline void add_selected(const AddedCurrent& added, const float* values, uint32_
   }
 }
 
-// currents [channels] of one neuron map's pixel `position`, of sample n of [T, B].
+// Adds to the currents [channels] of one position, of sample n of [T, B].
 inline void add_current(const UnsharedConvLif& p, const AddedCurrent& added, const Tile& tile,
                         int64_t n, int64_t position, float* currents) {
   const LifPacked& lif = p.lif;
