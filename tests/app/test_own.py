@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from realspike import checkpoint, cli, own, train
 from realspike.config import run_config
 from realspike.config.network_config import NetworkConfig
 from realspike.config.run_config import ConfigError, RunConfig
+from realspike.data import Splits
 from realspike.errors import UserError
 from realspike.inspect import trained_file
 from realspike.networks import build
@@ -143,6 +145,18 @@ def infinite_to_test():
 def nan_of_split():
     from realspike.data import Splits
     return Splits(*hole(0, 0), (0.0,), (1.0,))
+
+def number_of_classes():
+    from realspike.data import Splits
+    return Splits(*images("", 0), (0.0,), (1.0,), classes=3)
+
+def of_a_method():
+    train, test = Lines(), Lines()
+    train.classes = lambda: 2
+    return train, test
+
+def sparse():
+    return [(torch.zeros(4, 1, 6, 6).to_sparse(), torch.arange(4))] * 2
 
 def nan_at_last():
     return Lines((torch.full((1, 6, 6), float("nan")), 1)), Lines()
@@ -355,6 +369,9 @@ def test_a_checkpoint_whose_class_is_gone_is_refused_in_a_line(mine, tmp_path, c
         ("data.name=mine_of_test:odd", "must be square images"),
         ("data.name=mine_of_test:unlike", "from 0 to 2; they are from -1 to 2"),
         ("data.name=mine_of_test:lines", "how many classes"),
+        ("data.name=mine_of_test:of_a_method", "how many classes"),
+        ("data.name=mine_of_test:number_of_classes", "must be their names, in the order of the"),
+        ("data.name=mine_of_test:sparse", "must be dense; got torch.sparse_coo"),
         ("data.name=mine_of_test:half", "must be an integer; got 0.5"),
         ("data.name=mine_of_test:one_hot", "must be an integer; got tensor([1., 0.])"),
         ("data.name=mine_of_test:entries", "must be a pair (sample, label); got {'image'"),
@@ -444,6 +461,34 @@ def test_splits_of_tensors_know_their_classes(mine, tmp_path):
     names = [f"architecture={mine}:Net", f"data.name={mine}:with_mean"]
     assert cli.main(["train", "--out", "run", *names, *ARGUMENTS]) == 0
     assert run_config.read(tmp_path / "run" / "config.yaml").data.classes == 3
+
+
+@pytest.mark.parametrize(
+    ("classes", "kept"),
+    [
+        (np.unique(["b", "a"]), ["a", "b"]),
+        ([*np.unique(["b", "a"])], ["a", "b"]),
+        (np.arange(2), [0, 1]),
+        ((name for name in "ab"), ["a", "b"]),
+    ],
+)
+def test_names_of_classes_are_kept_as_files_hold_them(tmp_path, classes, kept):
+    pair = bright(8, seed=0)
+    splits = Splits(pair, pair, (0.0,), (1.0,), classes=classes)
+    realspike.fit(Stranger(2), splits, tmp_path, epochs=1, device="cpu")
+    record = checkpoint.load(tmp_path / "model.safetensors", network=Stranger(2)).training
+    assert record["classes"] == kept
+    assert record["config"]["data"]["classes"] == 2
+
+
+def test_samples_that_were_computed_take_no_gradient(tmp_path):
+    samples, labels = bright(8, seed=0)
+    scale = torch.ones((), requires_grad=True)
+    computed = samples * scale
+    parts = (computed, labels), [(computed[n], int(labels[n])) for n in range(8)]
+    for n, data in enumerate((parts, parts[::-1])):
+        realspike.fit(Stranger(2), data, tmp_path / str(n), epochs=2, classes=2, device="cpu")
+    assert scale.grad is None
 
 
 def test_other_data_are_normalised_as_those_of_the_training(mine, capsys):

@@ -1,11 +1,13 @@
 """Data of the user's own: what they may be, and what is found out about them."""
 
+import contextlib
 import math
 import operator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -58,6 +60,7 @@ def splits_of(data: object, name: str) -> Splits:
         data = Splits(data[0], data[1], (0.0,), (1.0,))
     data = replace(
         data,
+        classes=_names(data.classes, name),
         train=_part(data.train, f"the training part of {name}"),
         test=_part(data.test, f"the test part of {name}"),
     )
@@ -65,6 +68,26 @@ def splits_of(data: object, name: str) -> Splits:
         if len(part) == 0:
             raise DataError(f"{name} must have training and test samples; a part of it is empty")
     return data
+
+
+def _names(classes: Any, name: str) -> list:
+    """Return names of classes as files hold them, texts and integers, also those of NumPy."""
+    try:
+        found = [each.item() if isinstance(each, np.generic) else each for each in classes]
+    except TypeError:
+        raise DataError(
+            f"the classes of {name} must be their names, in the order of the labels; got "
+            f"{shown(classes)}"
+        ) from None
+    return [each if type(each) is int else str(each) for each in found]
+
+
+def _count(classes: Any) -> "int | None":
+    """Return how many classes names, or their number, say there are; None: they say nothing."""
+    for count in (len, operator.index):
+        with contextlib.suppress(TypeError):
+            return count(classes)
+    return None
 
 
 def _part(part: Any, what: str) -> Part:
@@ -78,7 +101,7 @@ def _part(part: Any, what: str) -> Part:
                     f"{what} must have one label per sample; got {len(samples)} samples and labels "
                     f"of shape {list(labels.shape)}"
                 )
-            return InMemory(samples, labels)
+            return InMemory(samples.detach(), labels)  # a run trains its network alone
     if hasattr(part, "__getitem__") and hasattr(part, "__len__") and not isinstance(part, tuple):
         return Checked(part, what)
     raise DataError(
@@ -136,7 +159,7 @@ class Checked(Dataset):
             raise DataError(
                 f"the label of {what} must be at least 0 and below {self.limit}; got {number}"
             )
-        return sample, number
+        return sample.detach(), number
 
 
 def _check_finite(samples: Tensor, of_what: str) -> None:
@@ -194,15 +217,16 @@ def facts(splits: Splits, classes: "int | None", name: str, timesteps: int) -> d
     for each in (sample, tested):
         if each.dtype not in (torch.uint8, torch.float32):
             raise DataError(f"samples of {name} must be uint8 or float32; got {each.dtype}")
+        if each.layout != torch.strided:
+            raise DataError(f"samples of {name} must be dense; got {each.layout}")
     if tested.shape != sample.shape:
         raise DataError(
             f"all samples of {name} must be of shape {shape}; got {list(tested.shape)} in its test "
             "part"
         )
     check_normalisation(splits.mean, splits.std, shape[-3], name)
-    names = splits.classes or getattr(splits.train, "classes", None)
-    if classes is None and names is not None:
-        classes = names if isinstance(names, int) else len(names)
+    if classes is None:
+        classes = _count(splits.classes or getattr(splits.train, "classes", None))
     for part, which in ((splits.train, "training"), (splits.test, "test")):
         if not isinstance(part, InMemory):
             continue
