@@ -105,6 +105,24 @@ def test_events_out_of_order_are_counted_by_their_time():
     assert frames[:, 1, 1, 1].tolist() == [2, 3]
 
 
+def test_events_in_seconds_by_hand():
+    """As `np.loadtxt` reads them: every column a float."""
+    t, x, y, p = np.array(
+        [(5.0, 3, 0, 1), (5.24, 3, 0, 1), (5.4, 0, 2, 0), (5.6, 2, 2, 0), (6.0, 1, 1, 1)]
+    ).T
+    frames = frames_of_events(t, x, y, p, 2, 4, 4)
+    expected = np.zeros((2, 2, 4, 4))
+    expected[0, 1, 0, 3], expected[0, 0, 2, 0] = 2, 1
+    expected[1, 0, 2, 2], expected[1, 1, 1, 1] = 1, 1
+    assert (frames == expected).all()
+    alone = frames_of_events(t[:1], x[:1], y[:1], p[:1], 2, 4, 4)
+    assert alone[0, 1, 0, 3] == alone.sum() == 1
+    with pytest.raises(ValueError, match="timestamps must be finite"):
+        frames_of_events(t * np.nan, x, y, p, 2, 4, 4)
+    with pytest.raises(ValueError, match="y must have one value per event; got 1 of 5"):
+        frames_of_events(t, x, y[:1], p, 2, 4, 4)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [

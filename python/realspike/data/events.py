@@ -15,7 +15,7 @@ STEPS = 96
 
 
 def frames_of_events(
-    timestamps: np.ndarray,  # [E], any unit, ascending or not
+    timestamps: np.ndarray,  # [E], any unit, whole or not, ascending or not
     x: np.ndarray,  # [E]
     y: np.ndarray,  # [E]
     polarity: np.ndarray,  # [E], 0 or 1
@@ -29,10 +29,15 @@ def frames_of_events(
     events give empty frames.
 
     Raises:
-        ValueError: for events beside the sensor or of another polarity.
+        ValueError: for events beside the sensor, of another polarity or at no finite time, and for
+            arrays of different lengths.
     """
     limits = {"x": (x, sensor_size), "y": (y, sensor_size), "polarity": (polarity, 2)}
     for name, (values, limit) in limits.items():
+        if len(values) != len(timestamps):
+            raise ValueError(
+                f"{name} must have one value per event; got {len(values)} of {len(timestamps)}"
+            )
         if len(values) and not 0 <= values.min() <= values.max() < limit:
             raise ValueError(
                 f"{name} must be from 0 to {limit - 1}; it reaches from {values.min()} to "
@@ -41,12 +46,23 @@ def frames_of_events(
     shape = (timesteps, 2, image_size, image_size)
     if len(timestamps) == 0:
         return np.zeros(shape, np.float32)
-    since = timestamps.astype(np.int64) - int(timestamps.min())
-    t = since * timesteps // (int(since.max()) + 1)
+    t = _intervals(timestamps, timesteps)
     rows = y.astype(np.int64) * image_size // sensor_size
     columns = x.astype(np.int64) * image_size // sensor_size
-    flat = ((t * 2 + polarity) * image_size + rows) * image_size + columns
+    flat = ((t * 2 + polarity.astype(np.int64)) * image_size + rows) * image_size + columns
     return np.bincount(flat, minlength=int(np.prod(shape))).reshape(shape).astype(np.float32)
+
+
+def _intervals(timestamps: np.ndarray, timesteps: int) -> np.ndarray:  # [E] -> [E]
+    """Return in which of T intervals of equal duration each event is; the last ends with it."""
+    if timestamps.dtype.kind in "iu":
+        since = timestamps.astype(np.int64) - int(timestamps.min())
+        return since * timesteps // (int(since.max()) + 1)
+    since = timestamps.astype(np.float64) - float(timestamps.min())
+    if not np.isfinite(since).all():
+        raise ValueError("timestamps must be finite")
+    part = since / (since.max() or 1.0)
+    return np.minimum((part * timesteps).astype(np.int64), timesteps - 1)
 
 
 def _positions(steps: int) -> Tensor:  # [steps, 2]
