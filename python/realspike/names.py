@@ -24,12 +24,16 @@ def nearest(name: object, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def check_choice(what: str, value: object, choices: Iterable[str]) -> None:
-    """Raise ValueError, naming the choices and the nearest one, unless ``value`` is a choice."""
+def check_choice(what: str, value: object, choices: Iterable[str], own: str = "") -> None:
+    """Raise ValueError, naming the choices and the nearest one, unless ``value`` is a choice.
+
+    ``own`` is the form of what may be given instead, and is named too.
+    """
     choices = tuple(choices)
     if not isinstance(value, str) or value not in choices:
+        one_of = "one of " if len(choices) > 1 else ""
         raise ValueError(
-            f"{what} must be one of {', '.join(choices)}; got {shown(value)}"
+            f"{what} must be {one_of}{', '.join(choices)}{own and ' or '}{own}; got {shown(value)}"
             f"{nearest(value, choices)}"
         )
 

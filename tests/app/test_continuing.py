@@ -95,6 +95,16 @@ def test_a_run_is_extended_more_than_once():
     assert steps == pytest.approx([1, 0.5, 1, 0.75, 0.25, *(1, 0.85355339, 0.5, 0.14644661)])
 
 
+@pytest.mark.parametrize(
+    "config", [{"epochs": 5, "restarts": "2"}, {"epochs": 5, "warmup_epochs": 2}]
+)
+def test_fewer_epochs_are_named_whatever_else_the_run_has(tmp_path, capsys, config):
+    """Not its restarts or its warm-up, which nobody gave on this line."""
+    (tmp_path / "config.yaml").write_text(config_of(**config).to_yaml())
+    assert "not to 1 (it was begun with 5" in error_of(capsys, "--resume", tmp_path, "epochs=1")
+    assert "must be an integer" in error_of(capsys, "--resume", tmp_path, "epochs=x")
+
+
 def test_what_a_run_cannot_go_on_to(run, capsys):
     before = (run / "config.yaml").read_bytes()
     assert "not to 1 (it was begun with 2" in error_of(capsys, "--resume", run, "epochs=1")

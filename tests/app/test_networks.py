@@ -302,7 +302,10 @@ def test_every_architecture_has_a_builder():
         ({"architecture": "resnet21"}, "did you mean 'resnet20'"),
         ({"architecture": None}, "architecture must be one of"),
         ({"granularity": "elementwise"}, "did you mean 'element'"),
-        ({"architecture": "resnet20", "pooling": "max"}, "pooling of resnet20 must be one of"),
+        (
+            {"architecture": "resnet20", "pooling": "max"},
+            "pooling of resnet20 must be average; got 'max'",
+        ),
         ({"encoding": "rate"}, "encoding must be one of direct, frames"),
         ({"image_size": 0}, "image_size"),
         ({"in_channels": 1.0}, "in_channels"),

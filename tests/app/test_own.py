@@ -364,7 +364,11 @@ def test_a_checkpoint_whose_class_is_gone_is_refused_in_a_line(mine, tmp_path, c
         ("architecture=mine_of_test:Needs", "needs the argument 'secret'"),
         ("architecture=mine_of_test:Twice", "must return [B, classes], here [1, 3]; got [2, 3]"),
         ("width=3", "does not take width, which is 3: leave it at None"),
-        ("architecture=mine_of_test.Net", "must be one of digits"),
+        (
+            "architecture=mine_of_test.Net",
+            "sew_resnet10 or package.module:Class; got 'mine_of_test.Net'",
+        ),
+        ("data.name=mine_of_test.odd", "images or package.module:function; got 'mine_of_test.odd'"),
         ("data.name=mine_of_test:wrong", "must give realspike.data.Splits or a pair"),
         ("data.name=mine_of_test:odd", "must be square images"),
         ("data.name=mine_of_test:unlike", "from 0 to 2; they are from -1 to 2"),

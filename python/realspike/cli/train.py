@@ -95,7 +95,8 @@ def run(arguments) -> int:
             raise ConfigError(f"there is no run in {arguments.resume}: it has no {run_config.FILE}")
         config = run_config.read(arguments.resume / run_config.FILE)
         if changes:
-            more = config.replaced(**changes).training.epochs
+            # By itself: else too few would be blamed on the run's warm-up or restarts.
+            more = run_config.RunConfig().replaced(**changes).training.epochs
             config = config.extended(more)
     else:
         if arguments.config is not None:

@@ -104,7 +104,7 @@ def facts_of(name: str) -> DatasetFacts:
     """
     if is_own(name):
         return _OWN
-    check_choice("data.name", name, DATASETS)
+    check_choice("data.name", name, DATASETS, "package.module:function")
     return DATASETS[name]
 
 

@@ -73,7 +73,7 @@ def _check(key: str, value, field: dataclasses.Field, high) -> None:
         return
     if rule["choices"]:
         if not (rule["own"] and is_own(value)):
-            check_choice(key, value, rule["choices"])
+            check_choice(key, value, rule["choices"], rule["own"])
         return
     if type(value) is not kind and not (kind is float and type(value) is int):
         raise ValueError(f"{key} must be {WANTED[kind]}; got {shown(value)}")
