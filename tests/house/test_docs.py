@@ -71,6 +71,20 @@ def test_links_to_files_resolve(page):
         assert (page.parent / link).exists(), link
 
 
+def test_the_application_s_commands_read_runs_that_a_line_before_them_writes():
+    page = (ROOT / "docs" / "application.md").read_text()
+    reads = re.compile(
+        r"^realspike (?:eval|fold|verify|export|profile|plot) (runs/\w+)", re.MULTILINE
+    )
+    found = [
+        (read[0], f"--out {read[1]}" in block[: read.start()])
+        for block in re.findall(r"^```\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+        for read in reads.finditer(block)
+    ]
+    assert len(found) > 4
+    assert [command for command, is_written in found if not is_written] == []
+
+
 def test_pages_with_cells_are_notebooks():
     """Else they are shown, and not run."""
     notebooks = [page for page in PAGES if "\n```{code-cell}" in page.read_text()]
