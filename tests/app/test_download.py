@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import shlex
 import threading
 
 import pytest
@@ -127,6 +128,13 @@ def test_a_file_that_is_another_is_replaced(serve, tmp_path, capsys):
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"cut")
     command(serve(), tmp_path, 0, capsys)
     assert (tmp_path / "cifar-10-python.tar.gz").read_bytes() == CONTENT
+
+
+def test_the_command_that_reads_it_can_be_pasted(serve, tmp_path, capsys):
+    root = tmp_path / "my data"
+    said = command(serve(), root, 0, capsys)
+    given = shlex.split(said.partition("`")[2].partition("`")[0])
+    assert given == ["realspike", "train", "data.name=cifar10", f"data.root={root}"]
 
 
 def test_what_a_server_does_not_have(serve, tmp_path, capsys):

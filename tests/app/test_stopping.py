@@ -306,13 +306,13 @@ def test_a_signal_to_the_whole_group_loses_no_step(images, tmp_path, monkeypatch
 
     with monkeypatch.context() as patch:
         in_step(patch, 2, to_all)
-        out = str(tmp_path / "run")
-        assert cli.main(["train", *images, "--out", out]) == 128 + signum
+        out = tmp_path / "a run"
+        assert cli.main(["train", *images, "--out", str(out)]) == 128 + signum
     assert len(pids) == 2
-    assert f"stopped by {signum.name}; `realspike train --resume {out}`" in one_line(capsys)
-    assert sealed.read(tmp_path / "run" / "last.ckpt")["global_step"] == 3
-    assert cli.main(["train", "--resume", out]) == 0
-    assert sealed.read(tmp_path / "run" / "last.ckpt")["global_step"] == 20
+    assert f"stopped by {signum.name}; `realspike train --resume '{out}'`" in one_line(capsys)
+    assert sealed.read(out / "last.ckpt")["global_step"] == 3
+    assert cli.main(["train", "--resume", str(out)]) == 0
+    assert sealed.read(out / "last.ckpt")["global_step"] == 20
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)

@@ -1,5 +1,6 @@
 """`realspike data`."""
 
+import shlex
 from pathlib import Path
 
 from realspike.cli import common
@@ -34,8 +35,9 @@ def run(arguments) -> int:
     from realspike.data import download
 
     path = download.fetch(arguments.name, arguments.root, arguments.url)
+    root = shlex.quote(str(arguments.root))
     print(
         f"{path}: SHA-256 {DOWNLOADS[arguments.name].sha256}\n"
-        f"`realspike train data.name={arguments.name} data.root={arguments.root}` reads it"
+        f"`realspike train data.name={arguments.name} data.root={root}` reads it"
     )
     return 0

@@ -1,6 +1,7 @@
 """`realspike train`."""
 
 import os
+import shlex
 import signal
 import sys
 import time
@@ -124,7 +125,8 @@ def run(arguments) -> int:
     if result.stopped_by:
         name = signal.Signals(result.stopped_by).name
         print(
-            f"realspike: stopped by {name}; `realspike train --resume {out}` continues",
+            f"realspike: stopped by {name}; `realspike train --resume {shlex.quote(str(out))}` "
+            "continues",
             file=sys.stderr,
         )
         return 128 + result.stopped_by

@@ -1,5 +1,6 @@
 """Setting a table as the paper does, with what the runs behind it were."""
 
+import shlex
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -162,7 +163,7 @@ def markdown(
     facts = environment.describe()
     command = f"realspike table {table} --data {data} --seeds {seeds}"
     command += " --ternary" * any(cell.emission == "ternary" for cell in found)
-    command = " ".join([command, *_public(overrides)])
+    command = " ".join([command, *map(shlex.quote, _public(overrides))])
     lines += [
         *_pipe_table(*_runs(ended)),
         "",
