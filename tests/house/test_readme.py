@@ -113,8 +113,17 @@ def test_the_application_s_page_says_what_the_table_on_cifar10_says():
     assert f"with an interval from {interval}." in text
     page = (docs / "results/table2_cifar100.md").read_text()
     rows = (r"binary \(vanilla\)", "Real Spike, element")
-    binary, element = (re.search(rf"\| {row} \| ([\d.]+) \|", page)[1] for row in rows)
-    assert f"binary {binary}, element-wise {element}. One seed" in text
+    binary, element = (re.search(rf"\| {row} \| ([\d.]+ ± [\d.]+) \|", page)[1] for row in rows)
+    seeds = {"2": "two", "3": "three"}[re.search(r"deviation over (\d) seeds", page)[1]]
+    assert f"with {seeds} seeds of two networks" in text
+    assert (
+        f"two networks, {seeds} seeds <results/table2_cifar100>"
+        in (docs / "results.md").read_text()
+    )
+    assert f"binary {binary}, element-wise {element}. Paired" in text
+    points, low, high = re.search(r"vanilla\) \| (\S+) \| (\S+) to (\S+) \|", page).groups()
+    assert f"{points} points, with an interval from {low} to {high}: undecided" in text
+    assert float(low) < 0 < float(high)
     page = (docs / "results/cifar10_energy_ternary.md").read_text()
     rows = (re.search(rf"\| {row} \| (.*) \|", page)[1].split(" | ") for row in ("none", "ternary"))
     binary, ternary = ([float(cell.removesuffix(" M")) for cell in row] for row in rows)
