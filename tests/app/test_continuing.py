@@ -1,6 +1,7 @@
 """Runs that go on to more epochs, end after some steps, begin with weights, or see a share."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -278,6 +279,8 @@ def test_a_run_is_measured_on_what_is_held_out(tmp_path, capsys):
     report = (out / "report.html").read_text()
     assert "accuracy on 300 training samples that are held out <b>" in report
     assert "on 256 held-out samples [bits]" in report
+    assert "On the held-out data after every epoch" in report
+    assert not re.search(r"\btest (data|sample)", report)
     assert cli.main(["eval", str(out)]) == 0
     assert "of 300 held-out samples of digits right" in capsys.readouterr().out
     [record] = train.resume(out, on_note=lambda note: pytest.fail(note)).records

@@ -31,7 +31,7 @@ PAGE = "report.html"
 CAPTIONS = {
     "accuracy": (
         "Accuracy and loss over the epochs (Fig. 5)",
-        "On the test data after every epoch; the loss is that of the training, on a logarithmic "
+        "On the {tested_on} data after every epoch; the loss is that of the training, on a logarithmic "
         "scale. Dashed is binary.",
     ),
     "kernels": (
@@ -41,7 +41,7 @@ CAPTIONS = {
     ),
     "channels": (
         "Channels as spikes",
-        "An early layer on the first test sample: above what the folded network emits, below what "
+        "An early layer on the first {tested_on} sample: above what the folded network emits, below what "
         "the trained one does. Grey neurons are silent.",
     ),
     "amplitudes": (
@@ -114,7 +114,9 @@ def write(
     pictures = {}
     for name, figure in drawn.items():
         if figure is not None:
-            pictures[f"{name}.png"] = CAPTIONS[name]
+            title, caption = CAPTIONS[name]
+            tested_on = network.config.data.tested_on
+            pictures[f"{name}.png"] = (title, caption.format(tested_on=tested_on))
             plots.write_png(figure, folder / f"{name}.png")
     page = out / PAGE
     seen = sum(len(labels) for _, labels in batches)
