@@ -31,8 +31,8 @@ PAGE = "report.html"
 CAPTIONS = {
     "accuracy": (
         "Accuracy and loss over the epochs (Fig. 5)",
-        "On the {tested_on} data after every epoch; the loss is that of the training, on a logarithmic "
-        "scale. Dashed is binary.",
+        "On the {tested_on} data after every epoch; the loss is that of the training, on a "
+        "logarithmic scale. Dashed is binary.",
     ),
     "kernels": (
         "What the amplitudes make of a kernel (Fig. 3)",
@@ -41,8 +41,8 @@ CAPTIONS = {
     ),
     "channels": (
         "Channels as spikes",
-        "An early layer on the first {tested_on} sample: above what the folded network emits, below what "
-        "the trained one does. Grey neurons are silent.",
+        "An early layer on the first {tested_on} sample: above what the folded network emits, "
+        "below what the trained one does. Grey neurons are silent.",
     ),
     "amplitudes": (
         "Amplitudes",
