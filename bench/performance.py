@@ -41,8 +41,10 @@ OTHERS = {
     "AMD EPYC, other firing rates": "unshared_conv/rates/amd-epyc",
     "AMD EPYC, a training step": "training_step/amd-epyc",
     "AMD EPYC, family 25": "amd-epyc-family-25",  # training steps and the host alone
+    "Intel Xeon, family 6": "intel-r-xeon-r-processor-family-6",  # folded networks alone
 }
 STEP_CPUS = {**CPUS, "AMD EPYC, family 25": OTHERS["AMD EPYC, family 25"]}
+NEWER_XEON = {"Intel Xeon, family 6": OTHERS["Intel Xeon, family 6"]}
 
 TEXT = """
 Every number is a ratio of times, the peer's over ours, unless its table says otherwise. **Above 1
@@ -78,6 +80,8 @@ NETWORKS = {
     "the folded network, maps of floats": "dense maps",
     "the equal ANN, one pass": "ANN",
 }
+RESNET20 = "ResNet20, channel-wise", "resnet20-channel-16--0.2"
+RESNET8 = "ResNet8, element-wise", "resnet8-element-16--0.3"
 NORMED = {
     "`nn.BatchNorm2d` and `nn.ReLU`": "nn.BatchNorm2d + nn.ReLU",
     "`nn.BatchNorm2d` and `lif`": "nn.BatchNorm2d + lif",
@@ -243,7 +247,7 @@ TABLES = [
         "Inference, 4 timesteps. A case names the network and its width, what shares an amplitude, "
         "the firing rate and the type of the weights. The ANN has `nn.ReLU` for neurons and runs "
         "once per image, where spikes run four times.",
-        CPUS,
+        {**CPUS, **NEWER_XEON},
         {
             f"{name}, {rate}, {dtype}": f"bench_folded[{stem}-{dtype}]-rate{rate}"
             for name, stem, rate in (
@@ -255,6 +259,32 @@ TABLES = [
             for dtype in ("float32", "int8")
         },
         NETWORKS,
+    ),
+    Table(
+        "Folded networks of one image and of 64",
+        "The same of width 16, beside networks that torch.compile has compiled, too.",
+        NEWER_XEON,
+        {
+            f"{name}, {dtype}, {count} image{'s' * (count > 1)}": (
+                f"bench_folded_sizes[{stem}-{dtype}-{count}-plain]-{counted}"
+            )
+            for name, stem, dtype, count, counted in (
+                (*RESNET20, "float32", 1, "rate25%-13.0M-SynOps-15.6uJ-ANN-73.1uJ"),
+                (*RESNET20, "int8", 1, "rate25%-13.0M-SynOps-15.6uJ-ANN-73.1uJ"),
+                (*RESNET20, "float32", 64, "rate25%-13.0M-SynOps-15.6uJ-ANN-73.1uJ"),
+                (*RESNET20, "int8", 64, "rate25%-13.0M-SynOps-15.6uJ-ANN-73.1uJ"),
+                (*RESNET8, "float32", 1, "rate21%-10.4M-SynOps-13.2uJ-ANN-61.3uJ"),
+                (*RESNET8, "int8", 1, "rate21%-10.4M-SynOps-13.2uJ-ANN-61.3uJ"),
+                (*RESNET8, "float32", 64, "rate22%-10.6M-SynOps-13.3uJ-ANN-61.3uJ"),
+                (*RESNET8, "int8", 64, "rate22%-10.5M-SynOps-13.3uJ-ANN-61.3uJ"),
+            )
+        },
+        {
+            "the trained network": "trained",
+            "the trained network, torch.compile": "trained, compiled",
+            "the equal ANN, one pass": "ANN",
+            "the equal ANN, one pass, torch.compile": "ANN, compiled",
+        },
     ),
     Table(
         "Batch norm and neurons in one op",
