@@ -8,6 +8,7 @@ is a machine. `CHART` is the part of it that docs/draw.py draws for README.
 
 import itertools
 import json
+import re
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -80,8 +81,6 @@ NETWORKS = {
     "the folded network, maps of floats": "dense maps",
     "the equal ANN, one pass": "ANN",
 }
-RESNET20 = "ResNet20, channel-wise", "resnet20-channel-16--0.2"
-RESNET8 = "ResNet8, element-wise", "resnet8-element-16--0.3"
 NORMED = {
     "`nn.BatchNorm2d` and `nn.ReLU`": "nn.BatchNorm2d + nn.ReLU",
     "`nn.BatchNorm2d` and `lif`": "nn.BatchNorm2d + lif",
@@ -110,6 +109,23 @@ class Table:
     cases: dict[str, str]  # row of the results by what is said of it
     peers: dict[str, str]  # peer of the results by what is said of it
     write: Callable[["Table"], Iterator[str]] = field(default=lambda table: lines_of_ratios(table))
+
+
+@cache
+def read(stem: str) -> dict:
+    return json.loads((RESULTS / f"{stem}.json").read_text())
+
+
+def _sizes(stem: str) -> dict[str, str]:
+    """Name the rows of networks of width 16, by network, weights and number of images."""
+    pattern = r"bench_folded_sizes\[resnet(\d+)-(\w+)-16-.*-(\w+)-(\d+)-plain\]"
+    found = {}
+    for name in (row["name"] for row in read(stem)["rows"]):
+        if match := re.match(pattern, name):
+            depth, granularity, dtype, count = match.groups()
+            images = "one image" if count == "1" else f"{count} images"
+            found[f"ResNet{depth}, {granularity}-wise, {dtype}, {images}"] = name
+    return found
 
 
 def _convolutions(layers, samples, rates=(0.1,)) -> dict[str, str]:
@@ -264,21 +280,7 @@ TABLES = [
         "Folded networks of one image and of 64",
         "The same of width 16, beside networks that torch.compile has compiled, too.",
         NEWER_XEON,
-        {
-            f"{name}, {dtype}, {count} image{'s' * (count > 1)}": (
-                f"bench_folded_sizes[{stem}-{dtype}-{count}-plain]-{counted}"
-            )
-            for name, stem, dtype, count, counted in (
-                (*RESNET20, "float32", 1, "rate25%-13.0M-SynOps-15.6uJ-ANN-73.1uJ"),
-                (*RESNET20, "int8", 1, "rate25%-13.0M-SynOps-15.6uJ-ANN-73.1uJ"),
-                (*RESNET20, "float32", 64, "rate25%-13.0M-SynOps-15.6uJ-ANN-73.1uJ"),
-                (*RESNET20, "int8", 64, "rate25%-13.0M-SynOps-15.6uJ-ANN-73.1uJ"),
-                (*RESNET8, "float32", 1, "rate21%-10.4M-SynOps-13.2uJ-ANN-61.3uJ"),
-                (*RESNET8, "int8", 1, "rate21%-10.4M-SynOps-13.2uJ-ANN-61.3uJ"),
-                (*RESNET8, "float32", 64, "rate22%-10.6M-SynOps-13.3uJ-ANN-61.3uJ"),
-                (*RESNET8, "int8", 64, "rate22%-10.5M-SynOps-13.3uJ-ANN-61.3uJ"),
-            )
-        },
+        _sizes("intel-r-xeon-r-processor-family-6"),
         {
             "the trained network": "trained",
             "the trained network, torch.compile": "trained, compiled",
@@ -402,11 +404,6 @@ CHART = [
         ("unshared conv, 4 samples", "shared F.conv2d", CONV_4, "shared conv2d"),
     ),
 ]
-
-
-@cache
-def read(stem: str) -> dict:
-    return json.loads((RESULTS / f"{stem}.json").read_text())
 
 
 @cache

@@ -130,7 +130,7 @@ class Segment:
             found = batch
         return found
 
-    @torch.inference_mode(False)  # whose tensors could not be written to by later calls
+    @torch.inference_mode(False)  # later calls write to copies, which inference mode would forbid
     def _build(self, given: list[Any]) -> "_Program | list[Segment | Call]":
         try:
             return _Program(self, given)
@@ -313,6 +313,7 @@ class _Program:
         self.native.add_lif(lif, shape[0], pixels, channels_last, current.place, packed)
 
     def _add_current(self, call: Call, block: int | None) -> None:
+        """Write the current of a convolution to an output of the program."""
         if block is None:
             raise _Refused
         conv = self._convolution(call.module, call.inputs, True)

@@ -21,6 +21,7 @@ from realspike.config import run_config
 from realspike.config.network_config import NetworkConfig
 from realspike.config.run_config import ConfigError, RunConfig
 from realspike.data import Splits
+from realspike.data.own import splits_of
 from realspike.errors import UserError
 from realspike.inspect import trained_file
 from realspike.networks import build
@@ -483,6 +484,13 @@ def test_names_of_classes_are_kept_as_files_hold_them(tmp_path, classes, kept):
     record = checkpoint.load(tmp_path / "model.safetensors", network=Stranger(2)).training
     assert record["classes"] == kept
     assert record["config"]["data"]["classes"] == 2
+
+
+def test_no_names_of_classes_are_none():
+    pair = bright(8, seed=0)
+    for classes in (None, (), []):
+        splits = splits_of(Splits(pair, pair, (0.0,), (1.0,), classes=classes), "mine")
+        assert [*splits.classes] == []
 
 
 def test_samples_that_were_computed_take_no_gradient(tmp_path):

@@ -18,7 +18,8 @@ namespace realspike {
 namespace {
 
 // currents [maps, signs, count] -> [count]: each map's positive part minus its negative one, added
-// up. Whole rows of positions: what lies behind the last that was kept is never read as a current.
+// up. The last run of a task keeps fewer positions than there is room for. The sums in the room
+// that is left are never read.
 inline void join_maps(const UnsharedConvLif& p, int64_t count, float* currents) {
   for (int64_t map = 0; map < p.maps; ++map) {
     float* const part = currents + map * p.signs * count;
@@ -86,7 +87,8 @@ inline void add_currents(const UnsharedConvLif& p, const AddedCurrent& added, co
   }
 }
 
-// So many neighbours, of one dimension: how far apart their currents are, and their pixels.
+// The positions or the sequences of a tile. `currents` and `pixels` say how far apart the currents
+// and the pixels of two neighbours lie.
 struct Neighbours {
   int64_t count;
   int64_t currents;

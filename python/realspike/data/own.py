@@ -60,7 +60,7 @@ def splits_of(data: object, name: str) -> Splits:
         data = Splits(data[0], data[1], (0.0,), (1.0,))
     data = replace(
         data,
-        classes=_names(data.classes, name),
+        classes=() if data.classes is None else _names(data.classes, name),
         train=_part(data.train, f"the training part of {name}"),
         test=_part(data.test, f"the test part of {name}"),
     )
