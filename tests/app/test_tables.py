@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -231,6 +232,15 @@ def test_a_table_is_saved_before_it_is_printed(tmp_path, monkeypatch, capsys):
     with pytest.raises(UnicodeEncodeError):
         cli.main([*arguments, "--out", str(tmp_path / "runs")])
     assert "| binary (vanilla) | - |" in page.read_text()
+
+
+def test_the_command_of_a_page_can_be_pasted(tmp_path):
+    page = tmp_path / "page.md"
+    arguments = ["table", "2", "--data", "digits", "epochs = 3"]
+    saved = ["--cells", "0", "--out", str(tmp_path / "runs"), "--save", str(page)]
+    assert cli.main([*arguments, *saved]) == 0
+    command = page.read_text().partition("Measured with `")[2].partition("`")[0]
+    assert [given for given in shlex.split(command) if "epochs" in given] == ["epochs = 3"]
 
 
 # How it is set
