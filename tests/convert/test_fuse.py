@@ -423,6 +423,20 @@ def test_changes_of_what_a_norm_read_are_refused():
     assert torch.equal(rso.unfuse(fused)(images()), plain.eval()(images()))
 
 
+def test_parameters_that_were_freed_are_refused():
+    """FSDP frees the parameters of a unit once it has run, and a kernel would read none."""
+
+    def body(net, x):
+        current = net.bn1(net.conv1(x))
+        if not net.training:
+            net.bn1.weight.untyped_storage().resize_(0)
+        return net.lif1(current)
+
+    fused, _ = fused_and_plain(Net(body))
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"freed before .* into one unit"):
+        fused.eval()(images())
+
+
 def test_gradients_are_stopped_where_forward_stops_them():
     def body(net, x):
         x = net.lif1(net.bn1(net.conv1(x)))

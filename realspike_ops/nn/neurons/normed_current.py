@@ -73,6 +73,12 @@ class NormedCurrent(Tensor):
                     f"it left a compiled graph, and is read without gradients: {_PAST}"
                 )
             return
+        if any(t is not None and t.data_ptr() == 0 for t in self.call[1:5]):
+            raise RuntimeError(
+                "the parameters of a fused batch norm were freed before its current was read, as "
+                "FSDP frees those of a unit that has run: put the norm and its neurons into one "
+                "unit, or use realspike_ops.unfuse(model)"
+            )
         if self._versions != _versions(self.call, self.residual):
             if self.readers is not None:
                 self.readers.append(CHANGED)  # whoever asks takes no values for real
