@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
 from realspike_ops.ops.eager import is_plain_eager
@@ -139,8 +140,9 @@ class _Steps(torch.autograd.Function):
 
 def repeated(x: Tensor, times: int) -> Tensor:  # [B, ...] -> [times*B, ...]
     """Repeat a tensor over time; in eager mode it is copied only if somebody reads the copy."""
-    if x.dim() < 1 or not is_plain_eager(x):
-        # torch.export cannot follow, over batches, the strides that expand and flatten make.
+    if x.dim() < 1 or not is_plain_eager(x) or forward_ad._current_level >= 0:
+        # torch.export cannot follow, over batches, the strides that expand and flatten make, and
+        # forward-mode derivatives none of the functions below.
         return x.repeat(times, *(1 for _ in x.shape[1:]))
     if x.is_inference():  # whose changes in place are not counted
         return torch.cat([x] * times)

@@ -6,6 +6,7 @@ import io
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 import realspike_ops as rso
@@ -253,3 +254,11 @@ def test_it_may_become_a_leaf(is_read):
     assert current.requires_grad
     current.square().sum().backward()
     assert torch.equal(current.grad, 2 * current.detach())
+
+
+def test_a_tangent_is_repeated_too():
+    with forward_ad.dual_level():
+        encoded = rso.DirectEncoding(T)(forward_ad.make_dual(maps(), maps() + 1))
+        assert torch.equal(forward_ad.unpack_dual(encoded).tangent, repeat(maps() + 1))
+        with pytest.raises(NotImplementedError, match="x carries a tangent"):
+            rso.RealSpikeLIF(T)(encoded)
