@@ -370,17 +370,19 @@ PYBIND11_MODULE(_C, m) {
                              place(x), place(packed));
            })
       .def("add_conv", [](Program& program, const UnsharedConvParams& conv, PlaceOf spikes,
-                          PlaceOf out) { program.add_conv(conv, place(spikes), place(out)); })
+                          PlaceOf out, bool products) {
+             program.add_conv(conv, place(spikes), place(out), products);
+           })
       .def("add_conv_lif",
            [](Program& program, const UnsharedConvParams& conv, const LifParams& lif, int64_t maps,
               int64_t signs, const std::vector<AddedCurrent>& added, PlaceOf spikes, PlaceOf packed,
-              const std::vector<std::tuple<PlaceOf, PlaceOf, PlaceOf>>& places) {
+              const std::vector<std::tuple<PlaceOf, PlaceOf, PlaceOf>>& places, bool products) {
              std::vector<Program::AddedPlaces> of_added;
              for (const auto& [values, fired, negative] : places) {
                of_added.push_back({place(values), place(fired), place(negative)});
              }
              program.add_conv_lif(with_neurons(conv, lif, maps, signs, added, 0, 0), place(spikes),
-                                  place(packed), std::move(of_added));
+                                  place(packed), std::move(of_added), products);
            })
       .def("add_copy", [](Program& program, PlaceOf from, PlaceOf to,
                           int64_t bytes) { program.add_copy(place(from), place(to), bytes); })
@@ -423,10 +425,20 @@ PYBIND11_MODULE(_C, m) {
   m.def("unshared_conv_lif_cpu", [](const UnsharedConvParams& conv, const LifParams& lif,
                                     int64_t maps, int64_t signs,
                                     const std::vector<AddedCurrent>& added, uintptr_t packed,
-                                    uintptr_t v_last, int num_threads) {
+                                    uintptr_t v_last, int num_threads, bool products) {
     const UnsharedConvLif params = with_neurons(conv, lif, maps, signs, added, packed, v_last);
     const py::gil_scoped_release no_gil;
-    unshared_conv_lif_cpu(params, num_threads);
+    unshared_conv_lif_cpu(params, num_threads, products);
+  });
+  m.def("multiplies_cpu", [](int64_t N, int64_t KH, int64_t KW, int64_t Cin_g, int64_t Cout_g) {
+    UnsharedConvParams params{};
+    params.weight_dtype = DType::kInt8;
+    params.N = N;
+    params.KH = KH;
+    params.KW = KW;
+    params.Cin_g = Cin_g;
+    params.Cout_g = Cout_g;
+    return multiplies_cpu(params);
   });
   m.def("unshared_conv_tiles", [](const UnsharedConvParams& params, int num_threads) {
     const UnsharedConvTiles tiles = choose_unshared_conv_tiles(params, 1, num_threads);

@@ -22,8 +22,8 @@ class Program {
  public:
   // LIF neurons that emit bits; lif.x_stride_t is 0 or lif.N.
   void add_lif(const LifPacked& lif, Place x, Place packed);
-  // A convolution whose currents are written.
-  void add_conv(const UnsharedConvParams& conv, Place spikes, Place out);
+  // A convolution whose currents are written; products as in unshared_conv_cpu.
+  void add_conv(const UnsharedConvParams& conv, Place spikes, Place out, bool products);
   // A convolution and its neurons; of every added current the values, the spikes and the negative
   // ones.
   struct AddedPlaces {
@@ -32,7 +32,7 @@ class Program {
     Place negative;
   };
   void add_conv_lif(const UnsharedConvLif& params, Place spikes, Place packed,
-                    std::vector<AddedPlaces> added);
+                    std::vector<AddedPlaces> added, bool products);
   // Maps of spikes that are read as one batch lie side by side.
   void add_copy(Place from, Place to, int64_t bytes);
   // to[i] += from[i], or -=, for `count` currents of every element of the batch.
@@ -50,6 +50,7 @@ class Program {
     Place to;
     std::vector<AddedPlaces> added;
     int64_t count;  // bytes, or currents
+    bool products;
   };
   std::vector<Step> steps_;
 };

@@ -60,8 +60,9 @@ struct UnsharedConvGradWeight : UnsharedConvParams {
 void unshared_conv_grad_weight_cpu(const UnsharedConvGradWeight& params, int num_threads);
 
 // Each output is one float32 sum (int32 for int8 weights) over its rows in ascending (kh, kw, ci),
-// then the bias: the same bits whatever the number of threads and the instruction set.
-void unshared_conv_cpu(const UnsharedConvParams& params, int num_threads);
+// then the bias: the same bits whatever the number of threads and the instruction set. products:
+// int8 weights may be multiplied by spikes, where the CPU has a unit for it; to the same bits.
+void unshared_conv_cpu(const UnsharedConvParams& params, int num_threads, bool products);
 
 // A current that joins the one of a convolution: values[n, co, position] by strides. With `spikes`
 // a neuron gets its value where its bit is set and 0 where it is not: an identity shortcut.
@@ -94,7 +95,11 @@ struct UnsharedConvLif {
 
 // For one group, a multiple of 32 channels in each or one channel in each, so that no group shares
 // a word with another task, and for up to 256 of maps * signs * T, which are one task.
-void unshared_conv_lif_cpu(const UnsharedConvLif& params, int num_threads);
+void unshared_conv_lif_cpu(const UnsharedConvLif& params, int num_threads, bool products);
+
+// Whether a convolution of these sizes multiplies if it may: N, KH, KW, Cin_g, Cout_g and the type
+// of the weights decide, and what this CPU has.
+bool multiplies_cpu(const UnsharedConvParams& params);
 
 // Enqueue on `stream` (a cudaStream_t) and return the cudaError_t of the launch. Deterministic; the
 // order of the additions may differ from the CPU's. Without amplitude: there is no factored kernel.

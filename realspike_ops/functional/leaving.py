@@ -16,8 +16,8 @@ def matmul_is_auto(function: Callable[_P, _R]) -> Callable[_P, _R]:
     def accepting(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         if kwargs.get("algorithm") == "matmul":
             warnings.warn(
-                'algorithm="matmul" is deprecated and taken as "auto", which multiplies on a GPU '
-                "where that should be faster",
+                'algorithm="matmul" is deprecated and taken as "auto", which multiplies where that '
+                "should be faster",
                 DeprecationWarning,
                 stacklevel=2,
             )

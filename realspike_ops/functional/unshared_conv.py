@@ -59,10 +59,11 @@ def unshared_spike_conv(
             the last channel. Default: on the CPU, where it costs next to nothing; on a GPU it makes
             the host wait for the result, so there it is on request.
         algorithm: "gather" adds the rows of weights that spikes select, and nothing else. "auto"
-            may multiply: on a GPU with matrix units (compute capability 8.0 and newer) the bits of
-            many samples are multiplied with the weights, which are to be finite, where that should
-            be faster (docs/unshared_conv.md); elsewhere, and on a CPU, it is the gather. int8
-            weights give the same bits either way, others the same sums in another order.
+            may multiply: on a GPU with matrix units (compute capability 8.0 and newer), and with
+            int8 weights on a CPU that has one (AMX), the bits of many samples are multiplied with
+            the weights, which are to be finite, where that should be faster
+            (docs/unshared_conv.md); elsewhere it is the gather. int8 weights give the same bits
+            either way, others the same sums in another order.
 
     Returns:
         float32 currents; channels_last if the spikes are channels_last or packed.

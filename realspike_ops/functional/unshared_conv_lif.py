@@ -93,8 +93,8 @@ def unshared_spike_conv_lif(
     all timesteps, its neurons run and their spikes are packed. This fused kernel takes up to 256
     timesteps (of all maps together), groups of one channel or of a multiple of 32 output channels,
     and four added currents. On a GPU the neurons are the second pass of the convolution's kernels,
-    which take no amplitude; where ``algorithm="auto"`` multiplies, they run where the sums are
-    finished, for up to 16 timesteps, one map, nothing added, and one group or a multiple of 32
+    which take no amplitude; where ``algorithm="auto"`` multiplies there, they run where the sums
+    are finished, for up to 16 timesteps, one map, nothing added, and one group or a multiple of 32
     output channels in each. In all other cases the convolution and the neurons run one after the
     other.
 
@@ -166,18 +166,20 @@ def unshared_spike_conv_lif(
         currents, decay, v_threshold, v_reset, reset, True, emission, "rectangular", v_init
     )
     multiplies = conv.multiplies(algorithm)
+    on_card = multiplies and unshared_matmul.is_card(spikes.device)
     alone = planes == 1 and not joined.values
-    if multiplies and alone and products.fits(weight, timesteps):
+    if on_card and alone and products.fits(weight, timesteps):
         spikes, weight, bias, _, scale = conv.tensors
         return products.unshared_matmul_lif(
             spikes, weight, bias, scale, neurons.decay, neurons.v_threshold, neurons.v_init,
             timesteps, conv.output_size, *conv.geometry, conv.check_binary, neurons.form,
             return_state,
         )  # fmt: skip
-    if fused.is_fused(spikes, weight, amplitude, timesteps, joined) and not multiplies:
+    if fused.is_fused(spikes, weight, amplitude, timesteps, joined) and not on_card:
         return fused.unshared_conv_lif(
             *conv.tensors, neurons.decay, neurons.v_threshold, neurons.v_init, joined, timesteps,
             conv.output_size, *conv.geometry, conv.check_binary, neurons.form, return_state,
+            multiplies,
         )  # fmt: skip
     currents = unshared_spike_conv(
         spikes, weight, bias, stride=stride, padding=padding, dilation=dilation,

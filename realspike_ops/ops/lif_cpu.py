@@ -80,10 +80,10 @@ def params_of(neurons: Neurons, T: int, N: int, stride_t: int, dtype: torch.dtyp
     return _params(neurons, 0, 0, dtype, SAVE_NOTHING, T, N, stride_t, neurons.period)
 
 
-def launch_after_conv(drive, packed, v_last) -> None:
+def launch_after_conv(drive, packed, v_last, products: bool) -> None:
     """Launch a convolution, whatever joins its currents, and the neurons that these go into."""
     extension().unshared_conv_lif_cpu(
-        *drive, packed.data_ptr(), pointer(v_last), torch.get_num_threads()
+        *drive, packed.data_ptr(), pointer(v_last), torch.get_num_threads(), products
     )
 
 

@@ -149,8 +149,9 @@ def _registered(forward):
     return call
 
 
-def _launch_cpu(arguments):
-    extension().unshared_conv_cpu(_record_of(arguments), torch.get_num_threads())
+def launch_cpu(arguments, products=False):
+    """Launch the kernel of the CPU; with products it may multiply, to the same bits."""
+    extension().unshared_conv_cpu(_record_of(arguments), torch.get_num_threads(), products)
 
 
 def _launch_cuda(arguments):
@@ -235,5 +236,5 @@ def register(name: str, forward: dict[str, Callable[..., Any]]) -> Callable[...,
 
 
 unshared_conv = register(
-    "unshared_conv", {"cpu": forward_with(_launch_cpu), "cuda": forward_with(_launch_cuda)}
+    "unshared_conv", {"cpu": forward_with(launch_cpu), "cuda": forward_with(_launch_cuda)}
 )

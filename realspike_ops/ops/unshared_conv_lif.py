@@ -22,14 +22,15 @@ from realspike_ops.ops.unshared_conv import kernel_params
 # timesteps * B (csrc/core/unshared_conv.h); the neurons as in lif_packed. added_values broadcast
 # against [timesteps * B, Cout, OH, OW]; added_spikes are words [timesteps * B, OH, OW, words], of
 # ternary spikes [2, ...]; an empty tensor is none, since torch.jit.trace takes no optional ones in
-# a list. packed is [timesteps * B, OH, OW, words], of ternary neurons [2, ...].
+# a list. packed is [timesteps * B, OH, OW, words], of ternary neurons [2, ...]. With products a CPU
+# may multiply int8 weights by spikes.
 LIBRARY.define(
     "unshared_conv_lif(Tensor spikes, Tensor weight, Tensor? bias, Tensor? amplitude,"
     " Tensor? scale, Tensor? decay, Tensor? v_threshold, Tensor? v_init,"
     " Tensor[] added_values, Tensor[] added_spikes, int maps, int signs, int timesteps,"
     " int[2] output_size,"
     " int[2] stride, int[2] padding, int[2] dilation, bool check_binary,"
-    f" {NEURON_SCHEMA}, bool keep_state) -> (Tensor packed, Tensor v_last)"
+    f" {NEURON_SCHEMA}, bool keep_state, *, bool products=False) -> (Tensor packed, Tensor v_last)"
 )
 MOST_ADDED = 4  # csrc/core/unshared_conv.h
 
@@ -98,7 +99,7 @@ def added_current(values: Tensor, words: Tensor | None, shape: tuple[int, ...]):
 
 def _run(
     spikes, weight, bias, amplitude, scale, decay, v_threshold, v_init, joined, timesteps,
-    output_size, stride, padding, dilation, check_binary, neuron, keep_state,
+    output_size, stride, padding, dilation, check_binary, neuron, keep_state, products,
 ):  # fmt: skip
     samples = spikes.shape[0] // (joined.maps * joined.signs)
     packed, v_last = _allocate(
@@ -116,8 +117,10 @@ def _run(
     pairs = zip(joined.values, joined.spikes, strict=True)
     added = [added_current(value, words, (samples, *shape)) for value, words in pairs]
     drive = (params, lif, joined.maps, joined.signs, [current for current, _ in added])
-    launch = _launch_cuda if spikes.device.type == "cuda" else lif_cpu.launch_after_conv
-    launch(drive, packed, v_last)
+    if spikes.device.type == "cuda":
+        _launch_cuda(drive, packed, v_last)
+    else:
+        lif_cpu.launch_after_conv(drive, packed, v_last, products)
     del tensors
     return packed, v_last
 
@@ -133,7 +136,7 @@ def _launch_cuda(drive, packed, v_last):
         )
 
 
-def _registered(*arguments):
+def _registered(*arguments, products=False):
     *fixed, keep_state = arguments
     # AOTInductor gives None for a list without tensors.
     words = [words if words.dim() > 1 else None for words in fixed[9] or ()]
@@ -143,12 +146,13 @@ def _registered(*arguments):
         *fixed[12:18],
         Neuron(*fixed[18:]),
         keep_state,
+        products,
     )
     packed, v_last = _run(*own)
     return packed, *or_empty(packed, v_last)
 
 
-def _fake(spikes, weight, *rest):
+def _fake(spikes, weight, *rest, products=False):
     maps, signs, timesteps, output_size = rest[8:12]
     *_, ternary, _, _, keep_state = rest
     samples = spikes.shape[0] // (maps * signs)
@@ -163,7 +167,7 @@ torch.library.register_fake("realspike::unshared_conv_lif", _fake, lib=LIBRARY)
 
 def unshared_conv_lif(*arguments: Any) -> Any:
     """Return the words, with `keep_state` (words, v_last); the arguments are those of `_run`."""
-    *fixed, neuron, keep_state = arguments
+    *fixed, neuron, keep_state, products = arguments
     tensors, joined, settings = fixed[:8], fixed[8], fixed[9:]
     if is_plain_eager(*tensors, *joined.values, *joined.spikes):
         packed, v_last = _run(*arguments)
@@ -171,5 +175,5 @@ def unshared_conv_lif(*arguments: Any) -> Any:
         none = fixed[0].new_empty((0,), dtype=torch.int32) if None in joined.spikes else None
         words = [none if words is None else words for words in joined.spikes]
         flat = (*tensors, list(joined.values), words, *joined[2:], *settings, *neuron)
-        packed, v_last = torch.ops.realspike.unshared_conv_lif(*flat, keep_state)
+        packed, v_last = torch.ops.realspike.unshared_conv_lif(*flat, keep_state, products=products)
     return (packed, v_last) if keep_state else packed

@@ -9,8 +9,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from realspike_ops._native import extension
 from realspike_ops.ops.rounding_cuda import check_devices
-from realspike_ops.ops.unshared_conv import Arguments, forward_with, is_shared, register
+from realspike_ops.ops.unshared_conv import (
+    Arguments,
+    forward_with,
+    is_shared,
+    launch_cpu,
+    register,
+)
 
 ALGORITHMS = ("gather", "auto")
 # The first generation whose matrix units take bfloat16.
@@ -110,6 +117,20 @@ def capability_of(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
+def is_card(device: torch.device) -> bool:
+    """Whether it has matrix units that the kernel in Triton uses."""
+    return capability_of(device) >= OLDEST_CAPABILITY
+
+
+def multiplies_on_cpu(spikes: Tensor, weight: Tensor) -> bool:
+    """Whether a call runs on the matrix unit of a CPU."""
+    if weight.dtype != torch.uint8:
+        return False
+    # A graph is for any batch and any CPU: it may multiply, and the kernel decides.
+    compiling = torch.compiler.is_compiling()
+    return compiling or extension().multiplies_cpu(spikes.shape[0], *weight.shape[3:])
+
+
 def multiplies(
     algorithm: str,
     spikes: Tensor,
@@ -120,11 +141,10 @@ def multiplies(
     """Whether a call runs on matrix units; else its rows are gathered."""
     if algorithm == "gather" or amplitude is not None:
         return False
-    capability = capability_of(spikes.device)
-    if capability < OLDEST_CAPABILITY:
-        return False
+    if not is_card(spikes.device):
+        return spikes.device.type == "cpu" and multiplies_on_cpu(spikes, weight)
     sizes = sizes_of_call(spikes.shape[0], weight, output_size)
-    return fits(capability, sizes) and is_ahead(sizes)
+    return fits(capability_of(spikes.device), sizes) and is_ahead(sizes)
 
 
 def sizes_of(arguments: Arguments) -> Sizes:
@@ -168,4 +188,10 @@ def launch(arguments: Arguments, tile: Tile | None = None) -> None:
         )
 
 
-unshared_matmul = register("unshared_matmul", {"cuda": forward_with(launch)})
+def _launch_cpu(arguments: Arguments) -> None:
+    launch_cpu(arguments, products=True)
+
+
+unshared_matmul = register(
+    "unshared_matmul", {"cpu": forward_with(_launch_cpu), "cuda": forward_with(launch)}
+)

@@ -98,7 +98,7 @@ class FoldedNetwork(Stored):
 
     @property
     def algorithm(self) -> str:
-        """How its convolutions run on a GPU; setting it is for all of them.
+        """How its convolutions run; setting it is for all of them.
 
         "gather": they only add. "auto": they may multiply on matrix units where that should be
         faster (`realspike_ops.unshared_spike_conv`). Files do not keep it: they are for any device.

@@ -58,9 +58,9 @@ def reparameterize(
             weights, with the class scores, is rounded so that sums of spikes are exact in float32,
             in any order: bit-equal on every backend, and in other programs (docs/reparam.md).
         max_bytes: The most that the synapses may take; default 8 GiB.
-        algorithm: "gather": every weight layer only adds. "auto": on a GPU its convolutions may run
-            on matrix units, which multiply, where that should be faster (`unshared_spike_conv`). It
-            is `FoldedNetwork.algorithm`, and can be set there later.
+        algorithm: "gather": every weight layer only adds. "auto": its convolutions may run on
+            matrix units, which multiply, where that should be faster (`unshared_spike_conv`). It is
+            `FoldedNetwork.algorithm`, and can be set there later.
 
     Returns:
         A `FoldedNetwork` in eval mode, on the device of the model. Its layers are named as in

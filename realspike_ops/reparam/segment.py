@@ -317,7 +317,7 @@ class _Program:
         if block is None:
             raise _Refused
         conv = self._convolution(call.module, call.inputs, True)
-        self.native.add_conv(conv.params, conv.spikes, (block, 0))
+        self.native.add_conv(conv.params, conv.spikes, (block, 0), conv.products)
         like = conv.out.flatten(1) if type(call.module) is layers.SpikeLinear else conv.out
         self._values[call.name] = _Current((block, 0), like)
 
@@ -359,7 +359,7 @@ class _Program:
         packed = self._emit(call, block, neurons, conv.shape[0], pixels)
         self.native.add_conv_lif(
             conv.params, lif, conv.maps, conv.signs, [current for current, _ in added],
-            conv.spikes, packed, [places for _, places in added],
+            conv.spikes, packed, [places for _, places in added], conv.products,
         )  # fmt: skip
 
     def _convolution(self, layer: Any, names: tuple[str, ...], out: Any) -> "_Convolution":
@@ -390,7 +390,7 @@ class _Program:
                 self.native.add_copy(spikes.place, (block, begin + n * bytes_), bytes_)
         words = torch.zeros(shape, dtype=torch.int32, device="cpu")
         arguments: Any = conv._arguments(PackedSpikes(words, first.channels))
-        arguments.pop("algorithm")  # a CPU adds, whichever it is
+        algorithm = arguments.pop("algorithm")
         checked = check_convolution(**arguments)
         weight = checked.tensors[1]
         channels = (weight.shape[2] * weight.shape[6], *checked.output_size)
@@ -409,7 +409,8 @@ class _Program:
         if conv.amplitude is not None:
             self._constant(conv.amplitude, amplitude, conv.amplitude.permute(1, 2, 0))
         self._constant(conv.scale, scale, conv.scale)
-        return _Convolution(params, place, len(maps), signs, channels, weight, out)
+        products = algorithm == "auto"
+        return _Convolution(params, place, len(maps), signs, channels, weight, out, products)
 
     def _added(
         self, layer: Any, names: tuple[str, ...], dims: int, shape: tuple[int, ...]
@@ -428,7 +429,7 @@ class _Program:
             count = math.prod(shape)
             current = conv.out[: self.timesteps]
             place = self._arena(4 * count * conv.maps * conv.signs)
-            self.native.add_conv(conv.params, conv.spikes, place)
+            self.native.add_conv(conv.params, conv.spikes, place, conv.products)
             for m in range(conv.maps):
                 part = (0, place[1] + 4 * count * conv.signs * m)
                 if conv.signs == 2:
@@ -474,6 +475,7 @@ class _Convolution(NamedTuple):
     shape: tuple[int, ...]  # [C, OH, OW]
     weight: Tensor
     out: Any  # of a batch of one
+    products: bool  # are allowed
 
 
 def _is_dense(value: Tensor) -> bool:

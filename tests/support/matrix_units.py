@@ -7,7 +7,7 @@ import pytest
 import torch
 import triton.language as tl
 
-from realspike_ops.ops import unshared_conv, unshared_matmul, unshared_matmul_lif
+from realspike_ops.ops import unshared_matmul, unshared_matmul_lif
 from realspike_ops.reparam import plan
 
 H200 = (9, 0)
@@ -46,7 +46,7 @@ def a_card():
     launched = []
     launch, launch_lif = unshared_matmul.launch, unshared_matmul_lif.launch
 
-    def seen(arguments):
+    def seen(arguments, products=True):
         launched.append((arguments.sizes, False))
         launch(arguments)
 
@@ -54,16 +54,15 @@ def a_card():
         launched.append((arguments.sizes, True))
         launch_lif(arguments, *neurons)
 
-    forward = unshared_conv._registered(unshared_conv.forward_with(seen))
     with (
         products_of_bfloat16(),
         torch.library._scoped_library("realspike", "IMPL") as library,
         pytest.MonkeyPatch.context() as patch,
     ):
-        library.impl("unshared_matmul", forward, "CPU")
         library.impl("unshared_matmul_lif", unshared_matmul_lif._registered, "CPU")
+        patch.setattr(unshared_matmul, "launch_cpu", seen)
         patch.setattr(unshared_matmul_lif, "launch", seen_lif)
-        # Layers run one by one, as on a card: a program of the CPU always gathers.
+        # Layers run one by one, as on a card.
         patch.setattr(plan, "is_plain_eager", lambda *tensors: False)
         patch.setattr(unshared_matmul, "capability_of", lambda device: H200)
         patch.setattr(unshared_matmul, "is_ahead", lambda sizes: sizes.Cin_g >= 2)

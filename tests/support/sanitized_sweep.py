@@ -184,7 +184,16 @@ def run_unshared_conv(rso):
         else:
             weight = normal((*positions, *shape), 1).to(getattr(torch, storage)).requires_grad_()
         element_bias = normal((Cout, *positions), 3)
-        rso.unshared_spike_conv(exactly(rso.pack_spikes(spikes)), weight, element_bias, **options)
+        given = exactly(rso.pack_spikes(spikes)), weight, element_bias
+        rso.unshared_spike_conv(*given, **options)
+        if storage == "int8":
+            for kernels in (weight, weight[:1, :1].expand_as(weight)):
+                by_products = rso.unshared_spike_conv(
+                    given[0], kernels, element_bias, algorithm="auto", **options
+                )
+                expected = rso.unshared_spike_conv(given[0], kernels, element_bias, **options)
+                assert torch.equal(by_products, expected)
+                yield
         rso.unshared_spike_conv(
             exactly(spikes.contiguous(memory_format=torch.channels_last)), weight, **options
         )
@@ -219,10 +228,12 @@ def run_unshared_conv_lif(rso):
         weight = normal((4, 5, groups, 3, 3, Cin // groups, Cout // groups), 3)
         weight = rso.quantize_weight(weight)[0] if dtype == torch.uint8 else weight.to(dtype)
         spikes = binary((T * B, Cin, 4, 5), 4, 0.4)
-        rso.unshared_spike_conv_lif(
-            spikes, weight, normal((Cout,), 5), timesteps=T, padding=1, return_state=True, **form
-        )
-        yield
+        for algorithm in ("gather", "auto"):
+            rso.unshared_spike_conv_lif(
+                spikes, weight, normal((Cout,), 5), timesteps=T, padding=1, return_state=True,
+                algorithm=algorithm, **form,
+            )  # fmt: skip
+            yield
 
 
 def run_fetched_ahead(rso):

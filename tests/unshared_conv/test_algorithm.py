@@ -105,7 +105,7 @@ def test_other_algorithms_are_refused_by_name():
     assert folded.algorithm == "gather"
 
 
-def test_on_a_cpu_auto_is_the_gather():
+def test_on_a_cpu_auto_is_the_gather_of_floats():
     spikes = binary((64, 32, 5, 5), 1)
     weight = normal((3, 3, 1, 3, 3, 32, 64), 2)
     found = rso.unshared_spike_conv(spikes, weight, algorithm="auto")

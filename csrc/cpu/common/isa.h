@@ -50,6 +50,10 @@ struct IsaKernels {
   void (*unshared_conv_masked)(const UnsharedConvParams&, const UnsharedConvLif*,
                                const UnsharedConvTiles&, const void* masks, int64_t task,
                                float* currents);
+  // masks: as above. nullptr without a matrix unit.
+  void (*unshared_conv_matrix)(const UnsharedConvParams&, const UnsharedConvLif*,
+                               const UnsharedConvTiles&, const void* masks, int64_t task,
+                               const TaskMemory&);
   void (*unshared_conv_depthwise)(const UnsharedConvParams&, const UnsharedConvLif*,
                                   const UnsharedConvTiles&, int64_t task, const TaskMemory&);
   void (*unshared_conv_grad_weight)(const UnsharedConvGradWeight&, const UnsharedConvTiles&,

@@ -8,28 +8,29 @@
 namespace realspike {
 
 void Program::add_lif(const LifPacked& lif, Place x, Place packed) {
-  Step step{Kind::kLif, {}, x, packed, {}, 0};
+  Step step{Kind::kLif, {}, x, packed, {}, 0, false};
   step.params.lif = lif;
   steps_.push_back(std::move(step));
 }
 
-void Program::add_conv(const UnsharedConvParams& conv, Place spikes, Place out) {
-  Step step{Kind::kConv, {}, spikes, out, {}, 0};
+void Program::add_conv(const UnsharedConvParams& conv, Place spikes, Place out,
+                       bool products) {
+  Step step{Kind::kConv, {}, spikes, out, {}, 0, products};
   step.params.conv = conv;
   steps_.push_back(std::move(step));
 }
 
 void Program::add_conv_lif(const UnsharedConvLif& params, Place spikes, Place packed,
-                           std::vector<AddedPlaces> added) {
-  steps_.push_back({Kind::kConvLif, params, spikes, packed, std::move(added), 0});
+                           std::vector<AddedPlaces> added, bool products) {
+  steps_.push_back({Kind::kConvLif, params, spikes, packed, std::move(added), 0, products});
 }
 
 void Program::add_copy(Place from, Place to, int64_t bytes) {
-  steps_.push_back({Kind::kCopy, {}, from, to, {}, bytes});
+  steps_.push_back({Kind::kCopy, {}, from, to, {}, bytes, false});
 }
 
 void Program::add_sum(Place from, Place to, int64_t count, bool subtract) {
-  steps_.push_back({subtract ? Kind::kSubtract : Kind::kAdd, {}, from, to, {}, count});
+  steps_.push_back({subtract ? Kind::kSubtract : Kind::kAdd, {}, from, to, {}, count, false});
 }
 
 void Program::run_cpu(const std::vector<uintptr_t>& blocks, int64_t batch, int num_threads) const {
@@ -54,7 +55,7 @@ void Program::run_cpu(const std::vector<uintptr_t>& blocks, int64_t batch, int n
         case Kind::kConv:
           set(&params.conv.spikes, step.from);
           set(&params.conv.out, step.to);
-          unshared_conv_cpu(params.conv, num_threads);
+          unshared_conv_cpu(params.conv, num_threads, step.products);
           break;
         case Kind::kConvLif:
           set(&params.conv.spikes, step.from);
@@ -64,7 +65,7 @@ void Program::run_cpu(const std::vector<uintptr_t>& blocks, int64_t batch, int n
             set(&params.added[i].spikes, step.added[i].spikes);
             set(&params.added[i].negative, step.added[i].negative);
           }
-          unshared_conv_lif_cpu(params, num_threads);
+          unshared_conv_lif_cpu(params, num_threads, step.products);
           break;
         case Kind::kCopy:
           std::memcpy(reinterpret_cast<void*>(at(step.to)),

@@ -134,9 +134,11 @@ void run_depthwise_task(const UnsharedConvParams& p, const UnsharedConvLif* neur
   const Task work(p, tiles, task);
   const Tile& tile = work.tile;
   DepthwiseTaps<Row> taps(p, tile, static_cast<typename Row::Sum*>(memory.weights));
+  ScaleAndBias scale_and_bias(p, tile);
   KeptPositions kept(tiles.kept, work.begin, work.end);
   for (int64_t position = work.begin; position < work.end; ++position) {
     taps.go_to(position);
+    scale_and_bias.go_to(position);
     const bool whole = kept.ends_with(position);
     for (int64_t s = 0; s < tile.samples; ++s) {
       float* const of_sample = memory.currents + s * tiles.kept * tile.channels;
@@ -149,7 +151,7 @@ void run_depthwise_task(const UnsharedConvParams& p, const UnsharedConvLif* neur
           currents[c + lane] = static_cast<float>(sums[lane]);
         }
       }
-      scale_and_bias(p, tile, position, currents);
+      scale_and_bias.apply(currents);
       if (neurons == nullptr && whole) write_out(p, tiles.stream, tile, kept, s, of_sample);
     }
     if (!whole) continue;

@@ -11,11 +11,12 @@ namespace realspike {
 // The kernels of a CPU, in the order in which they are asked whether they take a convolution.
 enum class UnsharedConvKernel {
   kDepthwise,  // one input and one output channel per group: 32 channels side by side, under masks
+  kMatrix,     // int8 weights, where products are allowed and the CPU has a unit for them
   kMasked,     // few float32 or int8 weights: every row is added, under masks
   kListed,     // any convolution: the rows that a list of spikes names are added
 };
 
-// Taps of a depthwise convolution, and of one whose rows are all added, at most.
+// Taps of a depthwise convolution, and of one whose spikes are masks, at most.
 constexpr int64_t kMostDepthwiseTaps = 256;
 constexpr int64_t kMostMaskedTaps = 64;
 
@@ -31,7 +32,28 @@ constexpr int kQuad = 4;
 constexpr int64_t kByteRows = 4;
 constexpr int64_t kByteChannels = 16;
 
+// A register of the matrix unit: so many bytes in each of up to 16 rows. Fewer samples leave rows
+// empty, and then it takes longer to lay out weights for the unit than to add them.
+constexpr int64_t kRegisterBytes = 64;
+constexpr int64_t kRegisterRows = 16;
+constexpr int64_t kRegisterChannels = 16;  // sums of int32 in a row
+
 namespace {
+
+// How the registers of the matrix unit are filled.
+struct MatrixShape {
+  MatrixShape(const UnsharedConvParams& p, const UnsharedConvTiles& tiles, int64_t all_samples) {
+    samples = ceil_div(all_samples, ceil_div(all_samples, kRegisterRows));
+    blocks = ceil_div(p.Cin_g, kRegisterBytes);
+    rows = ceil_div(ceil_div(p.Cin_g, blocks), 4) * 4;
+    tap_bytes = ceil_div(tiles.channels, kRegisterChannels) * kRegisterChannels * blocks * rows;
+  }
+
+  int64_t samples;    // of a register
+  int64_t blocks;     // of a tap's rows of weights
+  int64_t rows;       // of a block: a multiple of four; the last ones may lie beyond Cin_g
+  int64_t tap_bytes;  // of weights
+};
 
 // Masks of the channels of a group at one pixel: 16 bits for a quad, 8 for a sample's int8 row.
 inline int64_t masks_per_group(const UnsharedConvParams& p, const UnsharedConvTiles& tiles) {
@@ -52,9 +74,14 @@ inline bool adds_every_row(const UnsharedConvParams& p) {
 }
 
 // Pure. The sums of all kernels have the same bits.
-inline UnsharedConvKernel choose_unshared_conv_kernel(const UnsharedConvParams& p, bool has_masks) {
+inline UnsharedConvKernel choose_unshared_conv_kernel(const UnsharedConvParams& p, bool has_masks,
+                                                      bool multiplies) {
   if (p.Cin_g == 1 && p.Cout_g == 1 && p.KH * p.KW <= kMostDepthwiseTaps) {
     return UnsharedConvKernel::kDepthwise;
+  }
+  if (multiplies && p.weight_dtype == DType::kInt8 && p.N >= kRegisterRows &&
+      p.KH * p.KW <= kMostMaskedTaps) {
+    return UnsharedConvKernel::kMatrix;
   }
   if (has_masks && adds_every_row(p)) return UnsharedConvKernel::kMasked;
   return UnsharedConvKernel::kListed;

@@ -29,10 +29,10 @@ inline void join_maps(const UnsharedConvLif& p, int64_t count, float* currents) 
 }
 
 // Adds to the currents of 32 channels the values of those whose bits are set, and 0 to the others.
-inline void add_selected(const AddedCurrent& added, const float* values, uint32_t fired,
-                         uint32_t negative, int64_t channels, float* currents) {
+inline void add_selected(const float* values, int64_t stride_c, uint32_t fired, uint32_t negative,
+                         int64_t channels, float* currents) {
 #if defined(__AVX512F__)
-  if (added.stride_c == 1 && negative == 0) {
+  if (stride_c == 1 && negative == 0) {
     for (int64_t c = 0; c < channels; c += 16) {
       const auto lanes =
           static_cast<__mmask16>(0xffffu >> (channels - c < 16 ? 16 - channels + c : 0));
@@ -45,30 +45,29 @@ inline void add_selected(const AddedCurrent& added, const float* values, uint32_
   }
 #endif
   for (int64_t c = 0; c < channels; ++c) {
-    const float value = values[c * added.stride_c];
+    const float value = values[c * stride_c];
     currents[c] += negative >> c & 1 ? -value : masked(value, mask_if(fired >> c & 1));
   }
 }
 
-// Adds to the currents [channels] of one position, of sample n of [T, B].
+// Adds `values`, by stride_c, to the currents [channels] of one position, of sample n of [T, B].
 inline void add_current(const UnsharedConvLif& p, const AddedCurrent& added, const Tile& tile,
-                        int64_t n, int64_t position, float* currents) {
-  const LifPacked& lif = p.lif;
-  const int64_t channel = tile.group * p.conv.Cout_g + tile.first_channel;
-  const float* const values =
-      added.values + n * added.stride_n + channel * added.stride_c + position * added.stride_p;
+                        int64_t n, int64_t position, const float* values, int64_t stride_c,
+                        float* currents) {
   if (added.spikes == nullptr) {
-    if (added.stride_c == 1) {
+    if (stride_c == 1) {
       for (int64_t c = 0; c < tile.channels; ++c) currents[c] += values[c];
     } else {
-      for (int64_t c = 0; c < tile.channels; ++c) currents[c] += values[c * added.stride_c];
+      for (int64_t c = 0; c < tile.channels; ++c) currents[c] += values[c * stride_c];
     }
     return;
   }
+  const LifPacked& lif = p.lif;
+  const int64_t channel = tile.group * p.conv.Cout_g + tile.first_channel;
   const int64_t word = (n * lif.P + position) * lif.words + channel / 32;
   for (int64_t c = 0; c < tile.channels; c += 32) {
     const uint32_t negative = added.negative == nullptr ? 0 : added.negative[word + c / 32];
-    add_selected(added, values + c * added.stride_c, added.spikes[word + c / 32], negative,
+    add_selected(values + c * stride_c, stride_c, added.spikes[word + c / 32], negative,
                  least(tile.channels - c, 32), currents + c);
   }
 }
@@ -77,11 +76,21 @@ inline void add_current(const UnsharedConvLif& p, const AddedCurrent& added, con
 inline void add_currents(const UnsharedConvLif& p, const AddedCurrent& added, const Tile& tile,
                          const KeptPositions& kept, float* currents) {
   const int64_t all_sequences = p.lif.N / (p.lif.P * p.lif.C);
-  for (int64_t t = 0; t < p.lif.T; ++t) {
-    for (int64_t b = 0; b < tile.sequences; ++b, currents += kept.most * tile.channels) {
-      const int64_t n = t * all_sequences + tile.first_sequence + b;
-      for (int64_t i = 0; i < kept.count; ++i) {
-        add_current(p, added, tile, n, kept.first + i, currents + i * tile.channels);
+  const int64_t channel = tile.group * p.conv.Cout_g + tile.first_channel;
+  float buffer[kMostChannels];
+  for (int64_t i = 0; i < kept.count; ++i) {
+    const int64_t position = kept.first + i;
+    const float* values = added.values + channel * added.stride_c + position * added.stride_p;
+    int64_t stride_c = added.stride_c;
+    if (added.stride_n == 0) {
+      values = side_by_side(values, stride_c, tile.channels, buffer);
+      stride_c = 1;
+    }
+    float* of_sample = currents + i * tile.channels;
+    for (int64_t t = 0; t < p.lif.T; ++t) {
+      for (int64_t b = 0; b < tile.sequences; ++b, of_sample += kept.most * tile.channels) {
+        const int64_t n = t * all_sequences + tile.first_sequence + b;
+        add_current(p, added, tile, n, position, values + n * added.stride_n, stride_c, of_sample);
       }
     }
   }

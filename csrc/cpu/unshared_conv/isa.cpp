@@ -4,6 +4,7 @@
 #include "cpu/unshared_conv/grad_kernel.h"
 #include "cpu/unshared_conv/listed_kernel.h"
 #include "cpu/unshared_conv/masked_kernel.h"
+#include "cpu/unshared_conv/matrix_kernel.h"
 
 namespace realspike::REALSPIKE_ISA {
 
@@ -14,6 +15,9 @@ void enter_unshared_conv(IsaKernels* kernels) {
 #if defined(__AVX512F__)
   kernels->mask_pixels = mask_pixels;
   kernels->unshared_conv_masked = unshared_conv_masked_task;
+#endif
+#if defined(REALSPIKE_MATRIX_UNIT)
+  if (has_matrix_unit()) kernels->unshared_conv_matrix = unshared_conv_matrix_task;
 #endif
   kernels->unshared_conv_depthwise = unshared_conv_depthwise_task;
   kernels->unshared_conv_grad_weight = unshared_conv_grad_weight_task;

@@ -69,10 +69,12 @@ class DecodedSpikes {
 // The spikes as masks of the registers that hold the sums.
 std::unique_ptr<uint16_t[]> masks_of_spikes(const UnsharedConvParams& params,
                                             const UnsharedConvTiles& tiles, int num_threads) {
-  // Uninitialised: every mask that is read is written first. A mask of int8 rows fills half of the
-  // room of one.
+  // Uninitialised: every mask that counts is written first. A mask of int8 rows fills half of the
+  // room of one, and a register of masks may reach beyond the last.
+  constexpr int64_t kPadding = kRegisterBytes;
   std::unique_ptr<uint16_t[]> masks(new uint16_t[tiles.sample_tiles * params.H * params.W *
-                                                 params.G * masks_per_group(params, tiles)]);
+                                                     params.G * masks_per_group(params, tiles) +
+                                                 kPadding]);
   const std::vector<PixelRun> runs = pixel_runs(params, tiles);
   parallel_for(static_cast<int64_t>(runs.size()), num_threads, [&](int64_t i, int) {
     isa_kernels().mask_pixels(params, tiles, runs[i], masks.get());
@@ -112,14 +114,26 @@ int threads_for(const UnsharedConvParams& p, int num_threads) {
   return threads_worth(sums * p.KH * p.KW * p.Cin_g, kMinimumWork, num_threads);
 }
 
+// What a task keeps of its weights, each of 4 bytes.
+int64_t weights_of_task(const UnsharedConvParams& conv, const UnsharedConvTiles& tiles,
+                        UnsharedConvKernel kernel) {
+  const int64_t taps = conv.KH * conv.KW;
+  switch (kernel) {
+    case UnsharedConvKernel::kDepthwise:
+      return taps * ceil_div(tiles.channels, 32) * 32;
+    case UnsharedConvKernel::kMatrix:  // from a cache line on
+      return (taps * MatrixShape(conv, tiles, tiles.samples).tap_bytes + kRegisterBytes) / 4;
+    default:
+      return 0;
+  }
+}
+
 // neurons: those behind the convolution, or nullptr.
 void run(const UnsharedConvParams& conv, const UnsharedConvLif* neurons,
          const UnsharedConvTiles& tiles, UnsharedConvKernel kernel, int num_threads) {
   const IsaKernels& isa = isa_kernels();
   const auto for_each_task = [&](auto task) { parallel_for(tiles.tasks, num_threads, task); };
-  const bool depthwise = kernel == UnsharedConvKernel::kDepthwise;
-  const int64_t weights = depthwise ? conv.KH * conv.KW * ceil_div(tiles.channels, 32) * 32 : 0;
-  const TaskMemories memories(tiles, weights, num_threads);
+  const TaskMemories memories(tiles, weights_of_task(conv, tiles, kernel), num_threads);
   switch (kernel) {
     case UnsharedConvKernel::kDepthwise:
       return for_each_task([&](int64_t task, int thread) {
@@ -132,6 +146,12 @@ void run(const UnsharedConvParams& conv, const UnsharedConvLif* neurons,
                                  memories.of(thread).currents);
       });
     }
+    case UnsharedConvKernel::kMatrix: {
+      const auto masks = masks_of_spikes(conv, tiles, num_threads);
+      return for_each_task([&](int64_t task, int thread) {
+        isa.unshared_conv_matrix(conv, neurons, tiles, masks.get(), task, memories.of(thread));
+      });
+    }
     case UnsharedConvKernel::kListed: {
       const DecodedSpikes spikes(conv, tiles, tiles.prefetch, num_threads);
       return for_each_task([&](int64_t task, int thread) {
@@ -141,8 +161,10 @@ void run(const UnsharedConvParams& conv, const UnsharedConvLif* neurons,
   }
 }
 
-UnsharedConvKernel choose(const UnsharedConvParams& params) {
-  return choose_unshared_conv_kernel(params, isa_kernels().unshared_conv_masked != nullptr);
+UnsharedConvKernel choose(const UnsharedConvParams& params, bool products) {
+  const IsaKernels& isa = isa_kernels();
+  return choose_unshared_conv_kernel(params, isa.unshared_conv_masked != nullptr,
+                                     products && isa.unshared_conv_matrix != nullptr);
 }
 
 // As the kernel takes it: of a depthwise convolution the groups are the channels of one.
@@ -157,10 +179,10 @@ UnsharedConvParams taken_by(UnsharedConvKernel kernel, const UnsharedConvParams&
 
 }  // namespace
 
-void unshared_conv_cpu(const UnsharedConvParams& params, int num_threads) {
+void unshared_conv_cpu(const UnsharedConvParams& params, int num_threads, bool products) {
   if (is_empty(params)) return;
   num_threads = threads_for(params, num_threads);
-  const UnsharedConvKernel kernel = choose(params);
+  const UnsharedConvKernel kernel = choose(params, products);
   const UnsharedConvParams conv = taken_by(kernel, params);
   UnsharedConvTiles tiles = choose_unshared_conv_tiles(conv, 1, num_threads);
   const int64_t bytes =
@@ -170,16 +192,20 @@ void unshared_conv_cpu(const UnsharedConvParams& params, int num_threads) {
   run(conv, nullptr, tiles, kernel, num_threads);
 }
 
-void unshared_conv_lif_cpu(const UnsharedConvLif& params, int num_threads) {
+void unshared_conv_lif_cpu(const UnsharedConvLif& params, int num_threads, bool products) {
   if (is_empty(params.conv)) return;
   num_threads = threads_for(params.conv, num_threads);
-  const UnsharedConvKernel kernel = choose(params.conv);
+  const UnsharedConvKernel kernel = choose(params.conv, products);
   UnsharedConvLif neurons = params;
   neurons.conv = taken_by(kernel, params.conv);
   const int64_t timesteps = params.maps * params.signs * params.lif.T;
   UnsharedConvTiles tiles = choose_unshared_conv_tiles(neurons.conv, timesteps, num_threads);
   tiles.kept = choose_emitted_positions(tiles);
   run(neurons.conv, &neurons, tiles, kernel, num_threads);
+}
+
+bool multiplies_cpu(const UnsharedConvParams& params) {
+  return choose(params, true) == UnsharedConvKernel::kMatrix;
 }
 
 void unshared_conv_grad_weight_cpu(const UnsharedConvGradWeight& params, int num_threads) {

@@ -48,13 +48,13 @@ void add_rows(const typename Row::Weight* rows, int64_t row_stride, const uint16
 
 // The finished currents of one sample at one position, [channels].
 template <class Row>
-void finish(const UnsharedConvParams& p, const Tile& tile, int64_t position, int64_t s,
+void finish(const Tile& tile, const ScaleAndBias& scale_and_bias, int64_t s,
             const Accumulators<Row>& accumulators, float* currents) {
   for_each_sums<Row>(tile.channels, [&](auto sums, int64_t channel) {
     sums.unpack(accumulators.sums + s * tile.channels + channel, accumulators.rows[s],
                 currents + channel);
   });
-  scale_and_bias(p, tile, position, currents);
+  scale_and_bias.apply(currents);
 }
 
 template <class Row, bool kFactored>
@@ -65,6 +65,7 @@ void run_listed_task(const UnsharedConvParams& p, const UnsharedConvLif* neurons
   const Tile& tile = work.tile;
   using Weight = const typename Row::Weight;
   Accumulators<Row> accumulators;
+  ScaleAndBias scale_and_bias(p, tile);
   KeptPositions kept(tiles.kept, work.begin, work.end);
   Prefetcher prefetcher;
   const uint32_t* fired = lists.fired + work.sample_tile * p.H * p.W * p.words;
@@ -79,6 +80,7 @@ void run_listed_task(const UnsharedConvParams& p, const UnsharedConvLif* neurons
     if (more && tiles.prefetch) prefetcher.plan(p, tile, two[turn ^ 1], fired);
     if constexpr (kFactored) copy_amplitude(p, tile, now, amplitude);
     const PassLists<Weight> pass(p, tiles, lists, work, now);
+    scale_and_bias.go_to(now.position);
     for (int64_t s = 0; s < tile.samples; ++s) {
       const int64_t length = pass.rows_of(s, list);
       prefetcher.issue();
@@ -91,7 +93,7 @@ void run_listed_task(const UnsharedConvParams& p, const UnsharedConvLif* neurons
       });
       if (!now.last) continue;
       float* const of_sample = memory.currents + s * tiles.kept * tile.channels;
-      finish(p, tile, now.position, s, accumulators,
+      finish(tile, scale_and_bias, s, accumulators,
              of_sample + (now.position - kept.first) * tile.channels);
       if (neurons == nullptr && kept.ends_with(now.position)) {
         write_out(p, tiles.stream, tile, kept, s, of_sample);

@@ -51,22 +51,23 @@ void mask_pixels(const UnsharedConvParams& p, const UnsharedConvTiles& tiles, co
   });
 }
 
-template <class Mask, class Weight>
-void run_masked_task(const UnsharedConvParams& p, const UnsharedConvLif* neurons,
-                     const UnsharedConvTiles& tiles, const Mask* masks, int64_t task,
-                     float* all_currents) {
-  const Task work(p, tiles, task);
+// All positions of a task. `at` goes from one to the next, and add_channels sums what it has found.
+template <class Position>
+void run_positions(const UnsharedConvParams& p, const UnsharedConvLif* neurons,
+                   const UnsharedConvTiles& tiles, const Task& work, Position& at,
+                   float* all_currents) {
   const Tile& tile = work.tile;
-  MaskedPosition<Mask, Weight> at(p, tiles, work, masks);
+  ScaleAndBias scale_and_bias(p, tile);
   KeptPositions kept(tiles.kept, work.begin, work.end);
   const int64_t stride_s = tiles.kept * tile.channels;
   for (int64_t position = work.begin; position < work.end; ++position) {
     at.go_to(position);
+    scale_and_bias.go_to(position);
     float* const currents = all_currents + (position - kept.first) * tile.channels;
     add_channels(p, at, tile, currents, stride_s);
     const bool whole = kept.ends_with(position);
     for (int64_t s = 0; s < tile.samples; ++s) {
-      scale_and_bias(p, tile, position, currents + s * stride_s);
+      scale_and_bias.apply(currents + s * stride_s);
       if (neurons == nullptr && whole) {
         write_out(p, tiles.stream, tile, kept, s, all_currents + s * stride_s);
       }
@@ -83,8 +84,9 @@ void unshared_conv_masked_task(const UnsharedConvParams& p, const UnsharedConvLi
                                float* currents) {
   with_mask(p, [&](auto mask, auto weight) {
     using Mask = decltype(mask);
-    run_masked_task<Mask, decltype(weight)>(p, neurons, tiles, static_cast<const Mask*>(masks),
-                                            task, currents);
+    const Task work(p, tiles, task);
+    MaskedPosition<Mask, decltype(weight)> at(p, tiles, work, static_cast<const Mask*>(masks));
+    run_positions(p, neurons, tiles, work, at, currents);
   });
 }
 

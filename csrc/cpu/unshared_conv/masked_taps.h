@@ -45,9 +45,12 @@ class MaskedPosition {
             work.tile.group * p.KH * p.KW * p.Cin_g * p.Cout_g + work.tile.first_channel;
   }
 
+  // [KH, KW, Cin_g, Cout_g], from the tile's first channel.
+  const Weight* rows_of(int64_t position) const { return rows_ + position * p_.weight_stride_p; }
+
   void go_to(int64_t position) {
     count = 0;
-    const Weight* rows = rows_ + position * p_.weight_stride_p;
+    const Weight* rows = rows_of(position);
     for_each_tap(p_, position, [&](int64_t tap, int64_t pixel) {
       taps[count++] = {fired_ + pixel * fired_per_pixel_, rows + tap * p_.Cin_g * p_.Cout_g};
     });

@@ -7,24 +7,50 @@
 #include "core/unshared_conv.h"
 #include "cpu/common/stream.h"
 #include "cpu/unshared_conv/task.h"
+#include "cpu/unshared_conv/tiles.h"
 
 // From finished sums to the output.
 
 namespace realspike {
 namespace {
 
-// Turns the sums of one position, [channels], into currents.
-void scale_and_bias(const UnsharedConvParams& p, const Tile& tile, int64_t position,
-                    float* currents) {
-  const int64_t first = tile.group * p.Cout_g + tile.first_channel;
-  if (p.scale != nullptr) {
-    for (int64_t c = 0; c < tile.channels; ++c) currents[c] *= p.scale[first + c];
-  }
-  if (p.bias != nullptr) {
-    const float* bias = p.bias + first * p.bias_stride_c + position * p.bias_stride_p;
-    for (int64_t c = 0; c < tile.channels; ++c) currents[c] += bias[c * p.bias_stride_c];
-  }
+// Neighbouring values of channels, side by side: where they lie, or copied to `buffer`.
+inline const float* side_by_side(const float* values, int64_t stride, int64_t channels,
+                                 float* buffer) {
+  if (stride == 1) return values;
+  for (int64_t c = 0; c < channels; ++c) buffer[c] = values[c * stride];
+  return buffer;
 }
+
+// Turns the sums of one position, [channels], into currents.
+class ScaleAndBias {
+ public:
+  ScaleAndBias(const UnsharedConvParams& p, const Tile& tile) : p_(p), tile_(tile) {}
+
+  void go_to(int64_t position) {
+    if (p_.bias == nullptr) return;
+    const float* bias = p_.bias + first() * p_.bias_stride_c + position * p_.bias_stride_p;
+    bias_ = side_by_side(bias, p_.bias_stride_c, tile_.channels, buffer_);
+  }
+
+  void apply(float* currents) const {
+    if (p_.scale != nullptr) {
+      const float* scale = p_.scale + first();
+      for (int64_t c = 0; c < tile_.channels; ++c) currents[c] *= scale[c];
+    }
+    if (p_.bias != nullptr) {
+      for (int64_t c = 0; c < tile_.channels; ++c) currents[c] += bias_[c];
+    }
+  }
+
+ private:
+  int64_t first() const { return tile_.group * p_.Cout_g + tile_.first_channel; }
+
+  const UnsharedConvParams& p_;
+  const Tile& tile_;
+  const float* bias_ = nullptr;
+  float buffer_[kMostChannels];
+};
 
 // The positions of a task whose finished currents wait to be written together.
 struct KeptPositions {

@@ -29,7 +29,6 @@ UnsharedConvTiles choose_unshared_conv_tiles(const UnsharedConvParams& p, int64_
                                              int num_threads) {
   constexpr int64_t kFewSamples = 16;
   constexpr int64_t kNarrowTile = 128;
-  constexpr int64_t kWideTile = 512;
   constexpr int64_t kPrefetchBytes = 8 * 1024 * 1024;  // below it the weights stay in the L3 cache
   constexpr int64_t kKeptFloats = 64;
   constexpr int64_t kTasksPerThread = 4;
@@ -48,7 +47,7 @@ UnsharedConvTiles choose_unshared_conv_tiles(const UnsharedConvParams& p, int64_
   // the hardware fetched beyond the rows of the tile before.
   const bool few_samples = p.N <= kFewSamples;
   tiles.channels =
-      few_samples ? kNarrowTile : std::clamp(kMostSums / tiles.samples, kNarrowTile, kWideTile);
+      few_samples ? kNarrowTile : std::clamp(kMostSums / tiles.samples, kNarrowTile, kMostChannels);
   tiles.channels -= tiles.channels % kWordBits;
   tiles.channels = std::min(p.Cout_g, tiles.channels);
   tiles.channel_tiles = ceil_div(p.Cout_g, tiles.channels);

@@ -13,6 +13,9 @@ constexpr int64_t kChannelBlock = 128;
 // Output positions of a task, at most: contiguous outputs of one channel then fill a cache line.
 constexpr int64_t kMostPositions = 16;
 
+// Output channels of a task, at most.
+constexpr int64_t kMostChannels = 512;
+
 // Sums that a task holds, and the samples and (tap, block) pairs of one tile and pass, at most.
 constexpr int64_t kMostSums = 32768;
 constexpr int64_t kMostSamples = 256;

@@ -50,7 +50,7 @@ class _RefuseMultiplications(TorchDispatchMode):
                     "amplitude): the layer that reads them multiplies"
                 )
         elif self.layers > 0:
-            if func.name().startswith("realspike::unshared_matmul"):
+            if func.name().startswith("realspike::unshared_matmul") or kwargs.get("products"):
                 raise MultiplicationError(
                     f"the convolution behind LIF layer number {self.layers} runs on matrix units, "
                     'which multiply: algorithm="auto" chose them; algorithm="gather" only adds'

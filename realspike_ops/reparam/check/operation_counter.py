@@ -274,6 +274,8 @@ class OperationCounter(TorchDispatchMode):
             self._weights(spikes, spikes.numel(), spikes.sum().item())
         row.additions += neurons
         row.multiplications += 0 if decay is None and decay_value in (0.0, 1.0) else neurons
+        if self.options.get("products"):
+            row.multiplications += current.numel() * math.prod(weight.shape[3:6])
 
     def matmul_and_neurons(self, args, out):
         """Count `conv_and_neurons`, and the products of matrix units, whatever fires."""

@@ -33,8 +33,8 @@ BUGS = [
     Bug(
         "conv-cpu-bias-of-neighbouring-positions",
         "csrc/cpu/unshared_conv/output.h",
-        "bias[c * p.bias_stride_c]",
-        "bias[c]",
+        "values[c * stride]",
+        "values[c]",
         "tests/unshared_conv/test_unshared_conv.py",
         "silence_gives_the_bias",
     ),
@@ -104,8 +104,8 @@ BUGS = [
     Bug(
         "conv-cpu-scale-of-the-first-channels",
         "csrc/cpu/unshared_conv/output.h",
-        "currents[c] *= p.scale[first + c];",
-        "currents[c] *= p.scale[c];",
+        "p_.scale + first()",
+        "p_.scale",
         "tests/unshared_conv/test_unshared_conv_storage.py",
         "test_sweep",
     ),
@@ -600,8 +600,8 @@ BUGS = [
     Bug(
         "conv-lif-current-of-the-first-position-added",
         "csrc/cpu/unshared_conv/emit_spikes.h",
-        "kept.first + i, currents",
-        "kept.first, currents",
+        "int64_t position = kept.first + i;",
+        "int64_t position = kept.first;",
         "tests/unshared_conv/test_unshared_conv_lif.py",
         "joins",
     ),
@@ -688,6 +688,26 @@ BUGS = [
             ("conv-cuda-lif-negative-spikes-add", "return -value;", "return value;"),
             ("conv-cuda-lif-first-map-last", "x = map == 0 ? part : x + part;", "x = part;"),
             ("conv-cuda-lif-added-of-the-first-sample", "n * added.stride_n + co", "co"),
+        )
+    ),
+    # --- the matrix unit of a CPU ---
+    *(
+        Bug(
+            f"conv-cpu-matrix-{name}",
+            "csrc/cpu/unshared_conv/matrix_kernel.h",
+            old,
+            new,
+            "tests/unshared_conv/test_matrix_unit_cpu.py",
+            k,
+            avx512=True,
+        )
+        for name, old, new, k in (
+            ("second-samples-are-the-first", "fired + shape.samples * p.Cin_g", "fired", "gather"),
+            ("second-channels-are-the-first", "weights + of_channels", "weights", "gather"),
+            ("blocks-of-spikes-stand-still", "fired += shape.rows;", "", "gather"),
+            ("rows-beyond-the-last-are-read", "Cin_g - ci, least", "4, least", "gather"),
+            ("weights-of-the-first-position", "p_.weight_stride_p != 0) inter", "false) inter", ""),
+            ("signed-bytes-are-unsigned", "_mm512_xor_si512(four, zeros)", "four", "gather"),
         )
     ),
 ]
