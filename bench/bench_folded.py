@@ -6,9 +6,10 @@ floats; ours passes bits. Folding itself is not timed. The neurons' rate is that
 network or above (names end in it): the fewer spikes, the less a folded network has to add.
 
 `bench_folded_sizes` asks the same of one image and of 64, in three widths, and has the peers
-compiled as well; on a GPU everything also as a captured graph, ours by `rso.graphed`. Its rows are
-followed by the synaptic operations of an image and the energy that `rso.profile` estimates for
-them, beside those of the ANN.
+compiled as well; on a GPU everything also as a captured graph, ours by `rso.graphed`. Rows of
+`auto` may multiply, where the device has matrix units for the weights. Rows are followed by the
+synaptic operations of an image and the energy that `rso.profile` estimates for them, beside those
+of the ANN; of `auto`, for the network that only adds.
 """
 
 import functools
@@ -20,6 +21,7 @@ from realspike.networks import build
 from torch import nn
 
 import realspike_ops as rso
+from realspike_ops._native import extension
 
 NETWORKS = {  # architecture, granularity, width, images, shift of the currents
     "vgg5-channel": ("vgg5", "channel", 32, 8, -0.7),
@@ -37,7 +39,13 @@ SIZES = [
 ]
 IMAGES = (1, 64)
 CPU_WIDTHS = 16, 32  # without --full: the others take minutes
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+WEIGHTS = {  # type, algorithm
+    "float32": (torch.float32, "gather"),
+    "bfloat16": (torch.bfloat16, "gather"),
+    "bfloat16_auto": (torch.bfloat16, "auto"),
+    "int8": (torch.int8, "gather"),
+    "int8_auto": (torch.int8, "auto"),
+}
 
 
 def as_if_trained(network: nn.Module, shift: float) -> nn.Module:
@@ -145,6 +153,10 @@ def captured(network: nn.Module, x: torch.Tensor):
     return graph.replay
 
 
+def multiplies_on_cpu(dtype: torch.dtype, samples: int) -> bool:
+    return dtype == torch.int8 and extension().multiplies_cpu(samples, 3, 3, 16, 16)
+
+
 def peers_of(networks: dict[str, nn.Module], x: torch.Tensor) -> dict:
     peers = {}
     for name, network in networks.items():
@@ -160,28 +172,32 @@ def peers_of(networks: dict[str, nn.Module], x: torch.Tensor) -> dict:
 @pytest.mark.wall_clock
 @pytest.mark.parametrize("run", ["plain", "captured"])
 @pytest.mark.parametrize("images", IMAGES)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize(("architecture", "granularity", "width", "shift"), SIZES)
 @torch.no_grad()
 def bench_folded_sizes(
-    compare, request, device, architecture, granularity, width, shift, dtype, images, run
+    compare, request, device, architecture, granularity, width, shift, weights, images, run
 ):
     if run == "captured" and device == "cpu":
         pytest.skip("graphs are for a GPU")
     if device == "cpu" and width not in CPU_WIDTHS and not request.config.getoption("--full"):
         pytest.skip("--full runs it")
+    dtype, algorithm = WEIGHTS[weights]
+    if algorithm == "auto" and device == "cpu" and not multiplies_on_cpu(dtype, T * images):
+        pytest.skip("it only adds")
     torch.manual_seed(0)
     config = config_of(architecture, granularity, width)
     trained = as_if_trained(build(config, seed=0), shift).to(device)
     x = torch.randn(images, 3, 32, 32, device=device)
-    folded = rso.reparameterize(trained, x[:1], weight_dtype=DTYPES[dtype])
+    folded = rso.reparameterize(trained, x[:1], weight_dtype=dtype)
     report = rso.profile(folded, x[:4])
     energies = report.total("energy_pj") / 1e6, report.total("ann_energy_pj") / 1e6
     request.node.name += (
         f"-rate{rate_of(folded, x[:4]):.0%}-{report.total('synops') / 1e6:.1f}M-SynOps"
         f"-{energies[0]:.1f}uJ-ANN-{energies[1]:.1f}uJ"
     )
-    peer_dtype = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    folded.algorithm = algorithm
+    peer_dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
     x = x.to(peer_dtype, memory_format=torch.channels_last)
     form = {"dtype": peer_dtype, "memory_format": torch.channels_last}
     ann = as_if_trained(ann_of(config), 0.0).to(device, **form)

@@ -124,7 +124,8 @@ def _sizes(stem: str) -> dict[str, str]:
         if match := re.match(pattern, name):
             depth, granularity, dtype, count = match.groups()
             images = "one image" if count == "1" else f"{count} images"
-            found[f"ResNet{depth}, {granularity}-wise, {dtype}, {images}"] = name
+            weights = dtype.replace("_", ", ")
+            found[f"ResNet{depth}, {granularity}-wise, {weights}, {images}"] = name
     return found
 
 
@@ -278,7 +279,8 @@ TABLES = [
     ),
     Table(
         "Folded networks of one image and of 64",
-        "The same of width 16, beside networks that torch.compile has compiled, too.",
+        "The same of width 16, beside networks that torch.compile has compiled, too. Rows of auto "
+        'multiply, on the CPU\'s matrix unit (`algorithm="auto"`).',
         NEWER_XEON,
         _sizes("intel-r-xeon-r-processor-family-6"),
         {
