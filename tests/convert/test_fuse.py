@@ -502,6 +502,22 @@ def test_checkpointing(reentrant):
         assert "autograd.Function" in report.left["bn1"]
 
 
+def test_values_that_are_first_read_inside_a_checkpoint():
+    """In training the residual has another dtype, which the example does not show."""
+
+    def block(net, current, residual):
+        return net.lif1((current + residual).float())
+
+    def body(net, x):
+        residual = x.double() if net.training else x
+        return checkpoint(block, net, net.bn1(net.conv1(x)), residual, use_reentrant=False)
+
+    fused, plain = fused_and_plain(Net(lambda net, x: net.lif1(net.bn1(net.conv1(x)))))
+    fused.body = plain.body = body
+    assert rso.fusion_report(fused).fused == {"bn1": ("lif1",)}
+    assert_same_network(fused, plain)
+
+
 class Doubled(nn.Module):
     def forward(self, weight):
         return 2 * weight

@@ -1,10 +1,13 @@
 """The current behind a batch norm, which is not computed before somebody reads it."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._C._autograd import _top_saved_tensors_default_hooks
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import _pytree as pytree
 
 from realspike_ops.nn.neurons.batch_norm_call import BatchNormCall, fire, is_followed
@@ -37,8 +40,11 @@ class NormedCurrent(Tensor):
             self.readers.append(reader)
         if self._computed is None:
             self.check()
-            # What was made without gradients has none here either.
-            with torch.enable_grad():
+            # What was made without gradients has none here either. A checkpoint would miss what the
+            # norm saves when it runs again and finds these values, which belong before it.
+            hooks = not torch.compiler.is_compiling() and _top_saved_tensors_default_hooks(False)
+            as_it_is = saved_tensors_hooks(_itself, _itself) if hooks else nullcontext()
+            with torch.enable_grad(), as_it_is:
                 values = self.call.values()
                 self._computed = values if self.residual is None else values + self.residual
         return self._computed
@@ -185,6 +191,10 @@ def _make(call: BatchNormCall, residual: Tensor | None, readers: list[Any] | Non
     current.call, current.residual, current.readers = call, residual, readers
     current._computed, current._versions = None, _versions(call, residual)
     return current
+
+
+def _itself(saved: Tensor) -> Tensor:
+    return saved
 
 
 def _refuse_gradient(_: Tensor) -> None:
