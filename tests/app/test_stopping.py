@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -387,6 +388,17 @@ def test_a_second_signal_stops_at_once(tmp_path, monkeypatch, capsys, signum):
     assert one_line(capsys) == "realspike: interrupted"
     assert not (tmp_path / "last.ckpt").exists()
     assert signal.getsignal(signum) == handler
+
+
+def test_a_finished_run_gives_signals_back(tmp_path):
+    handlers = [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)]
+    assert cli.main(["train", *OVERRIDES, "--out", str(tmp_path)]) == 0
+    assert [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)] == handlers
+
+
+def test_a_thread_of_a_program_may_train(tmp_path):
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(cli.main, ["train", *OVERRIDES, "--out", str(tmp_path)]).result() == 0
 
 
 # Divergence

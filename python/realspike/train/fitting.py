@@ -1,10 +1,12 @@
 """One run on Lightning: its trainer, its callbacks, its loaders."""
 
+import contextlib
 import errno
 import logging
+import signal
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from realspike.train.history import History
 from realspike.train.module import SpikingClassifier
 from realspike.train.placement import placement, rank, world_size
 from realspike.train.reporting import Reporting
-from realspike.train.saving import Interrupted, Saving, Stopped
+from realspike.train.saving import SIGNALS, Interrupted, Saving, Stopped
 from realspike.train.statistics import Statistics
 from realspike_ops import unfuse
 
@@ -117,7 +119,7 @@ def fit_network(
     workers = config.data.workers if splits.read_in_workers else 0
     callbacks = _callbacks(config, splits, out, on_epoch, console)
     history = next(callback for callback in callbacks if isinstance(callback, History))
-    with _quiet():
+    with _quiet(), _handlers_restored():
         trainer = lightning.Trainer(
             **placed.trainer,
             # A run that is told its max_steps resumes the end of an epoch inside of it.
@@ -171,6 +173,20 @@ def fit_network(
 def _lie(network: nn.Module, memory_format: torch.memory_format) -> None:
     to: Any = network.to  # the checker knows no memory formats of it
     to(memory_format=memory_format)
+
+
+@contextlib.contextmanager
+def _handlers_restored() -> Iterator[None]:
+    """Give signals back to whoever had them: Lightning does so before the last of our hooks, and
+    not where it is interrupted early."""
+    handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for signum, handler in handlers.items():
+                if handler is not None:  # one that Python did not install
+                    signal.signal(signum, handler)
 
 
 class _quiet:

@@ -1,6 +1,7 @@
 """Checkpoints after every epoch and when the run is asked to stop."""
 
 import signal
+import threading
 from pathlib import Path
 
 import lightning.pytorch as lightning
@@ -17,6 +18,7 @@ RESUME_FILE = "last.ckpt"  # everything that continues the run
 # These files follow from it after an epoch:
 NETWORK_FILE = "model.safetensors"
 METRICS_FILE = "metrics.csv"
+SIGNALS = signal.SIGTERM, signal.SIGINT  # which stop a run
 
 
 class Stopped(Exception):
@@ -64,22 +66,17 @@ class Saving(lightning.Callback):
         self.gathered = history, notes
         self._signal = 0
         self._epoch_ended = False
-        self._handlers: dict = {}
 
     def on_train_start(self, trainer, module) -> None:
-        # Lightning's own handlers, which it restores in the end, broadcast inside the handler.
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            self._handlers[signum] = signal.signal(signum, self._on_signal)
+        # Lightning's own handlers broadcast inside the handler. Threads have none.
+        if threading.current_thread() is threading.main_thread():
+            for signum in SIGNALS:
+                signal.signal(signum, self._on_signal)
 
     def _on_signal(self, signum, frame) -> None:
         if self._signal:
             raise Interrupted(signum)
         self._signal = signum
-
-    def teardown(self, trainer, module, stage) -> None:
-        for signum, handler in self._handlers.items():
-            signal.signal(signum, handler)
-        self._handlers = {}
 
     def _asked_to_stop(self, trainer, module) -> int:
         if trainer.world_size == 1:  # without waiting for a GPU
