@@ -131,6 +131,8 @@ LAUGHS = "a: &a [x,x]\n" + "".join(
         ("? [a]\n: b\n", "a key of the configuration must be a text"),
         ("<<: {epochs: 3}\n", "unknown section '<<'"),
         ("1: {2: 3}\n", "unknown section '1'"),
+        ("epochs: 3\n", "unknown section 'epochs': it is a key of training"),
+        ("training: {width: 3}\n", "unknown key of training 'width': it is a key of network"),
         ("training: {epohcs: 3}\n", "unknown key of training 'epohcs' (did you mean 'epochs'?)"),
         ("training: {}\n---\ndata: {}\n", "it holds 2 documents"),
         ("text", "it must hold sections"),

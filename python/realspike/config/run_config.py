@@ -267,11 +267,11 @@ class RunConfig:
         sections = {}
         known: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(cls)}
         try:
-            check_known("section", values, known)
+            _check_known("section", values, known)
             for name, given in values.items():
                 if not isinstance(given, Mapping):
                     raise ConfigError(f"{name} must be a section of keys; got {shown(given)}")
-                check_known(f"key of {name}", given, _SECTIONS[name])
+                _check_known(f"key of {name}", given, _SECTIONS[name])
                 if name == "data" and given.get("name") == "imagenet":
                     given = {**given, "name": "images"}  # its name before 0.2
                 kinds = {field.name: field for field in dataclasses.fields(known[name])}
@@ -302,6 +302,15 @@ _SECTIONS = {
     section.name: tuple(option.name for option in _options_of(section))
     for section in dataclasses.fields(RunConfig)
 }
+
+
+def _check_known(what: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse names that are not known; a key in another place than its section is told where."""
+    for name in names:
+        owners = [section for section, keys in _SECTIONS.items() if name in keys]
+        if owners and name not in known:
+            raise ConfigError(f"unknown {what} {shown(name)}: it is a key of {owners[0]}")
+    check_known(what, names, known)
 
 
 def resolve_key(key: str) -> tuple[str, str]:
