@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import resource
 import shlex
 import threading
 
@@ -151,6 +152,19 @@ def test_what_a_server_does_not_have(serve, tmp_path, capsys):
     said = command(server, tmp_path, 1, capsys)
     assert "cannot download http://127.0.0.1" in said
     assert "the same command goes on" in said
+
+
+def test_a_full_disk_is_named_and_the_download_goes_on(serve, tmp_path, capsys):
+    server, (_, hard) = serve(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        said = command(server, tmp_path, 1, capsys)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    part = tmp_path / "cifar-10-python.tar.gz.part"
+    assert said == f"realspike: error: {part}: File too large\n"
+    command(server, tmp_path, 0, capsys)
+    assert server.asked == [None, "bytes=100000-"]
 
 
 def test_the_official_archives():

@@ -86,6 +86,9 @@ def _download(url: str, part: Path, output: Path) -> None:
             advice += f"; {there}, which is there, is not the official one"
         text = f"{' '.join(str(error).split()):.200}"
         raise DownloadFailed(f"cannot download {url} ({text}): {advice}") from error
+    except OSError as error:
+        error.filename = error.filename or str(part)  # a full disk names no file
+        raise
     if total is not None and (came := part.stat().st_size) != total:
         raise DownloadFailed(
             f"{url} broke off after {came:,} of {total:,} bytes: the same command goes on there"
