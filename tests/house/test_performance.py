@@ -75,8 +75,7 @@ def test_the_equal_ann_is_faster_in_every_row_of_inference_but_two():
     ahead = {row for row, ratio in ratios(xeon, "bench_folded", "ANN").items() if ratio >= 1}
     one_image = ratios(xeon, r"bench_folded_sizes\[resnet20-.*-1-plain\]", "ANN, compiled")
     assert ahead == set(one_image)
-    assert all(0.9 < ratio < 1.1 for ratio in one_image.values())
-    assert max(ratios(xeon, "bench_folded", "ANN, compiled").values()) < 1.1
+    assert max(ratios(xeon, "bench_folded", "ANN, compiled").values()) < 1
 
 
 def test_a_training_step_takes_as_long_as_the_ann_s_on_as_many_images_or_about_a_fifth_more():
