@@ -123,6 +123,11 @@ def test_the_application_s_page_says_what_the_table_on_cifar10_says():
     assert f"binary {binary}, element-wise {element}. Paired" in text
     points, low, high = re.search(r"vanilla\) \| (\S+) \| (\S+) to (\S+) \|", page).groups()
     assert f"{points} points, with an interval from {low} to {high}: undecided" in text
+    layer, channel = (
+        re.search(rf"\| Real Spike, {name} \| ([\d.]+) \|", page)[1]
+        for name in ("layer", "channel")
+    )
+    assert f"one seed each, which has no interval: {layer} and {channel}." in text
     assert float(low) < 0 < float(high)
     page = (docs / "results/cifar10_energy_ternary.md").read_text()
     rows = (re.search(rf"\| {row} \| (.*) \|", page)[1].split(" | ") for row in ("none", "ternary"))
