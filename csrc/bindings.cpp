@@ -369,10 +369,9 @@ PYBIND11_MODULE(_C, m) {
              program.add_lif({lif, nullptr, nullptr, C, P, ceil_div(C, 32), channels_last},
                              place(x), place(packed));
            })
-      .def("add_conv", [](Program& program, const UnsharedConvParams& conv, PlaceOf spikes,
-                          PlaceOf out, bool products) {
-             program.add_conv(conv, place(spikes), place(out), products);
-           })
+      .def("add_conv",
+           [](Program& program, const UnsharedConvParams& conv, PlaceOf spikes, PlaceOf out,
+              bool products) { program.add_conv(conv, place(spikes), place(out), products); })
       .def("add_conv_lif",
            [](Program& program, const UnsharedConvParams& conv, const LifParams& lif, int64_t maps,
               int64_t signs, const std::vector<AddedCurrent>& added, PlaceOf spikes, PlaceOf packed,

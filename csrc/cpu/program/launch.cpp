@@ -13,8 +13,7 @@ void Program::add_lif(const LifPacked& lif, Place x, Place packed) {
   steps_.push_back(std::move(step));
 }
 
-void Program::add_conv(const UnsharedConvParams& conv, Place spikes, Place out,
-                       bool products) {
+void Program::add_conv(const UnsharedConvParams& conv, Place spikes, Place out, bool products) {
   Step step{Kind::kConv, {}, spikes, out, {}, 0, products};
   step.params.conv = conv;
   steps_.push_back(std::move(step));
