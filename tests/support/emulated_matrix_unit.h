@@ -1,6 +1,6 @@
 // The matrix unit of a CPU (AMX) in plain code, so that sanitizers see what it reads and writes,
-// and CPUs without one run the kernel that uses it. Included before every file of a sanitized
-// build.
+// and CPUs without one run the kernel that uses it. In a sanitized build every file of
+// the AVX-512 set includes it first.
 
 #pragma once
 

@@ -50,7 +50,7 @@ struct IsaKernels {
   void (*unshared_conv_masked)(const UnsharedConvParams&, const UnsharedConvLif*,
                                const UnsharedConvTiles&, const void* masks, int64_t task,
                                float* currents);
-  // masks: as above. nullptr without a matrix unit.
+  // masks: as above. For a CPU that has_matrix_unit(); nullptr in a set that does not know it.
   void (*unshared_conv_matrix)(const UnsharedConvParams&, const UnsharedConvLif*,
                                const UnsharedConvTiles&, const void* masks, int64_t task,
                                const TaskMemory&);

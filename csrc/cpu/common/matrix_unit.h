@@ -12,8 +12,9 @@
 
 namespace realspike {
 
-// Whether the CPU has a matrix unit for int8 and the system lets this process use it, which is
-// asked for once.
+// Whether the CPU has a matrix unit for int8 and the system lets this process use it. The first
+// call asks the system, which from then on wants larger stacks for signals: so only a process that
+// may multiply asks.
 bool has_matrix_unit();
 
 }  // namespace realspike

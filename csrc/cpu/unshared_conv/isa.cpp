@@ -17,7 +17,7 @@ void enter_unshared_conv(IsaKernels* kernels) {
   kernels->unshared_conv_masked = unshared_conv_masked_task;
 #endif
 #if defined(REALSPIKE_MATRIX_UNIT)
-  if (has_matrix_unit()) kernels->unshared_conv_matrix = unshared_conv_matrix_task;
+  kernels->unshared_conv_matrix = unshared_conv_matrix_task;
 #endif
   kernels->unshared_conv_depthwise = unshared_conv_depthwise_task;
   kernels->unshared_conv_grad_weight = unshared_conv_grad_weight_task;

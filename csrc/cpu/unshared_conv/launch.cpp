@@ -5,6 +5,7 @@
 #include "core/numbers.h"
 #include "core/unshared_conv.h"
 #include "cpu/common/isa.h"
+#include "cpu/common/matrix_unit.h"
 #include "cpu/common/memory.h"
 #include "cpu/common/parallel.h"
 #include "cpu/unshared_conv/dispatch.h"
@@ -163,8 +164,8 @@ void run(const UnsharedConvParams& conv, const UnsharedConvLif* neurons,
 
 UnsharedConvKernel choose(const UnsharedConvParams& params, bool products) {
   const IsaKernels& isa = isa_kernels();
-  return choose_unshared_conv_kernel(params, isa.unshared_conv_masked != nullptr,
-                                     products && isa.unshared_conv_matrix != nullptr);
+  const bool multiplies = products && isa.unshared_conv_matrix != nullptr && has_matrix_unit();
+  return choose_unshared_conv_kernel(params, isa.unshared_conv_masked != nullptr, multiplies);
 }
 
 // As the kernel takes it: of a depthwise convolution the groups are the channels of one.

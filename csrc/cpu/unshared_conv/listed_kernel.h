@@ -80,7 +80,7 @@ void run_listed_task(const UnsharedConvParams& p, const UnsharedConvLif* neurons
     if (more && tiles.prefetch) prefetcher.plan(p, tile, two[turn ^ 1], fired);
     if constexpr (kFactored) copy_amplitude(p, tile, now, amplitude);
     const PassLists<Weight> pass(p, tiles, lists, work, now);
-    scale_and_bias.go_to(now.position);
+    if (now.first) scale_and_bias.go_to(now.position);
     for (int64_t s = 0; s < tile.samples; ++s) {
       const int64_t length = pass.rows_of(s, list);
       prefetcher.issue();

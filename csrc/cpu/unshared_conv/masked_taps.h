@@ -29,6 +29,7 @@ template <class Mask, class Weight>
 struct MaskedTap {
   const Mask* fired;   // [what a register sums, Cin_g]
   const Weight* rows;  // [Cin_g, Cout_g]
+  int64_t number;      // kh * KW + kw
 };
 
 // The taps of one position that lie inside the map, in ascending (kh, kw).
@@ -52,7 +53,7 @@ class MaskedPosition {
     count = 0;
     const Weight* rows = rows_of(position);
     for_each_tap(p_, position, [&](int64_t tap, int64_t pixel) {
-      taps[count++] = {fired_ + pixel * fired_per_pixel_, rows + tap * p_.Cin_g * p_.Cout_g};
+      taps[count++] = {fired_ + pixel * fired_per_pixel_, rows + tap * p_.Cin_g * p_.Cout_g, tap};
     });
   }
 

@@ -15,9 +15,9 @@
 #if defined(REALSPIKE_MATRIX_UNIT)
 #include <immintrin.h>
 
-// int8 rows on the matrix unit of a CPU (AMX), where products are allowed. One factor are the masks
-// of the masked kernel as they are: a byte of ones is -1, so that the unit adds up the negative of
-// every sum. The sums are int32, the same integers as those of the other kernels.
+// int8 rows on the matrix unit of a CPU (AMX), where products are allowed. The masks of the
+// masked kernel are one factor as they are: a byte of ones is -1, so that the unit adds up the
+// negative of every sum. The sums are int32, the same integers as those of the other kernels.
 //
 // The unit has eight registers: 0 to 3 hold sums [samples, channels], 4 and 5 masks [samples,
 // rows], 6 and 7 weights [rows / 4, channels, 4]. Its macros take literal numbers.
@@ -98,7 +98,7 @@ class MatrixPosition {
     taps.go_to(position);
     const uint8_t* rows = taps.rows_of(position);
     for (int64_t k = 0; k < taps.count; ++k) {
-      const int64_t n = (taps.taps[k].rows - rows) / (p_.Cin_g * p_.Cout_g);
+      const int64_t n = taps.taps[k].number;
       if (p_.weight_stride_p != 0) interleave_tap(rows, n);
       weights[k] = memory_ + n * shape.tap_bytes;
     }
