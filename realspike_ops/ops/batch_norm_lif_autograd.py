@@ -18,7 +18,7 @@ from realspike_ops.ops.compress_spikes import (
 from realspike_ops.ops.eager import is_plain_eager
 from realspike_ops.ops.kept import keep, kept
 from realspike_ops.ops.layout import as_dense_over_time, is_channels_last
-from realspike_ops.ops.lif_contract import SAVE_BITS, SAVE_NOTHING, Neuron
+from realspike_ops.ops.lif_contract import SAVE_BITS, SAVE_NOTHING, Neuron, refuse_gradient
 
 # The tensors of batch_norm_lif_fwd, in order: x, residual, mean, inv_std, weight, bias, amplitude,
 # decay, v_threshold, v_init.
@@ -29,10 +29,7 @@ def _keep_for_backward(
     ctx, inputs, y, saved, neuron, save, keep_state, count, saved_as=None, plan=None
 ):
     if save == SAVE_NOTHING:
-        raise RuntimeError(
-            "realspike::batch_norm_lif_fwd: save must not be 0 where a gradient is required; trace "
-            "with an input that requires one (torch.jit.trace, torch.export)"
-        )
+        raise refuse_gradient("batch_norm_lif_fwd")
     x, residual, *parameters, v_init = inputs
     if spikes_are_dropped():
         call: Any = batch_norm_lif

@@ -17,18 +17,14 @@ from realspike_ops.ops.eager import is_plain_eager
 from realspike_ops.ops.kept import keep, kept
 from realspike_ops.ops.layout import is_channels_last
 from realspike_ops.ops.lif import BACKWARD, FORWARD
-from realspike_ops.ops.lif_contract import SAVE_BITS, SAVE_NOTHING, Neuron
+from realspike_ops.ops.lif_contract import SAVE_BITS, SAVE_NOTHING, Neuron, refuse_gradient
 
 
 def _keep_for_backward(
     ctx, x, parameters, v_init, y, saved, neuron, save, keep_state, saved_as=None, plan=None
 ):
     if save == SAVE_NOTHING:
-        raise RuntimeError(
-            "realspike::lif_fwd: save must not be 0 where a gradient is required; trace with an "
-            "input that requires one (torch.jit.trace, torch.export), and under torch.func.vmap, "
-            "which hides that, put the vmapped dimension into the batch"
-        )
+        raise refuse_gradient("lif_fwd")
     if spikes_are_dropped():
 
         def run(x, v_init, amplitude, decay, v_threshold) -> Any:

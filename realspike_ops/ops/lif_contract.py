@@ -44,6 +44,16 @@ def requires_gradient(*tensors: Tensor | None) -> bool:
     return False
 
 
+def refuse_gradient(op: str) -> RuntimeError:
+    """Return the error of a gradient through a call that saves nothing."""
+    return RuntimeError(
+        f"realspike::{op}: save must not be 0 where a gradient is required. What was recorded "
+        "without gradients (torch.export, torch.jit.trace) is run, and compiled, under "
+        "torch.no_grad(); to train it, record it with an input that requires one. torch.func.vmap "
+        "hides that: put the vmapped dimension into the batch"
+    )
+
+
 def what_to_save(neuron: Neuron, *learnable: Tensor | None) -> int:
     """Return what backward needs, where decay and threshold are `learnable`."""
     for parameter in learnable:

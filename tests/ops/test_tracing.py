@@ -168,7 +168,7 @@ def test_jit_trace_records_the_ops(name):
     module, (_, inputs, of_T, has_grad, ops) = make(name), CASES[name]
     first, second = inputs(3 * of_T), inputs(3 * of_T).flip(0)
     with torch.no_grad():
-        traced = torch.jit.trace(module, first, check_trace=False)
+        traced = torch.jit.trace(module, first)  # and check it
         assert ops_of(traced.inlined_graph) == ops
         stored = io.BytesIO()
         torch.jit.save(traced, stored)
@@ -191,8 +191,30 @@ def test_jit_trace_records_the_ops(name):
 def test_jit_trace_without_gradients_is_not_trained():
     with torch.no_grad():
         traced = torch.jit.trace(Call(lambda x: rso.lif(over_time(x))), maps(T), check_trace=False)
-    with pytest.raises(RuntimeError, match=r"lif_fwd.*save.*trace"):
+    with pytest.raises(RuntimeError, match=r"lif_fwd.*save.*torch\.jit\.trace.*torch\.no_grad\(\)"):
         traced(maps(T).requires_grad_())
+
+
+@pytest.mark.parametrize("op", ["lif_fwd", "batch_norm_lif_fwd"])
+def test_a_program_without_gradients_says_how_it_is_run(op):
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.amplitude = nn.Parameter(AMPLITUDE.clone())
+            self.variance = nn.Buffer(torch.ones(3))
+
+        def forward(self, x):
+            if op == "lif_fwd":
+                return rso.lif(over_time(x), self.amplitude)
+            norm = (None, None, torch.zeros(3), self.variance)
+            return rso.batch_norm_lif(over_time(x), *norm, training=False, amplitude=self.amplitude)
+
+    layer, x = Layer(), maps(T)
+    with torch.no_grad():
+        program = torch.export.export(layer, (x,)).module()
+        assert torch.equal(program(x), layer(x))
+    with pytest.raises(RuntimeError, match=f"realspike::{op}.*torch.export.*compiled, under torch"):
+        program(x)
 
 
 @pytest.mark.parametrize(
