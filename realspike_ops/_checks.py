@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch._C._functorch import TransformType, get_interpreter_stack
 from torch.autograd import forward_ad
 
@@ -20,7 +20,9 @@ def shape_text(tensor_or_shape: Tensor | Sequence[object]) -> str:
 
 def check_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor; got {type(value).__name__}")
+        hint = "; is_leaf_module of a torch.fx.Tracer must be true of the layers of this library"
+        hint = hint if isinstance(value, fx.Proxy) else ""
+        raise TypeError(f"{name} must be a torch.Tensor; got {type(value).__name__}{hint}")
     if value.layout != torch.strided or value.is_nested:
         kind = "a nested tensor" if value.is_nested else f"layout {value.layout}"
         raise TypeError(f"{name} must be a dense (strided) tensor; got {kind}")

@@ -1,6 +1,7 @@
 """What other tools record of an op (torch.jit.trace, torch.compile, torch.export) computes what the
 op does, for any batch; what they cannot record is refused by name."""
 
+import copy
 import io
 
 import pytest
@@ -272,6 +273,25 @@ def test_export_with_a_dynamic_batch(name):
         for B in (2, 5, 9):
             x = inputs(B * of_T)
             assert torch.equal(program.module()(x), module(x))
+
+
+class LeafTracer(torch.fx.Tracer):
+    def is_leaf_module(self, m, module_qualified_name):
+        return (type(m).__module__ + ".").startswith(("torch.nn.", "realspike_ops."))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_fx_takes_the_layers_as_leaves(fused):
+    layers = *network()[:1], nn.BatchNorm2d(4), *network()[1:]
+    model, x = nn.Sequential(*layers), maps(3)
+    model = rso.fuse(model.train(), x) if fused else model.train()
+    with pytest.raises(TypeError, match=r"got Proxy; is_leaf_module of a torch\.fx\.Tracer"):
+        torch.fx.symbolic_trace(model[3])
+    traced = torch.fx.GraphModule(copy.deepcopy(model), LeafTracer().trace(model))
+    for _ in range(2):
+        assert torch.equal(traced(x), model(x))
+    assert torch.equal(traced.get_buffer("1.running_var"), model[1].running_var)
+    assert model[1].num_batches_tracked == 2
 
 
 def batched_equals_looped(function, *inputs):
