@@ -429,7 +429,38 @@ def test_a_grid_goes_on_where_its_runs_are_not(tmp_path, capsys):
     assert cli.main([*command[:-1], "max_steps=3", *moved]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert "digits_digits_w2_t1_none_seed0 is known with another configuration" in line
+    assert "(training.max_steps=2):" in line
     assert page.read_text() == second
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lost", "settings"),
+    [
+        # The paper's networks, whose runs have other names than those of the page.
+        (["2", "--seeds", "2"], 8, "network.architecture=digits, network.timesteps=1, network.wid"),
+        (["2", "--seeds", "1", *OVERRIDES], 4, "training.seed=1"),
+        (["1", "--seeds", "2", *OVERRIDES], 4, "network.granularity=channel"),
+        (["2", "--seeds", "2", "width=3", *OVERRIDES[:1], *OVERRIDES[2:]], 8, "network.width=2"),
+    ],
+)
+def test_a_page_loses_none_of_its_runs(arguments, lost, settings, tmp_path, capsys):
+    page, runs = tmp_path / "page.md", tmp_path / "page.runs.json"
+    cells = recipes.changed(cells_of(2, "digits"), run_config.parse_overrides(OVERRIDES))
+    found = {
+        job.folder.name: outcomes.Outcome(0.5, 3.0, "c", "d", "w", job.config)
+        for job in grid.jobs_of(cells, 2, tmp_path, QUICK)
+    }
+    outcomes.write(runs, found)
+    page.write_text("rows")
+    before = runs.read_bytes()
+    nothing = ["--data", "digits", "--cells", "0", "--save", str(page), "--out", str(tmp_path)]
+    assert cli.main(["table", *arguments, *nothing]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"one of {lost} runs that the table would lose ({settings}" in line
+    assert (page.read_text(), runs.read_bytes()) == ("rows", before)
+    assert cli.main(["table", "2", "--seeds", "2", *OVERRIDES, *nothing]) == 0
+    assert "8 of 8 networks are known" in capsys.readouterr().out
+    assert page.read_text().count("` |\n") == 8
 
 
 def outcome(**changes):

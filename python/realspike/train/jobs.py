@@ -89,7 +89,8 @@ def jobs_of(
         known: What runs came to elsewhere, by the names of their folders.
 
     Raises:
-        ConfigError: if one of those was another run.
+        ConfigError: if one of those was another run, or is of no cell: the page of the table would
+            lose it.
     """
     jobs = []
     for seed in range(seeds):
@@ -98,10 +99,31 @@ def jobs_of(
             outcome = (known or {}).get(name)
             if outcome and not outcome.is_of(config):
                 raise ConfigError(
-                    f"{name} is known with another configuration: --save chooses another file"
+                    f"{name} is known with another configuration"
+                    f"{_settings_of_its_own(outcome, [config])}: --save chooses another file"
                 )
             jobs.append(Job(cell, config, out / name, outcome))
+    lost = (known or {}).keys() - {job.folder.name for job in jobs}
+    if known and lost:
+        name = min(lost)
+        raise ConfigError(
+            f"{name} is known, one of {len(lost)} runs that the table would lose"
+            f"{_settings_of_its_own(known[name], [job.config for job in jobs])}: give what it was "
+            "made with, or --save another file"
+        )
     return jobs
+
+
+def _settings_of_its_own(outcome: Outcome, configs: list[RunConfig]) -> str:
+    """Return what a run is configured with and none of the others is."""
+    others = [config.anywhere().to_dict() for config in configs]
+    own = [
+        f"{section}.{key}={'null' if value is None else value}"
+        for section, keys in outcome.config.to_dict().items()
+        for key, value in keys.items()
+        if all(other[section][key] != value for other in others)
+    ]
+    return f" ({', '.join(own)})" if own else ""
 
 
 def run(
