@@ -20,9 +20,9 @@ def __getattr__(name: str):
     if name == "__version__":
         return _run("_version.py")["__version__"]
     if name == "fit":
-        from realspike.optional import require
+        from realspike.optional import require_training
 
-        require("lightning.pytorch")
+        require_training()
         from realspike.train import fit
 
         return fit

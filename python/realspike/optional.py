@@ -32,3 +32,9 @@ def require(module: str) -> ModuleType:
             f"{_DISTRIBUTIONS.get(package, package)} is needed here and cannot be imported "
             f"({error}): pip install '.[{_EXTRAS.get(package, 'app')}]' in the checkout"
         ) from error
+
+
+def require_training() -> None:
+    """Raise MissingPackageError without what a run needs, before it has a folder."""
+    for module in ("lightning.pytorch", "tensorboard"):
+        require(module)

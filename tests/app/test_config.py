@@ -273,6 +273,29 @@ def test_a_run_whose_data_have_gone_is_not_resumed(tmp_path, capsys, monkeypatch
     assert "there is neither absent/cifar-10" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("package", "command"),
+    [
+        ("tensorboard", ["train", "name=digits", "architecture=digits"]),
+        ("matplotlib", ["train", "name=digits", "architecture=digits"]),
+        ("tensorboard", ["table", "2", "--data", "digits"]),
+        ("tensorboard", ["quickstart"]),
+    ],
+    ids=["tensorboard-train", "matplotlib-train", "tensorboard-table", "tensorboard-quickstart"],
+)
+def test_what_a_run_needs_is_asked_for_before_it(package, command, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    if package == "matplotlib":
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.chdir(tmp_path)
+    short = ["epochs=1"] if command[0] != "quickstart" else ["--epochs", "1"]
+    assert cli.main([*command, *short]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"{package} is needed here" in line
+    assert "pip install '.[" in line
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
 def test_data_that_cannot_be_read_leave_no_folder(tmp_path, capsys):
     for part in ("train", "val"):
         (tmp_path / "images" / part).mkdir(parents=True)

@@ -11,7 +11,7 @@ from realspike.config.datasets import check_present
 from realspike.config.run_config import ConfigError
 from realspike.files import make_writable, write_atomically
 from realspike.names import check_choice
-from realspike.optional import require
+from realspike.optional import require, require_training
 
 
 def add(commands) -> None:
@@ -95,7 +95,7 @@ def run(arguments) -> int:
             raise ConfigError(
                 f"cannot write --save {arguments.save}: {error.strerror or error}"
             ) from error
-    require("lightning.pytorch")
+    require_training()
     console = output.console()
 
     from realspike.train import jobs as grid

@@ -13,7 +13,7 @@ from realspike.config import run_config
 from realspike.config.datasets import check_present
 from realspike.config.run_config import ConfigError
 from realspike.names import nearest
-from realspike.optional import require
+from realspike.optional import require, require_training
 
 
 def add(commands) -> None:
@@ -107,7 +107,8 @@ def run(arguments) -> int:
         print(config.to_yaml(), end="")
         return 0
     check_present(config.data.name, config.data.folder)
-    require("lightning.pytorch")
+    require_training()
+    require("matplotlib.figure")  # draws the report at the end
     console = output.console()
 
     from realspike import train

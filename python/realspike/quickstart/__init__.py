@@ -20,7 +20,7 @@ from realspike.config.run_config import RunConfig
 from realspike.inspect import trained_file
 from realspike.inspect.classify import BATCH, predict
 from realspike.networks import build
-from realspike.optional import require
+from realspike.optional import require, require_training
 from realspike.quickstart import report
 from realspike.quickstart.folding import fold_shipped
 from realspike.quickstart.timing import time_interleaved
@@ -95,8 +95,8 @@ def run(
         realspike_ops.MultiplicationError: if a folded network multiplies.
     """
     start = time.perf_counter()
-    modules = ("lightning.pytorch", "sklearn.datasets", "safetensors.torch")
-    for module in (*modules, "matplotlib.figure", "rich.table"):
+    require_training()
+    for module in ("sklearn.datasets", "safetensors.torch", "matplotlib.figure", "rich.table"):
         require(module)
     files.make_writable_folder(settings.out)
     with _threads(settings.threads or torch.get_num_threads()):
