@@ -1,5 +1,6 @@
 """Runs that go on to more epochs, end after some steps, begin with weights, or see a share."""
 
+import itertools
 import json
 import re
 import shutil
@@ -56,6 +57,10 @@ def error_of(capsys, *arguments):
     return line
 
 
+def digest_of(run):
+    return checkpoint.digest(checkpoint.load(run / "model.safetensors").network)
+
+
 # More epochs
 
 
@@ -85,6 +90,36 @@ def test_a_stopped_run_goes_on_to_more_epochs(tmp_path, longer, monkeypatch):
         train.resume(tmp_path / "run", epochs=4)
     for file in ("metrics.csv", "config.yaml", "model.safetensors"):
         assert (tmp_path / "run" / file).read_bytes() == (longer[0] / file).read_bytes(), file
+
+
+def test_a_run_goes_on_where_its_data_were_moved_to(tmp_path, monkeypatch, capsys):
+    """By the command line as by its file, with other processes that read them: the same weights."""
+    image = pytest.importorskip("PIL.Image")
+    here, moved = tmp_path / "here", tmp_path / "moved"
+    for part, name, size in itertools.product(("train", "val"), "ab", (9, 10, 12, 16)):
+        (here / part / name).mkdir(parents=True, exist_ok=True)
+        side = size if name == "a" else 2 * size
+        image.linear_gradient("L").resize((size, side)).save(here / part / name / f"{size}.png")
+    images = {"name": "images", "image_size": 8, "batch_size": 4, "root": str(here), "workers": 1}
+    train.start(config_of(**images), tmp_path / "whole")
+    with stopping_in(monkeypatch, step=1):
+        train.start(config_of(**images), tmp_path / "run")
+    here.rename(moved)
+    by_file = shutil.copytree(tmp_path / "run", tmp_path / "by_file")
+    assert str(here) in error_of(capsys, "--resume", tmp_path / "run")
+    places = f"data.root={moved}", "workers=0"
+    assert cli.main(["train", "--resume", str(tmp_path / "run"), *places]) == 0
+    config = run_config.read(by_file / "config.yaml")
+    (by_file / "config.yaml").write_text(config.replaced(root=str(moved)).to_yaml())
+    assert cli.main(["train", "--resume", str(by_file)]) == 0
+    assert "note:" not in capsys.readouterr().err
+    for run in (tmp_path / "run", by_file):
+        assert run_config.read(run / "config.yaml").data.folder == moved
+        assert digest_of(run) == digest_of(tmp_path / "whole")
+        assert read_csv(run / "metrics.csv") == read_csv(tmp_path / "whole" / "metrics.csv")
+    # Also a finished run, to more epochs.
+    assert cli.main(["train", "--resume", str(tmp_path / "run"), *places, "epochs=3"]) == 0
+    assert run_config.read(tmp_path / "run" / "config.yaml").training.restarts == "2"
 
 
 def test_a_run_is_extended_more_than_once():

@@ -25,6 +25,7 @@ from realspike.train import jobs as grid
 from realspike.train import module, outcomes, paired, statistics, tables
 from realspike.train.history import read_csv
 from realspike.train.tables import Entry
+from stopping import stopping_in
 
 QUICK = {"architecture": "digits", "width": 2, "timesteps": 1, "epochs": 2, "batch_size": 256}
 QUICK |= {"threads": 1, "device": "cpu"}
@@ -158,6 +159,18 @@ def test_a_folder_of_another_configuration_is_not_taken_for_the_cell(tmp_path):
 
 def changed(table, data, *overrides):
     return recipes.changed(cells_of(table, data), run_config.parse_overrides(overrides))
+
+
+def test_a_grid_goes_on_where_its_data_were_moved_to(tmp_path, monkeypatch):
+    begun = digits_jobs(tmp_path)
+    with stopping_in(monkeypatch, step=1):
+        assert grid.run(begun) == signal.SIGTERM
+    places = {"data.root": "moved", "data.workers": 0}
+    jobs = grid.jobs_of(cells_of(1, "digits")[:2], 1, tmp_path, QUICK | places)
+    assert grid.run(jobs) == 0
+    assert [job.accuracy() for job in begun] == [job.accuracy() for job in jobs] != [None, None]
+    for job in jobs:
+        assert run_config.read(job.folder / "config.yaml") == job.config
 
 
 def test_a_changed_network_is_another_cell_without_the_number_of_the_paper():
@@ -368,6 +381,7 @@ def test_the_interval_of_a_mean_by_hand():
 def test_a_grid_of_two_seeds_says_what_its_runs_were(tmp_path, capsys):
     page, out = tmp_path / "page.md", tmp_path / "runs"
     overrides = [*OVERRIDES, "held_out=500", "fraction=0.3", "max_steps=2", "root=/secret"]
+    overrides.append("workers=1")
     command = ["table", "2", "--data", "digits", "--seeds", "2", "--out", str(out)]
     command += ["--save", str(page), *overrides]
     found = []
@@ -380,6 +394,7 @@ def test_a_grid_of_two_seeds_says_what_its_runs_were(tmp_path, capsys):
     assert "Differences, paired by seed" in printed
     assert "/secret" not in found[2] + printed
     assert "max_steps=2, root" not in found[2]
+    assert "data.root" not in found[2]
     assert "fraction=0.3 max_steps=2`, torch" in found[2]
     assert "| Real Spike, element - Real Spike, channel |" in found[2]
     assert "paired by seed; one has no interval." in found[0]
@@ -408,7 +423,7 @@ def test_a_grid_goes_on_where_its_runs_are_not(tmp_path, capsys):
     [row] = [line for line in first.splitlines() if line.endswith("` |")]
     assert list(kept) == ["digits_digits_w2_t1_none_seed0"]
     there = tmp_path / "there"
-    moved = ["--out", str(there), "data.root=moved"]
+    moved = ["--out", str(there), "data.root=moved", "workers=1"]
     assert cli.main([*command, *moved, "--cells", "1"]) == 0
     second = page.read_text()
     assert f"1 of 4 networks are known from {runs}" in capsys.readouterr().out

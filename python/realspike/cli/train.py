@@ -62,7 +62,8 @@ def add(commands) -> None:
         "--resume",
         type=common.path,
         metavar="FOLDER",
-        help="continue the run in this folder; epochs=N lets it go on to more of them",
+        help="continue the run in this folder; epochs=N lets it go on to more of them, and\n"
+        "data.root=FOLDER and data.workers=N may be others than before",
     )
     parser.add_argument(
         "--print-config", action="store_true", help="print the whole configuration and exit"
@@ -87,18 +88,21 @@ def run(arguments) -> int:
         overrides.append(f"training.start_from={source.absolute()}")
     if arguments.resume is not None:
         changes = run_config.parse_overrides(overrides)
-        if arguments.config or arguments.out or changes.keys() - {"training.epochs"}:
+        free = {"training.epochs", *run_config.PLACES}
+        if arguments.config or arguments.out or changes.keys() - free:
             raise ConfigError(
                 "--resume continues a run as it was configured: no other arguments with it than "
-                "epochs=N; --from begins another run with its weights"
+                f"epochs=N, {' and '.join(run_config.PLACES)}; --from begins another run with its "
+                "weights"
             )
         if not (arguments.resume / run_config.FILE).exists():
             raise ConfigError(f"there is no run in {arguments.resume}: it has no {run_config.FILE}")
         config = run_config.read(arguments.resume / run_config.FILE)
-        if changes:
+        more = changes.pop("training.epochs", None)
+        config = config.replaced(**changes)
+        if more is not None:
             # By itself: else too few would be blamed on the run's warm-up or restarts.
-            more = run_config.RunConfig().replaced(**changes).training.epochs
-            config = config.extended(more)
+            config = config.extended(run_config.RunConfig().replaced(epochs=more).training.epochs)
     else:
         if arguments.config is not None:
             arguments.config = run_config.find(arguments.config)
@@ -117,7 +121,7 @@ def run(arguments) -> int:
     options = {"on_epoch": lambda record: _print(console, config, record), "console": console}
     if arguments.resume is not None:
         out = arguments.resume
-        result = train.resume(out, _note, config.training.epochs, **options)
+        result = train.resume(out, _note, config.training.epochs, config.places(), **options)
     else:
         out = arguments.out or Path("runs") / (
             arguments.config.stem if arguments.config else config.data.name

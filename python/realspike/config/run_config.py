@@ -26,6 +26,8 @@ FILE = "config.yaml"  # in the folder of a run
 PRECISIONS = ("32-true", "bf16-mixed")
 OPTIMIZERS = ("sgd", "adamw")
 AMPLITUDE_OPTIMIZERS = ("same", "adam")
+# Where data lie and how many processes read them change nothing that a run comes to.
+PLACES = ("data.root", "data.workers")
 
 
 class ConfigError(UserError, ValueError):
@@ -246,8 +248,13 @@ class RunConfig:
         return self.replaced(epochs=epochs, restarts=",".join(restarts))
 
     def anywhere(self) -> "RunConfig":
-        """Return a copy without where the data lay, which is nobody else's."""
-        return dataclasses.replace(self, data=dataclasses.replace(self.data, root=DataSection.root))
+        """Return a copy with the `PLACES` of the defaults: those of a run are nobody else's."""
+        return self.replaced(**RunConfig().places())
+
+    def places(self) -> dict[str, object]:
+        """Return the values of `PLACES`."""
+        values = self.to_dict()
+        return {key: values[section][name] for key in PLACES for section, name in [key.split(".")]}
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)

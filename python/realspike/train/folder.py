@@ -69,7 +69,7 @@ def resumable_state(last: Path, config: RunConfig) -> dict:
         raise unreadable(last) from error
     # A run goes on with the same results, however its layers are computed.
     stored = stored.replaced(fuse=config.training.fuse)
-    if stored != config and not _is_extended(stored, config):
+    if stored.anywhere() != config.anywhere() and not _is_extended(stored, config):
         raise RunError(
             f"{last.parent / CONFIG_FILE} was changed since {last.name} was written: a run goes on "
             "as it was configured; change it back, or start another"
@@ -79,7 +79,7 @@ def resumable_state(last: Path, config: RunConfig) -> dict:
 
 def _is_extended(stored: RunConfig, config: RunConfig) -> bool:
     try:
-        return stored.extended(config.training.epochs) == config
+        return stored.extended(config.training.epochs).anywhere() == config.anywhere()
     except ConfigError:
         return False
 

@@ -66,7 +66,7 @@ class Job:
 
     def check(self) -> None:
         stored = self.folder / CONFIG_FILE
-        if stored.exists() and run_config.read(stored) != self.config:
+        if stored.exists() and run_config.read(stored).anywhere() != self.config.anywhere():
             raise RunError(
                 f"{self.folder} holds a run of another configuration: --out chooses another folder"
             )
@@ -155,9 +155,10 @@ def run(
         job.check()
         begun = (job.folder / CONFIG_FILE).exists()
         try:
-            result = (
-                resume(job.folder, **options) if begun else start(job.config, job.folder, **options)
-            )
+            if begun:
+                result = resume(job.folder, places=job.config.places(), **options)
+            else:
+                result = start(job.config, job.folder, **options)
         except InUse:
             continue
         if result.stopped_by:

@@ -1,7 +1,7 @@
 """Starting and resuming a run."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -175,6 +175,7 @@ def resume(
     out: Path,
     on_note: Callable[[str], None] = lambda note: None,
     epochs: "int | None" = None,
+    places: "Mapping[str, object] | None" = None,
     **options,
 ) -> RunResult:
     """Continue the run in ``out`` from its last checkpoint, exactly as if it had never stopped.
@@ -184,6 +185,7 @@ def resume(
     Args:
         out: The run's folder.
         epochs: More than it was configured with, see `RunConfig.extended`; None: as many.
+        places: What has changed of `run_config.PLACES`; None: nothing.
         on_note: Called with what may make the run another than if it had never stopped.
         options: As of `start`.
 
@@ -196,7 +198,7 @@ def resume(
         raise RunError(f"there is no run in {out}: it has no {CONFIG_FILE}")
     with alone_in(out):
         last = out / RESUME_FILE
-        config = run_config.read(out / CONFIG_FILE)
+        config = run_config.read(out / CONFIG_FILE).replaced(**places or {})
         config = config if epochs is None else config.extended(epochs)
         if not last.exists():
             check_free(out)

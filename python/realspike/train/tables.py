@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from realspike import environment
 from realspike.config.recipes import Cell, description, in_paper
-from realspike.config.run_config import resolve_key
+from realspike.config.run_config import PLACES, resolve_key
 from realspike.train.jobs import Job
 from realspike.train.outcomes import Outcome
 from realspike.train.paired import CONFIDENCE, Difference, differences
@@ -178,10 +178,10 @@ def markdown(
 
 
 def _public(overrides: Sequence[str]) -> list[str]:
-    """Return overrides without where the data lay, which is nobody else's."""
+    """Return overrides without where data lay and how they were read, which is nobody else's."""
     keys = (override.partition("=")[0].strip() for override in overrides)
     pairs = zip(overrides, keys, strict=True)
-    return [override for override, key in pairs if resolve_key(key) != ("data", "root")]
+    return [override for override, key in pairs if ".".join(resolve_key(key)) not in PLACES]
 
 
 def paired_rows(found: Iterable[Difference]) -> tuple[list[str], list[list[str]]]:
@@ -220,12 +220,14 @@ def _runs(ended: Mapping[str, Outcome]) -> tuple[list[str], list[list[str]]]:
 
 def _shared_settings(jobs: Iterable[Job]) -> str:
     """Return every key of the configuration that has the same value in all runs."""
-    settings: list[dict[str, None]] = []
+    settings: list[dict[str, object]] = []
     for job in jobs:
-        values = job.config.anywhere().to_dict()
-        pairs = [f"`{s}.{k}={v}`" for s, keys in values.items() for k, v in keys.items()]
-        settings.append(dict.fromkeys(pairs))
-    return ", ".join(pair for pair in settings[0] if all(pair in each for each in settings))
+        sections = job.config.to_dict().items()
+        values = {f"{s}.{k}": value for s, keys in sections for k, value in keys.items()}
+        settings.append({key: value for key, value in values.items() if key not in PLACES})
+    first, *others = settings
+    shared = (key for key in first if all(other[key] == first[key] for other in others))
+    return ", ".join(f"`{key}={first[key]}`" for key in shared)
 
 
 def unfinished(found: dict[Cell, Entry], seeds: int) -> str:
