@@ -1,6 +1,7 @@
 """What a configuration's texts mean, and what of YAML is refused."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -341,3 +342,27 @@ def test_a_network_and_a_run_accept_the_same(key, value, says):
     assert smallest.network_config() == NetworkConfig(
         "element", architecture="resnet20", v_threshold=1e-9, threshold_norm=True
     )
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        # By its meaning, where another one is spelled more like it.
+        *(("device=gpu", "cuda"), ("device=GPU:0", "cuda"), ("precision=fp32", "32-true")),
+        *(("precision=32", "32-true"), ("precision=bfloat16", "bf16-mixed")),
+        *(("pooling=mean", "average"), ("granularity=neuron", "element")),
+        *(("granularity=binary", "none"), ("vth=1", "v_threshold"), ("model=vgg5", "architecture")),
+        ("architecture=resnet18", "sew_resnet18"),
+        *(("data.dataset=digits", "data.name"), ("training.grad_clip=1", "training.clip_gradient")),
+        # By its beginning, which one name alone has.
+        *(("clip=1", "clip_gradient"), ("training.clip=1", "training.clip_gradient")),
+        *(("detach=1", "detach_reset"), ("precision=bf16", "bf16-mixed")),
+        # By its initials, or its letters.
+        *(("lr=1", "learning_rate"), ("device=cuda:0", "cuda"), ("device=cup", "cpu")),
+        *(("architecture=resnet", "resnet8"), ("architecture=sew-resnet18", "sew_resnet18")),
+        *(("name=cifar", "cifar10"), ("batch=3", "batch_size")),
+    ],
+)
+def test_a_wrong_name_is_told_what_was_meant(override, meant):
+    with pytest.raises(ConfigError, match=rf"\(did you mean '{re.escape(meant)}'\?\)"):
+        run_config.read(None, [override])
