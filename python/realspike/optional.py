@@ -7,7 +7,6 @@ from realspike.errors import UserError
 
 _DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml"}
 _EXTRAS = {"lightning": "train", "tensorboard": "train", "yaml": "train"} | {
-    "pooch": "data",
     "requests": "data",
     "PIL": "data",
     "nir": "nir",

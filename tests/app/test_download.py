@@ -4,11 +4,15 @@ import hashlib
 import http.server
 import resource
 import shlex
+import signal
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 
-for package in ("pooch", "requests", "rich"):
+for package in ("requests", "rich"):
     pytest.importorskip(package)
 
 from realspike import cli
@@ -23,8 +27,9 @@ class _Server(http.server.ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, breaks=0, content=CONTENT, ranges=True, status=None):
+    def __init__(self, breaks=0, content=CONTENT, ranges=True, status=None, hangs=False):
         self.breaks, self.content, self.ranges, self.status = breaks, content, ranges, status
+        self.hangs = hangs  # after half of an answer
         self.asked: list[str | None] = []
         super().__init__(("127.0.0.1", 0), _Handler)
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -55,6 +60,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if server.breaks:
             server.breaks -= 1
             left = left[: len(left) // 2]
+        if server.hangs:
+            self.wfile.write(left[: len(left) // 2])
+            self.rfile.read()  # until the client is gone
+            return
         self.wfile.write(left)
 
 
@@ -102,6 +111,29 @@ def test_a_download_that_broke_off_goes_on_where_it_stopped(serve, tmp_path, cap
     assert 0 < sizes[0] < sizes[1] < len(CONTENT)
     command(server, root, 0, capsys)
     assert len(server.asked) == 3, "what is there is checked, not asked for"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_download_that_a_signal_ends_goes_on_and_leaves_nothing_else(
+    serve, tmp_path, capsys, number
+):
+    server, part = serve(hangs=True), tmp_path / "cifar-10-python.tar.gz.part"
+    words = ["data", "cifar10", "--root", str(tmp_path), "--url", server.url]
+    code = f"import sys; from realspike import cli; sys.exit(cli.main({words!r}))"
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) as process:
+        while not (part.exists() and part.stat().st_size):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+    interrupted = number == signal.SIGINT
+    assert process.returncode == (130 if interrupted else -number)
+    assert said == (b"realspike: interrupted\n" if interrupted else b"")
+    assert [*tmp_path.iterdir()] == [part]
+    server.hangs, came = False, part.stat().st_size
+    command(server, tmp_path, 0, capsys)
+    assert server.asked == [None, f"bytes={came}-"]
+    assert [path.name for path in tmp_path.iterdir()] == ["cifar-10-python.tar.gz"]
 
 
 def test_a_server_that_only_begins_anew(serve, tmp_path, capsys):
