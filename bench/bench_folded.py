@@ -12,6 +12,7 @@ synaptic operations of an image and the energy that `rso.profile` estimates for 
 of the ANN; of `auto`, for the network that only adds.
 """
 
+import copy
 import functools
 
 import pytest
@@ -73,18 +74,16 @@ def ann_of(config: NetworkConfig) -> nn.Module:
     return network
 
 
-def with_dense_maps(folded):
-    """Hooks see dense spikes: with one at every layer that emits some, all maps are."""
+def with_dense_maps(folded: nn.Module) -> nn.Module:
+    """Return a copy with hooks, which see dense spikes, at every layer that emits some.
 
-    def run(x):
-        emit = (rso.FoldedLIF, rso.SpikeMaxPool2d)
-        layers = [m for m in folded.modules() if isinstance(m, emit)]
-        handles = [m.register_forward_hook(lambda *_: None) for m in layers]
-        folded(x)
-        for handle in handles:
-            handle.remove()
-
-    return run
+    A copy, since hooks that come and go have the steps of a network planned anew.
+    """
+    dense = copy.deepcopy(folded)
+    for module in dense.modules():
+        if isinstance(module, rso.FoldedLIF | rso.SpikeMaxPool2d):
+            module.register_forward_hook(lambda *_: None)
+    return dense
 
 
 def rate_of(folded, x) -> float:
