@@ -5,9 +5,9 @@ in channels_last, as they are fastest. `dense maps` is the folded network whose 
 floats; ours passes bits. Folding itself is not timed. The neurons' rate is that of a trained
 network or above (names end in it): the fewer spikes, the less a folded network has to add.
 
-`bench_folded_sizes` asks the same of one image and of 64, in three widths, and has the peers
-compiled as well; on a GPU everything also as a captured graph, ours by `rso.graphed`. Rows of
-`auto` may multiply, where the device has matrix units for the weights. Rows are followed by the
+Peers are compiled and, on a GPU, captured as well. `bench_folded_sizes` asks the same of one image
+and of 64, in three widths, on a GPU ours also as a captured graph (`rso.graphed`). Rows of `auto`
+may multiply, where the device has matrix units for the weights. Rows are followed by the
 synaptic operations of an image and the energy that `rso.profile` estimates for them, beside those
 of the ANN; of `auto`, for the network that only adds.
 """
@@ -114,12 +114,8 @@ def bench_folded(compare, request, device, name, dtype):
     trained = trained.to(memory_format=torch.channels_last)
     ann = as_if_trained(ann_of(config), 0.0).to(device, memory_format=torch.channels_last)
     dense = with_dense_maps(folded)
-    peers = {
-        "trained": lambda: trained(x),
-        "ANN": lambda: ann(x),
-        "dense maps": lambda: dense(x),
-    }
-    compare(lambda: folded(x), peers, rounds=9)
+    peers = peers_of({"trained": trained, "ANN": ann}, x)
+    compare(lambda: folded(x), {**peers, "dense maps": lambda: dense(x)}, rounds=9)
 
 
 def config_of(architecture: str, granularity: str, width: int) -> NetworkConfig:
