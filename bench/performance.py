@@ -76,10 +76,11 @@ CONVOLUTIONS = {
     "the same in int8": "shared conv2d int8",
     "windows and a batched product": "unfold+bmm",
 }
-NETWORKS = {
+INFERENCE = {
     "the trained network": "trained",
-    "the folded network, maps of floats": "dense maps",
+    "the trained network, torch.compile": "trained, compiled",
     "the equal ANN, one pass": "ANN",
+    "the equal ANN, one pass, torch.compile": "ANN, compiled",
 }
 NORMED = {
     "`nn.BatchNorm2d` and `nn.ReLU`": "nn.BatchNorm2d + nn.ReLU",
@@ -264,7 +265,7 @@ TABLES = [
         "Inference, 4 timesteps. A case names the network and its width, what shares an amplitude, "
         "the firing rate and the type of the weights. The ANN has `nn.ReLU` for neurons and runs "
         "once per image, where spikes run four times.",
-        {**CPUS, **NEWER_XEON},
+        {name: CPUS[name] for name in ("AMD EPYC", "Intel Xeon (AMX)")} | NEWER_XEON,
         {
             f"{name}, {rate}, {dtype}": f"bench_folded[{stem}-{dtype}]-rate{rate}"
             for name, stem, rate in (
@@ -275,20 +276,15 @@ TABLES = [
             )
             for dtype in ("float32", "int8")
         },
-        NETWORKS,
+        {**INFERENCE, "the folded network, maps of floats": "dense maps"},
     ),
     Table(
         "Folded networks of one image and of 64",
-        "The same of width 16, beside networks that torch.compile has compiled, too. Rows of auto "
-        'multiply, on the CPU\'s matrix unit (`algorithm="auto"`).',
+        "The same of width 16. Rows of auto multiply, on the CPU's matrix unit "
+        '(`algorithm="auto"`).',
         NEWER_XEON,
         _sizes("intel-r-xeon-r-processor-family-6"),
-        {
-            "the trained network": "trained",
-            "the trained network, torch.compile": "trained, compiled",
-            "the equal ANN, one pass": "ANN",
-            "the equal ANN, one pass, torch.compile": "ANN, compiled",
-        },
+        INFERENCE,
     ),
     Table(
         "Batch norm and neurons in one op",
@@ -370,6 +366,14 @@ LIF = "bench_lif_forward_backward[T16-1M-kept]"
 AMPLITUDES = "bench_lif_forms[element-attached]"
 STEP = "bench_training_step[element]"
 CONV_4, CONV_64 = (f"bench_unshared_conv[128ch-32x32-S{count}-r0.1-float32]" for count in (4, 64))
+VGG5, RESNET8, SEW_RESNET10 = (
+    f"bench_folded[{name}-float32]-rate{rate}"
+    for name, rate in (
+        ("vgg5-channel", "11%"),
+        ("resnet8-element", "22%"),
+        ("sew-resnet10-none", "11%"),
+    )
+)
 CHART = [
     *_bars(
         "intel-r-xeon-r-processor",
@@ -379,13 +383,13 @@ CHART = [
         ("neurons with amplitudes", "nn.ReLU", AMPLITUDES, "nn.ReLU"),
         ("training step", "SpikingJelly", STEP, "SpikingJelly"),
         ("training step", "the equal ANN", STEP, "ANN"),
-        ("folded VGG5", "trained VGG5", "bench_folded[vgg5-channel-float32]-rate11%", "trained"),
-        (
-            "folded ResNet8, unshared",
-            "trained ResNet8",
-            "bench_folded[resnet8-element-float32]-rate22%",
-            "trained",
-        ),
+    ),
+    *_bars(
+        "intel-r-xeon-r-processor-family-6",
+        ("folded VGG5", "trained VGG5", VGG5, "trained"),
+        ("folded ResNet8, unshared", "trained ResNet8", RESNET8, "trained"),
+        ("folded SEW-ResNet10", "the equal ANN, torch.compile", SEW_RESNET10, "ANN, compiled"),
+        ("folded ResNet8, unshared", "the equal ANN, torch.compile", RESNET8, "ANN, compiled"),
     ),
     *_bars(
         "unshared_conv/intel-r-xeon-r-processor",

@@ -68,14 +68,14 @@ def test_a_cell_is_bold_where_the_peer_is_faster(monkeypatch):
 # What README says in words, and docs/results/*.json in numbers.
 
 
-def test_the_equal_ann_is_faster_in_every_row_of_inference_but_two():
-    for stem in performance.CPUS.values():
+def test_the_compiled_ann_is_faster_in_every_row_of_inference_but_those_of_sew_resnet10():
+    for stem in ("amd-epyc", "intel-r-xeon-r-processor"):
         assert max(ratios(stem, "bench_folded", "ANN").values()) < 1
     (xeon,) = performance.NEWER_XEON.values()
-    ahead = {row for row, ratio in ratios(xeon, "bench_folded", "ANN").items() if ratio >= 1}
-    one_image = ratios(xeon, r"bench_folded_sizes\[resnet20-.*-1-plain\]", "ANN, compiled")
-    assert ahead == set(one_image)
-    assert max(ratios(xeon, "bench_folded", "ANN, compiled").values()) < 1
+    of_ann = ratios(xeon, "bench_folded", "ANN, compiled")
+    ahead = {row for row, ratio in of_ann.items() if ratio >= 1}
+    assert ahead == set(ratios(xeon, r"bench_folded\[sew-resnet10-", "ANN, compiled"))
+    assert len(ahead) == 2 < len(of_ann)
 
 
 def test_a_training_step_takes_as_long_as_the_ann_s_on_as_many_images_or_about_a_fifth_more():
