@@ -112,23 +112,24 @@ def test_the_application_s_page_says_what_the_table_on_cifar10_says():
     assert f"over three seeds {points} points before binary ones" in text
     assert f"with an interval from {interval}." in text
     page = (docs / "results/table2_cifar100.md").read_text()
-    rows = (r"binary \(vanilla\)", "Real Spike, element")
-    binary, element = (re.search(rf"\| {row} \| ([\d.]+ ± [\d.]+) \|", page)[1] for row in rows)
-    seeds = {"2": "two", "3": "three"}[re.search(r"deviation over (\d) seeds", page)[1]]
-    assert f"with {seeds} seeds of two networks" in text
-    assert (
-        f"two networks, {seeds} seeds <results/table2_cifar100>"
-        in (docs / "results.md").read_text()
-    )
-    assert f"binary {binary}, element-wise {element}. Paired" in text
-    points, low, high = re.search(r"vanilla\) \| (\S+) \| (\S+) to (\S+) \|", page).groups()
-    assert f"{points} points, with an interval from {low} to {high}: undecided" in text
-    layer, channel = (
-        re.search(rf"\| Real Spike, {name} \| ([\d.]+) \|", page)[1]
-        for name in ("layer", "channel")
-    )
-    assert f"one seed each, which has no interval: {layer} and {channel}." in text
-    assert float(low) < 0 < float(high)
+    assert "over 3 seeds of weights" in page
+    assert "with three seeds of four networks" in text
+    contents = (docs / "results.md").read_text()
+    assert "four networks, three seeds <results/table2_cifar100>" in contents
+    names = ("layer", "channel", "element")
+    rows = (r"binary \(vanilla\)", *(f"Real Spike, {name}" for name in names))
+    binary, *others = (re.search(rf"\| {row} \| ([\d.]+ ± [\d.]+) \|", page)[1] for row in rows)
+    means = (f"{name}-wise {mean}" for name, mean in zip(names, others, strict=True))
+    assert f"binary {binary}, {', '.join(means)}. Paired" in text
+    found = [
+        re.search(rf"{row} - binary \(vanilla\) \| (\S+) \| (\S+) to (\S+) \| 3 \|", page).groups()
+        for row in rows[1:]
+    ]
+    one, two, three = (points for points, _, _ in found)
+    assert f"these are {one}, {two} and {three} points before binary ones" in text
+    one, two, three = (f"{low} to {high}" for _, low, high in found)
+    assert f"with intervals from {one}, {two} and {three}: undecided" in text
+    assert all(float(low) < 0 < float(high) for _, low, high in found)
     page = (docs / "results/cifar10_energy_ternary.md").read_text()
     rows = (re.search(rf"\| {row} \| (.*) \|", page)[1].split(" | ") for row in ("none", "ternary"))
     binary, ternary = ([float(cell.removesuffix(" M")) for cell in row] for row in rows)
