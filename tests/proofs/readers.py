@@ -158,9 +158,7 @@ READERS = {
         lambda content, scratch: run_config.read(_written(content, scratch / "a")), _configurations
     ),
     "records": Reader(
-        lambda content, scratch: read_csv(_written(content, scratch / "a")),
-        _records,
-        (ValueError,),
+        lambda content, scratch: read_csv(_written(content, scratch / "a")), _records
     ),
 }
 
