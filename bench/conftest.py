@@ -106,7 +106,6 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.stash[ROWS] = []
-    config.addinivalue_line("markers", "wall_clock: what a user waits for, on a GPU too")
 
 
 def pytest_collection_modifyitems(config, items):
