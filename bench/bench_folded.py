@@ -74,7 +74,7 @@ def ann_of(config: NetworkConfig) -> nn.Module:
     return network
 
 
-def with_dense_maps(folded: nn.Module) -> nn.Module:
+def with_dense_maps(folded: rso.FoldedNetwork) -> rso.FoldedNetwork:
     """Return a copy with hooks, which see dense spikes, at every layer that emits some.
 
     A copy, since hooks that come and go have the steps of a network planned anew.
