@@ -5,11 +5,12 @@ in channels_last, as they are fastest. `dense maps` is the folded network whose 
 floats; ours passes bits. Folding itself is not timed. The neurons' rate is that of a trained
 network or above (names end in it): the fewer spikes, the less a folded network has to add.
 
-Peers are compiled and, on a GPU, captured as well. `bench_folded_sizes` asks the same of one image
-and of 64, in three widths, on a GPU ours also as a captured graph (`rso.graphed`). Rows of `auto`
-may multiply, where the device has matrix units for the weights. Rows are followed by the
-synaptic operations of an image and the energy that `rso.profile` estimates for them, beside those
-of the ANN; of `auto`, for the network that only adds.
+The trained network and the ANN are timed compiled as well and, on a GPU, captured.
+`bench_folded_sizes` asks the same of one image and of 64, in three widths. On a GPU it times ours
+as a captured graph, too (`rso.graphed`). Rows of `auto` may multiply, where the device has matrix
+units for the weights. Rows are followed by the synaptic operations of an image and the energy that
+`rso.profile` estimates for them, beside those of the ANN. Those of `auto` are of the network that
+only adds.
 """
 
 import copy
@@ -77,7 +78,7 @@ def ann_of(config: NetworkConfig) -> nn.Module:
 def with_dense_maps(folded: rso.FoldedNetwork) -> rso.FoldedNetwork:
     """Return a copy with hooks, which see dense spikes, at every layer that emits some.
 
-    A copy, since hooks that come and go have the steps of a network planned anew.
+    The network itself gets none: hooks that come and go have its steps planned anew.
     """
     dense = copy.deepcopy(folded)
     for module in dense.modules():
