@@ -76,17 +76,19 @@ def test_the_compiled_ann_is_faster_in_every_row_of_inference_but_those_of_sew_r
     ahead = {row for row, ratio in of_ann.items() if ratio >= 1}
     assert ahead == set(ratios(xeon, r"bench_folded\[sew-resnet10-", "ANN, compiled"))
     assert len(ahead) == 2 < len(of_ann)
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert "Compiled, it is faster in all inference that was measured but SEW-ResNet10's." in text
 
 
 def test_a_training_step_takes_as_long_as_the_ann_s_on_as_many_images_or_about_a_fifth_more():
-    newest, other = (
-        ratios(f"amd-epyc-family-{family}", "bench_training_step", "ANN").values()
-        for family in (26, 25)
+    newest, *others = (
+        ratios(stem, "bench_training_step", "ANN").values()
+        for stem in ("amd-epyc-family-26", "amd-epyc-family-25", *performance.NEWER_XEON.values())
     )
     less, more = (round(100 * abs(1 / ratio - 1)) for ratio in (max(newest), min(newest)))
     text = " ".join((ROOT / "docs/application.md").read_text().split())
     assert f"between {less} % less and {more} % more than the ANN's on the newest" in text
-    assert min(other) >= 0.8
+    assert min(min(other) for other in others) >= 0.8
 
 
 def test_the_shared_convolution_is_faster_on_a_gpu():
